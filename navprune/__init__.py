@@ -1,0 +1,3 @@
+"""PointNav agents with slim visual encoders: train, prune, and measure what it costs and saves."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""SPL on a split, cost and latency."""

@@ -1,0 +1,1 @@
+"""Encoders built from a spec, and the recurrent policy around them."""

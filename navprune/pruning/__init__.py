@@ -1,0 +1,1 @@
+"""Channel groups, scores, gates, search and slimming."""

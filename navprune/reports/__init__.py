@@ -1,0 +1,1 @@
+"""Tables, plots, maps, videos and the HTML page."""

@@ -1,0 +1,1 @@
+"""Rollouts, advantages, PPO, imitation, the trainer and its checkpoints."""

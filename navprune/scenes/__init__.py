@@ -1,0 +1,1 @@
+"""What a world is on disk, in Habitat's own layout."""

@@ -1,0 +1,1 @@
+"""Moving and seeing in a scene, for many agents at once."""

@@ -1,0 +1,1 @@
+"""PointNav: actions, sensors, reward, success, SPL; N environments in lockstep."""
