@@ -1,0 +1,237 @@
+"""Success, SPL and their confidence over every episode of a split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from navprune.errors import UserError
+from navprune.evaluation.agents import Agent
+from navprune.scenes.episodes import Episode
+from navprune.simulator.pathfinder import PathFinder
+from navprune.tasks.pointnav import Finished, VectorEnv
+
+Key = tuple[str, str]
+"""Scene and episode id: ids alone restart with each scene in version 2 of the data sets."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an agent did on a split.
+
+    `episodes` has one record for each episode in the order of the data set: scene, episode_id and measures.
+    `measures` is {name: {"mean", "low", "high"}} with the 95 % bootstrap interval of the mean.
+    """
+
+    episodes: list[dict]
+    measures: dict[str, dict[str, float]]
+    frames_per_second: float
+
+    def to_json(self, split: str) -> dict:
+        """Return the summary that `navprune evaluate --json` writes."""
+        return {
+            "split": split,
+            "episodes": len(self.episodes),
+            "measures": self.measures,
+            "frames_per_second": self.frames_per_second,
+        }
+
+    def write_episodes(self, path: str | Path) -> None:
+        """Write one JSON line for each episode."""
+        Path(path).write_text("".join(json.dumps(record) + "\n" for record in self.episodes))
+
+
+@dataclass
+class Recording:
+    """The course of one episode: poses and views before each of its T actions."""
+
+    episode: Episode
+    pathfinder: PathFinder
+    positions: list[np.ndarray] = field(default_factory=list)
+    headings: list[float] = field(default_factory=list)
+    depth: list[np.ndarray] = field(default_factory=list)
+    rgb: list[np.ndarray] = field(default_factory=list)
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+class Recorder:
+    """Keeps poses (metres, radians), depth [H, W] in [0, 1] and colour [H, W, 3] of chosen episodes.
+
+    Works over the embedded simulator, whose environments tell `positions`, `headings` and `scene(env)`.
+    """
+
+    def __init__(self, keys: Collection[Key]):
+        self.keys = frozenset(keys)
+        self.recordings: dict[Key, Recording] = {}
+
+    def before_step(self, env, observations: dict[str, Tensor], rows: Iterable[int]) -> None:
+        """Note the state of those environments in `rows` that run a chosen episode."""
+        for row in rows:
+            episode = env.episodes[row]
+            key = key_of(episode)
+            if key not in self.keys:
+                continue
+            if key not in self.recordings:
+                self.recordings[key] = Recording(episode, env.scene(row).pathfinder)
+            recording = self.recordings[key]
+            recording.positions.append(np.array(env.positions[row]))
+            recording.headings.append(float(env.headings[row]))
+            if "depth" in observations:
+                recording.depth.append(observations["depth"][row, ..., 0].cpu().numpy().copy())
+            if "rgb" in observations:
+                recording.rgb.append(observations["rgb"][row].cpu().numpy().copy())
+
+    def finish(self, finished: Iterable[Finished]) -> None:
+        """Attach the measures of the episodes that ended."""
+        for end in finished:
+            if key_of(end.episode) in self.recordings:
+                self.recordings[key_of(end.episode)].measures = end.measures
+
+
+class Progress(Protocol):
+    """Is told after each step how many of the episodes are done, frames per second, and seconds left."""
+
+    def __call__(self, done: int, total: int, rate: float, left: float) -> None:
+        """Show it."""
+
+
+def evaluate(
+    env: VectorEnv,
+    agent: Agent,
+    episodes: Sequence[Episode],
+    seed: int = 0,
+    recorder: Recorder | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run `agent` once through all `episodes`, which `env` hands out once each.
+
+    An episode draws its chances from a generator of its own, seeded by `seed`, scene and episode id, so that
+    the result is the same for any number of environments. Raises UserError when there is no episode, or when
+    two share their scene and id.
+    """
+    if not episodes:
+        raise UserError("nothing to evaluate: the split holds no episode; choose another split")
+    if len({key_of(episode) for episode in episodes}) < len(episodes):
+        raise UserError("two episodes of the split share scene and episode id; give each an id of its own")
+    results: dict[Key, dict[str, float]] = {}
+    frames, began = 0, time.perf_counter()
+    for active, finished in _steps(env, agent, seed, recorder):
+        frames += active
+        results |= {key_of(end.episode): end.measures for end in finished}
+        if progress is not None and results:
+            seconds = time.perf_counter() - began
+            left = seconds * (len(episodes) / len(results) - 1)
+            progress(len(results), len(episodes), frames / seconds, left)
+    rate = frames / (time.perf_counter() - began)
+    records = [_record(episode, results[key_of(episode)]) for episode in episodes]
+    return Evaluation(records, summarise(records, seed), rate)
+
+
+def _steps(
+    env: VectorEnv, agent: Agent, seed: int, recorder: Recorder | None
+) -> Iterator[tuple[int, list[Finished]]]:
+    """Step `env` until no episode is left; yield how many environments moved and what ended."""
+    generators: dict[int, np.random.Generator] = {}
+    agent.start(env.num_envs)
+    observations = env.reset()
+    masks = torch.zeros(env.num_envs, dtype=torch.bool)
+    while env.active.any():
+        rows = np.flatnonzero(env.active)
+        running = env.episodes
+        for row in rows:
+            if not masks[row]:
+                generators[row] = episode_generator(seed, running[row])
+        draws = torch.tensor([generators[row].random() for row in rows], dtype=torch.float64)
+        if recorder is not None:
+            recorder.before_step(env, observations, rows)
+        waiting = torch.from_numpy(rows)
+        actions = torch.zeros(env.num_envs, dtype=torch.int64)
+        actions[waiting] = agent.act(observations, masks, waiting, draws)
+        step = env.step(actions)
+        observations, masks = step.observations, ~(step.terminated | step.truncated).cpu()
+        if recorder is not None:
+            recorder.finish(step.finished)
+        yield len(rows), step.finished
+
+
+def _record(episode: Episode, measures: dict[str, float]) -> dict:
+    """Return what is written of one episode."""
+    names = {"scene": episode.scene_id, "episode_id": episode.episode_id}
+    return names | {name: float(value) for name, value in measures.items()}
+
+
+class ProgressLine:
+    """Keeps one line on standard error up to date, at most `interval` seconds old."""
+
+    def __init__(self, name: str, interval: float | None = None):
+        self.name = name
+        self.terminal = sys.stderr.isatty()
+        self.interval = interval if interval is not None else (0.2 if self.terminal else 15.0)
+        self.shown = time.perf_counter()
+
+    def __call__(self, done: int, total: int, rate: float, left: float) -> None:
+        """Show it when the last line is old enough, and at the end."""
+        now = time.perf_counter()
+        if now - self.shown < self.interval and done < total:
+            return
+        self.shown = now
+        line = f"{self.name}: {done}/{total} episodes, {rate:,.0f} frames/s, {_clock(left)} left"
+        start, end = ("\r\033[K", "\n" if done == total else "") if self.terminal else ("", "\n")
+        print(start + line, end=end, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Write a duration as minutes:seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def key_of(episode: Episode) -> Key:
+    """Return what tells an episode from all others of a split."""
+    return episode.scene_id, episode.episode_id
+
+
+def episode_generator(seed: int, episode: Episode) -> np.random.Generator:
+    """Return the generator of one episode, which depends on nothing but the seed and the episode's key."""
+    name = json.dumps([seed, *key_of(episode)]).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:16], "little"))
+
+
+def summarise(records: Sequence[dict], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Return {measure: {"mean", "low", "high"}} over episode `records`."""
+    names = [name for name in records[0] if name not in ("scene", "episode_id")]
+    values = np.array([[record[name] for name in names] for record in records], dtype=np.float64)
+    low, high = bootstrap(values, np.random.default_rng(seed))
+    means = values.mean(axis=0)
+    return {
+        name: {"mean": float(means[i]), "low": float(low[i]), "high": float(high[i])}
+        for i, name in enumerate(names)
+    }
+
+
+def bootstrap(
+    values: np.ndarray, rng: np.random.Generator, resamples: int = 10_000, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the percentile bootstrap interval (low [M], high [M]) of the means of `values` [episodes, M].
+
+    Efron 1979: the episodes are drawn anew with replacement, and the interval is cut from the quantiles of
+    the means. All measures share the same resamples.
+    """
+    count = len(values)
+    means = np.empty((resamples, values.shape[1]))
+    block = max(1, 1_000_000 // count)
+    for first in range(0, resamples, block):
+        part = means[first : first + block]
+        part[:] = values[rng.integers(0, count, (len(part), count))].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return low, high
