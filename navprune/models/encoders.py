@@ -1,0 +1,221 @@
+"""Visual encoders built from a spec, with habitat-baselines' layers and parameter names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from navprune.models.spec import EncoderSpec, Layer, convolutions, trunk_name
+
+VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that can only be cut together. Module names are relative to the encoder.
+
+    `name` is that of the width in the spec; `unit` channels make one norm group and go or stay together.
+    `producers` are the convolutions whose output channels these are, `norms` the norms behind them (in the
+    same order; none in SimpleCNN), `readers` the convolutions whose input channels these are.
+    """
+
+    name: str
+    channels: int
+    unit: int
+    producers: tuple[str, ...]
+    norms: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+def channel_groups(spec: EncoderSpec) -> list[ChannelGroup]:
+    """Every free width of an encoder with what writes and reads it, in the order of `spec.layers`."""
+    convs = convolutions(spec)
+    return [
+        ChannelGroup(
+            layer.name,
+            layer.channels,
+            layer.group,
+            producers=tuple(conv.module for conv in convs if conv.target == layer.name),
+            norms=tuple(conv.norm for conv in convs if conv.target == layer.name and conv.norm),
+            readers=tuple(conv.module for conv in convs if conv.source == layer.name),
+        )
+        for layer in spec.layers
+    ]
+
+
+class Encoder(nn.Module):
+    """Images float32 [B, C, H, W] with values from 0 to 1 -> features [B, *output_shape]."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__()
+        self.spec = spec
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of the features."""
+        return self.spec.output_shape
+
+    def groups(self) -> list[ChannelGroup]:
+        """What may be cut from this encoder; see `channel_groups`."""
+        return channel_groups(self.spec)
+
+    def images(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """The encoder's input, float32 [B, C, H, W], from observations [B, H, W, C]; bytes become 0 to 1."""
+        planes = (observations[key] for key in self.spec.observations)
+        scaled = [plane / 255.0 if plane.dtype == torch.uint8 else plane for plane in planes]
+        return torch.cat(scaled, dim=-1).permute(0, 3, 1, 2)
+
+
+class RunningMeanAndVar(nn.Module):
+    """Standardises each channel by statistics over all images seen in training (Chan et al., 1979)."""
+
+    _mean: Tensor
+    _var: Tensor
+    _count: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("_mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("_var", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("_count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same, standardised; in training mode the statistics first take in `x`."""
+        if self.training:
+            self._update(x.detach())
+        scale = self._var.clamp(min=VARIANCE_FLOOR).rsqrt()
+        return torch.addcmul(-self._mean * scale, x, scale)
+
+    def _update(self, x: Tensor) -> None:
+        var, mean = torch.var_mean(x, dim=(0, 2, 3), keepdim=True, correction=0)
+        share = len(x) / (self._count + len(x))  # of the new images among all
+        step = mean - self._mean
+        self._var += share * (var - self._var) + share * (1 - share) * step**2
+        self._mean += share * step
+        self._count += len(x)
+
+
+class Block(nn.Module):
+    """A residual block: convolutions with GroupNorm, added to the input or to its projection."""
+
+    def __init__(self, source: Layer, inner: list[Layer], trunk: Layer, stride: int, project: bool):
+        super().__init__()
+        outs = [*inner, trunk]
+        kernels = (3, 3) if len(outs) == 2 else (1, 3, 1)
+        layers: list[nn.Module] = []
+        for i, (kernel, a, b) in enumerate(zip(kernels, [source, *inner], outs)):
+            own = stride if i == kernels.index(3) else 1
+            layers += [_conv(a.channels, b.channels, kernel, own), _norm(b), nn.ReLU(inplace=True)]
+        self.convs = nn.Sequential(*layers[:-1])
+        self.downsample = (
+            nn.Sequential(_conv(source.channels, trunk.channels, 1, stride), _norm(trunk))
+            if project
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, source, h, w] -> [B, trunk, h / stride, w / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.convs(x) + shortcut, inplace=True)
+
+
+class ResNet(nn.Module):
+    """Stem and stages: [B, C, H, W] -> [B, last trunk, H / 32, W / 32]."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__()
+        stem = spec.by_name["stem"]
+        self.conv1 = nn.Sequential(
+            _conv(spec.input[0], stem.channels, 7, 2), _norm(stem), nn.ReLU(inplace=True)
+        )
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.stages = [f"layer{stage}" for stage in range(1, len(spec.blocks) + 1)]
+        for stage, name in enumerate(self.stages, start=1):
+            self.add_module(name, _stage(spec, stage))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = self.maxpool(self.conv1(x))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+class ResNetEncoder(Encoder):
+    """2 x 2 average pooling, running statistics where asked for, ResNet, 3 x 3 compression with GroupNorm(1)."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__(spec)
+        self.running_mean_and_var = RunningMeanAndVar(spec.input[0]) if spec.normalise else nn.Identity()
+        self.backbone = ResNet(spec)
+        last = spec.by_name[trunk_name(spec.block, len(spec.blocks))]
+        self.compression = nn.Sequential(
+            _conv(last.channels, spec.output, 3), nn.GroupNorm(1, spec.output), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, *output_shape]."""
+        x = self.running_mean_and_var(F.avg_pool2d(images, 2))
+        return self.compression(self.backbone(x))
+
+
+class SimpleCNNEncoder(Encoder):
+    """Three convolutions without norms, as in habitat-baselines' SimpleCNN (after Mnih et al., 2015)."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__(spec)
+        layers: list[nn.Module] = []
+        for conv in convolutions(spec):
+            width_in, width_out = spec.channels[conv.source], spec.channels[conv.target]
+            layers += [nn.Conv2d(width_in, width_out, conv.kernel, conv.stride), nn.ReLU(inplace=True)]
+        self.cnn = nn.Sequential(*layers[:-1])
+        for module in self.cnn:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=math.sqrt(2))
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, *output_shape]."""
+        return self.cnn(images)
+
+
+class BlindEncoder(Encoder):
+    """Sees nothing: an encoder without layers, so that blind agents need no special case elsewhere."""
+
+    def images(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """[B, 0, 0, 0]."""
+        some = next(iter(observations.values()))
+        return torch.zeros(len(some), 0, 0, 0, device=some.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 0, 0, 0] -> the same."""
+        return images
+
+
+def build_encoder(spec: EncoderSpec) -> Encoder:
+    """The encoder of a spec; its weights come from torch's global generator."""
+    return {"resnet": ResNetEncoder, "simple_cnn": SimpleCNNEncoder, "blind": BlindEncoder}[spec.family](spec)
+
+
+def _conv(source: int, target: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(source, target, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def _norm(layer: Layer) -> nn.GroupNorm:
+    return nn.GroupNorm(layer.channels // layer.group, layer.channels)
+
+
+def _stage(spec: EncoderSpec, stage: int) -> nn.Sequential:
+    before = spec.by_name[trunk_name(spec.block, stage - 1)]
+    trunk = spec.by_name[trunk_name(spec.block, stage)]
+    blocks = []
+    for index in range(spec.blocks[stage - 1]):
+        inner = [layer for layer in spec.layers if layer.name.startswith(f"stage{stage}.block{index}.")]
+        source, stride = (before, 2 if stage > 1 else 1) if index == 0 else (trunk, 1)
+        blocks.append(Block(source, inner, trunk, stride, project=source.name != trunk.name))
+    return nn.Sequential(*blocks)

@@ -1,0 +1,153 @@
+"""The recurrent actor-critic of PointNav, with habitat-baselines' parameter names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from navprune.models.encoders import Encoder, build_encoder
+from navprune.models.spec import PolicySpec
+
+GOAL = "pointgoal_with_gps_compass"
+EMBEDDING = 32  # values each for the goal and the previous action
+
+
+class PolicyOutput(NamedTuple):
+    """Answers of a policy: `logits` [..., A], `values` [...], and the recurrent `state` [N, L, H] after them."""
+
+    logits: Tensor
+    values: Tensor
+    state: Tensor
+
+
+class StateEncoder(nn.Module):
+    """A GRU or LSTM whose state is one tensor [N, L, H]; of an LSTM the hidden layers, then the cell layers."""
+
+    def __init__(self, spec: PolicySpec, inputs: int):
+        super().__init__()
+        self.rnn = {"gru": nn.GRU, "lstm": nn.LSTM}[spec.rnn](inputs, spec.hidden_size, spec.rnn_layers)
+        for name, parameter in self.rnn.named_parameters():
+            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, state: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [T, N, F], state [N, L, H], masks bool [T, N] -> outputs [T, N, H], state [N, L, H].
+
+        The state of an environment is cleared before a step whose mask is False. Between such steps time is
+        handed to the recurrent layer whole, which is far faster than step by step.
+        """
+        begins = (~masks).any(dim=1).tolist()
+        cuts = [t for t in range(1, len(begins)) if begins[t]]
+        hidden = state.transpose(0, 1)
+        outputs = []
+        for start, end in zip([0, *cuts], [*cuts, len(begins)]):
+            if begins[start]:
+                hidden = hidden * masks[start].to(hidden.dtype)[:, None]
+            output, hidden = self._run(x[start:end], hidden.contiguous())
+            outputs.append(output)
+        return torch.cat(outputs), hidden.transpose(0, 1)
+
+    def _run(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.rnn, nn.GRU):
+            return self.rnn(x, hidden)
+        output, pair = self.rnn(x, hidden.chunk(2))
+        return output, torch.cat(pair)
+
+
+class Net(nn.Module):
+    """Everything before the two heads; a container of habitat-baselines' names."""
+
+    def __init__(self, spec: PolicySpec):
+        super().__init__()
+        self.prev_action_embedding = nn.Embedding(spec.actions + 1, EMBEDDING)
+        self.tgt_embeding = nn.Linear(3, EMBEDDING)
+        self.visual_encoder: Encoder = build_encoder(spec.encoder)
+        flat = math.prod(spec.encoder.output_shape)
+        visual = spec.visual_features if flat else 0
+        self.visual_fc = (
+            nn.Sequential(nn.Flatten(), nn.Linear(flat, visual), nn.ReLU(inplace=True))
+            if flat
+            else nn.Flatten()
+        )
+        self.state_encoder = StateEncoder(spec, visual + 2 * EMBEDDING)
+
+
+class PointNavPolicy(nn.Module):
+    """Depth or colour, goal and previous action -> action logits and value (DD-PPO, Wijmans et al., 2020)."""
+
+    def __init__(self, spec: PolicySpec):
+        super().__init__()
+        self.spec = spec
+        self.net = Net(spec)
+        self.action_distribution = nn.ModuleDict({"linear": nn.Linear(spec.hidden_size, spec.actions)})
+        self.critic = nn.ModuleDict({"fc": nn.Linear(spec.hidden_size, 1)})
+        for head, gain in ((self.action_distribution["linear"], 0.01), (self.critic["fc"], 1.0)):
+            nn.init.orthogonal_(head.weight, gain=gain)
+            nn.init.zeros_(head.bias)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The visual encoder; what pruning cuts and latency measures."""
+        return self.net.visual_encoder
+
+    def initial_state(self, n: int) -> Tensor:
+        """Zeros [n, layers (twice for an LSTM), hidden] on the policy's device."""
+        layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1)
+        return self.critic["fc"].weight.new_zeros(n, layers, self.spec.hidden_size)
+
+    def encode(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Observations [B, ...] -> visual features [B, F] (F = 0 for a blind agent).
+
+        Where the encoder is frozen, these can be computed once and handed to `forward` and `sequence`.
+        """
+        encoder = self.encoder
+        return self.net.visual_fc(encoder(encoder.images(observations)))
+
+    def forward(
+        self,
+        observations: Mapping[str, Tensor],
+        state: Tensor,
+        prev_actions: Tensor,
+        masks: Tensor,
+        features: Tensor | None = None,
+    ) -> PolicyOutput:
+        """One step of N environments: observations [N, ...], state [N, L, H], prev_actions int64 and masks bool [N].
+
+        A False mask says that an episode begins: state and previous action are cleared before the step.
+        `features` [N, F] replace the visual encoder's.
+        """
+        one_step = {key: value[None] for key, value in observations.items()}
+        features = features if features is None else features[None]
+        out = self.sequence(one_step, state, prev_actions[None], masks[None], features)
+        return PolicyOutput(out.logits[0], out.values[0], out.state)
+
+    def sequence(
+        self,
+        observations: Mapping[str, Tensor],
+        state: Tensor,
+        prev_actions: Tensor,
+        masks: Tensor,
+        features: Tensor | None = None,
+    ) -> PolicyOutput:
+        """T steps of N environments, equal to T calls of `forward`; `state` [N, L, H] is the one before step 0.
+
+        Observations [T, N, ...], prev_actions int64 and masks bool [T, N], `features` [T, N, F] or None.
+        """
+        shape = masks.shape
+        if features is None:
+            keys = self.spec.encoder.observations or (GOAL,)
+            features = self.encode({key: observations[key].flatten(0, 1) for key in keys})
+            features = features.unflatten(0, shape)
+        previous = (prev_actions + 1) * masks  # 0 stands for none
+        inputs = [features, self._goal(observations[GOAL]), self.net.prev_action_embedding(previous)]
+        outputs, state = self.net.state_encoder(torch.cat(inputs, dim=-1), state, masks)
+        logits = self.action_distribution["linear"](outputs)
+        return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state)
+
+    def _goal(self, goal: Tensor) -> Tensor:
+        """Goal [..., (rho, angle)] -> embedding of [rho, cos(-angle), sin(-angle)], which do not jump at pi."""
+        rho, angle = goal.unbind(-1)
+        return self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))

@@ -1,0 +1,376 @@
+"""What there is to know of a network, as data: family, input, every width and every norm's group size.
+
+A pruned network is a smaller spec and smaller weights. Nothing here needs torch until `build`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from navprune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CHANNELS = {"rgb": 3, "depth": 1}
+FAMILIES = {"resnet": ("basic", "bottleneck"), "simple_cnn": ("",), "blind": ("",)}
+EXPANSION = {"basic": 1, "bottleneck": 4}
+RESNETS = {"resnet18": ("basic", (2, 2, 2, 2)), "resnet50": ("bottleneck", (3, 4, 6, 3))}
+NAMES = (*RESNETS, "simple_cnn", "blind")
+FLAT_SIZE = 2048  # habitat-baselines compresses the last stage to about this many values
+
+
+class Conv(NamedTuple):
+    """One convolution of an encoder: where it stands and which widths it joins.
+
+    `source` and `target` name widths: "input", a layer of the spec, or "output". `height` and `width` are
+    those of its result in pixels.
+    """
+
+    module: str
+    norm: str | None
+    source: str
+    target: str
+    kernel: int
+    stride: int
+    padding: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A free width: `channels`, in norm groups of `group` channels each (1 where there is no norm)."""
+
+    name: str
+    channels: int
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A visual encoder: `input` is [C, H, W], `observations` the keys it reads, concatenated in that order.
+
+    `layers` are the free widths ("stem", "stage1.block0.conv1", "stage1.trunk", ...): a trunk is what all
+    block outputs and the shortcut of its stage share; a stage of basic blocks that keeps the resolution has no
+    shortcut convolution, so that its trunk is the stem. `output` counts the channels that leave the encoder
+    (of a ResNet: the compression's) and is never pruned. `normalise` says whether a running mean and variance
+    standardises the input. Raises UserError where these contradict each other.
+    """
+
+    family: str
+    input: tuple[int, int, int]
+    observations: tuple[str, ...]
+    block: str = ""
+    blocks: tuple[int, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    output: int = 0
+    normalise: bool = False
+
+    def __post_init__(self):
+        _check_encoder(self)
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        """The layers, by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def channels(self) -> dict[str, int]:
+        """Channels of every width that a `Conv` names: the layers, "input" and "output"."""
+        return {
+            "input": self.input[0],
+            **{layer.name: layer.channels for layer in self.layers},
+            "output": self.output,
+        }
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of the features that leave the encoder; zeros for a blind one."""
+        convs = convolutions(self)
+        return (self.output, convs[-1].height, convs[-1].width) if convs else (0, 0, 0)
+
+    @property
+    def pooled(self) -> tuple[int, int]:
+        """[H, W] that the first convolution sees: Habitat's ResNets average 2 x 2 pixels beforehand."""
+        _, height, width = self.input
+        return (height // 2, width // 2) if self.family == "resnet" else (height, width)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON data; `layers` become {name: [channels, group]}."""
+        data = asdict(self)
+        data["layers"] = {layer.name: [layer.channels, layer.group] for layer in self.layers}
+        return json.loads(json.dumps(data))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
+        """The spec that `to_json` wrote; raises UserError for anything else."""
+        values = _known_fields(cls, data)
+        try:
+            values["layers"] = tuple(Layer(name, *pair) for name, pair in values.get("layers", {}).items())
+            for key in ("input", "observations", "blocks"):
+                values[key] = tuple(values.get(key, ()))
+            return cls(**values)
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"not an encoder's spec: {error}; write one with `encoder_spec`") from error
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with anything in the spec."""
+        return _digest(self)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A recurrent actor-critic: the encoder, its linear to `visual_features`, and the recurrent core."""
+
+    encoder: EncoderSpec
+    visual_features: int = 512
+    hidden_size: int = 512
+    rnn: str = "gru"
+    rnn_layers: int = 1
+    actions: int = 4
+
+    def __post_init__(self):
+        if self.rnn not in ("gru", "lstm"):
+            raise UserError(f"policy: rnn is {self.rnn!r}; use 'gru' or 'lstm'")
+        for name in ("visual_features", "hidden_size", "rnn_layers", "actions"):
+            _check_positive(f"policy: {name}", getattr(self, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "encoder"}
+        return {"encoder": self.encoder.to_json(), **own}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PolicySpec:
+        """The spec that `to_json` wrote; raises UserError for anything else."""
+        values = _known_fields(cls, data)
+        if "encoder" not in values:
+            raise UserError("not a policy's spec: 'encoder' is missing")
+        return cls(**{**values, "encoder": EncoderSpec.from_json(values["encoder"])})
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with anything in the spec."""
+        return _digest(self)
+
+
+def encoder_spec(
+    name: str,
+    input: tuple[int, int, int] = (1, 256, 256),
+    base_planes: int = 32,
+    *,
+    groups: int | None = None,
+    width: float = 1.0,
+    output: int | None = None,
+    observations: tuple[str, ...] | None = None,
+) -> EncoderSpec:
+    """Habitat's "resnet18" or "resnet50", its "simple_cnn", or "blind".
+
+    `groups` norm groups in every norm (base_planes / 2 as in Habitat); `width` narrows every free width
+    uniformly, in whole norm groups; `output` replaces Habitat's round(2048 / (h w)) channels of compression.
+    `observations` follow from the channels of `input`: 1 depth, 3 rgb, 4 rgb and depth.
+    """
+    if name not in NAMES:
+        raise UserError(f"unknown encoder {name!r}; known are {', '.join(NAMES)}")
+    if name == "blind":
+        return EncoderSpec("blind", (0, 0, 0), ())
+    if observations is None:
+        observations = {1: ("depth",), 3: ("rgb",), 4: ("rgb", "depth")}.get(input[0], ())
+    if name == "simple_cnn":
+        layers = tuple(_narrow(Layer(f"conv{i + 1}", c), width) for i, c in enumerate((32, 64)))
+        return EncoderSpec(name, input, observations, layers=layers, output=output or 32)
+    block, blocks = RESNETS[name]
+    groups = base_planes // 2 if groups is None else groups
+    if groups < 1 or base_planes % groups:
+        raise UserError(f"{name}: {base_planes} base planes cannot be split into {groups} norm groups")
+    layers = tuple(
+        _narrow(Layer(layer, planes, planes // groups), width)
+        for layer, planes in _habitat_planes(block, blocks, base_planes).items()
+    )
+    if output is None:
+        last = [math.ceil(side // 2 / 2 ** (len(blocks) + 1)) for side in input[1:]]
+        output = round(FLAT_SIZE / max(1, last[0] * last[1]))
+    return EncoderSpec("resnet", input, observations, block, blocks, layers, output, "rgb" in observations)
+
+
+def widths(spec: EncoderSpec) -> dict[str, int]:
+    """The free widths of an encoder, {name: channels}: the handles that pruning uses."""
+    return {layer.name: layer.channels for layer in spec.layers}
+
+
+def with_widths(spec: EncoderSpec, channels: Mapping[str, int]) -> EncoderSpec:
+    """The same encoder with some widths replaced; norms keep their group size and so have fewer groups.
+
+    Raises UserError for an unknown name, or a width that is not a positive multiple of its group size.
+    """
+    for name in channels:
+        if name not in spec.by_name:
+            raise UserError(f"{_title(spec)} has no width {name!r}; it has {', '.join(spec.by_name)}")
+    layers = tuple(Layer(o.name, channels.get(o.name, o.channels), o.group) for o in spec.layers)
+    return replace(spec, layers=layers)
+
+
+def trunk_name(block: str, stage: int) -> str:
+    """Name of the width that leaves stage 0 (the stem), 1, 2, ..."""
+    shared_with_stem = stage == 0 or (stage == 1 and block == "basic")
+    return "stem" if shared_with_stem else f"stage{stage}.trunk"
+
+
+def convolutions(spec: EncoderSpec, size: tuple[int, int] | None = None) -> tuple[Conv, ...]:
+    """Every convolution of the encoder in order of execution, for a first input of `size` [H, W].
+
+    `size` is by default what the first convolution of the deployed encoder sees. Module names are relative
+    to the encoder.
+    """
+    return _convolutions(spec.family, spec.block, spec.blocks, *(size or spec.pooled))
+
+
+def build(spec: EncoderSpec | PolicySpec) -> nn.Module:
+    """The module of a spec: an encoder, or a `PointNavPolicy`; weights from torch's global generator."""
+    from navprune.models.encoders import build_encoder
+    from navprune.models.policy import PointNavPolicy
+
+    return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)
+
+
+@lru_cache(maxsize=256)
+def _convolutions(
+    family: str, block: str, blocks: tuple[int, ...], height: int, width: int
+) -> tuple[Conv, ...]:
+    convs: list[Conv] = []
+
+    def add(
+        size: tuple[int, int], module: str, norm: str | None, source: str, target: str,
+        kernel: int, stride: int = 1, padding: int = 0,
+    ) -> tuple[int, int]:  # fmt: skip
+        h, w = ((side + 2 * padding - kernel) // stride + 1 for side in size)
+        convs.append(Conv(module, norm, source, target, kernel, stride, padding, h, w))
+        return h, w
+
+    size = (height, width)
+    if family == "simple_cnn":
+        size = add(size, "cnn.0", None, "input", "conv1", kernel=8, stride=4)
+        size = add(size, "cnn.2", None, "conv1", "conv2", kernel=4, stride=2)
+        add(size, "cnn.4", None, "conv2", "output", kernel=3)
+    elif family == "resnet":
+        h, w = add(
+            size, "backbone.conv1.0", "backbone.conv1.1", "input", "stem", kernel=7, stride=2, padding=3
+        )
+        size = (h - 1) // 2 + 1, (w - 1) // 2 + 1  # max-pool
+        kernels = (3, 3) if block == "basic" else (1, 3, 1)
+        for stage, index in ((s, i) for s, count in enumerate(blocks, start=1) for i in range(count)):
+            place = f"backbone.layer{stage}.{index}"
+            source = trunk_name(block, stage - 1 if index == 0 else stage)
+            trunk = trunk_name(block, stage)
+            inner = [f"stage{stage}.block{index}.conv{i + 1}" for i in range(len(kernels) - 1)]
+            before, stride = size, 2 if stage > 1 and index == 0 else 1
+            for i, (kernel, a, b) in enumerate(zip(kernels, [source, *inner], [*inner, trunk])):
+                names = f"{place}.convs.{3 * i}", f"{place}.convs.{3 * i + 1}"
+                own = stride if i == kernels.index(3) else 1  # the first 3 x 3 takes the stage's stride
+                size = add(size, *names, a, b, kernel, own, kernel // 2)
+            if source != trunk:
+                names = f"{place}.downsample.0", f"{place}.downsample.1"
+                add(before, *names, source, trunk, kernel=1, stride=stride)
+        last = trunk_name(block, len(blocks))
+        add(size, "compression.0", "compression.1", last, "output", kernel=3, padding=1)
+    return tuple(convs)
+
+
+def _habitat_planes(block: str, blocks: tuple[int, ...], base_planes: int) -> dict[str, int]:
+    """Unpruned channels of every free width, in the order of the layers."""
+    planes = {"stem": base_planes}
+    for name in _layer_names("resnet", block, blocks)[1:]:
+        stage = int(name[len("stage") : name.index(".")])
+        own = base_planes * 2 ** (stage - 1)
+        planes[name] = own * EXPANSION[block] if name.endswith("trunk") else own
+    return planes
+
+
+@lru_cache(maxsize=256)
+def _layer_names(family: str, block: str, blocks: tuple[int, ...]) -> tuple[str, ...]:
+    targets = (conv.target for conv in _convolutions(family, block, blocks, 256, 256))
+    return tuple(name for name in dict.fromkeys(targets) if name != "output")
+
+
+def _narrow(layer: Layer, width: float) -> Layer:
+    units = max(1, round(width * layer.channels / layer.group))
+    return replace(layer, channels=units * layer.group)
+
+
+def _title(spec: EncoderSpec) -> str:
+    return f"{spec.family} encoder"
+
+
+def _digest(spec: EncoderSpec | PolicySpec) -> str:
+    return hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise UserError(f"not a spec: expected an object with keys, found {type(data).__name__}")
+    known = [f.name for f in fields(cls)]
+    for key in data:
+        if key not in known:
+            raise UserError(f"spec has an unknown key {key!r}; known are {', '.join(known)}")
+    return dict(data)
+
+
+def _check_positive(what: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{what} is {value!r}; it must be a whole number of at least 1")
+
+
+def _check_encoder(spec: EncoderSpec) -> None:
+    if spec.family not in FAMILIES:
+        raise UserError(f"unknown family of encoders {spec.family!r}; known are {', '.join(FAMILIES)}")
+    title = _title(spec)
+    if spec.block not in FAMILIES[spec.family]:
+        raise UserError(f"{title}: block is {spec.block!r}; known are {FAMILIES[spec.family]}")
+    if spec.family == "resnet":
+        _check_blocks(spec)
+    if spec.family != "blind":
+        _check_input(spec)
+        _check_positive(f"{title}: output", spec.output)
+    expected = _layer_names(spec.family, spec.block, spec.blocks)
+    if tuple(layer.name for layer in spec.layers) != expected:
+        raise UserError(f"{title}: layers must be, in this order: {', '.join(expected) or 'none'}")
+    for layer in spec.layers:
+        _check_positive(f"{title}: group size of {layer.name}", layer.group)
+        _check_positive(f"{title}: width of {layer.name}", layer.channels)
+        if layer.channels % layer.group:
+            raise UserError(
+                f"{title}: {layer.name} has {layer.channels} channels, no multiple of its group size {layer.group}"
+            )
+
+
+def _check_input(spec: EncoderSpec) -> None:
+    title = _title(spec)
+    if len(spec.input) != 3:
+        raise UserError(f"{title}: input is {spec.input}; it must be (channels, height, width)")
+    for what, value in zip(("channels", "height", "width"), spec.input):
+        _check_positive(f"{title}: input {what}", value)
+    if not spec.observations or any(key not in CHANNELS for key in spec.observations):
+        raise UserError(
+            f"{title}: observations are {spec.observations}; they must be of {', '.join(CHANNELS)}"
+        )
+    if sum(CHANNELS[key] for key in spec.observations) != spec.input[0]:
+        raise UserError(f"{title}: {' + '.join(spec.observations)} do not have {spec.input[0]} channels")
+    smallest = min((min(conv.height, conv.width) for conv in convolutions(spec)), default=0)
+    if smallest < 1:
+        raise UserError(f"{title}: input of {spec.input[1]} x {spec.input[2]} pixels is too small")
+
+
+def _check_blocks(spec: EncoderSpec) -> None:
+    for stage, count in enumerate(spec.blocks, start=1):
+        # The first block of a stage changes the resolution or the width, so that it cannot be left out.
+        least = 0 if trunk_name(spec.block, stage) == trunk_name(spec.block, stage - 1) else 1
+        if not isinstance(count, int) or count < least:
+            raise UserError(f"resnet encoder: stage {stage} has {count!r} blocks; it needs at least {least}")
+    if not spec.blocks:
+        raise UserError("resnet encoder: no stages; give the number of blocks of each stage")
