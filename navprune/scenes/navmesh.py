@@ -1,0 +1,484 @@
+"""Reads, writes and builds Detour navigation meshes in Habitat's `.navmesh` layout.
+
+A file is a set header, for version 2 the settings of the build, and one blob for each tile, all little-endian
+and packed like the C structs (`DetourNavMesh.h`, and habitat-sim's `PathFinder.cpp` for the set).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from navprune.errors import UserError
+
+SET_MAGIC = 0x4D534554  # 'MSET'
+TILE_MAGIC = 0x444E4156  # 'DNAV'
+TILE_VERSION = 7
+MAX_CORNERS = 6
+MAX_VERTICES = 0xFFFE  # corners are ushort, and 0xffff means none
+MAX_POLYGONS = 0x7FFE  # neighbours are ushort index + 1, and the top bit marks an edge to another tile
+MAX_COORDINATE = 1e6  # metres; beyond it float32 products lose all meaning
+WALKABLE = 1  # Habitat's polygon flag for the ground
+EXTERNAL = 0x8000  # bit of a neighbour entry: the edge lies on a tile border
+INTERNAL_SIDE = 0xFF  # side of a link inside a tile
+
+SET_HEADER = np.dtype(
+    [
+        *((name, "<i4") for name in ("magic", "version", "tile_count")),
+        ("origin", "<f4", 3),
+        ("tile_width", "<f4"),
+        ("tile_height", "<f4"),
+        ("max_tiles", "<i4"),
+        ("max_polygons", "<i4"),
+    ]
+)
+SETTINGS = np.dtype([("numbers", "<f4", 13), ("filters", "u1", 4)])
+TILE_LEAD = np.dtype([("reference", "<u4"), ("size", "<i4")])
+TILE_HEADER = np.dtype(
+    [
+        *((name, "<i4") for name in ("magic", "version", "x", "y", "layer")),
+        ("user_id", "<u4"),
+        *((name, "<i4") for name in ("polygon_count", "vertex_count", "link_count")),
+        *((name, "<i4") for name in ("detail_count", "detail_vertex_count", "detail_triangle_count")),
+        *((name, "<i4") for name in ("bv_node_count", "off_mesh_count", "off_mesh_base")),
+        *((name, "<f4") for name in ("walkable_height", "walkable_radius", "walkable_climb")),
+        ("lower", "<f4", 3),
+        ("upper", "<f4", 3),
+        ("bv_scale", "<f4"),
+    ]
+)
+POLYGON = np.dtype(
+    [
+        ("first_link", "<u4"),
+        ("corners", "<u2", MAX_CORNERS),
+        ("neighbours", "<u2", MAX_CORNERS),
+        ("flags", "<u2"),
+        ("corner_count", "u1"),
+        ("area_and_type", "u1"),
+    ]
+)
+LINK = np.dtype(
+    [("ref", "<u4"), ("next", "<u4"), ("edge", "u1"), ("side", "u1"), ("lower", "u1"), ("upper", "u1")]
+)
+DETAIL = np.dtype(
+    [
+        ("vertex_base", "<u4"),
+        ("triangle_base", "<u4"),
+        ("vertex_count", "u1"),
+        ("triangle_count", "u1"),
+        ("pad", "<u2"),
+    ]
+)
+BV_NODE = np.dtype([("lower", "<u2", 3), ("upper", "<u2", 3), ("index", "<i4")])
+
+
+@dataclass(frozen=True)
+class NavMeshSettings:
+    """How a navigation mesh was made, with Habitat's defaults; metres and degrees, as in its `NavMeshSettings`."""
+
+    cell_size: float = 0.05
+    cell_height: float = 0.2
+    agent_height: float = 1.5
+    agent_radius: float = 0.1
+    agent_max_climb: float = 0.2
+    agent_max_slope: float = 45.0
+    region_min_size: float = 20.0
+    region_merge_size: float = 20.0
+    edge_max_length: float = 12.0
+    edge_max_error: float = 1.3
+    corners_per_polygon: float = 6.0
+    detail_sample_distance: float = 6.0
+    detail_sample_max_error: float = 1.0
+    filter_low_hanging_obstacles: bool = True
+    filter_ledge_spans: bool = True
+    filter_walkable_low_height_spans: bool = True
+    include_static_objects: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One tile, section by section; the arrays have the structured types of this module."""
+
+    reference: int
+    header: np.ndarray  # TILE_HEADER, shape ()
+    vertices: np.ndarray  # float32 [V, 3]
+    polygons: np.ndarray  # POLYGON [P]
+    links: np.ndarray  # LINK [L]; room that Detour fills when it loads the tile
+    details: np.ndarray  # DETAIL [P]
+    detail_vertices: np.ndarray  # float32 [D, 3]
+    detail_triangles: np.ndarray  # uint8 [T, 4]: corners (then detail vertices), and 2 bits for each edge
+    bv_nodes: np.ndarray  # BV_NODE [B]
+
+    @property
+    def sections(self) -> tuple[np.ndarray, ...]:
+        """The arrays in the order of the file, header first."""
+        return (
+            self.header,
+            self.vertices,
+            self.polygons,
+            self.links,
+            self.details,
+            self.detail_vertices,
+            self.detail_triangles,
+            self.bv_nodes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NavMesh:
+    """A set of tiles on a grid in the horizontal plane, y up, metres."""
+
+    tiles: tuple[Tile, ...]
+    origin: tuple[float, float, float]
+    tile_width: float  # along x
+    tile_height: float  # along z
+    max_tiles: int
+    max_polygons: int
+    settings: NavMeshSettings = NavMeshSettings()
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper corner of the box around all tiles, float32 [3] each."""
+        lower = np.min([tile.header["lower"] for tile in self.tiles], axis=0)
+        return lower, np.max([tile.header["upper"] for tile in self.tiles], axis=0)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+class _Bytes:
+    """A cursor over a file's bytes that refuses to read past the end, so that no count is believed unchecked."""
+
+    def __init__(self, data: bytes, name: str):
+        self.data, self.name, self.offset = data, name, 0
+
+    def take(self, dtype: np.dtype | str, count: int, what: str) -> np.ndarray:
+        dtype = np.dtype(dtype)
+        if count < 0:
+            raise self.broken(f"a negative number of {what}")
+        size = count * dtype.itemsize
+        if size > len(self.data) - self.offset:
+            raise self.broken(f"it ends inside the {what}")
+        array = np.frombuffer(self.data, dtype, count, self.offset)
+        self.offset += size
+        return array
+
+    def broken(self, reason: str) -> UserError:
+        return UserError(f"{self.name} is not a whole .navmesh file: {reason}; copy or generate it anew")
+
+
+def read_navmesh(path: str | os.PathLike) -> NavMesh:
+    """Reads a `.navmesh` set of version 1 or 2.
+
+    Raises `UserError` when the file is missing, cut off, of another kind, or its counts and indices disagree.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the navmesh {path}: {error.strerror or error}; check the path"
+        ) from None
+    return parse_navmesh(data, str(path))
+
+
+def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
+    """Reads a navigation mesh from the bytes of a file; `name` stands in the errors."""
+    source = _Bytes(data, name)
+    head = source.take(SET_HEADER, 1, "set header")[0]
+    if head["magic"] != SET_MAGIC:
+        raise source.broken("it does not begin with the mark of a navmesh set")
+    if head["version"] not in (1, 2):
+        raise source.broken(f"its version is {head['version']}, and only 1 and 2 are known")
+    settings = NavMeshSettings()
+    if head["version"] == 2:
+        settings = _settings(source)
+    grid = (*head["origin"].tolist(), float(head["tile_width"]), float(head["tile_height"]))
+    if not np.all(np.abs(grid) <= MAX_COORDINATE) or min(grid[3:]) <= 0:
+        raise source.broken("its tile grid is not a sensible one")
+    tiles: list[Tile] = []
+    places = set()
+    for index in range(int(head["tile_count"])):
+        tile = _read_tile(source, index)
+        place = tuple(int(tile.header[key]) for key in ("x", "y", "layer"))
+        if place in places:
+            raise source.broken(f"two tiles lie at {place}")
+        places.add(place)
+        tiles.append(tile)
+    if not any(len(tile.polygons) for tile in tiles):
+        raise source.broken("it holds no polygon")
+    return NavMesh(
+        tuple(tiles), grid[:3], grid[3], grid[4], int(head["max_tiles"]), int(head["max_polygons"]), settings
+    )
+
+
+def _settings(source: _Bytes) -> NavMeshSettings:
+    record = source.take(SETTINGS, 1, "settings")[0]
+    if not np.all(np.isfinite(record["numbers"])):
+        raise source.broken("its settings are not numbers")
+    return NavMeshSettings(*record["numbers"].tolist(), *(bool(value) for value in record["filters"]))
+
+
+def _read_tile(source: _Bytes, index: int) -> Tile:
+    lead = source.take(TILE_LEAD, 1, f"lead of tile {index}")[0]
+    blob = _Bytes(source.take("u1", int(lead["size"]), f"bytes of tile {index}").tobytes(), source.name)
+    header = blob.take(TILE_HEADER, 1, f"header of tile {index}")[0]
+    if header["magic"] != TILE_MAGIC or header["version"] != TILE_VERSION:
+        raise source.broken(f"tile {index} is not a Detour tile of version {TILE_VERSION}")
+    if header["off_mesh_count"] != 0:
+        raise source.broken(f"tile {index} has off-mesh connections, which Habitat never makes")
+    count = {key: int(header[key]) for key in TILE_HEADER.names or () if key.endswith("_count")}
+    tile = Tile(
+        int(lead["reference"]),
+        np.array(header),
+        blob.take("<f4", 3 * count["vertex_count"], "vertices").reshape(-1, 3),
+        blob.take(POLYGON, count["polygon_count"], "polygons"),
+        blob.take(LINK, count["link_count"], "links"),
+        blob.take(DETAIL, count["detail_count"], "detail meshes"),
+        blob.take("<f4", 3 * count["detail_vertex_count"], "detail vertices").reshape(-1, 3),
+        blob.take("u1", 4 * count["detail_triangle_count"], "detail triangles").reshape(-1, 4),
+        blob.take(BV_NODE, count["bv_node_count"], "bounding-volume nodes"),
+    )
+    if blob.offset != len(blob.data):
+        raise source.broken(f"tile {index} is larger than its counts say")
+    fault = _fault(tile)
+    if fault:
+        raise source.broken(f"tile {index} {fault}")
+    return tile
+
+
+def _fault(tile: Tile) -> str | None:
+    """Says what in a tile contradicts itself, if anything; every index that a query follows is checked here."""
+    polygons, details = tile.polygons, tile.details
+    numbers = (tile.vertices, tile.detail_vertices, tile.header["lower"], tile.header["upper"])
+    if not all(np.all(np.abs(array) <= MAX_COORDINATE) for array in numbers):
+        return "has coordinates that are not sensible metres"
+    if (
+        not 0 < tile.header["bv_scale"] <= MAX_COORDINATE
+        or not 0 <= tile.header["walkable_climb"] <= MAX_COORDINATE
+    ):
+        return "has a header without sensible sizes"
+    if len(details) != len(polygons):
+        return "has not one detail mesh for each polygon"
+    corner_counts = polygons["corner_count"].astype(int)
+    if np.any((corner_counts < 3) | (corner_counts > MAX_CORNERS)):
+        return f"has a polygon without 3 to {MAX_CORNERS} corners"
+    used = np.arange(MAX_CORNERS) < corner_counts[:, None]
+    neighbours = polygons["neighbours"]
+    if np.any(used & (polygons["corners"] >= len(tile.vertices))):
+        return "has a polygon corner that is no vertex"
+    if np.any(used & (neighbours < EXTERNAL) & (neighbours > len(polygons))):
+        return "has a polygon neighbour that does not exist"
+    if np.any(polygons["area_and_type"] >> 6):
+        return "has polygons that are not ground"
+    ends = details["triangle_base"].astype(np.int64) + details["triangle_count"]
+    if np.any(ends > len(tile.detail_triangles)):
+        return "has a detail mesh with triangles that do not exist"
+    owner, triangle = _detail_rows(details)
+    corner = tile.detail_triangles[triangle, :3].astype(np.int64)
+    extra = corner - corner_counts[owner, None]
+    if np.any(
+        (extra >= 0)
+        & (details["vertex_base"].astype(np.int64)[owner, None] + extra >= len(tile.detail_vertices))
+    ):
+        return "has a detail triangle whose corner does not exist"
+    index = tile.bv_nodes["index"].astype(np.int64)
+    if np.any(index >= max(len(polygons), 1)):
+        return "has a bounding volume of a polygon that does not exist"
+    return None
+
+
+def _detail_rows(details: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Owner polygon [K] and triangle row [K] of every detail triangle, polygon by polygon."""
+    counts = details["triangle_count"].astype(np.int64)
+    owner = np.repeat(np.arange(len(details)), counts)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return owner, details["triangle_base"].astype(np.int64)[owner] + within
+
+
+def detail_triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Owner polygon [K], corners float32 [K, 3, 3] and raw rows uint8 [K, 4] of a tile's detail triangles."""
+    owner, triangle = _detail_rows(tile.details)
+    rows = tile.detail_triangles[triangle]
+    corner = rows[:, :3].astype(np.int64)
+    extra = corner - tile.polygons["corner_count"].astype(np.int64)[owner, None]
+    on_polygon = extra < 0
+    vertex = tile.polygons["corners"][owner[:, None], np.where(on_polygon, corner, 0)]
+    points = tile.vertices[vertex]
+    detail = tile.details["vertex_base"].astype(np.int64)[owner, None] + extra
+    points[~on_polygon] = tile.detail_vertices[detail[~on_polygon]]
+    return owner, points, rows
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def write_navmesh(path: str | os.PathLike, navmesh: NavMesh) -> None:
+    """Writes a `.navmesh` set of version 2, which habitat-sim loads.
+
+    Raises `UserError` when the file cannot be written.
+    """
+    try:
+        Path(path).write_bytes(navmesh_bytes(navmesh))
+    except OSError as error:
+        raise UserError(
+            f"cannot write the navmesh {path}: {error.strerror or error}; choose another place"
+        ) from None
+
+
+def navmesh_bytes(navmesh: NavMesh) -> bytes:
+    """The bytes of a version-2 `.navmesh` set."""
+    head = np.zeros((), SET_HEADER)
+    head["magic"], head["version"], head["tile_count"] = SET_MAGIC, 2, len(navmesh.tiles)
+    head["origin"], head["tile_width"], head["tile_height"] = (
+        navmesh.origin,
+        navmesh.tile_width,
+        navmesh.tile_height,
+    )
+    head["max_tiles"], head["max_polygons"] = navmesh.max_tiles, navmesh.max_polygons
+    settings = np.zeros((), SETTINGS)
+    values = astuple(navmesh.settings)
+    settings["numbers"], settings["filters"] = values[:13], values[13:]
+    parts = [head.tobytes(), settings.tobytes()]
+    for tile in navmesh.tiles:
+        blob = b"".join(section.tobytes() for section in tile.sections)
+        parts += [np.array((tile.reference, len(blob)), TILE_LEAD).tobytes(), blob]
+    return b"".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------- building
+
+
+def navmesh_from_polygons(
+    vertices: np.ndarray, polygons: Sequence[Sequence[int]], settings: NavMeshSettings = NavMeshSettings()
+) -> NavMesh:
+    """Builds a one-tile navigation mesh from convex polygons, as Detour's `dtCreateNavMeshData` lays it out.
+
+    `vertices` [V, 3] metres, y up. Each polygon has 3 to 6 corners in Detour's winding (clockwise in the (x, z) plane
+    with x to the right and z up, so that its normal points to +y); polygons that share an edge share its two vertex
+    indices. Raises `UserError` when there is nothing, too much, or a polygon is not of that form.
+    """
+    points = np.ascontiguousarray(vertices, dtype=np.float32).reshape(-1, 3)
+    _check_polygons(points, polygons)
+    records = np.zeros(len(polygons), POLYGON)
+    edges: dict[tuple[int, int], tuple[int, int]] = {}
+    for index, polygon in enumerate(polygons):
+        records["corner_count"][index] = len(polygon)
+        records["corners"][index, : len(polygon)] = polygon
+        for edge, pair in enumerate(zip(polygon, [*polygon[1:], polygon[0]])):
+            if pair in edges:
+                raise UserError(
+                    f"navmesh polygons {edges[pair][0]} and {index} overlap along an edge; split them"
+                )
+            edges[pair] = (index, edge)
+    for (start, end), (index, edge) in edges.items():
+        if (end, start) in edges:
+            records["neighbours"][index, edge] = edges[end, start][0] + 1
+    records["flags"] = WALKABLE
+
+    counts = records["corner_count"].astype(int)
+    details = np.zeros(len(polygons), DETAIL)
+    details["triangle_count"] = counts - 2
+    details["triangle_base"] = np.cumsum(counts - 2) - (counts - 2)
+    lower, upper = points.min(axis=0), points.max(axis=0)
+    scale = np.float32(1 / settings.cell_size)
+    bv_nodes = _bounding_volumes(points, polygons, lower, scale)
+    header = np.zeros((), TILE_HEADER)
+    for key, value in {
+        "magic": TILE_MAGIC,
+        "version": TILE_VERSION,
+        "polygon_count": len(polygons),
+        "vertex_count": len(points),
+        "link_count": counts.sum(),
+        "detail_count": len(polygons),
+        "detail_triangle_count": np.sum(counts - 2),
+        "bv_node_count": len(bv_nodes),
+        "off_mesh_base": len(polygons),
+        "walkable_height": settings.agent_height,
+        "walkable_radius": settings.agent_radius,
+        "walkable_climb": settings.agent_max_climb,
+        "lower": lower,
+        "upper": upper,
+        "bv_scale": scale,
+    }.items():
+        header[key] = value
+    tile = Tile(
+        1 << (len(polygons) - 1).bit_length(),  # salt 1, tile 0, and bits enough for the polygons
+        header,
+        points,
+        records,
+        np.zeros(counts.sum(), LINK),
+        details,
+        np.zeros((0, 3), np.float32),
+        _fans(counts),
+        bv_nodes,
+    )
+    width, _, height = (upper - lower).tolist()
+    return NavMesh((tile,), tuple(lower.tolist()), width, height, 1, len(polygons), settings)
+
+
+def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> None:
+    if not len(polygons):
+        raise UserError("a navmesh needs at least one polygon")
+    if len(points) > MAX_VERTICES or len(polygons) > MAX_POLYGONS:
+        raise UserError(
+            f"a navmesh tile holds at most {MAX_VERTICES} vertices and {MAX_POLYGONS} polygons, "
+            f"not {len(points)} and {len(polygons)}; make the scene smaller or its cells larger"
+        )
+    if not np.all(np.abs(points) <= MAX_COORDINATE):
+        raise UserError("a navmesh vertex is not a sensible position in metres; check the scene")
+    for index, polygon in enumerate(polygons):
+        if not 3 <= len(polygon) <= MAX_CORNERS or len(set(polygon)) != len(polygon):
+            raise UserError(f"navmesh polygon {index} has not 3 to {MAX_CORNERS} different corners")
+        if min(polygon) < 0 or max(polygon) >= len(points):
+            raise UserError(f"navmesh polygon {index} has a corner that is no vertex")
+        flat = points[list(polygon)][:, [0, 2]].astype(float)
+        ahead = np.roll(flat, -1, axis=0) - flat
+        after = np.roll(ahead, -1, axis=0)
+        turns = ahead[:, 0] * after[:, 1] - ahead[:, 1] * after[:, 0]
+        if np.any(turns > 1e-6) or np.all(turns > -1e-9):
+            raise UserError(f"navmesh polygon {index} is not convex in Detour's winding")
+
+
+def _fans(counts: np.ndarray) -> np.ndarray:
+    """Detail triangles uint8 [K, 4] of polygons without height detail: a fan each, with its border edges marked."""
+    rows = [
+        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4)
+        for count in counts.tolist()
+        for k in range(2, count)
+    ]
+    return np.array(rows, np.uint8).reshape(-1, 4)
+
+
+def _bounding_volumes(
+    points: np.ndarray, polygons: Sequence[Sequence[int]], lower: np.ndarray, scale: np.float32
+) -> np.ndarray:
+    """The bounding-volume tree, BV_NODE [2 P]: preorder, split at the median of the longest axis; the last is unused.
+
+    A leaf holds its polygon, an inner node the negative number of nodes to skip when it is missed.
+    """
+    boxes = np.array([(points[list(p)].min(axis=0), points[list(p)].max(axis=0)) for p in polygons])
+    cells = np.floor((boxes - lower) * scale).astype(np.int64)
+    if cells.max() > 0xFFFF:
+        raise UserError("the scene is too wide for one navmesh tile; make it smaller or its cells larger")
+    nodes = np.zeros(2 * len(polygons), BV_NODE)
+    cursor = 0
+
+    def subdivide(items: np.ndarray) -> None:
+        nonlocal cursor
+        here, cursor = cursor, cursor + 1
+        least, most = cells[items, 0].min(axis=0), cells[items, 1].max(axis=0)
+        nodes["lower"][here], nodes["upper"][here] = least, most
+        if len(items) == 1:
+            nodes["index"][here] = items[0]
+            return
+        items = items[np.argsort(cells[items, 0, np.argmax(most - least)], kind="stable")]
+        subdivide(items[: len(items) // 2])
+        subdivide(items[len(items) // 2 :])
+        nodes["index"][here] = here - cursor
+
+    subdivide(np.arange(len(polygons)))
+    return nodes
