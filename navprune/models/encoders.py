@@ -147,7 +147,7 @@ class ResNet(nn.Module):
 
 
 class ResNetEncoder(Encoder):
-    """2 x 2 average pooling, running statistics where asked for, ResNet, 3 x 3 compression with GroupNorm(1)."""
+    """2 x 2 average pooling, running statistics if asked for, ResNet, 3 x 3 compression with GroupNorm(1)."""
 
     def __init__(self, spec: EncoderSpec):
         super().__init__(spec)
@@ -172,12 +172,11 @@ class SimpleCNNEncoder(Encoder):
         layers: list[nn.Module] = []
         for conv in convolutions(spec):
             width_in, width_out = spec.channels[conv.source], spec.channels[conv.target]
-            layers += [nn.Conv2d(width_in, width_out, conv.kernel, conv.stride), nn.ReLU(inplace=True)]
+            module = nn.Conv2d(width_in, width_out, conv.kernel, conv.stride)
+            nn.init.kaiming_normal_(module.weight, a=math.sqrt(2))
+            module.bias.data.zero_()
+            layers += [module, nn.ReLU(inplace=True)]
         self.cnn = nn.Sequential(*layers[:-1])
-        for module in self.cnn:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, a=math.sqrt(2))
-                nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, *output_shape]."""

@@ -17,7 +17,7 @@ EMBEDDING = 32  # values each for the goal and the previous action
 
 
 class PolicyOutput(NamedTuple):
-    """Answers of a policy: `logits` [..., A], `values` [...], and the recurrent `state` [N, L, H] after them."""
+    """Answers of a policy: `logits` [..., A], `values` [...], and the recurrent `state` [N, L, H] afterwards."""
 
     logits: Tensor
     values: Tensor
@@ -25,7 +25,7 @@ class PolicyOutput(NamedTuple):
 
 
 class StateEncoder(nn.Module):
-    """A GRU or LSTM whose state is one tensor [N, L, H]; of an LSTM the hidden layers, then the cell layers."""
+    """A GRU or LSTM with its state in one tensor [N, L, H]; of an LSTM the hidden layers, then the cells."""
 
     def __init__(self, spec: PolicySpec, inputs: int):
         super().__init__()
@@ -82,11 +82,8 @@ class PointNavPolicy(nn.Module):
         super().__init__()
         self.spec = spec
         self.net = Net(spec)
-        self.action_distribution = nn.ModuleDict({"linear": nn.Linear(spec.hidden_size, spec.actions)})
-        self.critic = nn.ModuleDict({"fc": nn.Linear(spec.hidden_size, 1)})
-        for head, gain in ((self.action_distribution["linear"], 0.01), (self.critic["fc"], 1.0)):
-            nn.init.orthogonal_(head.weight, gain=gain)
-            nn.init.zeros_(head.bias)
+        self.action_distribution = nn.ModuleDict({"linear": _head(spec.hidden_size, spec.actions, gain=0.01)})
+        self.critic = nn.ModuleDict({"fc": _head(spec.hidden_size, 1, gain=1.0)})
 
     @property
     def encoder(self) -> Encoder:
@@ -96,15 +93,14 @@ class PointNavPolicy(nn.Module):
     def initial_state(self, n: int) -> Tensor:
         """Zeros [n, layers (twice for an LSTM), hidden] on the policy's device."""
         layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1)
-        return self.critic["fc"].weight.new_zeros(n, layers, self.spec.hidden_size)
+        return next(self.parameters()).new_zeros(n, layers, self.spec.hidden_size)
 
     def encode(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Observations [B, ...] -> visual features [B, F] (F = 0 for a blind agent).
 
         Where the encoder is frozen, these can be computed once and handed to `forward` and `sequence`.
         """
-        encoder = self.encoder
-        return self.net.visual_fc(encoder(encoder.images(observations)))
+        return self.net.visual_fc(self.encoder(self.encoder.images(observations)))
 
     def forward(
         self,
@@ -114,7 +110,7 @@ class PointNavPolicy(nn.Module):
         masks: Tensor,
         features: Tensor | None = None,
     ) -> PolicyOutput:
-        """One step of N environments: observations [N, ...], state [N, L, H], prev_actions int64 and masks bool [N].
+        """One step of N environments: observations [N, ...], state [N, L, H], prev_actions int64, masks bool [N].
 
         A False mask says that an episode begins: state and previous action are cleared before the step.
         `features` [N, F] replace the visual encoder's.
@@ -132,7 +128,7 @@ class PointNavPolicy(nn.Module):
         masks: Tensor,
         features: Tensor | None = None,
     ) -> PolicyOutput:
-        """T steps of N environments, equal to T calls of `forward`; `state` [N, L, H] is the one before step 0.
+        """T steps of N environments, equal to T calls of `forward`; `state` [N, L, H] is that before step 0.
 
         Observations [T, N, ...], prev_actions int64 and masks bool [T, N], `features` [T, N, F] or None.
         """
@@ -148,6 +144,13 @@ class PointNavPolicy(nn.Module):
         return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state)
 
     def _goal(self, goal: Tensor) -> Tensor:
-        """Goal [..., (rho, angle)] -> embedding of [rho, cos(-angle), sin(-angle)], which do not jump at pi."""
+        """Goal [..., (rho, angle)] -> embedding of [rho, cos(-angle), sin(-angle)]: no jump at pi."""
         rho, angle = goal.unbind(-1)
         return self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))
+
+
+def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    head = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(head.weight, gain=gain)
+    nn.init.zeros_(head.bias)
+    return head

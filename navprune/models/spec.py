@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -58,10 +57,10 @@ class EncoderSpec:
     """A visual encoder: `input` is [C, H, W], `observations` the keys it reads, concatenated in that order.
 
     `layers` are the free widths ("stem", "stage1.block0.conv1", "stage1.trunk", ...): a trunk is what all
-    block outputs and the shortcut of its stage share; a stage of basic blocks that keeps the resolution has no
-    shortcut convolution, so that its trunk is the stem. `output` counts the channels that leave the encoder
-    (of a ResNet: the compression's) and is never pruned. `normalise` says whether a running mean and variance
-    standardises the input. Raises UserError where these contradict each other.
+    block outputs and the shortcut of its stage share; with basic blocks, stage 1 has no shortcut convolution,
+    so that its trunk is the stem. `output` counts the channels that leave the encoder (of a ResNet: the
+    compression's) and is never pruned. `normalise` says whether a running mean and variance standardises the
+    input. Raises UserError where these contradict each other.
     """
 
     family: str
@@ -194,8 +193,9 @@ def encoder_spec(
         for layer, planes in _habitat_planes(block, blocks, base_planes).items()
     )
     if output is None:
-        last = [math.ceil(side // 2 / 2 ** (len(blocks) + 1)) for side in input[1:]]
-        output = round(FLAT_SIZE / max(1, last[0] * last[1]))
+        pooled = input[1] // 2, input[2] // 2
+        last = _convolutions("resnet", block, blocks, *pooled)[-1]
+        output = round(FLAT_SIZE / max(1, last.height * last.width))
     return EncoderSpec("resnet", input, observations, block, blocks, layers, output, "rgb" in observations)
 
 
@@ -231,12 +231,20 @@ def convolutions(spec: EncoderSpec, size: tuple[int, int] | None = None) -> tupl
     return _convolutions(spec.family, spec.block, spec.blocks, *(size or spec.pooled))
 
 
-def build(spec: EncoderSpec | PolicySpec) -> nn.Module:
-    """The module of a spec: an encoder, or a `PointNavPolicy`; weights from torch's global generator."""
+def build(spec: EncoderSpec | PolicySpec, seed: int | None = None) -> nn.Module:
+    """The module of a spec: an encoder, or a `PointNavPolicy`.
+
+    With a `seed` its random weights depend on that alone, and torch's global generator is left as it was.
+    """
+    import torch
+
     from navprune.models.encoders import build_encoder
     from navprune.models.policy import PointNavPolicy
 
-    return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)
 
 
 @lru_cache(maxsize=256)
@@ -344,9 +352,8 @@ def _check_encoder(spec: EncoderSpec) -> None:
         _check_positive(f"{title}: group size of {layer.name}", layer.group)
         _check_positive(f"{title}: width of {layer.name}", layer.channels)
         if layer.channels % layer.group:
-            raise UserError(
-                f"{title}: {layer.name} has {layer.channels} channels, no multiple of its group size {layer.group}"
-            )
+            size = f"{layer.channels} channels, no multiple of its group size {layer.group}"
+            raise UserError(f"{title}: {layer.name} has {size}")
 
 
 def _check_input(spec: EncoderSpec) -> None:
