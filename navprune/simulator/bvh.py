@@ -1,0 +1,239 @@
+"""A bounding volume hierarchy over the triangles of a scene, built by the surface area heuristic."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from navprune.scenes.mesh import SceneMesh
+
+LEAF_TRIANGLES = 4
+BINS = 16
+# From this depth on nodes are halved by count, so that no tree is deeper than STACK_SIZE.
+HEURISTIC_DEPTH = 64
+STACK_SIZE = 128
+
+
+class Tree(NamedTuple):
+    """What the depth of a frame needs; node 0 is the root.
+
+    boxes: float32 [M, 6], centre and half extent of each node.
+    nodes: int32 [M, 2]: (first triangle, count) of a leaf, (first of the two children, 0) of an inner node.
+    corners: float32 [T, 9], the triangles in the order of the leaves.
+    """
+
+    boxes: NDArray[np.float32]
+    nodes: NDArray[np.int32]
+    corners: NDArray[np.float32]
+
+
+class Surface(NamedTuple):
+    """What the colour of a frame needs besides; triangles in the order of the leaves.
+
+    colours: uint8 [T, 3, 3]; uv: float32 [T, 3, 2]; texture: int32 [T], -1 for none.
+    texels: uint8 [P, 4], all textures, each with its halved copies after it.
+    levels: int32 [textures, L, 3], (first texel, height, width); height 0 beyond a texture's last level.
+    """
+
+    colours: NDArray[np.uint8]
+    uv: NDArray[np.float32]
+    texture: NDArray[np.int32]
+    texels: NDArray[np.uint8]
+    levels: NDArray[np.int32]
+
+
+class Bvh:
+    """The drawable form of a scene: `tree` for its shape, `surface` for its colours; read-only, shared by threads."""
+
+    def __init__(self, mesh: SceneMesh):
+        boxes, nodes, order = build_tree(mesh.vertices)
+        corners = np.ascontiguousarray(mesh.vertices[order].reshape(-1, 9))
+        self.tree = Tree(boxes, nodes, corners)
+        texels, levels = texture_levels(mesh.textures)
+        self.surface = Surface(mesh.colours[order], mesh.uv[order], mesh.texture[order], texels, levels)
+
+    @property
+    def triangles(self) -> int:
+        """How many triangles the scene has."""
+        return len(self.tree.corners)
+
+
+def build_tree(vertices: NDArray) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
+    """Builds the hierarchy over triangles [T, 3, 3]: boxes and nodes as in `Tree`, and the order of triangles [T].
+
+    Top-down, splitting at the best of 16 bins an axis by the surface area heuristic
+    (Wald, "On fast construction of SAH-based bounding volume hierarchies", 2007).
+    """
+    lower = np.ascontiguousarray(vertices.min(axis=1), dtype=np.float32)
+    upper = np.ascontiguousarray(vertices.max(axis=1), dtype=np.float32)
+    bounds, nodes, order = _build((lower + upper) * np.float32(0.5), lower, upper)
+    centre = (bounds[:, :3] + bounds[:, 3:]) * np.float32(0.5)
+    # The half extent is rounded up, so that a box never loses what it holds.
+    half = np.maximum(bounds[:, 3:] - centre, centre - bounds[:, :3])
+    half += np.spacing(np.maximum(np.abs(centre), half)) * np.float32(2)
+    return np.ascontiguousarray(np.hstack([centre, half])), nodes, order
+
+
+@njit(cache=True)
+def _build(centres, lower, upper):
+    count = len(centres)
+    order = np.arange(count).astype(np.int32)
+    bounds = np.empty((2 * count, 6), np.float32)
+    nodes = np.empty((2 * count, 2), np.int32)
+    todo = np.empty((STACK_SIZE, 4), np.int32)  # node, begin, end, depth
+    todo[0] = np.array([0, 0, count, 0], np.int32)
+    waiting = 1
+    used = 1
+    while waiting > 0:
+        waiting -= 1
+        node, begin, end, depth = todo[waiting]
+        _bound(bounds[node], order[begin:end], lower, upper)
+        if end - begin <= LEAF_TRIANGLES:
+            nodes[node, 0] = begin
+            nodes[node, 1] = end - begin
+            continue
+        middle = begin
+        if depth < HEURISTIC_DEPTH:
+            middle = begin + _split(order[begin:end], centres, lower, upper)
+        if middle == begin or middle == end:
+            middle = (begin + end) // 2
+        nodes[node, 0] = used
+        nodes[node, 1] = 0
+        todo[waiting] = np.array([used, begin, middle, depth + 1], np.int32)
+        todo[waiting + 1] = np.array([used + 1, middle, end, depth + 1], np.int32)
+        waiting += 2
+        used += 2
+    return bounds[:used].copy(), nodes[:used].copy(), order
+
+
+@njit(cache=True)
+def _bound(box, members, lower, upper):
+    for axis in range(3):
+        box[axis] = np.inf
+        box[3 + axis] = -np.inf
+    for triangle in members:
+        for axis in range(3):
+            box[axis] = min(box[axis], lower[triangle, axis])
+            box[3 + axis] = max(box[3 + axis], upper[triangle, axis])
+
+
+@njit(cache=True)
+def _bin(value, low, width):
+    return min(BINS - 1, int((value - low) / width * BINS))
+
+
+@njit(cache=True)
+def _half_area(box):
+    x = box[3] - box[0]
+    y = box[4] - box[1]
+    z = box[5] - box[2]
+    return x * y + y * z + z * x
+
+
+@njit(cache=True)
+def _grow(box, other):
+    for axis in range(3):
+        box[axis] = min(box[axis], other[axis])
+        box[3 + axis] = max(box[3 + axis], other[3 + axis])
+
+
+@njit(cache=True)
+def _split(members, centres, lower, upper):
+    """Sorts members into two sides by the cheapest split and returns the size of the first (0: no split)."""
+    best_cost = np.inf
+    best_axis = -1
+    best_bin = 0
+    low = np.empty(3, np.float32)
+    width = np.empty(3, np.float32)
+    for axis in range(3):
+        low[axis] = np.inf
+        high = np.float32(-np.inf)
+        for triangle in members:
+            low[axis] = min(low[axis], centres[triangle, axis])
+            high = max(high, centres[triangle, axis])
+        width[axis] = high - low[axis]
+        if width[axis] < 1e-7:
+            continue
+        cost, where = _cheapest_bin(members, centres[:, axis], low[axis], width[axis], lower, upper)
+        if cost < best_cost:
+            best_cost, best_axis, best_bin = cost, axis, where
+    if best_axis < 0:
+        return 0
+    left = 0
+    right = len(members) - 1
+    while left <= right:
+        value = centres[members[left], best_axis]
+        if _bin(value, low[best_axis], width[best_axis]) <= best_bin:
+            left += 1
+        else:
+            members[left], members[right] = members[right], members[left]
+            right -= 1
+    return left
+
+
+@njit(cache=True)
+def _cheapest_bin(members, values, low, width, lower, upper):
+    """Cost and last bin of the first side for the best split along one axis."""
+    boxes = np.empty((BINS, 6))
+    boxes[:, :3] = np.inf
+    boxes[:, 3:] = -np.inf
+    counts = np.zeros(BINS, np.int64)
+    for triangle in members:
+        bin_ = _bin(values[triangle], low, width)
+        counts[bin_] += 1
+        for axis in range(3):
+            boxes[bin_, axis] = min(boxes[bin_, axis], lower[triangle, axis])
+            boxes[bin_, 3 + axis] = max(boxes[bin_, 3 + axis], upper[triangle, axis])
+    # What stands right of each cut, then a sweep from the left.
+    right_cost = np.zeros(BINS)
+    side = boxes[BINS - 1].copy()
+    count = 0
+    for bin_ in range(BINS - 1, 0, -1):
+        _grow(side, boxes[bin_])
+        count += counts[bin_]
+        right_cost[bin_] = _half_area(side) * count if count > 0 else np.inf
+    best_cost = np.inf
+    best_bin = 0
+    side = boxes[0].copy()
+    count = 0
+    for bin_ in range(BINS - 1):
+        _grow(side, boxes[bin_])
+        count += counts[bin_]
+        if count > 0:
+            cost = _half_area(side) * count + right_cost[bin_ + 1]
+            if cost < best_cost:
+                best_cost, best_bin = cost, bin_
+    return best_cost, best_bin
+
+
+def texture_levels(textures: tuple[NDArray[np.uint8], ...]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Every texture with its chain of halved copies down to one texel: texels and levels as in `Surface`."""
+    pieces = [np.zeros((1, 4), np.uint8)]
+    table = []
+    used = 1
+    for image in textures:
+        rows = []
+        level = image.astype(np.float32)
+        while True:
+            height, width = level.shape[:2]
+            rows.append((used, height, width))
+            pieces.append(np.rint(level).astype(np.uint8).reshape(-1, 4))
+            used += height * width
+            if height == 1 and width == 1:
+                break
+            level = _halved(_halved(level, 0), 1)
+        table.append(rows)
+    levels = np.zeros((len(table), max(map(len, table), default=1), 3), np.int32)
+    for index, rows in enumerate(table):
+        levels[index, : len(rows)] = rows
+    return np.concatenate(pieces), levels
+
+
+def _halved(image: NDArray, axis: int) -> NDArray:
+    """The mean of neighbouring pairs along an axis; an odd last one is left out, a single one stays."""
+    size = image.shape[axis]
+    if size == 1:
+        return image
+    pairs = np.moveaxis(image, axis, 0)[: size // 2 * 2]
+    return np.moveaxis((pairs[0::2] + pairs[1::2]) / 2, 0, axis)
