@@ -146,7 +146,7 @@ def _steps(
     observations = env.reset()
     masks = torch.zeros(env.num_envs, dtype=torch.bool)
     while env.active.any():
-        rows = np.flatnonzero(env.active)
+        rows = np.flatnonzero(env.active).tolist()
         running = env.episodes
         for row in rows:
             if not masks[row]:
@@ -154,7 +154,7 @@ def _steps(
         draws = torch.tensor([generators[row].random() for row in rows], dtype=torch.float64)
         if recorder is not None:
             recorder.before_step(env, observations, rows)
-        waiting = torch.from_numpy(rows)
+        waiting = torch.tensor(rows)
         actions = torch.zeros(env.num_envs, dtype=torch.int64)
         actions[waiting] = agent.act(observations, masks, waiting, draws)
         step = env.step(actions)

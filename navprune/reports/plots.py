@@ -1,0 +1,142 @@
+"""Figures: SPL against cost, learning curves, widths before and after pruning, savings on paper and on the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from navprune.errors import UserError
+from navprune.reports import style
+from navprune.reports.tables import EncoderRow
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over a training: `frames` [K], `seconds` [K] since its beginning, `values` [K]."""
+
+    frames: np.ndarray
+    seconds: np.ndarray
+    values: np.ndarray
+
+
+def read_curve(folder: str | Path, tag: str) -> Curve:
+    """Read the scalar `tag` from the TensorBoard files in `folder`; raises UserError where there is none."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    if tag not in tags:
+        known = ", ".join(sorted(tags)) or "nothing"
+        raise UserError(f"no curve {tag} in the TensorBoard files of {folder}; it holds {known}")
+    scalars = events.Scalars(tag)
+    times = np.array([scalar.wall_time for scalar in scalars])
+    return Curve(
+        np.array([scalar.step for scalar in scalars]),
+        times - times[0],
+        np.array([scalar.value for scalar in scalars]),
+    )
+
+
+def plot_learning_curves(
+    path: str | Path, curves: Mapping[str, Curve], label: str = "SPL", by: str = "frames", smoothing: int = 1
+) -> None:
+    """Draw `curves` over frames, or over wall time where `by` is "seconds", as means of `smoothing` points."""
+    with style.figure(path) as figure:
+        axes = figure.add_subplot()
+        for (name, curve), colour in zip(curves.items(), style.SERIES):
+            x = curve.frames if by == "frames" else curve.seconds / 60
+            if smoothing > 1:
+                axes.plot(x, curve.values, color=colour, alpha=0.2, linewidth=1)
+            axes.plot(x, running_mean(curve.values, smoothing), color=colour, label=name)
+        axes.set(ylabel=label, xlabel="frames" if by == "frames" else "minutes")
+        if by == "frames":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.margins(x=0.02)
+        axes.legend(loc="best")
+
+
+def running_mean(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the means [K] of each of `values` [K] and up to `count` - 1 before it."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - count, 0)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", runtime: str = "eager") -> None:
+    """Draw SPL with its interval against multiply-accumulates, or against batch-1 latency (`by` "latency").
+
+    Agents without a cost are drawn as level lines: the controls that the others are to be held against.
+    """
+    with style.figure(path) as figure:
+        axes = figure.add_subplot()
+        for i, row in enumerate(row for row in rows if row.evaluation):
+            x = row.macs() if by == "macs" else row.milliseconds(1, runtime)
+            spl, colour = row.measure("spl"), style.SERIES[i % len(style.SERIES)]
+            if not x:
+                axes.axhline(spl["mean"], color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+                axes.annotate(
+                    row.name, (1, spl["mean"]), (0, 3), xycoords=axes.get_yaxis_transform(),
+                    textcoords="offset points", ha="right", color=style.MUTED, fontsize=8.5,
+                )  # fmt: skip
+                continue
+            reach = [[spl["mean"] - spl["low"]], [spl["high"] - spl["mean"]]]
+            axes.errorbar(
+                x, spl["mean"], reach, fmt="o", color=colour, markersize=7, elinewidth=1.4, capsize=3
+            )
+            axes.annotate(row.name, (x, spl["mean"]), (9, 5), textcoords="offset points", color=colour)
+        axes.set(
+            ylabel="SPL, with its 95 % interval",
+            xlabel="multiply-accumulates (Gi, table 1)"
+            if by == "macs"
+            else f"ms a frame, batch 1, {runtime}",
+            ylim=(0, 1),
+        )
+        axes.set_xlim(left=0)
+        axes.margins(x=0.25)
+
+
+def plot_widths(path: str | Path, widths: Mapping[str, Sequence[int]], title: str = "") -> None:
+    """Draw channels before and after pruning for each group of `widths` {name: [before, after]}."""
+    names = list(widths)
+    before, after = np.array([widths[name] for name in names]).T
+    places = np.arange(len(names))
+    with style.figure(path, max(6.4, 0.24 * len(names)), 4.2) as figure:
+        axes = figure.add_subplot()
+        axes.bar(places, before, 0.78, color="#dfe6ea", label="before")
+        axes.bar(places, after, 0.78, color=style.SERIES[0], label="after")
+        axes.set_xticks(places, names, rotation=90, fontsize=8)
+        axes.set(ylabel="channels", title=title, xlim=(-0.6, len(names) - 0.4))
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="upper left")
+
+
+def plot_savings(path: str | Path, rows: Sequence[dict]) -> None:
+    """Draw the realised saving of each latency row beside the theoretical one, model by model."""
+    shown = [row for row in rows if row.get("saving_realised") is not None and row["saving_theoretical"]]
+    models = list(dict.fromkeys(row["model"] for row in shown))
+    kinds = list(dict.fromkeys((row["runtime"], row["batch_size"]) for row in shown))
+    width = 0.8 / max(len(kinds), 1)
+    with style.figure(path) as figure:
+        axes = figure.add_subplot()
+        for i, (runtime, batch) in enumerate(kinds):
+            mine = [r for r in shown if (r["runtime"], r["batch_size"]) == (runtime, batch)]
+            places = [models.index(r["model"]) + (i - (len(kinds) - 1) / 2) * width for r in mine]
+            heights, colour = [r["saving_realised"] for r in mine], style.SERIES[i % len(style.SERIES)]
+            axes.bar(places, heights, 0.9 * width, color=colour, label=f"{runtime}, batch {batch}")
+        for i, model in enumerate(models):
+            theory = next(r["saving_theoretical"] for r in shown if r["model"] == model)
+            label = "in theory (MACs)" if i == 0 else None
+            axes.hlines(theory, i - 0.45, i + 0.45, color=style.INK, linewidth=1.6, label=label)
+        axes.set_xticks(range(len(models)), models)
+        axes.tick_params(axis="x", labelcolor=style.INK)
+        axes.axhline(0, color=style.LINE, linewidth=1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set(ylabel="time saved", xlim=(-0.6, len(models) - 0.4))
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)

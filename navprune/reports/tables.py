@@ -1,0 +1,147 @@
+"""Tables of encoders and of latency, as text, Markdown or cells for the page.
+
+Rows come as the plain data that the commands write with --json: `cost`, `evaluate`, `prune` and `latency`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """All that was measured of one agent; what does not apply, as the cost of a control, is left out."""
+
+    name: str
+    cost: dict | None = None
+    """What `navprune cost --json` says of the encoder."""
+    evaluation: dict | None = None
+    """What `navprune evaluate --json` says of the agent."""
+    latency: Sequence[dict] = ()
+    """Those rows of `navprune latency --json` that are this encoder's."""
+
+    def macs(self) -> float | None:
+        """Return multiply-accumulates in Gi by the convention of table 1."""
+        return self.cost["table1"]["macs_gi"] if self.cost else None
+
+    def parameters(self) -> float | None:
+        """Return parameters in Mi by the convention of table 1."""
+        return self.cost["table1"]["parameters_mi"] if self.cost else None
+
+    def measure(self, name: str) -> dict[str, float] | None:
+        """Return {"mean", "low", "high"} of a measure."""
+        return self.evaluation["measures"].get(name) if self.evaluation else None
+
+    def milliseconds(self, batch_size: int, runtime: str = "eager") -> float | None:
+        """Return the median forward time at a batch size."""
+        for row in self.latency:
+            if (row["batch_size"], row["runtime"]) == (batch_size, runtime):
+                return row["median_ms"]
+        return None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of finished cells; the first column is text, the others are numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def text(self) -> str:
+        """Return it in columns of equal width for a terminal."""
+        lines = (self.columns, *self.rows)
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        aligned = [
+            "  ".join(
+                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]
+            ).rstrip()
+            for line in lines
+        ]
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join([aligned[0], rule, *aligned[1:]])
+
+    def markdown(self) -> str:
+        """Return it as a Markdown table."""
+        rule = ("---", *("---:" for _ in self.columns[1:]))
+        return "\n".join("| " + " | ".join(line) + " |" for line in (self.columns, rule, *self.rows))
+
+
+def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
+    """Return the table of encoders; savings are multiply-accumulates against the first row that has a cost."""
+    baseline = next((row.macs() for row in rows if row.macs()), None)
+    columns = (
+        "encoder", "MACs (Gi)", "saving", "parameters (Mi)", "SPL", "95 % interval", "success", "reward",
+        "ms, batch 1", "ms, batch 8",
+    )  # fmt: skip
+    return Table(columns, tuple(_encoder_cells(row, baseline, runtime) for row in rows))
+
+
+def _encoder_cells(row: EncoderRow, baseline: float | None, runtime: str) -> tuple[str, ...]:
+    spl, success, reward = (row.measure(name) for name in ("spl", "success", "reward"))
+    macs = row.macs()
+    return (
+        row.name,
+        significant(macs),
+        MISSING if macs is None or not baseline else percent(1 - macs / baseline),
+        significant(row.parameters()),
+        f"{spl['mean']:.3f}" if spl else MISSING,
+        f"{spl['low']:.3f} to {spl['high']:.3f}" if spl else MISSING,
+        percent(success["mean"]) if success else MISSING,
+        f"{reward['mean']:.2f}" if reward else MISSING,
+        significant(row.milliseconds(1, runtime)),
+        significant(row.milliseconds(8, runtime)),
+    )
+
+
+def cost_table(rows: Sequence[EncoderRow]) -> Table:
+    """Return the two ways to count an encoder side by side: table 1's and as deployed."""
+    cells = [
+        (
+            row.name,
+            " x ".join(str(side) for side in row.cost["input"]),
+            significant(row.cost["table1"]["macs_gi"]),
+            significant(row.cost["table1"]["parameters_mi"]),
+            significant(row.cost["deployed"]["macs"] / 1e6),
+            significant(row.cost["deployed"]["parameters"] / 1e6),
+        )
+        for row in rows
+        if row.cost
+    ]
+    return Table(
+        ("encoder", "input", "table 1 MACs (Gi)", "parameters (Mi)", "deployed MACs (M)", "parameters (M)"),
+        tuple(cells),
+    )
+
+
+def latency_table(rows: Sequence[dict]) -> Table:
+    """Return rows of `navprune latency --json`, realised saving beside the theoretical one."""
+    cells = [
+        (
+            row["model"],
+            row["runtime"],
+            str(row["batch_size"]),
+            significant(row["median_ms"]),
+            significant(row["p95_ms"]),
+            percent(row["saving_realised"]),
+            percent(row["saving_theoretical"]),
+        )
+        for row in rows
+    ]
+    return Table(
+        ("encoder", "runtime", "batch", "median ms", "p95 ms", "realised", "theoretical"), tuple(cells)
+    )
+
+
+def significant(value: float | None) -> str:
+    """Write a number with three significant digits."""
+    if value is None:
+        return MISSING
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """Write a share, 0 to 1, in per cent."""
+    return MISSING if share is None else f"{100 * share:.1f} %"
