@@ -1,0 +1,672 @@
+"""Detour's queries on a navigation mesh, compiled: nearest polygon, corridor, string pulling, sliding, walls.
+
+The rules, the order of visits and the float32 arithmetic are those of `DetourNavMeshQuery.cpp`, because ties and
+rounding decide which of two corridors is taken. Points are float32 x, y, z with y up; a polygon is its index, -1 none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+MAX_PATH = 256  # polygons of a corridor and points of a path in Habitat; a longer one counts as unreachable
+MAX_NODES = 2048  # of a search in Habitat; one that needs more fails
+MAX_VISITED = 64  # polygons that a slide may touch, and how many may wait their turn
+MAX_WAITING = 48
+INTERNAL_SIDE = 255  # of a link inside a tile
+
+# columns of the integer tables of a mesh
+COUNT, OPEN, TILE, TRIANGLE, TRIANGLE_END, LINK, LINK_END, ISLAND = range(8)
+TO, EDGE, SIDE, LOWER, UPPER = range(5)
+
+F0, F1, HALF = np.float32(0), np.float32(1), np.float32(0.5)
+FAR = np.float32(3.4028235e38)
+REACH_SIDE, REACH_UP = (
+    np.float32(2),
+    np.float32(4),
+)  # half extents of the box in which Habitat looks for a polygon
+HEURISTIC = np.float32(0.999)
+EPSILON = np.float32(1e-6)
+EQUAL_SQUARED = np.float32((1 / 16384) ** 2)
+NEAR_PORTAL_SQUARED = np.float32(0.001) * np.float32(0.001)
+SEARCH_MARGIN = np.float32(0.001)
+NUDGE = np.float32(1e-4)
+BYTE = np.float32(1) / np.float32(255)
+CLOSED, WAITING = 2, 1
+
+
+class Mesh(NamedTuple):
+    """All tiles flattened: P polygons, K detail triangles, L links, B bounding volumes, M tiles."""
+
+    corners: np.ndarray  # float32 [P, 6, 3]
+    polygons: (
+        np.ndarray
+    )  # int32 [P, 8]: corner count, whether open, tile, ranges of triangles and links, island
+    triangles: np.ndarray  # float32 [K, 3, 3]
+    outlines: (
+        np.ndarray
+    )  # uint8 [K]: bits 0 to 2 edges on the polygon's border, bits 3 to 5 inner edges to visit
+    links: np.ndarray  # int32 [L, 5]: target polygon, edge, side, and the part of the edge in 255ths
+    nodes: np.ndarray  # int32 [B, 7]: lower and upper cell, then a polygon or minus the nodes to skip
+    tiles: np.ndarray  # int32 [M, 4]: column, row, range of nodes
+    boxes: np.ndarray  # float32 [M, 8]: lower and upper corner, cells per metre, climb
+    grid: np.ndarray  # float32 [4]: origin x and z, width and height of a tile
+
+
+class Search(NamedTuple):
+    """Scratch of one caller for A* and Dijkstra: nodes, the table that finds them, and the heap of open ones."""
+
+    table: np.ndarray  # int32 [4 P]: node of a polygon entered from a side, -1 none
+    key: np.ndarray  # int32 [N]
+    position: np.ndarray  # float32 [N, 3]
+    cost: np.ndarray  # float32 [N]
+    total: np.ndarray  # float32 [N]
+    parent: np.ndarray  # int32 [N]
+    flags: np.ndarray  # uint8 [N]
+    heap: np.ndarray  # int32 [N]
+    corridor: np.ndarray  # int32 [MAX_PATH]
+    points: np.ndarray  # float32 [MAX_PATH + 1, 3]
+
+
+@njit(cache=True, nogil=True)
+def new_search(polygon_count):
+    """Makes the scratch for searches on a mesh of so many polygons."""
+    size = min(4 * polygon_count + 1, MAX_NODES)
+    return Search(
+        np.full(4 * polygon_count, -1, np.int32),
+        np.empty(size, np.int32),
+        np.empty((size, 3), np.float32),
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+        np.empty(size, np.int32),
+        np.empty(size, np.uint8),
+        np.empty(size, np.int32),
+        np.empty(MAX_PATH, np.int32),
+        np.empty((MAX_PATH + 1, 3), np.float32),
+    )
+
+
+# ------------------------------------------------------------------------------------------- plane geometry
+
+
+@njit(cache=True, nogil=True)
+def _distance(ax, ay, az, bx, by, bz):
+    dx, dy, dz = bx - ax, by - ay, bz - az
+    return np.sqrt(dx * dx + dy * dy + dz * dz)
+
+
+@njit(cache=True, nogil=True)
+def _to_segment(x, z, ax, az, bx, bz):
+    """Squared distance in the plane from a point to a segment, and where on the segment, from 0 to 1."""
+    ux, uz = bx - ax, bz - az
+    dx, dz = x - ax, z - az
+    length = ux * ux + uz * uz
+    t = ux * dx + uz * dz
+    if length > F0:
+        t /= length
+    if t < F0:
+        t = F0
+    elif t > F1:
+        t = F1
+    dx, dz = ax + t * ux - x, az + t * uz - z
+    return dx * dx + dz * dz, t
+
+
+@njit(cache=True, nogil=True)
+def _area(ax, az, bx, bz, cx, cz):
+    """Twice the signed area of a triangle in the plane."""
+    return (cx - ax) * (bz - az) - (bx - ax) * (cz - az)
+
+
+@njit(cache=True, nogil=True)
+def _inside(mesh, polygon, x, z):
+    """Whether a point lies in a polygon's outline, by crossings."""
+    count = mesh.polygons[polygon, COUNT]
+    inside = False
+    j = count - 1
+    for i in range(count):
+        ix, iz = mesh.corners[polygon, i, 0], mesh.corners[polygon, i, 2]
+        jx, jz = mesh.corners[polygon, j, 0], mesh.corners[polygon, j, 2]
+        if (iz > z) != (jz > z) and x < (jx - ix) * (z - iz) / (jz - iz) + ix:
+            inside = not inside
+        j = i
+    return inside
+
+
+# ------------------------------------------------------------------------------------------- nearest point
+
+
+@njit(cache=True, nogil=True)
+def _triangle_height(mesh, k, x, z):
+    """Whether a point lies over a detail triangle, and the height there."""
+    ax, ay, az = mesh.triangles[k, 0, 0], mesh.triangles[k, 0, 1], mesh.triangles[k, 0, 2]
+    ux, uy, uz = mesh.triangles[k, 2, 0] - ax, mesh.triangles[k, 2, 1] - ay, mesh.triangles[k, 2, 2] - az
+    vx, vy, vz = mesh.triangles[k, 1, 0] - ax, mesh.triangles[k, 1, 1] - ay, mesh.triangles[k, 1, 2] - az
+    px, pz = x - ax, z - az
+    scale = ux * vz - uz * vx
+    if abs(scale) < EPSILON:
+        return False, F0
+    u = vz * px - vx * pz
+    v = ux * pz - uz * px
+    if scale < F0:
+        scale, u, v = -scale, -u, -v
+    if u >= F0 and v >= F0 and u + v <= scale:
+        return True, ay + (uy * u + vy * v) / scale
+    return False, F0
+
+
+@njit(cache=True, nogil=True)
+def _closest_on_edges(mesh, polygon, x, z, mask):
+    """The nearest point, in the plane, on those detail edges of a polygon that the mask of outlines selects."""
+    best = FAR
+    bx, by, bz = F0, F0, F0
+    for k in range(mesh.polygons[polygon, TRIANGLE], mesh.polygons[polygon, TRIANGLE_END]):
+        j = 2
+        for i in range(3):
+            if (mesh.outlines[k] & mask) >> j & 9:
+                ax, ay, az = mesh.triangles[k, j, 0], mesh.triangles[k, j, 1], mesh.triangles[k, j, 2]
+                cx, cy, cz = mesh.triangles[k, i, 0], mesh.triangles[k, i, 1], mesh.triangles[k, i, 2]
+                squared, t = _to_segment(x, z, ax, az, cx, cz)
+                if squared < best:
+                    best = squared
+                    bx, by, bz = ax + (cx - ax) * t, ay + (cy - ay) * t, az + (cz - az) * t
+            j = i
+    return bx, by, bz
+
+
+@njit(cache=True, nogil=True)
+def height(mesh, polygon, x, y, z):
+    """The height of a polygon's surface under or over a point; `y` itself where the point is not over it."""
+    if not _inside(mesh, polygon, x, z):
+        return y
+    for k in range(mesh.polygons[polygon, TRIANGLE], mesh.polygons[polygon, TRIANGLE_END]):
+        over, at = _triangle_height(mesh, k, x, z)
+        if over:
+            return at
+    return _closest_on_edges(mesh, polygon, x, z, 63)[1]
+
+
+@njit(cache=True, nogil=True)
+def _closest(mesh, polygon, x, y, z):
+    """The nearest point of a polygon's surface, and whether the point is straight over it."""
+    if _inside(mesh, polygon, x, z):
+        return x, height(mesh, polygon, x, y, z), z, True
+    cx, cy, cz = _closest_on_edges(mesh, polygon, x, z, 7)
+    return cx, cy, cz, False
+
+
+@njit(cache=True, nogil=True)
+def _cell(value, lower, upper, scale):
+    return scale * (min(max(value, lower), upper) - lower)
+
+
+@njit(cache=True, nogil=True)
+def nearest(mesh, x, y, z):
+    """The polygon nearest to a point within Habitat's box, -1 if none, and its nearest point.
+
+    Straight over a polygon and within the climb height counts as no distance at all.
+    """
+    found = -1
+    fx, fy, fz = np.float32(np.nan), np.float32(np.nan), np.float32(np.nan)
+    if not (np.isfinite(x) and np.isfinite(y) and np.isfinite(z)):
+        return found, fx, fy, fz
+    best = FAR
+    column_low = np.floor((x - REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
+    column_high = np.floor((x + REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
+    row_low = np.floor((z - REACH_SIDE - mesh.grid[1]) / mesh.grid[3])
+    row_high = np.floor((z + REACH_SIDE - mesh.grid[1]) / mesh.grid[3])
+    for tile in range(mesh.tiles.shape[0]):
+        column, row = mesh.tiles[tile, 0], mesh.tiles[tile, 1]
+        if column < column_low or column > column_high or row < row_low or row > row_high:
+            continue
+        box = mesh.boxes[tile]
+        scale = box[6]
+        low_x = int(_cell(x - REACH_SIDE, box[0], box[3], scale)) & 0xFFFE
+        low_y = int(_cell(y - REACH_UP, box[1], box[4], scale)) & 0xFFFE
+        low_z = int(_cell(z - REACH_SIDE, box[2], box[5], scale)) & 0xFFFE
+        high_x = int(_cell(x + REACH_SIDE, box[0], box[3], scale) + F1) | 1
+        high_y = int(_cell(y + REACH_UP, box[1], box[4], scale) + F1) | 1
+        high_z = int(_cell(z + REACH_SIDE, box[2], box[5], scale) + F1) | 1
+        n, end = mesh.tiles[tile, 2], mesh.tiles[tile, 3]
+        while n < end:
+            node = mesh.nodes[n]
+            polygon = node[6]
+            overlap = (
+                low_x <= node[3] and high_x >= node[0] and low_y <= node[4] and high_y >= node[1]
+            ) and (low_z <= node[5] and high_z >= node[2])
+            if polygon >= 0 and overlap and mesh.polygons[polygon, OPEN]:
+                cx, cy, cz, over = _closest(mesh, polygon, x, y, z)
+                if over:
+                    away = abs(y - cy) - box[7]
+                    away = away * away if away > F0 else F0
+                else:
+                    dx, dy, dz = x - cx, y - cy, z - cz
+                    away = dx * dx + dy * dy + dz * dz
+                if away < best:
+                    best, found = away, polygon
+                    fx, fy, fz = cx, cy, cz
+            n += 1 if overlap or polygon >= 0 else -polygon
+    return found, fx, fy, fz
+
+
+# ------------------------------------------------------------------------------------------- search
+
+
+@njit(cache=True, nogil=True)
+def _rise(heap, total, i, node):
+    while i > 0 and total[heap[(i - 1) // 2]] > total[node]:
+        heap[i] = heap[(i - 1) // 2]
+        i = (i - 1) // 2
+    heap[i] = node
+
+
+@njit(cache=True, nogil=True)
+def _pop(heap, total, size):
+    """Takes the best node off a heap of `size`; the heap's new size is one less."""
+    best, last = heap[0], heap[size - 1]
+    size -= 1
+    i, child = 0, 1
+    while child < size:
+        if child + 1 < size and total[heap[child]] > total[heap[child + 1]]:
+            child += 1
+        heap[i] = heap[child]
+        i, child = child, 2 * child + 1
+    _rise(heap, total, i, last)
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _push(search, size, node):
+    """Opens a node, or moves it up where it is open already; returns the heap's size."""
+    if search.flags[node] & WAITING:
+        i = 0
+        while search.heap[i] != node:
+            i += 1
+        _rise(search.heap, search.total, i, node)
+        return size
+    search.flags[node] = WAITING
+    _rise(search.heap, search.total, size, node)
+    return size + 1
+
+
+@njit(cache=True, nogil=True)
+def _node(search, count, key):
+    """The node of a key, made when it is new; -1 when there is no room. And the count of nodes."""
+    node = search.table[key]
+    if node >= 0:
+        return node, count
+    if count >= search.key.shape[0]:
+        return -1, count
+    search.table[key] = count
+    search.key[count] = key
+    search.flags[count] = 0
+    search.parent[count] = -1
+    return count, count + 1
+
+
+@njit(cache=True, nogil=True)
+def _begin(search, polygon, x, y, z, total):
+    node, count = _node(search, 0, 4 * polygon)
+    search.position[node] = (x, y, z)
+    search.cost[node] = F0
+    search.total[node] = total
+    return count, _push(search, 0, node)
+
+
+@njit(cache=True, nogil=True)
+def _finish(search, count):
+    for node in range(count):
+        search.table[search.key[node]] = -1
+
+
+@njit(cache=True, nogil=True)
+def _portal(mesh, polygon, target):
+    """Left and right end of the edge through which one polygon leads to another."""
+    for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
+        if mesh.links[k, TO] == target:
+            break
+    edge = mesh.links[k, EDGE]
+    after = (edge + 1) % mesh.polygons[polygon, COUNT]
+    a, b = mesh.corners[polygon, edge], mesh.corners[polygon, after]
+    lower, upper = mesh.links[k, LOWER], mesh.links[k, UPPER]
+    if mesh.links[k, SIDE] == INTERNAL_SIDE or (lower == 0 and upper == 255):
+        return a[0], a[1], a[2], b[0], b[1], b[2]
+    s, t = np.float32(lower) * BYTE, np.float32(upper) * BYTE
+    dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+    return (
+        a[0] + dx * s,
+        a[1] + dy * s,
+        a[2] + dz * s,
+        a[0] + dx * t,
+        a[1] + dy * t,
+        a[2] + dz * t,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _middle(mesh, search, node, polygon, target):
+    lx, ly, lz, rx, ry, rz = _portal(mesh, polygon, target)
+    search.position[node] = ((lx + rx) * HALF, (ly + ry) * HALF, (lz + rz) * HALF)
+
+
+@njit(cache=True, nogil=True)
+def _between(search, a, b):
+    p, q = search.position[a], search.position[b]
+    return _distance(p[0], p[1], p[2], q[0], q[1], q[2])
+
+
+@njit(cache=True, nogil=True)
+def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
+    """A* over polygons through the middles of their shared edges; `search.corridor` gets the polygons.
+
+    Returns their number, 0 when Habitat would find no path.
+    """
+    if start == goal:
+        search.corridor[0] = start
+        return 1
+    count, waiting = _begin(search, start, sx, sy, sz, _distance(sx, sy, sz, gx, gy, gz) * HEURISTIC)
+    last = -1
+    complete = True
+    while waiting:
+        best = _pop(search.heap, search.total, waiting)
+        waiting -= 1
+        search.flags[best] = CLOSED
+        polygon = search.key[best] >> 2
+        if polygon == goal:
+            last = best
+            break
+        origin = search.key[search.parent[best]] >> 2 if search.parent[best] >= 0 else -1
+        for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
+            target = mesh.links[k, TO]
+            if target == origin or not mesh.polygons[target, OPEN]:
+                continue
+            side = mesh.links[k, SIDE]
+            node, count = _node(search, count, 4 * target + (0 if side == INTERNAL_SIDE else side >> 1))
+            if node < 0:
+                complete = False
+                continue
+            if search.flags[node] == 0:
+                _middle(mesh, search, node, polygon, target)
+            x, y, z = search.position[node, 0], search.position[node, 1], search.position[node, 2]
+            cost = search.cost[best] + _between(search, best, node)
+            left = F0
+            if target == goal:
+                cost += _distance(x, y, z, gx, gy, gz)
+            else:
+                left = _distance(x, y, z, gx, gy, gz) * HEURISTIC
+            if search.flags[node] != 0 and cost + left >= search.total[node]:
+                continue
+            search.parent[node] = best
+            search.cost[node] = cost
+            search.total[node] = cost + left
+            waiting = _push(search, waiting, node)
+    length = 0
+    node = last
+    while node >= 0:
+        length += 1
+        node = search.parent[node]
+    if not complete or length >= MAX_PATH:
+        length = 0
+    node = last
+    for i in range(length - 1, -1, -1):
+        search.corridor[i] = search.key[node] >> 2
+        node = search.parent[node]
+    _finish(search, count)
+    return length
+
+
+@njit(cache=True, nogil=True)
+def wall_distance(mesh, search, start, x, y, z, limit):
+    """Distance in the plane from a point to the nearest wall around it, at most `limit`."""
+    squared = limit * limit
+    count, waiting = _begin(search, start, x, y, z, F0)
+    while waiting:
+        best = _pop(search.heap, search.total, waiting)
+        waiting -= 1
+        search.flags[best] = CLOSED
+        polygon = search.key[best] >> 2
+        origin = search.key[search.parent[best]] >> 2 if search.parent[best] >= 0 else -1
+        for edge in range(mesh.polygons[polygon, COUNT]):
+            if _open_link(mesh, polygon, edge) < 0:
+                away, _ = _to_edge(mesh, polygon, edge, x, z)
+                squared = min(squared, away)
+        for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
+            target = mesh.links[k, TO]
+            if target == origin or not mesh.polygons[target, OPEN]:
+                continue
+            away, _ = _to_edge(mesh, polygon, mesh.links[k, EDGE], x, z)
+            if away > squared:
+                continue
+            node, count = _node(search, count, 4 * target)
+            if node < 0 or search.flags[node] == CLOSED:
+                continue
+            if search.flags[node] == 0:
+                _middle(mesh, search, node, polygon, target)
+            total = search.total[best] + _between(search, best, node)
+            if search.flags[node] != 0 and total >= search.total[node]:
+                continue
+            search.parent[node] = best
+            search.total[node] = total
+            waiting = _push(search, waiting, node)
+    _finish(search, count)
+    return np.sqrt(squared)
+
+
+@njit(cache=True, nogil=True)
+def _open_link(mesh, polygon, edge):
+    """The first link over an edge to an open polygon, -1 when the edge is a wall."""
+    for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
+        if mesh.links[k, EDGE] == edge and mesh.polygons[mesh.links[k, TO], OPEN]:
+            return k
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _to_edge(mesh, polygon, edge, x, z):
+    a = mesh.corners[polygon, edge]
+    b = mesh.corners[polygon, (edge + 1) % mesh.polygons[polygon, COUNT]]
+    return _to_segment(x, z, a[0], a[2], b[0], b[2])
+
+
+# ------------------------------------------------------------------------------------------- string pulling
+
+
+@njit(cache=True, nogil=True)
+def _clamp(mesh, polygon, x, y, z):
+    """A point itself where it is over a polygon, else the nearest point of the polygon's outline."""
+    if _inside(mesh, polygon, x, z):
+        return x, y, z
+    count = mesh.polygons[polygon, COUNT]
+    best, at, edge = FAR, F0, 0
+    for i in range(count):
+        squared, t = _to_edge(mesh, polygon, i, x, z)
+        if squared < best:
+            best, at, edge = squared, t, i
+    a, b = mesh.corners[polygon, edge], mesh.corners[polygon, (edge + 1) % count]
+    return a[0] + (b[0] - a[0]) * at, a[1] + (b[1] - a[1]) * at, a[2] + (b[2] - a[2]) * at
+
+
+@njit(cache=True, nogil=True)
+def _same(a, b):
+    dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+    return dx * dx + dy * dy + dz * dz < EQUAL_SQUARED
+
+
+@njit(cache=True, nogil=True)
+def _append(points, count, x, y, z):
+    """Adds a point to a path unless it repeats the last; returns the number of points."""
+    points[count] = (x, y, z)
+    return count if count and _same(points[count - 1], points[count]) else count + 1
+
+
+@njit(cache=True, nogil=True)
+def pull_string(mesh, search, length, start, goal):
+    """The shortest line through the corridor in `search`, by the funnel algorithm, into `search.points`.
+
+    Returns the number of points, 0 when there would be too many.
+    """
+    points, corridor = search.points, search.corridor
+    sx, sy, sz = _clamp(mesh, corridor[0], start[0], start[1], start[2])
+    gx, gy, gz = _clamp(mesh, corridor[length - 1], goal[0], goal[1], goal[2])
+    count = _append(points, 0, sx, sy, sz)
+    apex = (sx, sy, sz)
+    left, right = apex, apex
+    left_at, right_at = 0, 0
+    i = -1
+    while i + 1 < length and length > 1:
+        i += 1
+        lx, ly, lz, rx, ry, rz = gx, gy, gz, gx, gy, gz
+        if i + 1 < length:
+            lx, ly, lz, rx, ry, rz = _portal(mesh, corridor[i], corridor[i + 1])
+            if i == 0:
+                squared, _ = _to_segment(apex[0], apex[2], lx, lz, rx, rz)
+                if squared < NEAR_PORTAL_SQUARED:
+                    continue
+        if _area(apex[0], apex[2], right[0], right[2], rx, rz) <= F0:
+            if _same(apex, right) or _area(apex[0], apex[2], left[0], left[2], rx, rz) > F0:
+                right, right_at = (rx, ry, rz), i
+            else:
+                apex, right, right_at = left, left, left_at
+                i = left_at
+                if i == length - 1:
+                    break
+                count = _append(points, count, apex[0], apex[1], apex[2])
+                if count >= MAX_PATH:
+                    return 0
+                continue
+        if _area(apex[0], apex[2], left[0], left[2], lx, lz) >= F0:
+            if _same(apex, left) or _area(apex[0], apex[2], right[0], right[2], lx, lz) < F0:
+                left, left_at = (lx, ly, lz), i
+            else:
+                apex, left, left_at = right, right, right_at
+                i = right_at
+                if i == length - 1:
+                    break
+                count = _append(points, count, apex[0], apex[1], apex[2])
+                if count >= MAX_PATH:
+                    return 0
+    count = _append(points, count, gx, gy, gz)
+    return count if count < MAX_PATH else 0
+
+
+# ------------------------------------------------------------------------------------------- sliding
+
+
+@njit(cache=True, nogil=True)
+def slide(mesh, start, sx, sy, sz, ex, ey, ez):
+    """Moves along the surface towards an end, sliding along walls; returns the last polygon and the point reached.
+
+    The point is not yet at the surface's height.
+    """
+    visited = np.empty(MAX_VISITED, np.int32)
+    waiting = np.empty(MAX_VISITED, np.int32)
+    visited[0] = waiting[0] = start
+    known, first, end = 1, 0, 1
+    best = FAR
+    polygon_at, bx, by, bz = -1, sx, sy, sz
+    mx, mz = sx + (ex - sx) * HALF, sz + (ez - sz) * HALF
+    reach = _distance(sx, sy, sz, ex, ey, ez) / np.float32(2) + SEARCH_MARGIN
+    reach *= reach
+    while first < end:
+        polygon = waiting[first]
+        first += 1
+        if _inside(mesh, polygon, ex, ez):
+            return polygon, ex, ey, ez
+        count = mesh.polygons[polygon, COUNT]
+        for i in range(count):
+            edge = (i - 1) % count
+            if _open_link(mesh, polygon, edge) < 0:
+                squared, t = _to_edge(mesh, polygon, edge, ex, ez)
+                if squared < best:
+                    a, b = mesh.corners[polygon, edge], mesh.corners[polygon, i]
+                    best, polygon_at = squared, polygon
+                    bx, by, bz = a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t
+                continue
+            squared, _ = _to_edge(mesh, polygon, edge, mx, mz)
+            for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
+                target = mesh.links[k, TO]
+                if mesh.links[k, EDGE] != edge or not mesh.polygons[target, OPEN]:
+                    continue
+                new = True
+                for other in range(known):
+                    new = new and visited[other] != target
+                if new and squared <= reach and known < MAX_VISITED and end - first < MAX_WAITING:
+                    visited[known] = waiting[end] = target
+                    known += 1
+                    end += 1
+    return polygon_at, bx, by, bz
+
+
+@njit(cache=True, nogil=True)
+def cast(mesh, start, sx, sy, sz, ex, ey, ez):
+    """Moves straight towards an end until a wall stops it; returns the last polygon and the point reached."""
+    polygon = start
+    reached = F0
+    dx, dz = ex - sx, ez - sz
+    while True:
+        low, high = F0, F1
+        leave = -1
+        count = mesh.polygons[polygon, COUNT]
+        hit = True
+        j = count - 1
+        for i in range(count):
+            a, b = mesh.corners[polygon, j], mesh.corners[polygon, i]
+            ux, uz = b[0] - a[0], b[2] - a[2]
+            n = uz * (sx - a[0]) - ux * (sz - a[2])
+            d = dz * ux - dx * uz
+            if abs(d) < EPSILON:
+                hit = hit and n >= F0
+            else:
+                t = n / d
+                if d < F0:
+                    low = max(low, t)
+                elif t < high:
+                    high, leave = t, j
+            j = i
+        if not hit or low > high:
+            break
+        reached = max(reached, high)
+        if leave < 0:
+            return polygon, ex, ey, ez
+        target = -1
+        for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
+            if mesh.links[k, EDGE] == leave and mesh.polygons[mesh.links[k, TO], OPEN]:
+                target = mesh.links[k, TO]
+                break
+        if target < 0:
+            break
+        polygon = target
+    return polygon, sx + dx * reached, sy + (ey - sy) * reached, sz + dz * reached
+
+
+@njit(cache=True, nogil=True)
+def try_step(mesh, start, end, sliding):
+    """Habitat's step from a start towards an end, float32 [3] each; returns the point reached.
+
+    A step that begins or ends off the mesh, or ends on another island, is not made.
+    """
+    here, sx, sy, sz = nearest(mesh, start[0], start[1], start[2])
+    there, _, _, _ = nearest(mesh, end[0], end[1], end[2])
+    if here < 0 or there < 0 or mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
+        return start[0], start[1], start[2]
+    if sliding:
+        polygon, x, y, z = slide(mesh, here, sx, sy, sz, end[0], end[1], end[2])
+    else:
+        polygon, x, y, z = cast(mesh, here, sx, sy, sz, end[0], end[1], end[2])
+    if polygon < 0:
+        return start[0], start[1], start[2]
+    y = height(mesh, polygon, x, y, z)
+    landed, _, _, _ = nearest(mesh, x, y, z)
+    if landed >= 0 and mesh.polygons[here, ISLAND] == mesh.polygons[landed, ISLAND]:
+        return x, y, z
+    # The point lies on an edge that two islands share in the plane: nudge it into the polygon it belongs to.
+    count = mesh.polygons[polygon, COUNT]
+    cx, cy, cz = F0, F0, F0
+    for i in range(count):
+        corner = mesh.corners[polygon, i]
+        cx, cy, cz = cx + corner[0], cy + corner[1], cz + corner[2]
+    cx, cy, cz = cx / np.float32(count) - x, cy / np.float32(count) - y, cz / np.float32(count) - z
+    scale = NUDGE / max(np.sqrt(cx * cx + cy * cy + cz * cz), EPSILON)
+    return x + cx * scale, y + cy * scale, z + cz * scale

@@ -1,0 +1,382 @@
+"""Moves and measures on a navigation mesh by Habitat's rules, for many agents at once (habitat-sim, `PathFinder.cpp`).
+
+Inside, points are float32 as in Habitat, so answers agree with it to rounding; positions come and go as float64.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from navprune.scenes.navmesh import EXTERNAL, INTERNAL_SIDE, WALKABLE, NavMesh, Tile, detail_triangles
+from navprune.simulator import detour
+from navprune.simulator.detour import ISLAND, OPEN
+
+SMALLEST_AREA = 1e-5  # m2; Habitat closes smaller polygons, which confuse its queries
+MAX_SHIFT = np.float32(1e-2)  # metres in the plane that a navigable point may be off the mesh
+SAME_PLACE = np.float32(1e-10)  # squared distance, relative to the squared distance from the origin
+OVERLAP_MARGIN = 0.01  # metres by which edges on a tile border must overlap
+SIDE_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
+
+
+class Path(NamedTuple):
+    """A shortest path: its length in metres (infinite when there is none) and its points [P, 3]."""
+
+    distance: float
+    points: np.ndarray
+
+
+class PathFinder:
+    """Answers navigation queries on one mesh; any number of threads may ask at once.
+
+    Batch methods take and return float64 arrays [N, 3] or [N] and release the GIL. A point with no polygon within 2 m
+    in the plane and 4 m in height is off the mesh.
+    """
+
+    def __init__(self, navmesh: NavMesh):
+        self.bounds = navmesh.bounds
+        self._mesh, areas = _flatten(navmesh)
+        self._radius = _find_islands(self._mesh)
+        is_open = self._mesh.polygons[:, OPEN] != 0
+        first, last = self._mesh.polygons[:, detour.TRIANGLE], self._mesh.polygons[:, detour.TRIANGLE_END]
+        owner = np.repeat(np.arange(len(first)), last - first)
+        self._open_triangles = self._mesh.triangles[is_open[owner]]
+        self._triangle_areas = areas[is_open[owner]]
+        self.navigable_area = float(self._triangle_areas.sum())
+
+    def snap(self, points: np.ndarray) -> np.ndarray:
+        """The nearest point of the mesh [N, 3] for each of `points` [N, 3]; NaN off the mesh."""
+        return _snap(self._mesh, _float32(points))
+
+    def is_navigable(self, points: np.ndarray, max_y_delta: float = 0.5) -> np.ndarray:
+        """Whether each of `points` [N, 3] lies on the mesh: bool [N]. `max_y_delta` is the tolerated height in metres."""
+        return _is_navigable(self._mesh, _float32(points), np.float32(max_y_delta))
+
+    def geodesic_distance(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Length [N] of the path from each of `starts` [N, 3] to its one of `ends` [N, 3]; inf where there is none."""
+        return _geodesic_distance(self._mesh, _float32(starts), _float32(ends))
+
+    def find_path(self, start: np.ndarray, end: np.ndarray) -> Path:
+        """The path from `start` [3] to `end` [3]."""
+        distance, points = _find_path(self._mesh, _float32(start)[0], _float32(end)[0])
+        return Path(distance, points.astype(np.float64))
+
+    def step(self, starts: np.ndarray, ends: np.ndarray, sliding: bool = True) -> np.ndarray:
+        """Where agents at `starts` [N, 3] come that want to go to `ends` [N, 3]: [N, 3].
+
+        Walls deflect them with `sliding` and stop them without.
+        """
+        return _step(self._mesh, _float32(starts), _float32(ends), sliding)
+
+    def island_radius(self, points: np.ndarray) -> np.ndarray:
+        """Largest distance [N] of a vertex from the centroid of the island that each point is on; 0 off the mesh."""
+        return _island_radius(self._mesh, self._radius, _float32(points))
+
+    def obstacle_distance(self, points: np.ndarray, limit: float = 2.0) -> np.ndarray:
+        """Distance [N] in the plane from each of `points` [N, 3] to the nearest wall, at most `limit`; inf off the mesh."""
+        return _obstacle_distance(self._mesh, _float32(points), np.float32(limit))
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Points [count, 3] uniform over the navigable area."""
+        share = self._triangle_areas / self._triangle_areas.sum()
+        a, b, c = np.moveaxis(
+            self._open_triangles[rng.choice(len(share), count, p=share)].astype(np.float64), 1, 0
+        )
+        s, t = np.sqrt(rng.random((count, 1))), rng.random((count, 1))
+        return (1 - s) * a + s * (1 - t) * b + s * t * c
+
+    def triangles(self) -> np.ndarray:
+        """The navigable surface as triangles float32 [K, 3, 3]."""
+        return self._open_triangles.copy()
+
+
+def _float32(points: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(points, dtype=np.float32).reshape(-1, 3)
+
+
+# ---------------------------------------------------------------------------------------------- flattening
+
+
+def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
+    """The arrays that queries walk over, and the area of each detail triangle."""
+    tiles = navmesh.tiles
+    base = np.cumsum([0] + [len(tile.polygons) for tile in tiles])
+    bv_base = np.cumsum([0] + [len(tile.bv_nodes) for tile in tiles])
+    corners = np.concatenate([tile.vertices[_used_corners(tile)] for tile in tiles])
+    parts = [_triangles(tile) for tile in tiles]
+    triangles = np.concatenate([part[1] for part in parts]).astype(np.float32)
+    owner = np.concatenate([part[0] + start for part, start in zip(parts, base)])
+    wide = triangles.astype(np.float64)
+    areas = np.linalg.norm(np.cross(wide[:, 1] - wide[:, 0], wide[:, 2] - wide[:, 1]), axis=1) / 2
+    total = np.bincount(owner, areas, minlength=base[-1])
+    links, ranges = _links(navmesh, base)
+
+    polygons = np.zeros((base[-1], 8), np.int32)
+    polygons[:, detour.COUNT] = np.concatenate([tile.polygons["corner_count"] for tile in tiles])
+    flags = np.concatenate([tile.polygons["flags"] for tile in tiles])
+    polygons[:, OPEN] = (flags & WALKABLE != 0) & (total >= SMALLEST_AREA)
+    polygons[:, detour.TILE] = np.repeat(np.arange(len(tiles)), np.diff(base))
+    counts = np.bincount(owner, minlength=base[-1])
+    polygons[:, detour.TRIANGLE_END] = np.cumsum(counts)
+    polygons[:, detour.TRIANGLE] = np.cumsum(counts) - counts
+    polygons[:, detour.LINK], polygons[:, detour.LINK_END] = ranges[:-1], ranges[1:]
+
+    nodes = np.concatenate([_nodes(tile, start) for tile, start in zip(tiles, base)])
+    places = [
+        (tile.header["x"], tile.header["y"], bv_base[i], bv_base[i + 1]) for i, tile in enumerate(tiles)
+    ]
+    boxes = [
+        (*tile.header["lower"], *tile.header["upper"], tile.header["bv_scale"], tile.header["walkable_climb"])
+        for tile in tiles
+    ]
+    mesh = detour.Mesh(
+        corners,
+        polygons,
+        triangles,
+        np.concatenate([part[2] for part in parts]),
+        links,
+        nodes,
+        np.array(places, np.int32),
+        np.array(boxes, np.float32),
+        np.array([navmesh.origin[0], navmesh.origin[2], navmesh.tile_width, navmesh.tile_height], np.float32),
+    )
+    return mesh, areas
+
+
+def _used_corners(tile: Tile) -> np.ndarray:
+    used = np.arange(6) < tile.polygons["corner_count"][:, None]
+    return np.where(used, tile.polygons["corners"], tile.polygons["corners"][:, :1])
+
+
+def _triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Owner, corners and outline bits of a tile's detail triangles (see `detour.Mesh`)."""
+    owner, points, rows = detail_triangles(tile)
+    edges = np.arange(3)
+    border = rows[:, 3:] >> (2 * edges) & 1
+    seen_later = ~(rows[:, :3] < np.roll(rows[:, :3], -1, axis=1))
+    outlines = np.sum((border << edges) | ((1 - border) * seen_later << (3 + edges)), axis=1)
+    return owner, points, outlines.astype(np.uint8)
+
+
+def _nodes(tile: Tile, base: int) -> np.ndarray:
+    nodes = tile.bv_nodes
+    index = nodes["index"] + np.where(nodes["index"] >= 0, base, 0)
+    return np.column_stack([nodes["lower"], nodes["upper"], index]).astype(np.int32)
+
+
+def _links(navmesh: NavMesh, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All links int32 [L, 5] in the order in which Detour visits them, and each polygon's range [P + 1].
+
+    Detour chains a polygon's links with those inside the tile by edge, and puts each link to another tile in front.
+    """
+    inner, outer = [], defaultdict(list)
+    for tile, start in zip(navmesh.tiles, base):
+        neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
+        polygon, edge = np.nonzero((neighbours > 0) & (neighbours < EXTERNAL))
+        side = np.full(len(edge), INTERNAL_SIDE)
+        target = neighbours[polygon, edge].astype(int) - 1 + start
+        inner.append(np.column_stack([polygon + start, target, edge, side, 0 * edge, 0 * edge]))
+    rows = np.concatenate(inner)
+    if len(navmesh.tiles) > 1:
+        for polygon, link in _border_links(navmesh.tiles, base):
+            outer[polygon].insert(0, link)
+        front = np.array([(p, *link) for p, links in outer.items() for link in links], int).reshape(-1, 6)
+        rows = np.concatenate([front, rows])
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    counts = np.bincount(rows[:, 0], minlength=base[-1])
+    return np.ascontiguousarray(rows[:, 1:], dtype=np.int32), np.concatenate([[0], np.cumsum(counts)])
+
+
+def _is_used(tile: Tile) -> np.ndarray:
+    return np.arange(6) < tile.polygons["corner_count"][:, None]
+
+
+def _border_links(tiles: tuple[Tile, ...], base: np.ndarray):
+    """Yields (polygon, (target, edge, side, lower, upper)) in the order in which Detour adds them, tile by tile."""
+    edges = [_border_edges(tile) for tile in tiles]
+    placed: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for new, tile in enumerate(tiles):
+        x, y = int(tile.header["x"]), int(tile.header["y"])
+        for other in reversed(placed[x, y]):
+            for side in range(8):
+                yield from _connect(tiles, edges, base, new, other, side)
+            for side in range(8):
+                yield from _connect(tiles, edges, base, other, new, side)
+        for side, (dx, dy) in enumerate(SIDE_STEPS):
+            for other in reversed(placed.get((x + dx, y + dy), [])):
+                yield from _connect(tiles, edges, base, new, other, side)
+                yield from _connect(tiles, edges, base, other, new, (side + 4) & 7)
+        placed[x, y].append(new)
+
+
+def _border_edges(tile: Tile) -> dict[int, list[tuple[int, int, np.ndarray, np.ndarray]]]:
+    """For each side the polygon, edge and two ends of the edges that lie on it."""
+    edges = defaultdict(list)
+    neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
+    for polygon, edge in np.argwhere(neighbours & EXTERNAL).tolist():
+        record = tile.polygons[polygon]
+        ends = record["corners"][[edge, (edge + 1) % record["corner_count"]]]
+        edges[int(neighbours[polygon, edge]) & 0xFF].append(
+            (polygon, edge, *tile.vertices[ends].astype(float))
+        )
+    return edges
+
+
+def _connect(tiles, edges, base, source: int, target: int, side: int):
+    """Links from one tile's edges on a side to the other tile's edges that overlap them in the plane and in height."""
+    along = {0: 2, 4: 2, 2: 0, 6: 0}.get(side)
+    if along is None:
+        return
+    for polygon, edge, a, b in edges[source].get(side, ()):
+        seen = set()
+        for other, _, c, d in edges[target].get((side + 4) & 7, ()):
+            if other in seen or len(seen) == 4 or abs(a[2 - along] - c[2 - along]) > OVERLAP_MARGIN:
+                continue
+            overlap = _overlap(a, b, c, d, along, 2 * float(tiles[target].header["walkable_climb"]))
+            if overlap is None:
+                continue
+            seen.add(other)
+            part = sorted((value - a[along]) / (b[along] - a[along]) for value in overlap)
+            lower, upper = (int(min(max(t, 0.0), 1.0) * 255 + 0.5) for t in part)
+            yield polygon + base[source], (other + base[target], edge, side, lower, upper)
+
+
+def _overlap(a, b, c, d, along: int, climb: float) -> tuple[float, float] | None:
+    """Where two edges on a tile border overlap, if they do and their heights there are within `climb`."""
+    a, b = sorted((a, b), key=lambda point: point[along])
+    c, d = sorted((c, d), key=lambda point: point[along])
+    lower, upper = max(a[along], c[along]), min(b[along], d[along])
+    if lower + OVERLAP_MARGIN > upper - OVERLAP_MARGIN:
+        return None
+    at = np.array([lower + OVERLAP_MARGIN, upper - OVERLAP_MARGIN])
+    gap = np.interp(at, [c[along], d[along]], [c[1], d[1]]) - np.interp(
+        at, [a[along], b[along]], [a[1], b[1]]
+    )
+    if gap[0] * gap[1] < 0 or np.min(np.abs(gap)) <= climb:
+        return lower, upper
+    return None
+
+
+def _find_islands(mesh: detour.Mesh) -> np.ndarray:
+    """Numbers the connected sets of polygons in the mesh's island column; returns the radius of each island."""
+    polygons = mesh.polygons
+    polygons[:, ISLAND] = -1
+    targets = mesh.links[:, detour.TO]
+    radii = []
+    for start in range(len(polygons)):
+        if polygons[start, ISLAND] >= 0:
+            continue
+        polygons[start, ISLAND] = len(radii)
+        members = [start]
+        for polygon in members:  # grows while it is walked
+            for target in targets[polygons[polygon, detour.LINK] : polygons[polygon, detour.LINK_END]]:
+                if polygons[target, ISLAND] < 0 and polygons[target, OPEN]:
+                    polygons[target, ISLAND] = len(radii)
+                    members.append(target)
+        used = np.arange(6) < polygons[members, detour.COUNT][:, None]
+        points = mesh.corners[members][used].astype(np.float64)
+        radii.append(np.linalg.norm(points - points.mean(axis=0), axis=1).max())
+    return np.array(radii)
+
+
+# ---------------------------------------------------------------------------------------------- batches
+
+
+@njit(cache=True, nogil=True)
+def _snap(mesh, points):
+    snapped = np.empty(points.shape, np.float64)
+    for i in range(len(points)):
+        _, x, y, z = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
+        snapped[i, 0], snapped[i, 1], snapped[i, 2] = x, y, z
+    return snapped
+
+
+@njit(cache=True, nogil=True)
+def _is_navigable(mesh, points, max_y_delta):
+    navigable = np.empty(len(points), np.bool_)
+    for i in range(len(points)):
+        polygon, x, y, z = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
+        dx, dz = points[i, 0] - x, points[i, 2] - z
+        navigable[i] = (
+            polygon >= 0 and abs(y - points[i, 1]) <= max_y_delta and np.sqrt(dx * dx + dz * dz) <= MAX_SHIFT
+        )
+    return navigable
+
+
+@njit(cache=True, nogil=True)
+def _solve(mesh, search, start, end):
+    """Length of the path from start to end, and the number of its points in `search.points`."""
+    points = search.points
+    here, sx, sy, sz = detour.nearest(mesh, start[0], start[1], start[2])
+    there, gx, gy, gz = detour.nearest(mesh, end[0], end[1], end[2])
+    if here < 0 or there < 0:
+        return np.inf, 0
+    dx, dy, dz = gx - sx, gy - sy, gz - sz
+    smaller = min(sx * sx + sy * sy + sz * sz, gx * gx + gy * gy + gz * gz)
+    if dx * dx + dy * dy + dz * dz <= SAME_PLACE * smaller:
+        points[0] = (sx, sy, sz)
+        points[1] = (gx, gy, gz)
+        return 0.0, 2
+    if mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
+        return np.inf, 0
+    length = detour.find_corridor(mesh, search, here, sx, sy, sz, there, gx, gy, gz)
+    if length == 0:
+        return np.inf, 0
+    count = detour.pull_string(mesh, search, length, start, end)
+    if count == 0:
+        return np.inf, 0
+    distance = np.float32(0)
+    for i in range(1, count):
+        dx = points[i, 0] - points[i - 1, 0]
+        dy = points[i, 1] - points[i - 1, 1]
+        dz = points[i, 2] - points[i - 1, 2]
+        distance += np.sqrt(dx * dx + dy * dy + dz * dz)
+    return np.float64(distance), count
+
+
+@njit(cache=True, nogil=True)
+def _find_path(mesh, start, end):
+    search = detour.new_search(len(mesh.polygons))
+    distance, count = _solve(mesh, search, start, end)
+    return distance, search.points[:count].copy()
+
+
+@njit(cache=True, nogil=True)
+def _geodesic_distance(mesh, starts, ends):
+    search = detour.new_search(len(mesh.polygons))
+    distance = np.empty(len(starts), np.float64)
+    for i in range(len(starts)):
+        distance[i], _ = _solve(mesh, search, starts[i], ends[i])
+    return distance
+
+
+@njit(cache=True, nogil=True)
+def _step(mesh, starts, ends, sliding):
+    reached = np.empty(starts.shape, np.float64)
+    for i in range(len(starts)):
+        reached[i, 0], reached[i, 1], reached[i, 2] = detour.try_step(mesh, starts[i], ends[i], sliding)
+    return reached
+
+
+@njit(cache=True, nogil=True)
+def _island_radius(mesh, radii, points):
+    radius = np.zeros(len(points), np.float64)
+    for i in range(len(points)):
+        polygon, _, _, _ = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
+        if polygon >= 0:
+            radius[i] = radii[mesh.polygons[polygon, ISLAND]]
+    return radius
+
+
+@njit(cache=True, nogil=True)
+def _obstacle_distance(mesh, points, limit):
+    search = detour.new_search(len(mesh.polygons))
+    distance = np.full(len(points), np.inf)
+    for i in range(len(points)):
+        polygon, x, y, z = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
+        if polygon >= 0:
+            distance[i] = detour.wall_distance(mesh, search, polygon, x, y, z, limit)
+    return distance
