@@ -1,56 +1,79 @@
 """Pruning from scratch: gates on random weights say which channels a task needs, before anything is trained.
 
-Wang et al., Pruning from Scratch, AAAI 2020. One gate a unit, initially 1, multiplies its channels after the norm
-and before the activation, inside residual blocks only. The weights stay at their random initialisation; the gates
-minimise
+Wang et al., Pruning from Scratch, AAAI 2020. One gate a unit, initially 1, multiplies its channels after the
+norm and before the activation, inside residual blocks only. The weights stay at their random initialisation;
+the gates minimise
 
     task loss + penalty * (mean |gate| - target)^2
 
 by Adam, clamped to [0, 1] after each step.
 
-The task loss here is the cross-entropy of the shortest-path expert's action. A frozen random policy head would
-carry no signal, so one linear readout, from the encoder's features and the goal to the action, learns along with
-the gates and is thrown away. So the gates measure which random features are linearly useful for the next action,
-without memory: less than what the recurrent policy will ask of the encoder.
+The task loss here is the cross-entropy of the shortest-path expert's action. A frozen random policy head
+would carry no signal, so one linear readout, from the encoder's features and the goal to the action, learns
+along with the gates and is thrown away. So the gates measure which random features are linearly useful for
+the next action, without memory: less than what the recurrent policy will ask of the encoder.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder
+from navprune.models.policy import GOAL
 from navprune.pruning.groups import channel_groups, encoder_in, is_inner, scaled, units
 from navprune.pruning.scores import Scores
-from navprune.tasks.pointnav import GOAL, VectorEnv
+
+if TYPE_CHECKING:
+    from navprune.tasks.pointnav import VectorEnv
 
 EXPERT = "expert"
+ACTIONS = 4  # stop, forward, left, right
+
 Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """How gates are learned; the defaults are the paper's for CIFAR, but for the epochs."""
+    """How gates are learned. Expansion, Adam's rate and the penalty are the paper's (for CIFAR)."""
 
+    expansion: float = 1.25
+    """Widths of the searched network relative to the dense one, to which budgets refer; at least 1."""
     penalty: float = 0.5
-    """Weight of (mean |gate| - target)^2."""
+    """Weight of (mean |gate| - target)^2; at least 0."""
     target: float = 0.5
     """Mean gate to aim at, between 0 and 1."""
     learning_rate: float = 0.01
-    """Adam's rate for the gates."""
+    """Adam's rate for the gates; above 0."""
     readout_learning_rate: float = 1e-3
-    """Adam's rate for the linear readout."""
-    expansion: float = 1.25
-    """Widths of the searched network relative to the dense one; the budget refers to the dense one."""
+    """Adam's rate for the linear readout; above 0."""
+    observations: int = 4096
+    """Observations that `task_batches` collects; at least one batch."""
+    batch_size: int = 64
+    """Observations of one step of the gates; at least 1."""
+    epochs: int = 4
+    """Times that each observation is seen; at least 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
-            raise UserError(f"gates.target must lie between 0 and 1, not {self.target}")
+            raise UserError(f"gates.target must lie between 0 and 1, not {self.target:g}")
+        if self.expansion < 1:
+            raise UserError(f"gates.expansion must be at least 1, not {self.expansion:g}")
+        if self.penalty < 0 or min(self.learning_rate, self.readout_learning_rate) <= 0:
+            raise UserError("gates.penalty must be at least 0, and both learning rates above 0")
+        if self.epochs < 1 or not 1 <= self.batch_size <= self.observations:
+            raise UserError(
+                f"gates.observations ({self.observations}) must fill at least one gates.batch_size "
+                f"({self.batch_size}), and gates.epochs ({self.epochs}) be at least 1"
+            )
 
 
 class LearnedGates(NamedTuple):
@@ -65,8 +88,9 @@ def learn_gates(
 ) -> LearnedGates:
     """Learns one gate for each unit inside the residual blocks; the weights of `model` are left as they are.
 
-    A batch holds observations [B, ...] and, under "expert", int64 actions [B]; each is used once, in order.
-    The readout's initial weights come from `generator`, nothing else is random.
+    A batch holds observations [B, ...] and, under "expert", int64 actions [B]; it makes one step of the
+    gates. Nothing is random but the readout's initial weights, which come from `generator`. Raises UserError
+    when there is no batch.
     """
     _, encoder = encoder_in(model)
     device = next(encoder.parameters()).device
@@ -75,55 +99,72 @@ def learn_gates(
         for group in channel_groups(encoder)
         if is_inner(group)
     }
-    learning = {id(p): p.requires_grad for p in encoder.parameters()}
-    was_training = encoder.training
+    learns = [parameter.requires_grad for parameter in encoder.parameters()]
+    trains = encoder.training
     encoder.requires_grad_(False).eval()
     try:
-        return _learn(encoder, gates, batches, config, generator)
+        losses = _descend(encoder, gates, batches, config, generator)
     finally:
-        encoder.train(was_training)
-        for parameter in encoder.parameters():
-            parameter.requires_grad_(learning[id(parameter)])
+        encoder.train(trains)
+        for parameter, flag in zip(encoder.parameters(), learns):
+            parameter.requires_grad_(flag)
+    if not losses:
+        raise UserError("gates cannot be learned from no observations: give at least one batch")
+    return LearnedGates({name: gate.detach().cpu() for name, gate in gates.items()}, losses)
 
 
-def _learn(
-    encoder: Encoder, gates: Scores, batches: Iterable[Batch], config: GateConfig, generator: torch.Generator
-) -> LearnedGates:
+def _descend(
+    encoder: Encoder,
+    gates: Scores,
+    batches: Iterable[Batch],
+    config: GateConfig,
+    generator: torch.Generator,
+) -> list[float]:
+    """Moves the gates in place, one step a batch, and returns the task losses."""
     device = next(iter(gates.values())).device
-    readout: nn.Linear | None = None
-    losses: list[float] = []
+    readout = _readout(encoder, generator).to(device)
+    optimiser = torch.optim.Adam(
+        [
+            {"params": list(gates.values()), "lr": config.learning_rate},
+            {"params": readout.parameters(), "lr": config.readout_learning_rate},
+        ]
+    )
+    losses = []
     for batch in batches:
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        here = {name: tensor.to(device) for name, tensor in batch.items()}
         with scaled(encoder, gates):
-            features = torch.cat(
-                [encoder(encoder.images(batch)).flatten(1), goal_features(batch[GOAL])], dim=1
-            )
-        if readout is None:
-            readout = _readout(features.shape[1], generator).to(device)
-            optimiser = torch.optim.Adam(
-                [
-                    {"params": list(gates.values()), "lr": config.learning_rate},
-                    {"params": readout.parameters(), "lr": config.readout_learning_rate},
-                ]
-            )
-        loss = functional.cross_entropy(readout(features), batch[EXPERT])
-        mean = torch.cat(list(gates.values())).abs().mean()
+            features = encoder(encoder.images(here)).flatten(1)
+        logits = readout(torch.cat([features, here[GOAL]], dim=1))
+        loss = F.cross_entropy(logits, here[EXPERT])
+        excess = torch.cat(list(gates.values())).abs().mean() - config.target
         optimiser.zero_grad()
-        (loss + config.penalty * (mean - config.target) ** 2).backward()
+        (loss + config.penalty * excess**2).backward()
         optimiser.step()
         with torch.no_grad():
             for gate in gates.values():
                 gate.clamp_(0, 1)
         losses.append(loss.item())
-    if not losses:
-        raise UserError("gates cannot be learned from no observations: collect at least one batch")
-    return LearnedGates({name: gate.detach().cpu() for name, gate in gates.items()}, losses)
+    return losses
 
 
-def goal_features(goal: Tensor) -> Tensor:
-    """Polar goal vectors [B, 2], metres and radians -> [rho, cos(-phi), sin(-phi)] [B, 3], as the policy does."""
-    rho, phi = goal.unbind(-1)
-    return torch.stack([rho, torch.cos(-phi), torch.sin(-phi)], dim=-1)
+def _readout(encoder: Encoder, generator: torch.Generator) -> nn.Linear:
+    inputs = math.prod(encoder.output_shape) + 2  # features, and the goal's distance and angle
+    readout = nn.utils.skip_init(nn.Linear, inputs, ACTIONS)
+    nn.init.normal_(readout.weight, std=inputs**-0.5, generator=generator)
+    nn.init.zeros_(readout.bias)
+    return readout
+
+
+def task_batches(env: VectorEnv, config: GateConfig, seed: int) -> Iterator[dict[str, Tensor]]:
+    """What gates learn from: observations of the task in shuffled batches, with the expert's actions."""
+    steps = -(-config.observations // env.num_envs)
+    data = collect_observations(env, steps, np.random.default_rng(seed))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(config.epochs):
+        order = torch.randperm(config.observations, generator=generator)
+        for batch in order.split(config.batch_size):
+            if len(batch) == config.batch_size:
+                yield {name: tensor[batch] for name, tensor in data.items()}
 
 
 def collect_observations(
@@ -138,33 +179,7 @@ def collect_observations(
     for _ in range(steps):
         expert = env.expert_actions()
         seen.append({**observations, EXPERT: expert})
-        stray = torch.from_numpy(rng.random(env.num_envs) < wander)
-        moves = torch.from_numpy(rng.integers(1, env.action_space.n, env.num_envs))
-        observations = env.step(torch.where(stray, moves, expert)).observations
+        strays = torch.from_numpy(rng.random(env.num_envs) < wander)
+        moves = torch.from_numpy(rng.integers(1, ACTIONS, env.num_envs))
+        observations = env.step(torch.where(strays, moves, expert)).observations
     return {name: torch.cat([step[name] for step in seen]) for name in seen[0]}
-
-
-def shuffled_batches(
-    data: Batch, size: int, epochs: int, generator: torch.Generator
-) -> Iterator[dict[str, Tensor]]:
-    """Goes `epochs` times through `data` [B, ...] in random order, in batches of `size`; drops a short last one.
-
-    Raises UserError when there is not enough for one batch.
-    """
-    count = len(next(iter(data.values())))
-    if count < size:
-        raise UserError(
-            f"{count} observations are fewer than one batch of {size}: collect more or use smaller batches"
-        )
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - size + 1, size):
-            yield {name: tensor[order[start : start + size]] for name, tensor in data.items()}
-
-
-def _readout(features: int, generator: torch.Generator, actions: int = 4) -> nn.Linear:
-    readout = nn.Linear(features, actions)
-    with torch.no_grad():
-        readout.weight.normal_(0, features**-0.5, generator=generator)
-        readout.bias.zero_()
-    return readout

@@ -14,7 +14,7 @@ Keep = Mapping[str, Tensor]
 
 
 def encoder_in(model: nn.Module) -> tuple[str, Encoder]:
-    """The encoder in an encoder or a policy, after the prefix of its layer names ("" or "net.visual_encoder.").
+    """The encoder in an encoder or a policy, after the prefix of its layers ("" or "net.visual_encoder.").
 
     Raises UserError when there is none with channels to cut.
     """

@@ -14,7 +14,7 @@ from navprune.models.spec import EncoderSpec, widths, with_widths
 from navprune.pruning.gates import Batch, GateConfig, learn_gates
 from navprune.pruning.groups import channel_groups
 from navprune.pruning.scores import SCORES, Scores
-from navprune.pruning.search import Budget, search
+from navprune.pruning.search import MEASURES, Budget, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, seeded_build, slim, with_encoder
 
 GATES = "gates"
@@ -24,7 +24,7 @@ METHODS = {name: score.summary for name, score in SCORES.items()} | {
 """Every method and what it is, in one line with its source."""
 
 CountCost = Callable[[EncoderSpec], Mapping[str, float]]
-"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` counts them."""
+"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,17 @@ def prune(
     minimum: int = 1,
     tolerance: float = 0.01,
 ) -> PruningResult:
-    """Prunes an encoder or a whole policy, given as a module or as a spec (random weights from `seed` then).
+    """Prunes an encoder or a whole policy, given as a module or as a spec (then with random weights).
 
-    `budget` {"macs" or "parameters": share} refers to `cost` of the dense network and is met from below within
-    `tolerance` (relative); `minimum` units of each group stay. Gates need `batches` of observations with expert
-    actions; they start from random weights of `gates.expansion` times the width whatever `network` holds, and
-    leave trunks and stem at that width. Raises UserError for an unknown method, or a budget that cannot be met.
+    `budget` {"macs" or "parameters": share} refers to `cost` of the dense network and is met from below
+    within `tolerance` (relative); `minimum` units of each group stay. Gates need `batches` of observations
+    with expert actions; they start from random weights of `gates.expansion` times the width whatever
+    `network` holds, and leave trunks and stem at that width. Raises UserError for an unknown method, or a
+    budget that cannot be met.
     """
     if method not in METHODS:
         raise UserError(f"unknown pruning method {method!r}; known are {', '.join(METHODS)}")
+    check_budget(budget)
     began = time.perf_counter()
     dense = cast(Spec, network.spec) if isinstance(network, nn.Module) else network
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +113,7 @@ def prune(
 
     def share(channels: Mapping[str, int]) -> dict[str, float]:
         counts = cost(with_widths(encoder, channels))
-        return {name: counts[name] / whole[name] for name in budget}
+        return {name: counts[name] / whole[name] for name in MEASURES}
 
     keep = search(channel_groups(model), scores, share, budget, minimum, tolerance)
     small = slim(model, keep)

@@ -25,7 +25,7 @@ class Score(NamedTuple):
 
 
 def random(model: nn.Module, generator: torch.Generator) -> Scores:
-    """Independent uniform scores in [0, 1): the control that any method must beat (Blalock et al., MLSys 2020)."""
+    """Uniform in [0, 1): the control that any other method must beat (Blalock et al., MLSys 2020)."""
     return {
         group.name: torch.rand(units(group), generator=generator, dtype=torch.float64)
         for group in channel_groups(model)

@@ -1,6 +1,9 @@
 """Search for the units to keep: one global threshold on the scores that meets a budget from below."""
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -13,6 +16,9 @@ MEASURES = ("macs", "parameters")
 
 Budget = Mapping[str, float]
 """Largest share of the dense network for each measure, in (0, 1]."""
+
+Unit = tuple[str, int]
+"""A unit: its group's name and its number in the group."""
 
 Cost = Callable[[Mapping[str, int]], Mapping[str, float]]
 """Widths {group name: channels} -> share of the dense network by measure; never falls when a width grows."""
@@ -65,75 +71,84 @@ def search(
     """The units to keep, {group name: bool [units]}, so that every measure is within its budget.
 
     Bisects for the lowest global threshold on the scores (float [units] a group) that meets the budget. Where
-    one unit is worth more than `tolerance` of the budget, the room left is filled with the best units below the
-    threshold that still fit, until the tightest measure is within `tolerance` (relative) of its budget.
-    Ties go to the earlier group, then to the lower unit. The `minimum` best units of a group always stay;
-    groups without scores stay whole. Raises UserError, with the nearest there is, when the budget cannot be
-    met.
+    one unit is worth more than `tolerance` of it, the room left is filled with the best units below the
+    threshold that still fit, if need be in place of one above it (the worst possible), until the tightest
+    measure is within `tolerance` (relative) of its budget. Ties go to the earlier group, then to the lower
+    unit. The `minimum` best units of a group always stay; groups without scores stay whole. Raises UserError,
+    with the nearest there is, when the budget cannot be met.
     """
     check_budget(budget)
-    keep, order = _ranked(groups, scores, minimum)
-    channels = {group.name: group.unit for group in groups}
+    if minimum < 1:
+        raise UserError(f"at least one unit of every group must stay, not {minimum}")
+    required, order = _ranked(groups, scores, minimum)
+    sizes = {group.name: group.unit for group in groups}
 
-    def load(kept: Mapping[str, Tensor]) -> float:
-        shares = cost({name: int(flags.sum()) * channels[name] for name, flags in kept.items()})
+    def channels(chosen: Sequence[Unit]) -> dict[str, int]:
+        count = Counter(name for name, _ in (*required, *chosen))
+        return {name: count[name] * size for name, size in sizes.items()}
+
+    def load(widths: Mapping[str, int]) -> float:
+        shares = cost(widths)
         return max(shares[name] / limit for name, limit in budget.items())
 
-    def refuse(kept: Mapping[str, Tensor]) -> UserError:
-        shares = cost({name: int(flags.sum()) * channels[name] for name, flags in kept.items()})
-        nearest = ", ".join(f"{name}={shares[name]:.4f}" for name in budget)
-        asked = ", ".join(f"{name}={limit:g}" for name, limit in budget.items())
-        return UserError(f"budget {asked} cannot be met with units of these sizes: nearest is {nearest}")
+    def filled(chosen: Sequence[Unit], rest: Sequence[Unit]) -> tuple[float, list[Unit]]:
+        widths, taken, full = channels(chosen), list(chosen), set()
+        for name, unit in rest:
+            if load(widths) >= 1 - tolerance:
+                break
+            if name not in full:
+                widths[name] += sizes[name]
+                if load(widths) <= 1:
+                    taken.append((name, unit))
+                else:
+                    widths[name] -= sizes[name]
+                    full.add(name)
+        return load(widths), taken
 
-    if load(keep) > 1:
-        raise refuse(keep)
-    fits, over = 0, len(order) + 1
-    while over - fits > 1:
-        middle = (fits + over) // 2
-        if load(_with(keep, order[:middle])) <= 1:
-            fits = middle
-        else:
-            over = middle
-    keep = _with(keep, order[:fits])
-    full: set[str] = set()
-    for name, unit in order[fits:]:
-        if load(keep) >= 1 - tolerance:
+    fitting = bisect_right(range(len(order) + 1), 1.0, key=lambda n: load(channels(order[:n]))) - 1
+    if fitting < 0:
+        raise _refusal(budget, cost(channels([])))
+    above, below = order[:fitting], order[fitting:]
+    reached, chosen = filled(above, below)
+    for place in reversed(range(fitting)):
+        if reached >= 1 - tolerance or not below:
             break
-        if name not in full:
-            larger = _with(keep, [(name, unit)])
-            if load(larger) <= 1:
-                keep = larger
-            else:
-                full.add(name)
-    everything = all(bool(flags.all()) for flags in keep.values())
-    if load(keep) < 1 - tolerance and not everything:
-        raise refuse(keep)
+        reached, chosen = max(
+            (reached, chosen), filled(above[:place] + above[place + 1 :], below), key=itemgetter(0)
+        )
+    if reached < 1 - tolerance and below:
+        raise _refusal(budget, cost(channels(chosen)))
+    keep = {group.name: torch.zeros(units(group), dtype=torch.bool) for group in groups}
+    for name, unit in (*required, *chosen):
+        keep[name][unit] = True
     return keep
 
 
 def _ranked(
     groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], minimum: int
-) -> tuple[dict[str, Tensor], list[tuple[str, int]]]:
-    """The units that must stay, and the others from best to worst as (group name, unit)."""
-    keep: dict[str, Tensor] = {}
-    candidates: list[tuple[float, str, int]] = []
+) -> tuple[list[Unit], list[Unit]]:
+    """The units that must stay, and the others from best to worst."""
+    required: list[Unit] = []
+    others: list[tuple[float, Unit]] = []
     for group in groups:
         if group.name not in scores:
-            keep[group.name] = torch.ones(units(group), dtype=torch.bool)
+            required += [(group.name, unit) for unit in range(units(group))]
             continue
         score = scores[group.name].detach().double().cpu()
         if score.shape != (units(group),) or not torch.isfinite(score).all():
             raise UserError(f"scores of {group.name!r} must be {units(group)} finite numbers")
         best = score.argsort(descending=True, stable=True).tolist()
-        keep[group.name] = torch.zeros(units(group), dtype=torch.bool)
-        keep[group.name][best[:minimum]] = True
-        candidates += [(float(score[unit]), group.name, unit) for unit in sorted(best[minimum:])]
-    candidates.sort(key=lambda candidate: -candidate[0])  # stable: ties stay in group order, then unit order
-    return keep, [(name, unit) for _, name, unit in candidates]
+        required += [(group.name, unit) for unit in best[:minimum]]
+        others += [(float(score[unit]), (group.name, unit)) for unit in best[minimum:]]
+    others.sort(key=lambda scored: -scored[0])  # stable: ties stay in group order, then in unit order
+    return required, [unit for _, unit in others]
 
 
-def _with(keep: Mapping[str, Tensor], more: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
-    larger = {name: flags.clone() for name, flags in keep.items()}
-    for name, unit in more:
-        larger[name][unit] = True
-    return larger
+def _refusal(budget: Budget, nearest: Mapping[str, float]) -> UserError:
+    def text(shares: Mapping[str, float]) -> str:
+        return ",".join(f"{name}={shares[name]:.4g}" for name in budget)
+
+    return UserError(
+        f"budget {text(budget)} cannot be met in whole units with this method: nearest is {text(nearest)}; "
+        "ask for that, or allow a larger tolerance"
+    )

@@ -61,7 +61,7 @@ def with_encoder(spec: Spec, encoder: EncoderSpec) -> Spec:
 
 
 def seeded_build(spec: Spec, seed: int) -> nn.Module:
-    """`build(spec)` with initial weights that depend on `seed` alone; torch's global state stays untouched."""
+    """`build(spec)` with weights that depend on `seed` alone; torch's global generator stays untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(spec)
