@@ -1,0 +1,270 @@
+"""Checkpoints: folders that are either whole or not there.
+
+A folder holds `weights.safetensors`, `spec.json`, `config.yaml`, `metrics.json`, and `trainer.pt` where
+training can go on from it. A run folder holds `checkpoints/FRAMES/`, and the links `latest` and `best` to two
+of them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from navprune.errors import UserError
+from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import PolicySpec
+
+WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = (
+    "weights.safetensors",
+    "spec.json",
+    "config.yaml",
+    "metrics.json",
+    "trainer.pt",
+)
+LATEST, BEST = "latest", "best"
+ARRAY = "__ndarray__"
+
+
+class LoadedPolicy(NamedTuple):
+    """A policy read from a checkpoint, with the metrics and the configuration (YAML) written beside it."""
+
+    policy: PointNavPolicy
+    metrics: dict[str, Any]
+    config: str
+    folder: Path
+
+
+def save_checkpoint(
+    folder: Path | str,
+    policy: PointNavPolicy,
+    *,
+    config: str = "",
+    metrics: Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint to `folder` in one piece, replacing what is there; returns the folder.
+
+    `config` is YAML text, `metrics` JSON data, `trainer` what is needed to go on: nested dicts and lists of
+    numbers, strings, tensors and arrays. Raises UserError when it cannot be written (a full disk, say); then
+    nothing is left behind and what was there before is intact.
+    """
+    folder = Path(folder)
+    weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    files = {
+        WEIGHTS: safetensors.torch.save(weights),
+        SPEC: _json(policy.spec.to_json()),
+        CONFIG: config.encode(),
+        METRICS: _json(dict(metrics or {})),
+    }
+    if trainer is not None:
+        stream = io.BytesIO()
+        torch.save(pack(trainer), stream)
+        files[TRAINER] = stream.getvalue()
+    write_folder(folder, files)
+    return folder
+
+
+def load_policy(path: Path | str, device: torch.device | str = "cpu") -> LoadedPolicy:
+    """Read the policy of a checkpoint folder, or of a run folder's best (else latest) checkpoint.
+
+    Raises UserError when there is none, or a file in it is missing, cut off, or does not fit its spec.
+    """
+    folder = find_checkpoint(path)
+    policy = PointNavPolicy(read_spec(folder))
+    load_weights(folder, policy)
+    metrics = _read(folder / METRICS, lambda data: json.loads(data))
+    config = _read(folder / CONFIG, lambda data: data.decode())
+    return LoadedPolicy(policy.to(device).eval(), metrics, config, folder)
+
+
+def find_checkpoint(path: Path | str, names: tuple[str, ...] = (BEST, LATEST)) -> Path:
+    """Return the checkpoint folder that `path` is or, of a run folder, the first of its links `names`."""
+    path = Path(path)
+    if (path / SPEC).is_file() or (path / WEIGHTS).is_file():
+        return path.resolve()
+    for name in names:
+        if (path / name / SPEC).is_file():
+            return (path / name).resolve()
+    if not path.exists():
+        raise UserError(
+            f"no checkpoint at {path}: there is no such folder; give a run or a checkpoint folder"
+        )
+    raise UserError(
+        f"no checkpoint in {path}: neither {SPEC} nor a link {' or '.join(names)}; train one first"
+    )
+
+
+def read_spec(folder: Path) -> PolicySpec:
+    """Read the architecture of a checkpoint; raises UserError when it is missing, cut off or no policy's."""
+    return PolicySpec.from_json(_read(folder / SPEC, lambda data: json.loads(data)))
+
+
+def load_weights(folder: Path, policy: PointNavPolicy) -> None:
+    """Load a checkpoint's weights into `policy`; raises UserError when they are cut off or do not fit."""
+    weights = _read(folder / WEIGHTS, safetensors.torch.load)
+    own = {name: tuple(value.shape) for name, value in policy.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in weights.items()}
+    if own != theirs:
+        name = next(n for n in sorted({*own, *theirs}) if own.get(n) != theirs.get(n))
+        raise UserError(
+            f"{folder / WEIGHTS} is of another architecture: {name} is {theirs.get(name, 'absent')} there, "
+            f"{own.get(name, 'absent')} in the policy; use the {SPEC} that was written with it"
+        )
+    policy.load_state_dict(weights)
+
+
+def load_trainer(folder: Path, policy: PointNavPolicy) -> dict[str, Any]:
+    """Load weights into `policy` and return the trainer's state as it was given to `save_checkpoint`.
+
+    Raises UserError for a checkpoint of another architecture, a missing or a cut-off file.
+    """
+    if read_spec(folder) != policy.spec:
+        raise UserError(
+            f"{folder} holds a policy of another spec than this run's; use another run folder or that spec"
+        )
+    load_weights(folder, policy)
+    return unpack(
+        _read(folder / TRAINER, lambda d: torch.load(io.BytesIO(d), map_location="cpu", weights_only=True))
+    )
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` as a folder that appears in one piece, synced to disk; errors as `save_checkpoint`."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        sync(temporary)
+        if folder.exists():
+            # Between these two renames a crash leaves the old folder under its other name: nothing is lost.
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears in one piece, synced to disk; raises UserError when it cannot."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(temporary, data)
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to one file in one piece; raises UserError when it cannot."""
+    write_file(path, safetensors.torch.save(tensors))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote; raises UserError when the file is missing or cut off."""
+    return _read(path, safetensors.torch.load)
+
+
+def point(link: Path, folder: Path) -> None:
+    """Make `link` lead to `folder` (relative, so that a run folder can be moved) in one step."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(folder, link.parent))
+        temporary.replace(link)
+        sync(link.parent)
+    except OSError as error:
+        raise cannot_write(link, error) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write and sync one file."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Bring the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Return the error to raise for a failed write."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; earlier ones are intact; make room and run again"
+    )
+
+
+def pack(value: Any, place: str = "trainer") -> Any:
+    """Return nested plain data with arrays turned into tensors, so that it loads without unpickling code.
+
+    Raises TypeError for anything else, naming its place.
+    """
+    if isinstance(value, np.ndarray):
+        return {ARRAY: torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: pack(item, f"{place}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(pack(item, f"{place}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()  # a view would bring all of its storage along
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(
+        f"{place} is a {type(value).__name__}; a checkpoint holds plain data, tensors and arrays only"
+    )
+
+
+def unpack(value: Any) -> Any:
+    """Undo `pack`."""
+    if isinstance(value, dict):
+        return value[ARRAY].numpy() if value.keys() == {ARRAY} else {k: unpack(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(unpack(item) for item in value)
+    return value
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def _read(path: Path, parse: Any) -> Any:
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; the checkpoint is not complete, use another one") from error
+    except UserError:
+        raise
+    except Exception as error:  # parsers raise what they like on damaged bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or cut off ({reason}); use another checkpoint") from error

@@ -1,0 +1,307 @@
+"""Expert warm start: imitation of shortest-path actions with dataset aggregation (DAgger, Ross et al. 2011).
+
+Each update collects one round of `steps` x N frames, labels every frame with the expert's action, adds the
+round to a bounded buffer and takes gradient steps on sequences drawn from all of it. An episode is driven
+from beginning to end either by the expert, with probability beta, or by the policy itself; beta falls
+linearly from 1 to 0, so the agent learns what to do where its own mistakes lead it. An expert-driven agent
+costs no forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from navprune.errors import UserError
+from navprune.rl.checkpoints import load_tensors, save_tensors
+from navprune.rl.ppo import check_ranges, gradient_step
+from navprune.rl.rollouts import Actor
+
+if TYPE_CHECKING:
+    from navprune.models.policy import PointNavPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStartConfig:
+    """How the expert is imitated before PPO begins."""
+
+    frames: int = 100_000
+    """Environment steps of this phase; they count towards the run's total; 1 or more."""
+    steps: int = 64
+    """Environment steps of each agent between two updates; a multiple of `sequence`."""
+    sequence: int = 32
+    """Steps of a training sequence, through which gradients flow; 1 or more."""
+    batch: int = 8
+    """Sequences in a gradient step; 1 or more."""
+    epochs: float = 2.0
+    """How often a frame is trained on, on average; above 0."""
+    capacity: int = 65_536
+    """Frames in the buffer, the oldest leave first; images take 2 bytes a value; at least `steps` x N."""
+    lr: float = 1e-3
+    """Adam's learning rate at the beginning, falling linearly to 0; above 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; above 0."""
+    beta_end: float = 0.5
+    """Share of the phase after which the expert no longer drives; from 0 (it never does) to 1."""
+    inflection_weight: float = 1.0
+    """Weight of frames whose label differs from the previous action (Wijmans et al. 2019); above 0."""
+    value_coefficient: float = 0.05
+    """Weight of the squared error of the critic to the discounted return of the episode; 0 or more."""
+    gamma: float = 0.99
+    """Discount of a step in those returns, PPO's; from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        tiny, huge = 1e-12, float("inf")
+        check_ranges(
+            self,
+            frames=(1, huge),
+            sequence=(1, huge),
+            batch=(1, huge),
+            epochs=(tiny, huge),
+            lr=(tiny, 1.0),
+            max_grad_norm=(tiny, huge),
+            beta_end=(0.0, 1.0),
+            inflection_weight=(tiny, huge),
+            value_coefficient=(0.0, huge),
+            gamma=(0.0, 1.0),
+        )
+        if self.steps < 1 or self.steps % self.sequence:
+            raise UserError(
+                f"WarmStartConfig.steps is {self.steps}; it must be a multiple of sequence, {self.sequence}"
+            )
+
+
+@dataclass
+class Round:
+    """What one update collected: `steps` x N labelled frames.
+
+    `data` never changes once collected: all [T, N], `observations.KEY` (images as float16 or uint8),
+    `previous`, `masks`, `expert`, `rewards`, `done`. What training revises is apart: `states` [T / sequence,
+    N, layers, hidden], the recurrent states before each sequence, and `returns` [T, N], NaN where an episode
+    has not ended yet.
+    """
+
+    number: int
+    data: dict[str, Tensor]
+    states: Tensor
+    returns: Tensor
+
+
+def discounted_returns(rewards: Tensor, done: Tensor, following: Tensor, gamma: float) -> Tensor:
+    """Return the discounted sum of rewards to the end of the episode for every step.
+
+    Shapes: `rewards`, `done` [T, N]; `following` [N], the return of the step after the last one. Returns [T,
+    N].
+    """
+    result = torch.empty_like(rewards)
+    for t in reversed(range(len(rewards))):
+        following = rewards[t] + gamma * torch.where(done[t], 0.0, following)
+        result[t] = following
+    return result
+
+
+class WarmStart:
+    """Collects rounds and imitates the expert on all that the buffer holds.
+
+    The recurrent state before a sequence is the one that the agent had when it was collected (zero where the
+    expert drove); each time a sequence is trained on, its last state replaces the stored one of the sequence
+    after it. Rounds needed to go on are kept in `folder`, a file each.
+    """
+
+    name = "warm_start"
+
+    def __init__(self, policy: PointNavPolicy, actor: Actor, config: WarmStartConfig, folder: Path) -> None:
+        self.policy, self.actor, self.config, self.folder = policy, actor, config, folder
+        if config.capacity < self.frames_per_update:
+            raise UserError(
+                f"WarmStartConfig.capacity is {config.capacity}; it must hold a round of "
+                f"{config.steps} steps of {actor.env.num_envs} environments, {self.frames_per_update} frames"
+            )
+        self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=1e-5)
+        self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
+        self.by_expert = torch.zeros(actor.env.num_envs, dtype=torch.bool)
+        self.collected = 0
+        self.on_disk: set[int] = set()
+
+    @property
+    def frames_per_update(self) -> int:
+        """Environment steps that one update takes in."""
+        return self.config.steps * self.actor.env.num_envs
+
+    def beta(self, progress: float) -> float:
+        """Return the probability that the expert drives an episode that begins at `progress` in [0, 1]."""
+        return max(0.0, 1.0 - progress / self.config.beta_end) if self.config.beta_end > 0 else 0.0
+
+    def update(self, progress: float) -> dict[str, float]:
+        """Collect a round, learn from the buffer, return mean losses; `progress` in [0, 1] drives schedules."""
+        lr = self.config.lr * (1 - progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        beta = self.beta(progress)
+        self.rounds.append(self._collect(beta))
+        with self.actor.timers("learn"):
+            self._revise_returns()
+            losses = self._learn()
+        return {**losses, "learning_rate": lr, "beta": beta}
+
+    @torch.no_grad()
+    def _collect(self, beta: float) -> Round:
+        actor, frames, states = self.actor, [], []
+        for t in range(self.config.steps):
+            begins = ~actor.masks.cpu()
+            draws = torch.rand(len(begins), generator=actor.generator)
+            self.by_expert = torch.where(begins, draws < beta, self.by_expert)
+            if t % self.config.sequence == 0:
+                states.append(actor.state.cpu())
+            with actor.timers("environment"):
+                expert = actor.env.expert_actions()
+            frame = {f"observations.{name}": compact(value) for name, value in actor.observations.items()}
+            frame |= {"previous": actor.previous.cpu(), "masks": actor.masks.cpu(), "expert": expert.cpu()}
+            step = actor.step(*self._act(expert.to(actor.device)))
+            frames.append(
+                {**frame, "rewards": step.reward.cpu(), "done": (step.terminated | step.truncated).cpu()}
+            )
+            for finished in step.finished:
+                if not self.by_expert[finished.env]:
+                    actor.window.add(finished.measures)
+        data = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
+        self.collected += 1
+        unknown = torch.full_like(data["rewards"], float("nan"))
+        return Round(self.collected, data, torch.stack(states), unknown)
+
+    def _act(self, expert: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actions to take [N] and the states after them, zero where the expert drives."""
+        actor = self.actor
+        actions, state = expert, torch.zeros_like(actor.state)
+        rows = (~self.by_expert).nonzero().squeeze(-1).to(actor.device)
+        if len(rows):
+            output = actor.forward(rows)
+            actions = expert.index_copy(0, rows, actor.sample(output.logits))
+            state[rows] = output.state.to(state.dtype)
+        return actions, state
+
+    def _revise_returns(self) -> None:
+        """Bring the returns up to date with the episodes that ended in the latest round."""
+        following = torch.full_like(self.rounds[-1].returns[0], float("nan"))
+        for past in reversed(self.rounds):
+            if past.returns.isfinite().all():
+                break
+            past.returns = discounted_returns(
+                past.data["rewards"], past.data["done"], following, self.config.gamma
+            )
+            following = past.returns[0]
+
+    def _learn(self) -> dict[str, float]:
+        config = self.config
+        steps = max(1, round(config.epochs * self.frames_per_update / (config.sequence * config.batch)))
+        sums = torch.zeros(3)
+        for _ in range(steps):
+            sums += self._gradient_step(self._draw())
+        action, value, accuracy = (sums / steps).tolist()
+        return {"imitation_loss": action, "value_loss": value, "expert_agreement": accuracy}
+
+    def _draw(self) -> list[tuple[int, int, int]]:
+        """Draw the sequences of a batch: (round, sequence within it, environment) each."""
+        sequences, n = self.config.steps // self.config.sequence, self.actor.env.num_envs
+        drawn = torch.randint(
+            len(self.rounds) * sequences * n, (self.config.batch,), generator=self.actor.generator
+        )
+        return [(i // (sequences * n), i // n % sequences, i % n) for i in drawn.tolist()]
+
+    def _gradient_step(self, places: list[tuple[int, int, int]]) -> Tensor:
+        """Take one gradient step; returns [3]: imitation loss, value loss, agreement with the expert."""
+        config, device = self.config, self.actor.device
+        data, state, returns = self._batch(places)
+        previous, masks, expert = data["previous"], data["masks"], data["expert"]
+        observations = {
+            name.removeprefix("observations."): value.float() if value.dtype == torch.float16 else value
+            for name, value in data.items()
+            if name.startswith("observations.")
+        }
+        with self.actor.autocast():
+            output = self.policy.sequence(observations, state, previous, masks)
+        self._pass_on_states(places, output.state.detach().float().cpu())
+        logits = output.logits.float()
+        loss = functional.cross_entropy(logits.flatten(0, 1), expert.flatten(), reduction="none")
+        inflection = ((expert != previous) | ~masks).flatten()
+        weights = torch.where(inflection, config.inflection_weight, 1.0)
+        action = (weights * loss).sum() / weights.sum()
+        known = returns.isfinite()
+        errors = (output.values.float() - returns.nan_to_num())[known].square()
+        value = errors.mean() if len(errors) else torch.zeros((), device=device)
+        gradient_step(
+            self.policy, self.optimiser, action + config.value_coefficient * value, config.max_grad_norm
+        )
+        agreement = (logits.argmax(-1) == expert).float().mean()
+        return torch.stack([action, value, agreement]).detach().cpu()
+
+    def _batch(self, places: list[tuple[int, int, int]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Gather sequences from the buffer: data [sequence, batch, ...], states [batch, ...], returns."""
+        length, device = self.config.sequence, self.actor.device
+        at = [(self.rounds[r], slice(k * length, (k + 1) * length), n) for r, k, n in places]
+        data = {
+            name: torch.stack([past.data[name][span, n] for past, span, n in at], dim=1).to(device)
+            for name in self.rounds[0].data
+        }
+        state = torch.stack([self.rounds[r].states[k, n] for r, k, n in places]).to(device)
+        returns = torch.stack([past.returns[span, n] for past, span, n in at], dim=1).to(device)
+        return data, state, returns
+
+    def _pass_on_states(self, places: list[tuple[int, int, int]], states: Tensor) -> None:
+        sequences = self.config.steps // self.config.sequence
+        for (r, k, n), state in zip(places, states):
+            r, k = (r, k + 1) if k + 1 < sequences else (r + 1, 0)
+            if r < len(self.rounds):
+                self.rounds[r].states[k, n] = state
+
+    def store(self) -> None:
+        """Write the rounds that are not in the folder yet; what is written never changes."""
+        for past in self.rounds:
+            if past.number not in self.on_disk:
+                save_tensors(self._file(past.number), past.data)
+                self.on_disk.add(past.number)
+
+    def forget(self) -> None:
+        """Delete the files of rounds that have left the buffer."""
+        self.on_disk = {past.number for past in self.rounds}
+        for path in self.folder.glob("*.safetensors"):
+            if int(path.stem) not in self.on_disk:
+                path.unlink()
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06}.safetensors"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all but the rounds' data, which `store` keeps."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "by_expert": self.by_expert,
+            "collected": self.collected,
+            "states": [past.states for past in self.rounds],
+            "returns": [past.returns for past in self.rounds],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, with the data that `store` wrote."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.by_expert = state["by_expert"]
+        self.collected = state["collected"]
+        first = self.collected - len(state["states"]) + 1
+        self.rounds.clear()
+        for number, states, returns in zip(
+            range(first, self.collected + 1), state["states"], state["returns"]
+        ):
+            data = load_tensors(self._file(number))
+            self.rounds.append(Round(number, data, states, returns))
+        self.on_disk = {past.number for past in self.rounds}
+
+
+def compact(value: Tensor) -> Tensor:
+    """Return an observation [N, ...] as the buffer keeps it: images of floats as float16, the rest as is."""
+    return value.to("cpu", torch.float16 if value.ndim >= 4 and value.is_floating_point() else value.dtype)

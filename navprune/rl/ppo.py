@@ -1,0 +1,256 @@
+"""Proximal policy optimisation (Schulman et al. 2017) with a recurrent policy, as Habitat trains PointNav."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from navprune.errors import UserError
+from navprune.rl.rollouts import Actor, Rollout, collect, log_probability
+
+if TYPE_CHECKING:
+    from navprune.models.policy import PointNavPolicy
+
+
+def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
+    """Raise UserError naming the first field of `config` that lies outside its range (both ends allowed)."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise UserError(f"{type(config).__name__}.{name} is {value}; it must be from {low} to {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """How PPO learns; the defaults are habitat-baselines' for a single machine."""
+
+    steps: int = 128
+    """Environment steps of each agent between two updates; 1 or more."""
+    epochs: int = 4
+    """Passes over each rollout; 1 or more."""
+    minibatches: int = 2
+    """Groups of environments that a pass is split into; from 1 to the number of environments."""
+    lr: float = 2.5e-4
+    """Adam's learning rate; above 0."""
+    eps: float = 1e-5
+    """Adam's epsilon; above 0."""
+    clip: float = 0.2
+    """How far the ratio of probabilities may move from 1, and the value from its old estimate; above 0."""
+    gamma: float = 0.99
+    """Discount of a step; from 0 to 1."""
+    gae_lambda: float = 0.95
+    """Lambda of the generalised advantage: 0 trusts the critic, 1 the returns; from 0 to 1."""
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus; 0 or more."""
+    value_coefficient: float = 0.5
+    """Weight of the value loss; 0 or more."""
+    clip_values: bool = True
+    """Whether the value loss is clipped as the policy's."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm; above 0."""
+    linear_lr: bool = False
+    """Whether the learning rate falls linearly to 0 over the run."""
+    linear_clip: bool = False
+    """Whether `clip` falls linearly to 0 over the run."""
+    bootstrap_time_limits: bool = True
+    """Whether the time limit cuts an episode off (its last value counts); in Habitat it ends it."""
+    normalise_advantages: bool = False
+    """Whether the advantages of a rollout are brought to mean 0 and deviation 1."""
+    critic_updates: int = 0
+    """First updates that train the critic's own layer alone, so that a policy which is good already
+    is not spoilt by a critic that is not; 0 or more."""
+
+    def __post_init__(self) -> None:
+        tiny, huge = 1e-12, float("inf")
+        check_ranges(
+            self,
+            steps=(1, huge),
+            epochs=(1, huge),
+            minibatches=(1, huge),
+            lr=(tiny, 1.0),
+            eps=(tiny, 1.0),
+            clip=(tiny, huge),
+            gamma=(0.0, 1.0),
+            gae_lambda=(0.0, 1.0),
+            entropy_coefficient=(0.0, huge),
+            value_coefficient=(0.0, huge),
+            max_grad_norm=(tiny, huge),
+            critic_updates=(0, huge),
+        )
+
+
+def advantages(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Return the generalised advantage of every step (Schulman et al. 2016, eq. 16).
+
+    A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V(s_{t+1}) - V(s_t). V(s_{t+1}) counts as 0
+    where the episode terminated; the sum stops where it terminated or was cut off.
+
+    Shapes: all [T, N]; `next_values[t]` is the value of the state that step t led to within the same episode
+    (for a truncated one, of its last observation). Returns float32 [T, N]. Raises ValueError where shapes
+    differ.
+    """
+    shapes = [tuple(x.shape) for x in (rewards, values, next_values, terminated, truncated)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"rewards, values, next_values, terminated and truncated differ in shape: {shapes}")
+    deltas = rewards + gamma * next_values * ~terminated - values
+    decay = gamma * gae_lambda * ~(terminated | truncated)
+    result = torch.empty_like(deltas)
+    carried = torch.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        carried = deltas[t] + decay[t] * carried
+        result[t] = carried
+    return result
+
+
+def policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """Return the clipped surrogate loss, a scalar (Schulman et al. 2017, eq. 7); inputs of one shape."""
+    ratio = (log_probs - old_log_probs).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """Return half the mean squared error of the values, a scalar; inputs of one shape.
+
+    With `clip`, the larger of the errors with and without limiting the value's move from `old_values` to
+    `clip`.
+    """
+    error = (values - returns).square()
+    if clip is not None:
+        limited = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (limited - returns).square())
+    return 0.5 * error.mean()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the mean entropy in nats, a scalar, of the distributions given by `logits` [..., A]."""
+    log_probs = logits.float().log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1).mean()
+
+
+def gradient_step(policy: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> None:
+    """Move the weights once against the gradient of `loss`, scaled down to `max_norm`."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    optimiser.step()
+
+
+class PPO:
+    """Collects rollouts with the actor's policy and improves it."""
+
+    name = "ppo"
+
+    def __init__(self, policy: PointNavPolicy, actor: Actor, config: PPOConfig) -> None:
+        if config.minibatches > actor.env.num_envs:
+            raise UserError(
+                f"{config.minibatches} mini-batches cannot be made of {actor.env.num_envs} environments; "
+                "ask for as many environments or fewer mini-batches"
+            )
+        self.policy, self.actor, self.config = policy, actor, config
+        self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=config.eps)
+        self.rollout = Rollout.like(actor, config.steps)
+        self.updates = 0
+
+    @property
+    def frames_per_update(self) -> int:
+        """Environment steps that one update takes in."""
+        return self.config.steps * self.actor.env.num_envs
+
+    def update(self, progress: float) -> dict[str, float]:
+        """Collect a rollout, learn from it, return mean losses; `progress` in [0, 1] drives the schedules."""
+        config = self.config
+        lr = config.lr * (1 - progress) if config.linear_lr else config.lr
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        collect(self.actor, self.rollout)
+        with self.actor.timers("learn"):
+            clip = config.clip * (1 - progress) if config.linear_clip else config.clip
+            if self.updates < config.critic_updates:
+                with only_critic(self.policy):
+                    losses = self._learn(clip, critic_only=True)
+            else:
+                losses = self._learn(clip, critic_only=False)
+        self.updates += 1
+        return {**losses, "learning_rate": lr}
+
+    def _learn(self, clip: float, *, critic_only: bool) -> dict[str, float]:
+        config, rollout = self.config, self.rollout
+        advantage = self._advantages()
+        returns = advantage + rollout.values
+        if config.normalise_advantages:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-5)
+        sums = torch.zeros(3)
+        for _ in range(config.epochs):
+            for rows in rollout.minibatches(config.minibatches, self.actor.generator):
+                with self.actor.autocast():
+                    output = self.policy.sequence(
+                        {name: value[:, rows] for name, value in rollout.observations.items()},
+                        rollout.state[rows],
+                        rollout.previous[:, rows],
+                        rollout.masks[:, rows],
+                    )
+                log_probs = log_probability(output.logits, rollout.actions[:, rows])
+                action = policy_loss(log_probs, rollout.log_probs[:, rows], advantage[:, rows], clip)
+                value = value_loss(
+                    output.values.float(),
+                    rollout.values[:, rows],
+                    returns[:, rows],
+                    clip if config.clip_values and not critic_only else None,
+                )
+                spread = entropy(output.logits)
+                loss = config.value_coefficient * value
+                if not critic_only:
+                    loss = loss + action - config.entropy_coefficient * spread
+                gradient_step(self.policy, self.optimiser, loss, config.max_grad_norm)
+                sums += torch.stack([value, action, spread]).detach().cpu()
+        value, action, spread = (sums / (config.epochs * config.minibatches)).tolist()
+        return {"value_loss": value, "action_loss": action, "dist_entropy": spread}
+
+    def _advantages(self) -> Tensor:
+        rollout, config = self.rollout, self.config
+        ended = rollout.terminated if config.bootstrap_time_limits else rollout.terminated | rollout.truncated
+        return advantages(
+            rollout.rewards,
+            rollout.values,
+            rollout.next_values,
+            ended,
+            rollout.truncated,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state and the number of updates; the actor keeps the rest."""
+        return {"optimiser": self.optimiser.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.updates = state["updates"]
+
+
+@contextmanager
+def only_critic(policy: nn.Module) -> Iterator[None]:
+    """Within the block only the parameters named `critic...` record gradients; all others stand still."""
+    frozen = [p for name, p in policy.named_parameters() if p.requires_grad and not name.startswith("critic")]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)

@@ -1,0 +1,338 @@
+"""Training runs: an optional expert warm start, then PPO, with checkpoints to go on from.
+
+A run folder holds `checkpoints/FRAMES/`, the links `latest` and `best`, `tensorboard/`, and during the warm
+start `warm_start/`, its buffer.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+
+from navprune.errors import UserError
+from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import PolicySpec
+from navprune.rl import checkpoints
+from navprune.rl.imitation import WarmStart, WarmStartConfig
+from navprune.rl.monitor import EpisodeWindow, ProgressLine, Timers
+from navprune.rl.ppo import PPO, PPOConfig, check_ranges
+from navprune.rl.rollouts import Actor
+
+if TYPE_CHECKING:
+    from navprune.tasks.pointnav import VectorEnv
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long a run is, what it writes, and on what it runs."""
+
+    total_frames: int = 1_000_000
+    """Environment steps of all agents together, the warm start's included; 1 or more."""
+    seed: int = 0
+    """Seed of the initial weights and of every random choice of the learner; 0 or more."""
+    checkpoint_seconds: float = 120.0
+    """Least time between two checkpoints, written between updates; 0 writes one after each; 0 or more."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints that are kept, the best one aside; 1 or more."""
+    log_updates: int = 1
+    """Updates between two entries in TensorBoard; 1 or more."""
+    window: int = 100
+    """Episodes that reported measures and the choice of the best checkpoint average over; 1 or more."""
+    device: str = "auto"
+    """`cpu`, `cuda` or another of torch's devices; `auto` is CUDA where there is some."""
+    threads: int = 0
+    """Threads of torch on the CPU; 0 leaves torch's choice; 0 or more."""
+    bf16: bool = False
+    """Whether the network runs in bfloat16 where that is safe (autocast)."""
+    compile: bool = False
+    """Whether the visual encoder is compiled with `torch.compile`."""
+
+    def __post_init__(self) -> None:
+        huge = float("inf")
+        check_ranges(
+            self,
+            total_frames=(1, huge),
+            seed=(0, huge),
+            checkpoint_seconds=(0.0, huge),
+            keep_checkpoints=(1, huge),
+            log_updates=(1, huge),
+            window=(1, huge),
+            threads=(0, huge),
+        )
+
+
+class TrainingResult(NamedTuple):
+    """What a run came to: frames of the whole run; rate and seconds by phase of this process alone.
+
+    `metrics` are the means of the last episodes' measures, `latest` and `best` checkpoint folders.
+    """
+
+    frames: int
+    frames_per_second: float
+    seconds: dict[str, float]
+    metrics: dict[str, float]
+    latest: Path
+    best: Path
+
+
+def train(
+    policy: PolicySpec | PointNavPolicy,
+    env: VectorEnv,
+    trainer: TrainerConfig,
+    ppo: PPOConfig,
+    warm_start: WarmStartConfig | None,
+    run_dir: Path | str,
+    config_yaml: str = "",
+    resume: Literal["auto", "always", "never"] = "auto",
+) -> TrainingResult:
+    """Train `policy` (its present weights, or seeded ones of a spec) in `env`, which the caller closes.
+
+    `resume` says what to do where `run_dir` holds a checkpoint: go on from it (`auto`), insist on one
+    (`always`), or refuse (`never`). Ctrl-C ends the running update, writes a checkpoint and exits with status
+    130. Raises UserError for a run folder, checkpoint or configuration that cannot be used, and when a
+    checkpoint cannot be written.
+    """
+    return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml, resume).run()
+
+
+class Trainer:
+    """One run; see `train` for the arguments."""
+
+    def __init__(
+        self,
+        policy: PolicySpec | PointNavPolicy,
+        env: VectorEnv,
+        config: TrainerConfig,
+        ppo: PPOConfig,
+        warm_start: WarmStartConfig | None,
+        run_dir: Path | str,
+        config_yaml: str = "",
+        resume: Literal["auto", "always", "never"] = "auto",
+    ) -> None:
+        self.config, self.ppo, self.warm_start, self.config_yaml = config, ppo, warm_start, config_yaml
+        self.folder = Path(run_dir)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        device = torch.device(default_device() if config.device == "auto" else config.device)
+        self.policy = seeded(policy, config.seed) if isinstance(policy, PolicySpec) else policy
+        self.policy.to(device).train()
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.window, self.timers = EpisodeWindow(config.window), Timers()
+        self.actor = Actor(
+            env, self.policy, device=device, generator=self.generator,
+            window=self.window, timers=self.timers, bf16=config.bf16,
+        )  # fmt: skip
+        self.frames = self.updates = self.phase_start = 0
+        self.best_spl, self.best_frames = -1.0, 0
+        self.learner: PPO | WarmStart
+        self._begin(resume)
+        self.saved_frames, self.saved_time = self.frames, time.monotonic()
+        self.stop = False
+        if config.compile:
+            self.policy.encoder.compile()
+
+    def _begin(self, resume: str) -> None:
+        latest = self.folder / checkpoints.LATEST
+        if latest.is_symlink() or latest.exists():
+            if resume == "never":
+                raise UserError(
+                    f"{self.folder} holds a run already; choose another folder, delete it, or allow to resume"
+                )
+            self._resume(latest.resolve())
+        elif resume == "always":
+            raise UserError(
+                f"{self.folder} holds no checkpoint to go on from; check the folder, or start afresh"
+            )
+        else:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            self.actor.reset()
+            self.learner = self._learner(WarmStart.name if self.warm_start else PPO.name)
+
+    def _resume(self, folder: Path) -> None:
+        state = checkpoints.load_trainer(folder, self.policy)
+        for name in ("frames", "updates", "phase_start", "best_spl", "best_frames"):
+            setattr(self, name, state[name])
+        self.generator.set_state(state["generator"])
+        self.window.load_state_dict(state["window"])
+        self.actor.load_state_dict(state["actor"])
+        self.learner = self._learner(state["phase"])
+        self.learner.load_state_dict(state["learner"])
+        self._tidy()
+
+    def _learner(self, phase: str) -> PPO | WarmStart:
+        if phase == WarmStart.name:
+            if self.warm_start is None:
+                raise UserError(
+                    f"{self.folder} stopped in its warm start, which this configuration does not have; "
+                    "add it, or use another run folder"
+                )
+            return WarmStart(self.policy, self.actor, self.warm_start, self.folder / "warm_start")
+        return PPO(self.policy, self.actor, self.ppo)
+
+    @property
+    def warm_end(self) -> int:
+        """Frames at which the warm start ends."""
+        return min(self.warm_start.frames, self.config.total_frames) if self.warm_start else 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the running phase that is done, in [0, 1]."""
+        end = self.warm_end if isinstance(self.learner, WarmStart) else self.config.total_frames
+        return (self.frames - self.phase_start) / max(end - self.phase_start, 1)
+
+    def run(self) -> TrainingResult:
+        """Train to the end."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        first = self.frames
+        line = ProgressLine(self.config.total_frames, self.frames)
+        # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.frames + 1)
+        try:
+            with self._ctrl_c():
+                while self.frames < self.config.total_frames and not self.stop:
+                    losses = self._update()
+                    if self.updates % self.config.log_updates == 0:
+                        self._log(writer, losses, first)
+                    line.show(self.frames, self.window.mean(), self.learner.name)
+                    if time.monotonic() - self.saved_time >= self.config.checkpoint_seconds:
+                        writer.flush()
+                        self.save()
+                writer.flush()
+                self.save()
+        finally:
+            writer.close()
+        line.show(self.frames, self.window.mean(), self.learner.name, last=True)
+        if self.stop:
+            print(
+                f"stopped and saved; the same command goes on from {self.folder / checkpoints.LATEST}",
+                file=sys.stderr,
+            )
+            raise SystemExit(130)
+        return self._result(first)
+
+    def _update(self) -> dict[str, float]:
+        if isinstance(self.learner, WarmStart) and self.frames >= self.warm_end:
+            self.phase_start = self.frames
+            self.learner = self._learner(PPO.name)
+        losses = self.learner.update(self.progress)
+        self.frames += self.learner.frames_per_update
+        self.updates += 1
+        return losses
+
+    def _log(self, writer: Any, losses: dict[str, float], first: int) -> None:
+        """Write TensorBoard's scalars under the names that habitat-baselines gives them."""
+        means = self.window.mean()
+        scalars = {f"metrics/{name}": value for name, value in means.items() if name != "reward"}
+        if "reward" in means:
+            scalars["reward"] = means["reward"]
+        scalars["learning_rate"] = losses.pop("learning_rate")
+        scalars |= {f"learner/{name}": value for name, value in losses.items()}
+        scalars["perf/fps"] = (self.frames - first) / self.timers.total
+        scalars |= {f"perf/{name}": seconds for name, seconds in self.timers.phases().items()}
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, self.frames)
+
+    def save(self) -> None:
+        """Write a checkpoint unless there is one of this state; `latest` and `best` follow."""
+        if self.frames == self.saved_frames:
+            return
+        with self.timers("checkpoint"):
+            spl = self.window.mean().get("spl", -1.0)
+            if not self.best_frames or (self.window.full and spl >= self.best_spl):
+                self.best_spl, self.best_frames = (spl if self.window.full else -1.0), self.frames
+            if isinstance(self.learner, WarmStart):
+                self.learner.store()
+            metrics = {"frames": self.frames, "updates": self.updates, "phase": self.learner.name}
+            folder = checkpoints.save_checkpoint(
+                self._checkpoint(self.frames),
+                self.policy,
+                config=self.config_yaml,
+                metrics={**metrics, **self.window.mean()},
+                trainer=self._state(),
+            )
+            checkpoints.point(self.folder / checkpoints.LATEST, folder)
+            self._tidy()
+        self.saved_frames, self.saved_time = self.frames, time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "frames": self.frames,
+            "updates": self.updates,
+            "phase_start": self.phase_start,
+            "best_spl": self.best_spl,
+            "best_frames": self.best_frames,
+            "generator": self.generator.get_state(),
+            "window": self.window.state_dict(),
+            "actor": self.actor.state_dict(),
+            "phase": self.learner.name,
+            "learner": self.learner.state_dict(),
+        }
+
+    def _checkpoint(self, frames: int) -> Path:
+        return self.folder / "checkpoints" / f"{frames:012}"
+
+    def _tidy(self) -> None:
+        """Point `best` at the best checkpoint and delete what neither it nor the latest ones need."""
+        checkpoints.point(self.folder / checkpoints.BEST, self._checkpoint(self.best_frames))
+        written = sorted(
+            int(path.name) for path in self._checkpoint(0).parent.iterdir() if path.name.isdigit()
+        )
+        kept = [frames for frames in written if frames <= self.frames][-self.config.keep_checkpoints :]
+        for frames in set(written) - {*kept, self.best_frames}:
+            shutil.rmtree(self._checkpoint(frames))
+        if isinstance(self.learner, WarmStart):
+            self.learner.forget()
+        else:
+            shutil.rmtree(self.folder / "warm_start", ignore_errors=True)
+
+    def _result(self, first: int) -> TrainingResult:
+        return TrainingResult(
+            frames=self.frames,
+            frames_per_second=(self.frames - first) / self.timers.total,
+            seconds=self.timers.phases(),
+            metrics=self.window.mean(),
+            latest=(self.folder / checkpoints.LATEST).resolve(),
+            best=(self.folder / checkpoints.BEST).resolve(),
+        )
+
+    @contextmanager
+    def _ctrl_c(self) -> Iterator[None]:
+        """Let the first Ctrl-C stop the run after the present update, and the second one at once."""
+
+        def stop(signum: int, frame: Any) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+            print("\nstopping after this update; Ctrl-C again stops at once", file=sys.stderr)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def default_device() -> str:
+    """Return `cuda` where there is some, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def seeded(spec: PolicySpec, seed: int) -> PointNavPolicy:
+    """Build the policy of `spec` with the weights of `seed`; torch's global generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PointNavPolicy(spec)
