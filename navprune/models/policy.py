@@ -17,7 +17,7 @@ EMBEDDING = 32  # values each for the goal and the previous action
 
 
 class PolicyOutput(NamedTuple):
-    """Answers of a policy: `logits` [..., A], `values` [...], and the recurrent `state` [N, L, H] afterwards."""
+    """Answers of a policy: `logits` [..., A], `values` [...], the recurrent `state` [N, L, H] afterwards."""
 
     logits: Tensor
     values: Tensor
@@ -110,7 +110,7 @@ class PointNavPolicy(nn.Module):
         masks: Tensor,
         features: Tensor | None = None,
     ) -> PolicyOutput:
-        """One step of N environments: observations [N, ...], state [N, L, H], prev_actions int64, masks bool [N].
+        """One step: observations [N, ...], state [N, L, H], prev_actions int64 [N], masks bool [N].
 
         A False mask says that an episode begins: state and previous action are cleared before the step.
         `features` [N, F] replace the visual encoder's.
