@@ -1,0 +1,86 @@
+"""Where an agent can walk in a plan, and that floor as the convex polygons of a navigation mesh."""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from navprune.scenes.floorplan import FloorPlan
+from navprune.scenes.navmesh import MAX_CORNERS, NavMesh, navmesh_from_polygons
+
+AGENT_RADIUS = 0.1  # metres, Habitat's default
+NARROWEST = 0.05  # metres; strips of floor that are narrower are left out
+TOLERANCE = 0.03  # metres by which the outline may be simplified
+TILE = 2.0  # metres; polygons end at tile borders, so that paths through edges' midpoints stay short
+GRID = 2.0**-10  # metres; corners lie on this grid, which float32 holds exactly
+
+
+def walkable_floor(plan: FloorPlan) -> shapely.Polygon:
+    """The largest connected floor that an agent's centre can reach: free of walls and furniture by its radius."""
+    blocked = shapely.union_all([piece.footprint for piece in plan.pieces if piece.blocks])
+    free = plan.floor.difference(blocked)
+    inner = free.buffer(-AGENT_RADIUS - NARROWEST / 2, join_style="mitre", mitre_limit=2.0)
+    inner = inner.buffer(NARROWEST / 2, join_style="mitre", mitre_limit=2.0).simplify(TOLERANCE)
+    islands = shapely.get_parts(shapely.set_precision(inner, GRID))
+    return islands[np.argmax(shapely.area(islands))]
+
+
+def convex_polygons(area: shapely.Polygon, tile: float = TILE) -> tuple[NDArray[np.float64], list[list[int]]]:
+    """Convex polygons that fill an area: corners `[V, 2]` and counter-clockwise lists of corners.
+
+    The area is cut at tile borders, each cell is triangulated without new corners, and triangles are merged over
+    their longest edges while the result stays convex with at most 6 corners (Hertel and Mehlhorn 1983, in the
+    order that Recast takes).
+    """
+    x0, y0, x1, y1 = area.bounds
+    across = [shapely.LineString([(x, y0), (x, y1)]) for x in np.arange(x0 + tile, x1, tile)]
+    along = [shapely.LineString([(x0, y), (x1, y)]) for y in np.arange(y0 + tile, y1, tile)]
+    lines = shapely.union_all([area.boundary, *across, *along], grid_size=GRID)
+    cells = shapely.get_parts(shapely.polygonize([lines]))
+    inside = shapely.contains(area, shapely.point_on_surface(cells))
+    corners: dict[tuple[float, float], int] = {}
+    polygons: list[list[int]] = []
+    for cell in cells[inside]:
+        parts = shapely.get_parts(shapely.constrained_delaunay_triangles(cell))
+        rings = shapely.get_coordinates(shapely.orient_polygons(parts)).reshape(-1, 4, 2)[:, :3]
+        faces = [[corners.setdefault((x, y), len(corners)) for x, y in ring] for ring in rings.tolist()]
+        polygons += _merged(faces, np.array(list(corners)))
+    return np.array(list(corners)), polygons
+
+
+def _merged(faces: list[list[int]], corners: NDArray[np.float64]) -> list[list[int]]:
+    """Triangles merged to larger convex polygons, longest shared edges first."""
+    owner = {edge: i for i, face in enumerate(faces) for edge in _edges(face)}
+    shared = [edge for edge in owner if edge[0] < edge[1] and edge[::-1] in owner]
+    shared.sort(key=lambda edge: (-round(float(np.hypot(*(corners[edge[0]] - corners[edge[1]]))), 9), edge))
+    merged: dict[int, list[int]] = dict(enumerate(faces))
+    for start, end in shared:
+        one, other = owner[start, end], owner[end, start]
+        if one == other or len(merged[one]) + len(merged[other]) - 2 > MAX_CORNERS:
+            continue
+        a, b = merged[one], merged[other]
+        i, j = a.index(end), b.index(start)
+        joined = a[i:] + a[:i] + (b[j:] + b[:j])[1:-1]
+        if len(set(joined)) == len(joined) and _convex(corners[joined]):
+            merged[one] = joined
+            for edge in _edges(merged.pop(other)):
+                owner[edge] = one
+    return list(merged.values())
+
+
+def _edges(face: list[int]) -> list[tuple[int, int]]:
+    return list(zip(face, [*face[1:], face[0]]))
+
+
+def _convex(ring: NDArray[np.float64]) -> bool:
+    ahead = np.roll(ring, -1, axis=0) - ring
+    after = np.roll(ahead, -1, axis=0)
+    return bool(np.all(ahead[:, 0] * after[:, 1] - ahead[:, 1] * after[:, 0] >= 0.0))
+
+
+def home_navmesh(plan: FloorPlan) -> NavMesh:
+    """The navigation mesh of a home in Habitat's frame: plan (x, y) at height 0 is (x, 0, -y)."""
+    corners, polygons = convex_polygons(walkable_floor(plan))
+    vertices = np.column_stack([corners[:, 0], np.zeros(len(corners)), -corners[:, 1]])
+    return navmesh_from_polygons(vertices, polygons)
