@@ -25,7 +25,7 @@ class TopDownMap:
     margin = 18
 
     def __init__(self, triangles: np.ndarray, heights: np.ndarray, width: int = 720, height: int = 720):
-        """Fit the storey of `triangles` [K, 3, 3] at `heights` [P] (metres) into at most width x height pixels."""
+        """Fit the storey of `triangles` [K, 3, 3] at `heights` [P], metres, into width x height pixels."""
         middle = triangles[:, :, 1].mean(axis=1)
         storey = triangles[(middle > heights.min() - STOREY) & (middle < heights.max() + STOREY)]
         ground = (storey if len(storey) else triangles)[:, :, [0, 2]]
@@ -57,10 +57,12 @@ class TopDownMap:
         flat = [tuple(p) for p in self.to_page(points).tolist()]
         ImageDraw.Draw(page).line(flat, fill=colour, width=round(width * self.oversampling), joint="curve")
 
-    def draw_track(self, page: Image.Image, positions: np.ndarray, steps: int, width: float = 4) -> None:
-        """Draw the way through `positions` [P, 3], coloured by time, of an episode of `steps` steps."""
+    def draw_track(
+        self, page: Image.Image, positions: np.ndarray, first: int, steps: int, width: float = 4
+    ) -> None:
+        """Draw the way through `positions` [P, 3], coloured by time: from step `first` on, of `steps`."""
         draw, flat = ImageDraw.Draw(page), self.to_page(positions)
-        colours = style.rgb_of(style.TIME(np.arange(len(flat)) / max(steps, 1)))
+        colours = style.rgb_of(style.TIME((first + np.arange(len(flat))) / max(steps, 1)))
         radius = width * self.oversampling / 2
         for a, b, colour in zip(flat[:-1], flat[1:], colours):
             if (a != b).any():
@@ -92,13 +94,16 @@ class TopDownMap:
 def episode_map(
     pathfinder: PathFinder, episode: Episode, positions: np.ndarray, width: int = 720, height: int = 720
 ) -> tuple[TopDownMap, Image.Image]:
-    """Return a map around an episode and a page with its shortest path, start and goal.
+    """Return a map of what can be reached in an episode, and a page with the shortest path and the goal.
 
     `positions` [T, 3] says which storeys to show.
     """
     start, goal = np.asarray(episode.start_position), np.asarray(episode.goal_position)
     heights = np.concatenate([positions[:, 1], [start[1], goal[1]]])
-    view = TopDownMap(pathfinder.triangles(), heights, width, height)
+    triangles = pathfinder.triangles()
+    centres = triangles.mean(axis=1).astype(np.float64)
+    reached = np.isfinite(pathfinder.geodesic_distance(np.broadcast_to(start, centres.shape), centres))
+    view = TopDownMap(triangles[reached] if reached.any() else triangles, heights, width, height)
     page = view.page.copy()
     shortest = pathfinder.find_path(start, goal).points
     if len(shortest) > 1:
@@ -118,7 +123,7 @@ def draw_map(
     """Write a PNG of the way through `positions` [T, 3] beside the shortest one, with a key and a scale."""
     positions = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
     view, page = episode_map(pathfinder, episode, positions, width, width)
-    view.draw_track(page, positions, len(positions))
+    view.draw_track(page, positions, 0, len(positions))
     view.draw_disc(page, np.asarray(episode.goal_position), 8, style.ACCENT)
     view.draw_disc(page, np.asarray(episode.start_position), 7, style.PAPER, outline=style.INK)
     picture = view.finish(page)

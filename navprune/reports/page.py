@@ -20,10 +20,11 @@ from navprune.reports.tables import EncoderRow, cost_table, encoder_table, laten
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, GIF or MP4 file and what it shows."""
+    """A PNG, GIF or MP4 file and what it shows; a wide one takes the whole width of the page."""
 
     path: Path
     caption: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def write_report(out: Path, report: Report) -> Path:
         table=table,
         costs=cost_table(report.rows),
         latency=latency_table(latency) if latency else None,
-        figures=[(embed(p.path), p.caption) for p in draw_figures(out / "figures", report)],
-        episodes=[(embed(p.path), p.caption) for p in report.episodes],
+        figures=draw_figures(out / "figures", report),
+        embed=embed,
         hardware=hardware(),
         date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
         style=Markup(STYLE),
@@ -74,9 +75,9 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
     """Draw into `folder` whatever the report has numbers for."""
     rows, pictures = report.rows, []
 
-    def draw(name: str, caption: str, plot, *arguments, **options) -> None:
+    def draw(name: str, caption: str, plot, *arguments, wide: bool = False, **options) -> None:
         plot(folder / name, *arguments, **options)
-        pictures.append(Picture(folder / name, caption))
+        pictures.append(Picture(folder / name, caption, wide))
 
     if any(row.cost and row.evaluation for row in rows):
         draw("spl_macs.png", "SPL against multiply-accumulates. Dashed: agents without an encoder.",
@@ -94,7 +95,7 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
     for name, pruning in report.prunings.items():
         file = "widths_" + "".join(c if c.isalnum() else "_" for c in name) + ".png"
         draw(file, f"Channels of {name} before and after pruning by {pruning['method']}.",
-             plots.plot_widths, pruning["widths"])  # fmt: skip
+             plots.plot_widths, pruning["widths"], wide=True)  # fmt: skip
     return pictures
 
 
@@ -110,7 +111,8 @@ def embed(path: Path) -> Markup:
 def hardware() -> dict[str, str]:
     """Return what this was measured on."""
     facts = {
-        "processor": f"{processor()}, {torch.get_num_threads()} threads",
+        "processor": processor(),
+        "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -135,17 +137,18 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: #fff; line-height: 1.55; font-size: 16px;
   font-family: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 4rem 2rem 5rem; }
+main { max-width: 74rem; margin: 0 auto; padding: 4rem 2rem 5rem; }
 h1 { font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 0.4rem; }
 h2 { font-size: 1.15rem; margin: 3.2rem 0 0.9rem; letter-spacing: -0.005em; }
 p { max-width: 46rem; margin: 0 0 1rem; }
 .meta { color: var(--muted); font-size: 0.86rem; margin-bottom: 1.8rem; max-width: none; }
+.scroll + p { margin-top: 0.9rem; }
 .lead { font-size: 1.12rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.89rem; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; color: var(--muted); text-align: right; border-bottom: 1.5px solid var(--ink);
-  padding: 0.45rem 0.7rem; vertical-align: bottom; }
-td { text-align: right; border-bottom: 1px solid var(--line); padding: 0.5rem 0.7rem; white-space: nowrap; }
+  padding: 0.45rem 0.6rem; white-space: nowrap; }
+td { text-align: right; border-bottom: 1px solid var(--line); padding: 0.5rem 0.6rem; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td:first-child { font-weight: 600; }
 th:last-child, td:last-child { padding-right: 0; }
@@ -173,8 +176,11 @@ TEMPLATE = """\
 {% endmacro %}
 {% macro gallery(pictures) %}
 <div class="grid">
-{% for element, caption in pictures %}
-<figure>{{ element }}<figcaption>{{ caption }}</figcaption></figure>
+{% for picture in pictures %}
+<figure{% if picture.wide %} class="wide"{% endif %}>
+{{ embed(picture.path) }}
+<figcaption>{{ picture.caption }}</figcaption>
+</figure>
 {% endfor %}
 </div>
 {% endmacro %}
@@ -192,8 +198,9 @@ TEMPLATE = """\
 {% if report.lead %}<p class="lead">{{ report.lead }}</p>{% endif %}
 <h2>Encoders</h2>
 {{ draw(table) }}
-<p class="meta">SPL, success and reward are means over the unseen episodes; the interval is a percentile bootstrap.
-MACs and parameters count the backbone's convolutions alone; milliseconds are medians ({{ report.runtime }}).</p>
+<p class="meta">SPL, success and reward are means over the unseen episodes, the interval is a percentile
+bootstrap. MACs and parameters count the backbone's convolutions alone. Milliseconds are medians of the
+forward time ({{ report.runtime }}).</p>
 {% if report.limits %}
 <h2>What limits this</h2>
 <ul>{% for line in report.limits %}<li>{{ line }}</li>{% endfor %}</ul>
@@ -202,9 +209,9 @@ MACs and parameters count the backbone's convolutions alone; milliseconds are me
 <h2>Figures</h2>
 {{ gallery(figures) }}
 {% endif %}
-{% if episodes %}
+{% if report.episodes %}
 <h2>Episodes</h2>
-{{ gallery(episodes) }}
+{{ gallery(report.episodes) }}
 {% endif %}
 {% if latency %}
 <h2>Latency</h2>

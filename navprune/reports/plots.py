@@ -1,4 +1,4 @@
-"""Figures: SPL against cost, learning curves, widths before and after pruning, savings on paper and on the clock."""
+"""Figures: SPL against cost, learning curves, widths before and after, savings on paper and on the clock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def read_curve(folder: str | Path, tag: str) -> Curve:
 def plot_learning_curves(
     path: str | Path, curves: Mapping[str, Curve], label: str = "SPL", by: str = "frames", smoothing: int = 1
 ) -> None:
-    """Draw `curves` over frames, or over wall time where `by` is "seconds", as means of `smoothing` points."""
+    """Draw `curves` over frames, or over wall time where `by` is "seconds", as means of
+    `smoothing` points.
+    """
     with style.figure(path) as figure:
         axes = figure.add_subplot()
         for (name, curve), colour in zip(curves.items(), style.SERIES):
@@ -73,32 +75,45 @@ def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", run
 
     Agents without a cost are drawn as level lines: the controls that the others are to be held against.
     """
-    with style.figure(path) as figure:
+    controls = {}
+    with style.figure(path, height=4.4) as figure:
         axes = figure.add_subplot()
-        for i, row in enumerate(row for row in rows if row.evaluation):
+        for i, row in enumerate(rows):
             x = row.macs() if by == "macs" else row.milliseconds(1, runtime)
             spl, colour = row.measure("spl"), style.SERIES[i % len(style.SERIES)]
+            if spl is None:
+                continue
             if not x:
-                axes.axhline(spl["mean"], color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
-                axes.annotate(
-                    row.name, (1, spl["mean"]), (0, 3), xycoords=axes.get_yaxis_transform(),
-                    textcoords="offset points", ha="right", color=style.MUTED, fontsize=8.5,
-                )  # fmt: skip
+                controls[row.name] = spl["mean"]
                 continue
             reach = [[spl["mean"] - spl["low"]], [spl["high"] - spl["mean"]]]
             axes.errorbar(
-                x, spl["mean"], reach, fmt="o", color=colour, markersize=7, elinewidth=1.4, capsize=3
+                x,
+                spl["mean"],
+                reach,
+                fmt="o",
+                color=colour,
+                markersize=8,
+                elinewidth=1.6,
+                capsize=4,
+                label=row.name,
             )
-            axes.annotate(row.name, (x, spl["mean"]), (9, 5), textcoords="offset points", color=colour)
+        for i, (name, mean) in enumerate(sorted(controls.items(), key=lambda item: item[1])):
+            axes.axhline(mean, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            # Sides alternate, so that the names of neighbours do not run into each other.
+            axes.annotate(
+                name, ((0.01, 0.99)[i % 2], mean), (0, 3), xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points", ha=("left", "right")[i % 2], color=style.MUTED, fontsize=8.5,
+            )  # fmt: skip
         axes.set(
             ylabel="SPL, with its 95 % interval",
             xlabel="multiply-accumulates (Gi, table 1)"
             if by == "macs"
             else f"ms a frame, batch 1, {runtime}",
-            ylim=(0, 1),
+            ylim=(0, 1.06),
         )
-        axes.set_xlim(left=0)
-        axes.margins(x=0.25)
+        axes.set_xlim(0, 1.12 * axes.dataLim.x1)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
 def plot_widths(path: str | Path, widths: Mapping[str, Sequence[int]], title: str = "") -> None:
@@ -131,7 +146,7 @@ def plot_savings(path: str | Path, rows: Sequence[dict]) -> None:
             axes.bar(places, heights, 0.9 * width, color=colour, label=f"{runtime}, batch {batch}")
         for i, model in enumerate(models):
             theory = next(r["saving_theoretical"] for r in shown if r["model"] == model)
-            label = "in theory (MACs)" if i == 0 else None
+            label = "in theory (MACs)" if i == 0 else ""
             axes.hlines(theory, i - 0.45, i + 0.45, color=style.INK, linewidth=1.6, label=label)
         axes.set_xticks(range(len(models)), models)
         axes.tick_params(axis="x", labelcolor=style.INK)

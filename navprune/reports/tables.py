@@ -70,8 +70,8 @@ class Table:
 
 
 def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
-    """Return the table of encoders; savings are multiply-accumulates against the first row that has a cost."""
-    baseline = next((row.macs() for row in rows if row.macs()), None)
+    """Return the table of encoders; savings are of MACs, against the first row that has a cost."""
+    baseline = next((row for row in rows if row.macs()), None)
     columns = (
         "encoder", "MACs (Gi)", "saving", "parameters (Mi)", "SPL", "95 % interval", "success", "reward",
         "ms, batch 1", "ms, batch 8",
@@ -79,13 +79,12 @@ def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
     return Table(columns, tuple(_encoder_cells(row, baseline, runtime) for row in rows))
 
 
-def _encoder_cells(row: EncoderRow, baseline: float | None, runtime: str) -> tuple[str, ...]:
+def _encoder_cells(row: EncoderRow, baseline: EncoderRow | None, runtime: str) -> tuple[str, ...]:
     spl, success, reward = (row.measure(name) for name in ("spl", "success", "reward"))
-    macs = row.macs()
     return (
         row.name,
-        significant(macs),
-        MISSING if macs is None or not baseline else percent(1 - macs / baseline),
+        significant(row.macs()),
+        percent(saving_of(row, baseline)),
         significant(row.parameters()),
         f"{spl['mean']:.3f}" if spl else MISSING,
         f"{spl['low']:.3f} to {spl['high']:.3f}" if spl else MISSING,
@@ -94,6 +93,12 @@ def _encoder_cells(row: EncoderRow, baseline: float | None, runtime: str) -> tup
         significant(row.milliseconds(1, runtime)),
         significant(row.milliseconds(8, runtime)),
     )
+
+
+def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
+    """Return the share of the baseline's multiply-accumulates that `row` does without; None for itself."""
+    before, after = baseline.macs() if baseline else None, row.macs()
+    return None if row is baseline or not before or after is None else 1 - after / before
 
 
 def cost_table(rows: Sequence[EncoderRow]) -> Table:

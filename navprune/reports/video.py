@@ -42,7 +42,8 @@ def video_frames(recording: Recording, size: int = 360) -> Iterator[np.ndarray]:
     view, page = episode_map(recording.pathfinder, recording.episode, positions, 2 * size, size)
     bar = 26
     for t, heading in enumerate(recording.headings):
-        view.draw_track(page, positions[max(t - 1, 0) : t + 1], len(positions))
+        before = max(t - 1, 0)
+        view.draw_track(page, positions[before : t + 1], before, len(positions))
         drawn = page.copy()
         view.draw_disc(drawn, positions[0], 5, style.PAPER, outline=style.INK)
         view.draw_agent(drawn, positions[t], heading)
