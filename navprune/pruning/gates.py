@@ -55,12 +55,6 @@ class GateConfig:
     """Adam's rate for the gates; above 0."""
     readout_learning_rate: float = 1e-3
     """Adam's rate for the linear readout; above 0."""
-    observations: int = 4096
-    """Observations that `task_batches` collects; at least one batch."""
-    batch_size: int = 64
-    """Observations of one step of the gates; at least 1."""
-    epochs: int = 4
-    """Times that each observation is seen; at least 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
@@ -69,11 +63,6 @@ class GateConfig:
             raise UserError(f"gates.expansion must be at least 1, not {self.expansion:g}")
         if self.penalty < 0 or min(self.learning_rate, self.readout_learning_rate) <= 0:
             raise UserError("gates.penalty must be at least 0, and both learning rates above 0")
-        if self.epochs < 1 or not 1 <= self.batch_size <= self.observations:
-            raise UserError(
-                f"gates.observations ({self.observations}) must fill at least one gates.batch_size "
-                f"({self.batch_size}), and gates.epochs ({self.epochs}) be at least 1"
-            )
 
 
 class LearnedGates(NamedTuple):
@@ -155,18 +144,6 @@ def _readout(encoder: Encoder, generator: torch.Generator) -> nn.Linear:
     return readout
 
 
-def task_batches(env: VectorEnv, config: GateConfig, seed: int) -> Iterator[dict[str, Tensor]]:
-    """What gates learn from: observations of the task in shuffled batches, with the expert's actions."""
-    steps = -(-config.observations // env.num_envs)
-    data = collect_observations(env, steps, np.random.default_rng(seed))
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(config.epochs):
-        order = torch.randperm(config.observations, generator=generator)
-        for batch in order.split(config.batch_size):
-            if len(batch) == config.batch_size:
-                yield {name: tensor[batch] for name, tensor in data.items()}
-
-
 def collect_observations(
     env: VectorEnv, steps: int, rng: np.random.Generator, wander: float = 0.2
 ) -> dict[str, Tensor]:
@@ -183,3 +160,21 @@ def collect_observations(
         moves = torch.from_numpy(rng.integers(1, ACTIONS, env.num_envs))
         observations = env.step(torch.where(strays, moves, expert)).observations
     return {name: torch.cat([step[name] for step in seen]) for name in seen[0]}
+
+
+def shuffled_batches(
+    data: Batch, size: int, epochs: int, generator: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """Goes `epochs` times through `data` [M, ...] in random order by batches of `size`; drops a short last.
+
+    Raises UserError when there is not enough for one batch.
+    """
+    count = len(data[EXPERT])
+    if count < size:
+        raise UserError(
+            f"{count} observations do not fill a batch of {size}: collect more, or make it smaller"
+        )
+    for _ in range(epochs):
+        for batch in torch.randperm(count, generator=generator).split(size):
+            if len(batch) == size:
+                yield {name: tensor[batch] for name, tensor in data.items()}

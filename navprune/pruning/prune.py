@@ -13,15 +13,10 @@ from navprune.errors import UserError
 from navprune.models.spec import EncoderSpec, widths, with_widths
 from navprune.pruning.gates import Batch, GateConfig, learn_gates
 from navprune.pruning.groups import channel_groups
+from navprune.pruning.methods import GATES, METHODS
 from navprune.pruning.scores import SCORES, Scores
 from navprune.pruning.search import MEASURES, Budget, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, seeded_build, slim, with_encoder
-
-GATES = "gates"
-METHODS = {name: score.summary for name, score in SCORES.items()} | {
-    GATES: "pruning from scratch: gates learned on wider, random weights (Wang et al., AAAI 2020)"
-}
-"""Every method and what it is, in one line with its source."""
 
 CountCost = Callable[[EncoderSpec], Mapping[str, float]]
 """An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
@@ -107,7 +102,7 @@ def prune(
     else:
         model = network if isinstance(network, nn.Module) else seeded_build(dense, seed)
         initial = weights_hash(model)
-        scores = SCORES[method].function(model, generator)
+        scores = SCORES[method](model, generator)
     encoder = encoder_of(dense)
     whole = cost(encoder)
 

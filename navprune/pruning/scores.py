@@ -1,12 +1,11 @@
 """Scores of the units of a model: the higher, the sooner kept.
 
 A score is a function `(model, generator) -> {group name: float [units]}` whose values can be compared across
-groups; to add one, write it and name it in `SCORES`.
+groups; to add one, write it, name it in `SCORES` and say what it is in `methods`.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,6 @@ from navprune.models.encoders import ChannelGroup
 from navprune.pruning.groups import channel_groups, units
 
 Scores = dict[str, Tensor]
-
-
-class Score(NamedTuple):
-    """A score and what `navprune prune --help` says of it."""
-
-    function: Callable[[nn.Module, torch.Generator], Scores]
-    summary: str
 
 
 def random(model: nn.Module, generator: torch.Generator) -> Scores:
@@ -63,12 +55,9 @@ def _magnitude(model: nn.Module, group: ChannelGroup, order: int) -> Tensor:
     return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
 
 
-SCORES = {
-    "random": Score(random, "units drawn at random: the control (Blalock et al., MLSys 2020)"),
-    "uniform": Score(uniform, "the same share of every layer, largest filters kept: the control"),
-    "magnitude": Score(magnitude, "L1 norm of a unit's filters over its layer's mean (Li et al., ICLR 2017)"),
-    "magnitude-l2": Score(
-        partial(magnitude, order=2),
-        "L2 norm of a unit's filters over its layer's mean (after Li et al., ICLR 2017)",
-    ),
+SCORES: dict[str, Callable[[nn.Module, torch.Generator], Scores]] = {
+    "random": random,
+    "uniform": uniform,
+    "magnitude": magnitude,
+    "magnitude-l2": partial(magnitude, order=2),
 }
