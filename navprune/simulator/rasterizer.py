@@ -24,6 +24,8 @@ NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
 TILE = 8  # pixels; side of the squares in which hidden nodes are detected
 # Multiplications and additions must not be fused: the edge that two triangles share has to come out as exact opposites.
 KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"nnan", "ninf", "nsz", "arcp"}}
+# What runs once per node, triangle or pixel allocates nothing, so it goes without reference counts, which cost half of the time.
+INNER = {**KERNEL, "_nrt": False}
 
 
 class Scratch(NamedTuple):
@@ -31,13 +33,25 @@ class Scratch(NamedTuple):
 
     farthest: float32 [tile rows, tile columns], at most the least closeness of the tile's pixels.
     stale: bool, same shape: drawn into since farthest was taken.
-    triangles: int32 [H, W], which triangle each pixel shows, -1 for none; None without colour.
     stack: int32 [STACK_SIZE], nodes to visit.
     """
 
     farthest: NDArray[np.float32]
     stale: NDArray[np.bool_]
     stack: NDArray[np.int32]
+
+
+class View(NamedTuple):
+    """A camera: eye [3] and axes [3, 3] (world direction to view coordinates) in float64 for triangles, in float32 for nodes.
+
+    sides: float32 [4, 3], absolute normals of the view's left, right, upper and lower side.
+    """
+
+    eye: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    eye32: NDArray[np.float32]
+    axes32: NDArray[np.float32]
+    sides: NDArray[np.float32]
 
 
 class Renderer:
@@ -64,7 +78,8 @@ class Renderer:
         self.colour = colour
         self.threads = threads or len(os.sched_getaffinity(0))
         self._focal = 0.5 * width / np.tan(np.radians(hfov) / 2)
-        self._far = far
+        self._far = float(np.finfo(np.float32).max) if far is None else float(far)
+        self._scale = 1.0 if far is None else 1.0 / far
         # The calling thread draws too, so that one thread needs no pool.
         self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
         tiles = (-(-height // TILE), -(-width // TILE))
@@ -72,7 +87,9 @@ class Renderer:
             Scratch(np.empty(tiles, np.float32), np.empty(tiles, np.bool_), np.empty(STACK_SIZE, np.int32))
             for _ in range(self.threads)
         ]
-        self._triangles = [np.empty((height, width), np.int32) if colour else None for _ in range(self.threads)]
+        self._triangles = [
+            np.empty((height, width), np.int32) if colour else None for _ in range(self.threads)
+        ]
 
     def render(
         self,
@@ -93,7 +110,9 @@ class Renderer:
             raise ValueError(f"depth must be contiguous float32 {shape}, not {depth.dtype} {depth.shape}")
         if (rgb is not None) != self.colour:
             raise ValueError("rgb goes with a renderer made with colour=True, and only with that")
-        if rgb is not None and (rgb.shape != (*shape, 3) or rgb.dtype != np.uint8 or not rgb.flags.c_contiguous):
+        if rgb is not None and (
+            rgb.shape != (*shape, 3) or rgb.dtype != np.uint8 or not rgb.flags.c_contiguous
+        ):
             raise ValueError(f"rgb must be contiguous uint8 {(*shape, 3)}, not {rgb.dtype} {rgb.shape}")
         eyes = np.ascontiguousarray(eyes, dtype=np.float64)
         rotations = np.ascontiguousarray(rotations, dtype=np.float64)
@@ -101,7 +120,9 @@ class Renderer:
         work = (iter(range(len(bvhs))), bvhs, eyes, rotations, depth, rgb)
         helpers = []
         if self._pool is not None:
-            helpers = [self._pool.submit(self._draw, 1 + i, *work) for i in range(min(self.threads, len(bvhs)) - 1)]
+            helpers = [
+                self._pool.submit(self._draw, 1 + i, *work) for i in range(min(self.threads, len(bvhs)) - 1)
+            ]
         self._draw(0, *work)
         for helper in helpers:
             helper.result()
@@ -119,7 +140,11 @@ class Renderer:
         scratch, triangles = self._scratch[thread], self._triangles[thread]
         for i in cameras:
             bvh = bvhs[i]
-            draw_camera(bvh.tree, i, eyes, rotations, self._focal, self._far, depth, triangles, scratch)
+            camera = (i, eyes, rotations, self._focal, self._far, self._scale, depth)
+            if rgb is None:
+                draw_depth(bvh.tree, *camera, scratch)
+            else:
+                draw_depth_and_colour(bvh.tree, bvh.surface, *camera, rgb, triangles, scratch)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -129,64 +154,74 @@ class Renderer:
 
 
 @njit(**KERNEL)
-def draw_camera(tree, camera, eyes, rotations, focal, far, depth, triangles, scratch):
-    """Draws one camera's depth [camera] and, unless triangles is None, which triangle each pixel shows."""
-    eye = eyes[camera]
-    axes = view_axes(rotations[camera], focal)
+def draw_depth(tree, camera, eyes, rotations, focal, far, scale, depth, scratch):
+    """Draws the depth of one camera into depth[camera]."""
     closeness = depth[camera]
-    _draw_tree(tree, eye, axes, closeness, triangles, scratch)
-    _closeness_to_depth(closeness, far)
+    height, width = closeness.shape
+    _draw_tree(tree, _view(eyes[camera], rotations[camera], focal, height, width), closeness, None, scratch)
+    _closeness_to_depth(closeness, far, scale)
 
 
 @njit(**KERNEL)
-def view_axes(rotation, focal):
-    """The matrix [3, 3] from world directions to view coordinates, for a camera rotation x y z w."""
+def draw_depth_and_colour(
+    tree, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch
+):
+    """Draws depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory."""
+    closeness = depth[camera]
+    height, width = closeness.shape
+    view = _view(eyes[camera], rotations[camera], focal, height, width)
+    _draw_tree(tree, view, closeness, triangles, scratch)
+    _closeness_to_depth(closeness, far, scale)
+    _shade(tree.corners, surface, view, triangles, rgb[camera])
+
+
+@njit(**KERNEL)
+def _view(eye, rotation, focal, height, width):
     x, y, z, w = rotation / np.sqrt((rotation**2).sum())
+    right = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)])
+    up = np.array([2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)])
+    back = np.array([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)])
     axes = np.empty((3, 3))
-    axes[0] = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]) * focal
-    axes[1] = np.array([2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]) * -focal
-    axes[2] = -np.array([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)])
-    return axes
+    axes[0] = right * focal
+    axes[1] = -up * focal
+    axes[2] = -back
+    # The view is |x| <= z width / 2 and |y| <= z height / 2.
+    sides = np.empty((4, 3), np.float32)
+    sides[0] = np.abs(axes[0] - axes[2] * (width * 0.5))
+    sides[1] = np.abs(axes[0] + axes[2] * (width * 0.5))
+    sides[2] = np.abs(axes[1] - axes[2] * (height * 0.5))
+    sides[3] = np.abs(axes[1] + axes[2] * (height * 0.5))
+    return View(eye, axes, eye.astype(np.float32), axes.astype(np.float32), sides)
 
 
-@njit(**KERNEL)
-def _draw_tree(tree, eye, axes, closeness, triangles, scratch):
+@njit(**INNER)
+def _draw_tree(tree, view, closeness, triangles, scratch):
+    """Draws all triangles; triangles: which one each pixel shows, -1 for none; may itself be None."""
     closeness[:] = 0
     scratch.farthest[:] = 0
     scratch.stale[:] = False
     if triangles is not None:
         triangles[:] = -1
-    height, width = closeness.shape
-    axes32 = axes.astype(np.float32)
-    # The sides of the view: |x| <= z width / 2 and |y| <= z height / 2, as normals in the world.
-    sides = np.empty((4, 3), np.float32)
-    for k in range(3):
-        sides[0, k] = abs(axes[0, k] - axes[2, k] * (width * 0.5))
-        sides[1, k] = abs(axes[0, k] + axes[2, k] * (width * 0.5))
-        sides[2, k] = abs(axes[1, k] - axes[2, k] * (height * 0.5))
-        sides[3, k] = abs(axes[1, k] + axes[2, k] * (height * 0.5))
-    eye32 = eye.astype(np.float32)
     stack = scratch.stack
     stack[0] = 0
     waiting = 1
     while waiting > 0:
         waiting -= 1
         node = stack[waiting]
-        if not _may_be_seen(tree.boxes[node], eye32, axes32, sides, closeness, scratch):
+        if not _may_be_seen(tree.boxes[node], view, closeness, scratch):
             continue
-        first = tree.nodes[node, 0]
-        count = tree.nodes[node, 1]
+        first, count = tree.nodes[node]
         if count == 0:
             # The nearer child is drawn first, so that it can hide the other.
-            swap = _nearer(tree.boxes[first + 1], tree.boxes[first], eye32)
-            stack[waiting] = first if swap else first + 1
-            stack[waiting + 1] = first + 1 if swap else first
+            second_is_nearer = _nearer(tree.boxes[first + 1], tree.boxes[first], view.eye32)
+            stack[waiting] = first if second_is_nearer else first + 1
+            stack[waiting + 1] = first + 1 if second_is_nearer else first
             waiting += 2
         for triangle in range(first, first + count):
-            _draw_triangle(triangle, tree.corners[triangle], eye, axes, closeness, triangles, scratch)
+            _draw_triangle(triangle, tree.corners[triangle], view, closeness, triangles, scratch)
 
 
-@njit(**KERNEL)
+@njit(**INNER)
 def _nearer(box, other, eye):
     """Whether a box is nearer to the eye than another; where the eye is in both, by their centres."""
     distance = np.float32(0)
@@ -201,9 +236,12 @@ def _nearer(box, other, eye):
     return distance < 0 or (distance == 0 and centre < 0)
 
 
-@njit(**KERNEL)
-def _may_be_seen(box, eye, axes, sides, closeness, scratch):
+@njit(**INNER)
+def _may_be_seen(box, view, closeness, scratch):
     """Whether a box reaches into the view and some pixel under it shows something farther than its nearest point."""
+    eye = view.eye32
+    axes = view.axes32
+    sides = view.sides
     height, width = closeness.shape
     half_width = np.float32(width * 0.5)
     half_height = np.float32(height * 0.5)
@@ -247,13 +285,15 @@ def _may_be_seen(box, eye, axes, sides, closeness, scratch):
         for tile_column in range(column_0 // TILE, column_1 // TILE + 1):
             if scratch.stale[tile_row, tile_column]:
                 scratch.stale[tile_row, tile_column] = False
-                scratch.farthest[tile_row, tile_column] = _least(closeness, tile_row * TILE, tile_column * TILE)
+                scratch.farthest[tile_row, tile_column] = _least(
+                    closeness, tile_row * TILE, tile_column * TILE
+                )
             if scratch.farthest[tile_row, tile_column] < nearest:
                 return True
     return False
 
 
-@njit(**KERNEL)
+@njit(**INNER)
 def _least(closeness, row_0, column_0):
     """The least closeness in a tile."""
     height, width = closeness.shape
@@ -264,9 +304,11 @@ def _least(closeness, row_0, column_0):
     return least
 
 
-@njit(**KERNEL)
-def _corner(corners, k, eye, axes):
+@njit(**INNER)
+def _corner(corners, k, view):
     """View coordinates of a triangle's corner."""
+    eye = view.eye
+    axes = view.axes
     x = corners[3 * k] - eye[0]
     y = corners[3 * k + 1] - eye[1]
     z = corners[3 * k + 2] - eye[2]
@@ -277,16 +319,33 @@ def _corner(corners, k, eye, axes):
     )
 
 
-@njit(**KERNEL)
-def _draw_triangle(triangle, corners, eye, axes, closeness, triangles, scratch):
+@njit(**INNER)
+def _cross(a, b):
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+@njit(**INNER)
+def _edges(corners, view):
+    """A triangle's three edge functions, as in _draw_triangle."""
+    a = _corner(corners, 0, view)
+    b = _corner(corners, 1, view)
+    c = _corner(corners, 2, view)
+    return _cross(c, b), _cross(a, c), _cross(b, a)
+
+
+@njit(**INNER)
+def _draw_triangle(triangle, corners, view, closeness, triangles, scratch):
     height, width = closeness.shape
-    ax, ay, az = _corner(corners, 0, eye, axes)
-    bx, by, bz = _corner(corners, 1, eye, axes)
-    cx, cy, cz = _corner(corners, 2, eye, axes)
+    a = _corner(corners, 0, view)
+    b = _corner(corners, 1, view)
+    c = _corner(corners, 2, view)
+    ax, ay, az = a
+    bx, by, bz = b
+    cx, cy, cz = c
     if az <= NEAR and bz <= NEAR and cz <= NEAR:
         return
     # Edge function k is (x, y, 1) . edge_k: zero along the side opposite corner k, positive inside a triangle that faces us.
-    e0x, e0y, e0z = cy * bz - cz * by, cz * bx - cx * bz, cx * by - cy * bx
+    e0x, e0y, e0z = _cross(c, b)
     determinant = ax * e0x + ay * e0y + az * e0z
     if determinant <= 0:
         return
@@ -302,8 +361,8 @@ def _draw_triangle(triangle, corners, eye, axes, closeness, triangles, scratch):
         row_1 = min(row_1, int(np.floor(max(v0, v1, v2) + (height * 0.5 - 0.4999))))
         if column_0 > column_1 or row_0 > row_1:
             return
-    e1x, e1y, e1z = ay * cz - az * cy, az * cx - ax * cz, ax * cy - ay * cx
-    e2x, e2y, e2z = by * az - bz * ay, bz * ax - bx * az, bx * ay - by * ax
+    e1x, e1y, e1z = _cross(a, c)
+    e2x, e2y, e2z = _cross(b, a)
     # The edge functions add up to closeness times the determinant.
     scale = 1.0 / determinant
     nx, ny, nz = (e0x + e1x + e2x) * scale, (e0y + e1y + e2y) * scale, (e0z + e1z + e2z) * scale
@@ -339,7 +398,7 @@ def _draw_triangle(triangle, corners, eye, axes, closeness, triangles, scratch):
             scratch.stale[tile_row, tile_column] = True
 
 
-@njit(**KERNEL)
+@njit(**INNER)
 def _narrow(low, high, value, slope, inverse):
     """The part of [low, high] where value + slope i >= 0; inverse is 1 / slope."""
     if slope > 0:
@@ -349,13 +408,127 @@ def _narrow(low, high, value, slope, inverse):
     return (low, high) if value >= 0 else (1.0, 0.0)
 
 
-@njit(**KERNEL)
-def _closeness_to_depth(closeness, far):
-    """Turns closeness into depth in place, clipped to far and divided by it unless far is None."""
+@njit(**INNER)
+def _closeness_to_depth(closeness, far, scale):
+    """Turns closeness into depth in place, clipped to far and multiplied by scale."""
+    far = np.float32(far)
+    scale = np.float32(scale)
     for row in range(closeness.shape[0]):
         for column in range(closeness.shape[1]):
             value = closeness[row, column]
             depth = np.float32(1) / value if value > 0 else np.float32(0)
-            if far is not None:
-                depth = min(depth * np.float32(1.0 / far), np.float32(1))
-            closeness[row, column] = depth
+            closeness[row, column] = min(depth, far) * scale
+
+
+@njit(**INNER)
+def _shade(corners, surface, view, triangles, rgb):
+    """Colours each pixel once, by the triangle it shows: corner colours times texture, without light."""
+    height, width = triangles.shape
+    known = -1  # the triangle that the following values belong to
+    plain = False
+    texture = -1
+    edges = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+    for row in range(height):
+        y = row + (0.5 - height * 0.5)
+        for column in range(width):
+            triangle = triangles[row, column]
+            if triangle < 0:
+                rgb[row, column, :] = 0
+                continue
+            colours = surface.colours[triangle]
+            if triangle != known:
+                known = triangle
+                texture = surface.texture[triangle]
+                plain = texture < 0 and _is_plain(colours)
+                edges = _edges(corners[triangle], view)
+            if plain:
+                for k in range(3):
+                    rgb[row, column, k] = colours[0, k]
+                continue
+            x = column + (0.5 - width * 0.5)
+            (ax, ay, az), (bx, by, bz), (cx, cy, cz) = edges
+            a = ax * x + ay * y + az
+            b = bx * x + by * y + bz
+            c = cx * x + cy * y + cz
+            scale = 1.0 / (a + b + c)
+            a, b, c = a * scale, b * scale, c * scale
+            red, green, blue = 1.0, 1.0, 1.0
+            if texture >= 0:
+                uv = surface.uv[triangle]
+                u = a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0]
+                v = a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1]
+                du_dx = scale * (ax * (uv[0, 0] - u) + bx * (uv[1, 0] - u) + cx * (uv[2, 0] - u))
+                dv_dx = scale * (ax * (uv[0, 1] - v) + bx * (uv[1, 1] - v) + cx * (uv[2, 1] - v))
+                du_dy = scale * (ay * (uv[0, 0] - u) + by * (uv[1, 0] - u) + cy * (uv[2, 0] - u))
+                dv_dy = scale * (ay * (uv[0, 1] - v) + by * (uv[1, 1] - v) + cy * (uv[2, 1] - v))
+                red, green, blue = _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy)
+            for k, share in enumerate((red, green, blue)):
+                colour = a * colours[0, k] + b * colours[1, k] + c * colours[2, k]
+                rgb[row, column, k] = np.uint8(min(max(colour * share, 0.0), 255.0) + 0.5)
+
+
+@njit(**INNER)
+def _is_plain(colours):
+    """Whether the three corners have one colour."""
+    for k in range(3):
+        if colours[0, k] != colours[1, k] or colours[0, k] != colours[2, k]:
+            return False
+    return True
+
+
+@njit(**INNER)
+def _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy):
+    """Red, green and blue in [0, 1] of a texture, by trilinear filtering as in OpenGL."""
+    levels = surface.levels[texture]
+    height = levels[0, 1]
+    width = levels[0, 2]
+    footprint = max(
+        (du_dx * width) ** 2 + (dv_dx * height) ** 2, (du_dy * width) ** 2 + (dv_dy * height) ** 2
+    )
+    # Half, for the footprint is squared.
+    detail = 0.5 * np.log2(footprint) if footprint > 1.0 else 0.0
+    level = int(detail)
+    last = len(levels) - 1
+    while levels[last, 1] == 0:
+        last -= 1
+    if level >= last:
+        return _bilinear(surface.texels, levels[last], u, v)
+    fine = _bilinear(surface.texels, levels[level], u, v)
+    share = detail - level
+    if share == 0:
+        return fine
+    coarse = _bilinear(surface.texels, levels[level + 1], u, v)
+    return (
+        fine[0] + (coarse[0] - fine[0]) * share,
+        fine[1] + (coarse[1] - fine[1]) * share,
+        fine[2] + (coarse[2] - fine[2]) * share,
+    )
+
+
+@njit(**INNER)
+def _bilinear(texels, level, u, v):
+    """Red, green and blue in [0, 1] between the four nearest texels of one level, repeating beyond its edges."""
+    first, height, width = level
+    x = (u - np.floor(u)) * width - 0.5
+    y = (v - np.floor(v)) * height - 0.5
+    column = int(np.floor(x))
+    row = int(np.floor(y))
+    right = x - column
+    down = y - row
+    upper = first + (row % height) * width
+    lower = first + ((row + 1) % height) * width
+    left_column = column % width
+    right_column = (column + 1) % width
+    a = texels[upper + left_column]
+    b = texels[upper + right_column]
+    c = texels[lower + left_column]
+    d = texels[lower + right_column]
+    wa = (1 - right) * (1 - down) / 255
+    wb = right * (1 - down) / 255
+    wc = (1 - right) * down / 255
+    wd = right * down / 255
+    return (
+        a[0] * wa + b[0] * wb + c[0] * wc + d[0] * wd,
+        a[1] * wa + b[1] * wb + c[1] * wc + d[1] * wd,
+        a[2] * wa + b[2] * wb + c[2] * wc + d[2] * wd,
+    )
