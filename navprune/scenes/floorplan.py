@@ -25,7 +25,7 @@ CORRIDOR_WIDTH = (1.1, 1.4)
 SMALLEST_SIDE = 2.1  # of a cell between walls' middles
 DOOR_WIDTHS = (0.8, 0.95)
 OPENING_WIDTHS = (1.1, 1.6)
-EXTRA_DOOR_CHANCE = 0.08  # of a second way between rooms, which shortens paths
+EXTRA_DOOR_CHANCE = 0.5  # of a second way between rooms, which shortens paths
 
 Cell = tuple[float, float, float, float]  # x0, y0, x1, y1 between walls' middles
 
@@ -75,10 +75,13 @@ class FloorPlan:
 
 def draw_plan(rng: Generator, area: tuple[float, float] = (40.0, 200.0)) -> FloorPlan:
     """A random furnished home whose floor area lies within `area` square metres, with 3 to 10 rooms."""
+    target = rng.uniform(*area)
     for _ in range(1000):
-        target = rng.uniform(*area)
         cells = _draw_cells(target, rng)
         if cells is None or not 3 <= len(cells) <= 10:
+            continue
+        floor = sum(shapely.box(*_inset(cell)).area for cell, _ in cells)
+        if not 0.95 * target <= floor <= 1.05 * target:
             continue
         plan = _draw_home(cells, rng)
         if plan is not None and area[0] <= plan.area <= area[1]:
@@ -113,7 +116,7 @@ def _draw_cells(target: float, rng: Generator) -> list[tuple[Cell, bool]] | None
     """Cells of a home of about `target` square metres, each with whether it is a corridor."""
     typical = 3 + (target - 40.0) / 160.0 * 6.5
     count = int(np.clip(round(typical + rng.normal(0, 0.8)), 3, 9))
-    gross = target * 1.09 + 1.5  # what the walls take
+    gross = target * 1.045 + 1.5  # what the walls take
     ratio = rng.uniform(1.0, 1.7)
     width, height = round(float(np.sqrt(gross * ratio)), 2), round(float(np.sqrt(gross / ratio)), 2)
     return _split((0.0, 0.0, width, height), count, rng)
@@ -220,7 +223,7 @@ def _draw_doors(cells: list[Cell], kinds: list[str], rng: Generator) -> list[Doo
         width = min(round(rng.uniform(*(OPENING_WIDTHS if wide else DOOR_WIDTHS)), 2), high - low - 0.1)
         near = [d.polygon.centroid for d in doors if {i, j} & set(d.rooms)]
         options = []
-        for share in (0.0, 1.0, rng.random()):
+        for share in (0.0, 1.0, rng.random())[rng.integers(3) :]:
             start = round(low + 0.05 + (high - low - 0.1 - width) * share, 3)
             along, across = (
                 (start, round(start + width, 3)),
