@@ -44,7 +44,7 @@ class Surface(NamedTuple):
 
 
 class Bvh:
-    """The drawable form of a scene: `tree` for its shape, `surface` for its colours; read-only, shared by threads."""
+    """A scene to draw: `tree` is its shape, `surface` its colours. Read-only, so threads share it."""
 
     def __init__(self, mesh: SceneMesh):
         boxes, nodes, order = build_tree(mesh.vertices)
@@ -60,10 +60,11 @@ class Bvh:
 
 
 def build_tree(vertices: NDArray) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
-    """Builds the hierarchy over triangles [T, 3, 3]: boxes and nodes as in `Tree`, and the order of triangles [T].
+    """Builds the hierarchy over triangles [T, 3, 3].
 
-    Top-down, splitting at the best of 16 bins an axis by the surface area heuristic
-    (Wald, "On fast construction of SAH-based bounding volume hierarchies", 2007).
+    Returns boxes and nodes as in `Tree`, and the order of the triangles [T] in the leaves. Works from the root
+    down, splitting by the surface area heuristic over 16 bins an axis (Wald, "On fast construction of SAH-based
+    bounding volume hierarchies", 2007).
     """
     lower = np.ascontiguousarray(vertices.min(axis=1), dtype=np.float32)
     upper = np.ascontiguousarray(vertices.max(axis=1), dtype=np.float32)

@@ -1,57 +1,14 @@
-"""Depth and colour of many cameras at once, on the CPU.
-
-A z-buffer rasteriser that walks the bounding volume hierarchy of a scene front to back and leaves out every node that is
-outside the view or hidden by what is already drawn. Triangles are not clipped but drawn by their edge functions in homogeneous
-coordinates (Olano and Greer, "Triangle scan conversion using 2D homogeneous coordinates", 1997). The z-buffer holds
-closeness = 1 / depth, which is linear over the image of a triangle, and 0 where nothing is.
-
-View coordinates: x to the right and y down, both times the focal length in pixels; z forward in metres. So (x / z, y / z) is a
-place in the image in pixels from its middle.
-"""
+"""Depth and colour of many cameras at once, on the CPU."""
 
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from navprune.simulator.bvh import STACK_SIZE, Bvh
-
-NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
-TILE = 8  # pixels; side of the squares in which hidden nodes are detected
-# Multiplications and additions must not be fused: the edge that two triangles share has to come out as exact opposites.
-KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"nnan", "ninf", "nsz", "arcp"}}
-# What runs once per node, triangle or pixel allocates nothing, so it goes without reference counts, which cost half of the time.
-INNER = {**KERNEL, "_nrt": False}
-
-
-class Scratch(NamedTuple):
-    """The working memory of one thread.
-
-    farthest: float32 [tile rows, tile columns], at most the least closeness of the tile's pixels.
-    stale: bool, same shape: drawn into since farthest was taken.
-    stack: int32 [STACK_SIZE], nodes to visit.
-    """
-
-    farthest: NDArray[np.float32]
-    stale: NDArray[np.bool_]
-    stack: NDArray[np.int32]
-
-
-class View(NamedTuple):
-    """A camera: eye [3] and axes [3, 3] (world direction to view coordinates) in float64 for triangles, in float32 for nodes.
-
-    sides: float32 [4, 3], absolute normals of the view's left, right, upper and lower side.
-    """
-
-    eye: NDArray[np.float64]
-    axes: NDArray[np.float64]
-    eye32: NDArray[np.float32]
-    axes32: NDArray[np.float32]
-    sides: NDArray[np.float32]
+from navprune.simulator.drawing import TILE, Scratch, draw_depth, draw_depth_and_colour
 
 
 class Renderer:
@@ -106,14 +63,11 @@ class Renderer:
         rgb: uint8 [N, H, W, 3], black where nothing is.
         """
         shape = (len(bvhs), self.height, self.width)
-        if depth.shape != shape or depth.dtype != np.float32 or not depth.flags.c_contiguous:
-            raise ValueError(f"depth must be contiguous float32 {shape}, not {depth.dtype} {depth.shape}")
         if (rgb is not None) != self.colour:
             raise ValueError("rgb goes with a renderer made with colour=True, and only with that")
-        if rgb is not None and (
-            rgb.shape != (*shape, 3) or rgb.dtype != np.uint8 or not rgb.flags.c_contiguous
-        ):
-            raise ValueError(f"rgb must be contiguous uint8 {(*shape, 3)}, not {rgb.dtype} {rgb.shape}")
+        _check_output("depth", depth, shape, np.float32)
+        if rgb is not None:
+            _check_output("rgb", rgb, (*shape, 3), np.uint8)
         eyes = np.ascontiguousarray(eyes, dtype=np.float64)
         rotations = np.ascontiguousarray(rotations, dtype=np.float64)
         # One iterator for all threads: whoever is free takes the next camera, since views differ in cost.
@@ -137,14 +91,14 @@ class Renderer:
         depth: NDArray[np.float32],
         rgb: NDArray[np.uint8] | None,
     ) -> None:
-        scratch, triangles = self._scratch[thread], self._triangles[thread]
+        scratch = self._scratch[thread]
         for i in cameras:
             bvh = bvhs[i]
             camera = (i, eyes, rotations, self._focal, self._far, self._scale, depth)
             if rgb is None:
                 draw_depth(bvh.tree, *camera, scratch)
             else:
-                draw_depth_and_colour(bvh.tree, bvh.surface, *camera, rgb, triangles, scratch)
+                draw_depth_and_colour(bvh.tree, bvh.surface, *camera, rgb, self._triangles[thread], scratch)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -153,382 +107,9 @@ class Renderer:
             self._pool = None
 
 
-@njit(**KERNEL)
-def draw_depth(tree, camera, eyes, rotations, focal, far, scale, depth, scratch):
-    """Draws the depth of one camera into depth[camera]."""
-    closeness = depth[camera]
-    height, width = closeness.shape
-    _draw_tree(tree, _view(eyes[camera], rotations[camera], focal, height, width), closeness, None, scratch)
-    _closeness_to_depth(closeness, far, scale)
-
-
-@njit(**KERNEL)
-def draw_depth_and_colour(
-    tree, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch
-):
-    """Draws depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory."""
-    closeness = depth[camera]
-    height, width = closeness.shape
-    view = _view(eyes[camera], rotations[camera], focal, height, width)
-    _draw_tree(tree, view, closeness, triangles, scratch)
-    _closeness_to_depth(closeness, far, scale)
-    _shade(tree.corners, surface, view, triangles, rgb[camera])
-
-
-@njit(**KERNEL)
-def _view(eye, rotation, focal, height, width):
-    x, y, z, w = rotation / np.sqrt((rotation**2).sum())
-    right = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)])
-    up = np.array([2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)])
-    back = np.array([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)])
-    axes = np.empty((3, 3))
-    axes[0] = right * focal
-    axes[1] = -up * focal
-    axes[2] = -back
-    # The view is |x| <= z width / 2 and |y| <= z height / 2.
-    sides = np.empty((4, 3), np.float32)
-    sides[0] = np.abs(axes[0] - axes[2] * (width * 0.5))
-    sides[1] = np.abs(axes[0] + axes[2] * (width * 0.5))
-    sides[2] = np.abs(axes[1] - axes[2] * (height * 0.5))
-    sides[3] = np.abs(axes[1] + axes[2] * (height * 0.5))
-    return View(eye, axes, eye.astype(np.float32), axes.astype(np.float32), sides)
-
-
-@njit(**INNER)
-def _draw_tree(tree, view, closeness, triangles, scratch):
-    """Draws all triangles; triangles: which one each pixel shows, -1 for none; may itself be None."""
-    closeness[:] = 0
-    scratch.farthest[:] = 0
-    scratch.stale[:] = False
-    if triangles is not None:
-        triangles[:] = -1
-    stack = scratch.stack
-    stack[0] = 0
-    waiting = 1
-    while waiting > 0:
-        waiting -= 1
-        node = stack[waiting]
-        if not _may_be_seen(tree.boxes[node], view, closeness, scratch):
-            continue
-        first, count = tree.nodes[node]
-        if count == 0:
-            # The nearer child is drawn first, so that it can hide the other.
-            second_is_nearer = _nearer(tree.boxes[first + 1], tree.boxes[first], view.eye32)
-            stack[waiting] = first if second_is_nearer else first + 1
-            stack[waiting + 1] = first + 1 if second_is_nearer else first
-            waiting += 2
-        for triangle in range(first, first + count):
-            _draw_triangle(triangle, tree.corners[triangle], view, closeness, triangles, scratch)
-
-
-@njit(**INNER)
-def _nearer(box, other, eye):
-    """Whether a box is nearer to the eye than another; where the eye is in both, by their centres."""
-    distance = np.float32(0)
-    centre = np.float32(0)
-    for k in range(3):
-        offset = abs(box[k] - eye[k])
-        gap = max(offset - box[3 + k], np.float32(0))
-        other_offset = abs(other[k] - eye[k])
-        other_gap = max(other_offset - other[3 + k], np.float32(0))
-        distance += gap * gap - other_gap * other_gap
-        centre += offset * offset - other_offset * other_offset
-    return distance < 0 or (distance == 0 and centre < 0)
-
-
-@njit(**INNER)
-def _may_be_seen(box, view, closeness, scratch):
-    """Whether a box reaches into the view and some pixel under it shows something farther than its nearest point."""
-    eye = view.eye32
-    axes = view.axes32
-    sides = view.sides
-    height, width = closeness.shape
-    half_width = np.float32(width * 0.5)
-    half_height = np.float32(height * 0.5)
-    cx = box[0] - eye[0]
-    cy = box[1] - eye[1]
-    cz = box[2] - eye[2]
-    ex = box[3]
-    ey = box[4]
-    ez = box[5]
-    z = axes[2, 0] * cx + axes[2, 1] * cy + axes[2, 2] * cz
-    reach_z = abs(axes[2, 0]) * ex + abs(axes[2, 1]) * ey + abs(axes[2, 2]) * ez
-    if z + reach_z <= np.float32(NEAR):
-        return False
-    x = axes[0, 0] * cx + axes[0, 1] * cy + axes[0, 2] * cz
-    y = axes[1, 0] * cx + axes[1, 1] * cy + axes[1, 2] * cz
-    if (
-        x - half_width * z > sides[0, 0] * ex + sides[0, 1] * ey + sides[0, 2] * ez
-        or -x - half_width * z > sides[1, 0] * ex + sides[1, 1] * ey + sides[1, 2] * ez
-        or y - half_height * z > sides[2, 0] * ex + sides[2, 1] * ey + sides[2, 2] * ez
-        or -y - half_height * z > sides[3, 0] * ex + sides[3, 1] * ey + sides[3, 2] * ez
-    ):
-        return False
-    if z - reach_z <= np.float32(NEAR):
-        return True
-    nearest = np.float32(1) / (z - reach_z)
-    least = np.float32(1) / (z + reach_z)
-    reach_x = abs(axes[0, 0]) * ex + abs(axes[0, 1]) * ey + abs(axes[0, 2]) * ez
-    reach_y = abs(axes[1, 0]) * ex + abs(axes[1, 1]) * ey + abs(axes[1, 2]) * ez
-    left = x - reach_x
-    right = x + reach_x
-    top = y - reach_y
-    bottom = y + reach_y
-    # A side of the box left of the axis is farthest left when nearest, one right of it when farthest away.
-    column_0 = max(0, int(np.floor(left * (nearest if left < 0 else least) + half_width)))
-    column_1 = min(width - 1, int(np.floor(right * (nearest if right > 0 else least) + half_width)))
-    row_0 = max(0, int(np.floor(top * (nearest if top < 0 else least) + half_height)))
-    row_1 = min(height - 1, int(np.floor(bottom * (nearest if bottom > 0 else least) + half_height)))
-    if column_0 > column_1 or row_0 > row_1:
-        return False
-    for tile_row in range(row_0 // TILE, row_1 // TILE + 1):
-        for tile_column in range(column_0 // TILE, column_1 // TILE + 1):
-            if scratch.stale[tile_row, tile_column]:
-                scratch.stale[tile_row, tile_column] = False
-                scratch.farthest[tile_row, tile_column] = _least(
-                    closeness, tile_row * TILE, tile_column * TILE
-                )
-            if scratch.farthest[tile_row, tile_column] < nearest:
-                return True
-    return False
-
-
-@njit(**INNER)
-def _least(closeness, row_0, column_0):
-    """The least closeness in a tile."""
-    height, width = closeness.shape
-    least = closeness[row_0, column_0]
-    for row in range(row_0, min(height, row_0 + TILE)):
-        for column in range(column_0, min(width, column_0 + TILE)):
-            least = min(least, closeness[row, column])
-    return least
-
-
-@njit(**INNER)
-def _corner(corners, k, view):
-    """View coordinates of a triangle's corner."""
-    eye = view.eye
-    axes = view.axes
-    x = corners[3 * k] - eye[0]
-    y = corners[3 * k + 1] - eye[1]
-    z = corners[3 * k + 2] - eye[2]
-    return (
-        axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z,
-        axes[1, 0] * x + axes[1, 1] * y + axes[1, 2] * z,
-        axes[2, 0] * x + axes[2, 1] * y + axes[2, 2] * z,
-    )
-
-
-@njit(**INNER)
-def _cross(a, b):
-    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
-
-
-@njit(**INNER)
-def _edges(corners, view):
-    """A triangle's three edge functions, as in _draw_triangle."""
-    a = _corner(corners, 0, view)
-    b = _corner(corners, 1, view)
-    c = _corner(corners, 2, view)
-    return _cross(c, b), _cross(a, c), _cross(b, a)
-
-
-@njit(**INNER)
-def _draw_triangle(triangle, corners, view, closeness, triangles, scratch):
-    height, width = closeness.shape
-    a = _corner(corners, 0, view)
-    b = _corner(corners, 1, view)
-    c = _corner(corners, 2, view)
-    ax, ay, az = a
-    bx, by, bz = b
-    cx, cy, cz = c
-    if az <= NEAR and bz <= NEAR and cz <= NEAR:
-        return
-    # Edge function k is (x, y, 1) . edge_k: zero along the side opposite corner k, positive inside a triangle that faces us.
-    e0x, e0y, e0z = _cross(c, b)
-    determinant = ax * e0x + ay * e0y + az * e0z
-    if determinant <= 0:
-        return
-    column_0, column_1, row_0, row_1 = 0, width - 1, 0, height - 1
-    crosses_near = az <= NEAR or bz <= NEAR or cz <= NEAR
-    if not crosses_near:
-        # The pixels whose centres lie in the bounds of the corners, with room for rounding.
-        u0, u1, u2 = ax / az, bx / bz, cx / cz
-        v0, v1, v2 = ay / az, by / bz, cy / cz
-        column_0 = max(column_0, int(np.ceil(min(u0, u1, u2) + (width * 0.5 - 0.5001))))
-        column_1 = min(column_1, int(np.floor(max(u0, u1, u2) + (width * 0.5 - 0.4999))))
-        row_0 = max(row_0, int(np.ceil(min(v0, v1, v2) + (height * 0.5 - 0.5001))))
-        row_1 = min(row_1, int(np.floor(max(v0, v1, v2) + (height * 0.5 - 0.4999))))
-        if column_0 > column_1 or row_0 > row_1:
-            return
-    e1x, e1y, e1z = _cross(a, c)
-    e2x, e2y, e2z = _cross(b, a)
-    # The edge functions add up to closeness times the determinant.
-    scale = 1.0 / determinant
-    nx, ny, nz = (e0x + e1x + e2x) * scale, (e0y + e1y + e2y) * scale, (e0z + e1z + e2z) * scale
-    i0 = 1.0 / e0x if e0x != 0 else 0.0
-    i1 = 1.0 / e1x if e1x != 0 else 0.0
-    i2 = 1.0 / e2x if e2x != 0 else 0.0
-    near_slope = 1.0 / nx if nx != 0 else 0.0
-    x = 0.5 - width * 0.5  # of the first column's centre
-    step = np.float32(nx)
-    for row in range(row_0, row_1 + 1):
-        y = row + (0.5 - height * 0.5)
-        low, high = float(column_0), float(column_1)
-        low, high = _narrow(low, high, e0x * x + e0y * y + e0z, e0x, i0)
-        low, high = _narrow(low, high, e1x * x + e1y * y + e1z, e1x, i1)
-        low, high = _narrow(low, high, e2x * x + e2y * y + e2z, e2x, i2)
-        start = nx * x + ny * y + nz
-        if crosses_near:
-            low, high = _narrow(low, high, 1.0 / NEAR - start, -nx, -near_slope)
-        if low > high:
-            continue
-        first = int(np.ceil(low))
-        count = int(np.floor(high)) - first + 1
-        base = np.float32(start + nx * first)
-        for i in range(count):
-            value = base + step * np.float32(i)
-            shown = closeness[row, first + i]
-            nearer = value > shown
-            closeness[row, first + i] = value if nearer else shown
-            if triangles is not None:
-                triangles[row, first + i] = triangle if nearer else triangles[row, first + i]
-    for tile_row in range(row_0 // TILE, row_1 // TILE + 1):
-        for tile_column in range(column_0 // TILE, column_1 // TILE + 1):
-            scratch.stale[tile_row, tile_column] = True
-
-
-@njit(**INNER)
-def _narrow(low, high, value, slope, inverse):
-    """The part of [low, high] where value + slope i >= 0; inverse is 1 / slope."""
-    if slope > 0:
-        return max(low, -value * inverse), high
-    if slope < 0:
-        return low, min(high, -value * inverse)
-    return (low, high) if value >= 0 else (1.0, 0.0)
-
-
-@njit(**INNER)
-def _closeness_to_depth(closeness, far, scale):
-    """Turns closeness into depth in place, clipped to far and multiplied by scale."""
-    far = np.float32(far)
-    scale = np.float32(scale)
-    for row in range(closeness.shape[0]):
-        for column in range(closeness.shape[1]):
-            value = closeness[row, column]
-            depth = np.float32(1) / value if value > 0 else np.float32(0)
-            closeness[row, column] = min(depth, far) * scale
-
-
-@njit(**INNER)
-def _shade(corners, surface, view, triangles, rgb):
-    """Colours each pixel once, by the triangle it shows: corner colours times texture, without light."""
-    height, width = triangles.shape
-    known = -1  # the triangle that the following values belong to
-    plain = False
-    texture = -1
-    edges = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    for row in range(height):
-        y = row + (0.5 - height * 0.5)
-        for column in range(width):
-            triangle = triangles[row, column]
-            if triangle < 0:
-                rgb[row, column, :] = 0
-                continue
-            colours = surface.colours[triangle]
-            if triangle != known:
-                known = triangle
-                texture = surface.texture[triangle]
-                plain = texture < 0 and _is_plain(colours)
-                edges = _edges(corners[triangle], view)
-            if plain:
-                for k in range(3):
-                    rgb[row, column, k] = colours[0, k]
-                continue
-            x = column + (0.5 - width * 0.5)
-            (ax, ay, az), (bx, by, bz), (cx, cy, cz) = edges
-            a = ax * x + ay * y + az
-            b = bx * x + by * y + bz
-            c = cx * x + cy * y + cz
-            scale = 1.0 / (a + b + c)
-            a, b, c = a * scale, b * scale, c * scale
-            red, green, blue = 1.0, 1.0, 1.0
-            if texture >= 0:
-                uv = surface.uv[triangle]
-                u = a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0]
-                v = a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1]
-                du_dx = scale * (ax * (uv[0, 0] - u) + bx * (uv[1, 0] - u) + cx * (uv[2, 0] - u))
-                dv_dx = scale * (ax * (uv[0, 1] - v) + bx * (uv[1, 1] - v) + cx * (uv[2, 1] - v))
-                du_dy = scale * (ay * (uv[0, 0] - u) + by * (uv[1, 0] - u) + cy * (uv[2, 0] - u))
-                dv_dy = scale * (ay * (uv[0, 1] - v) + by * (uv[1, 1] - v) + cy * (uv[2, 1] - v))
-                red, green, blue = _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy)
-            for k, share in enumerate((red, green, blue)):
-                colour = a * colours[0, k] + b * colours[1, k] + c * colours[2, k]
-                rgb[row, column, k] = np.uint8(min(max(colour * share, 0.0), 255.0) + 0.5)
-
-
-@njit(**INNER)
-def _is_plain(colours):
-    """Whether the three corners have one colour."""
-    for k in range(3):
-        if colours[0, k] != colours[1, k] or colours[0, k] != colours[2, k]:
-            return False
-    return True
-
-
-@njit(**INNER)
-def _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy):
-    """Red, green and blue in [0, 1] of a texture, by trilinear filtering as in OpenGL."""
-    levels = surface.levels[texture]
-    height = levels[0, 1]
-    width = levels[0, 2]
-    footprint = max(
-        (du_dx * width) ** 2 + (dv_dx * height) ** 2, (du_dy * width) ** 2 + (dv_dy * height) ** 2
-    )
-    # Half, for the footprint is squared.
-    detail = 0.5 * np.log2(footprint) if footprint > 1.0 else 0.0
-    level = int(detail)
-    last = len(levels) - 1
-    while levels[last, 1] == 0:
-        last -= 1
-    if level >= last:
-        return _bilinear(surface.texels, levels[last], u, v)
-    fine = _bilinear(surface.texels, levels[level], u, v)
-    share = detail - level
-    if share == 0:
-        return fine
-    coarse = _bilinear(surface.texels, levels[level + 1], u, v)
-    return (
-        fine[0] + (coarse[0] - fine[0]) * share,
-        fine[1] + (coarse[1] - fine[1]) * share,
-        fine[2] + (coarse[2] - fine[2]) * share,
-    )
-
-
-@njit(**INNER)
-def _bilinear(texels, level, u, v):
-    """Red, green and blue in [0, 1] between the four nearest texels of one level, repeating beyond its edges."""
-    first, height, width = level
-    x = (u - np.floor(u)) * width - 0.5
-    y = (v - np.floor(v)) * height - 0.5
-    column = int(np.floor(x))
-    row = int(np.floor(y))
-    right = x - column
-    down = y - row
-    upper = first + (row % height) * width
-    lower = first + ((row + 1) % height) * width
-    left_column = column % width
-    right_column = (column + 1) % width
-    a = texels[upper + left_column]
-    b = texels[upper + right_column]
-    c = texels[lower + left_column]
-    d = texels[lower + right_column]
-    wa = (1 - right) * (1 - down) / 255
-    wb = right * (1 - down) / 255
-    wc = (1 - right) * down / 255
-    wd = right * down / 255
-    return (
-        a[0] * wa + b[0] * wb + c[0] * wc + d[0] * wd,
-        a[1] * wa + b[1] * wb + c[1] * wc + d[1] * wd,
-        a[2] * wa + b[2] * wb + c[2] * wc + d[2] * wd,
-    )
+def _check_output(name: str, array: NDArray, shape: tuple[int, ...], dtype: type) -> None:
+    # Compiled code writes without looking, so a wrong shape would corrupt memory.
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} must be contiguous {dtype.__name__} {shape}, not {array.dtype} {array.shape}"
+        )
