@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from navprune.models.policy import PointNavPolicy
 from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.pointnav import GOAL, VectorEnv
-
-SUCCESS_DISTANCE = 0.2
+from navprune.tasks.pointnav import GOAL, TaskConfig, VectorEnv
 
 
 class Agent(Protocol):
@@ -96,6 +94,9 @@ class RandomAgent:
     would end after four steps on average, and score lower still.
     """
 
+    def __init__(self, task: TaskConfig | None = None):
+        self.task = task or TaskConfig()
+
     def start(self, environments: int) -> None:
         """Nothing to prepare."""
 
@@ -103,13 +104,16 @@ class RandomAgent:
         """Choose actions, see `Agent.act`."""
         distance = observations[GOAL].cpu()[rows, 0]
         moves = FORWARD + (3 * draws).long()
-        return torch.where(distance <= SUCCESS_DISTANCE, STOP, moves)
+        return torch.where(distance <= self.task.success_distance, STOP, moves)
 
 
 class GoalFollower:
     """Habitat's goal follower: turns until it faces the goal within 15 degrees, then walks straight at it."""
 
-    tolerance = float(np.deg2rad(15.0))
+    tolerance = math.radians(15.0)
+
+    def __init__(self, task: TaskConfig | None = None):
+        self.task = task or TaskConfig()
 
     def start(self, environments: int) -> None:
         """Nothing to prepare."""
@@ -119,7 +123,7 @@ class GoalFollower:
         distance, angle = observations[GOAL].cpu()[rows].unbind(-1)
         turn = torch.where(angle > 0, LEFT, RIGHT)
         walk = torch.where(angle.abs() < self.tolerance, FORWARD, turn)
-        return torch.where(distance <= SUCCESS_DISTANCE, STOP, walk)
+        return torch.where(distance <= self.task.success_distance, STOP, walk)
 
 
 class ShortestPathAgent:

@@ -147,10 +147,9 @@ def _steps(
     masks = torch.zeros(env.num_envs, dtype=torch.bool)
     while env.active.any():
         rows = np.flatnonzero(env.active).tolist()
-        running = env.episodes
-        for row in rows:
-            if not masks[row]:
-                generators[row] = episode_generator(seed, running[row])
+        for row, episode in enumerate(env.episodes):
+            if episode is not None and not masks[row]:
+                generators[row] = episode_generator(seed, episode)
         draws = torch.tensor([generators[row].random() for row in rows], dtype=torch.float64)
         if recorder is not None:
             recorder.before_step(env, observations, rows)

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from navprune.evaluation.evaluate import Recording
 from navprune.reports import style
-from navprune.scenes.episodes import Episode
-from navprune.simulator.pathfinder import PathFinder
 
 STOREY = 1.5
 """Floors farther than this above or below a path, in metres, belong to another storey."""
@@ -91,18 +90,14 @@ class TopDownMap:
         return page.resize(self.size, Image.Resampling.LANCZOS)
 
 
-def episode_map(
-    pathfinder: PathFinder, episode: Episode, positions: np.ndarray, width: int = 720, height: int = 720
-) -> tuple[TopDownMap, Image.Image]:
-    """Return a map of what can be reached in an episode, and a page with the shortest path and the goal.
-
-    `positions` [T, 3] says which storeys to show.
-    """
+def lay_out(recording: Recording, width: int, height: int) -> tuple[TopDownMap, Image.Image]:
+    """Return a map of what can be reached in an episode, and a page with the shortest path and the goal."""
+    episode, pathfinder = recording.episode, recording.pathfinder
     start, goal = np.asarray(episode.start_position), np.asarray(episode.goal_position)
-    heights = np.concatenate([positions[:, 1], [start[1], goal[1]]])
     triangles = pathfinder.triangles()
     centres = triangles.mean(axis=1).astype(np.float64)
-    reached = np.isfinite(pathfinder.geodesic_distance(np.broadcast_to(start, centres.shape), centres))
+    reached = np.isfinite(pathfinder.geodesic_distance(np.tile(start, (len(centres), 1)), centres))
+    heights = np.array([point[1] for point in (start, goal, *recording.positions)])
     view = TopDownMap(triangles[reached] if reached.any() else triangles, heights, width, height)
     page = view.page.copy()
     shortest = pathfinder.find_path(start, goal).points
@@ -112,29 +107,30 @@ def episode_map(
     return view, page
 
 
-def draw_map(
-    path: str | Path,
-    pathfinder: PathFinder,
-    episode: Episode,
-    positions: np.ndarray,
-    title: str = "",
-    width: int = 720,
-) -> None:
-    """Write a PNG of the way through `positions` [T, 3] beside the shortest one, with a key and a scale."""
-    positions = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
-    view, page = episode_map(pathfinder, episode, positions, width, width)
+def episode_map(recording: Recording, size: int = 720) -> Image.Image:
+    """Draw the way taken in a `recording` beside the shortest one, at most `size` pixels wide, with a key."""
+    view, page = lay_out(recording, size, size)
+    positions = np.array(recording.positions)
     view.draw_track(page, positions, 0, len(positions))
-    view.draw_disc(page, np.asarray(episode.goal_position), 8, style.ACCENT)
-    view.draw_disc(page, np.asarray(episode.start_position), 7, style.PAPER, outline=style.INK)
+    view.draw_disc(page, np.asarray(recording.episode.goal_position), 8, style.ACCENT)
+    view.draw_disc(page, positions[0], 7, style.PAPER, outline=style.INK)
     picture = view.finish(page)
-    head, foot = (34 if title else 0), 40
+    head, foot = 34, 40
     sheet = Image.new("RGB", (max(picture.width, 460), picture.height + head + foot), style.PAPER)
     sheet.paste(picture, ((sheet.width - picture.width) // 2, head))
-    if title:
-        ImageDraw.Draw(sheet).text((view.margin, 12), title, fill=style.INK, font=style.font(15, bold=True))
+    ImageDraw.Draw(sheet).text((view.margin, 12), title_of(recording), style.INK, style.font(15, bold=True))
     _draw_key(sheet, view, len(positions))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    return sheet
+
+
+def title_of(recording: Recording) -> str:
+    """Return scene, episode, and how it went where that is known."""
+    title = f"{Path(recording.episode.scene_id).stem}, episode {recording.episode.episode_id}"
+    if not recording.measures:
+        return title
+    if not recording.measures["success"]:
+        return f"{title}: failure, {recording.measures['distance_to_goal']:.1f} m from the goal"
+    return f"{title}: success, SPL {recording.measures['spl']:.2f}"
 
 
 def _draw_key(sheet: Image.Image, view: TopDownMap, steps: int) -> None:

@@ -58,7 +58,7 @@ def write_report(out: Path, report: Report) -> Path:
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE).render(
         report=report,
         table=table,
-        costs=cost_table(report.rows),
+        costs=cost_table({row.name: row.cost for row in report.rows if row.cost}),
         latency=latency_table(latency) if latency else None,
         figures=draw_figures(out / "figures", report),
         embed=embed,

@@ -83,8 +83,9 @@ def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", run
             spl, colour = row.measure("spl"), style.SERIES[i % len(style.SERIES)]
             if spl is None:
                 continue
-            if not x:
+            if not row.macs():
                 controls[row.name] = spl["mean"]
+            if not x:
                 continue
             reach = [[spl["mean"] - spl["low"]], [spl["high"] - spl["mean"]]]
             axes.errorbar(

@@ -5,7 +5,7 @@ Rows come as the plain data that the commands write with --json: `cost`, `evalua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MISSING = "–"
@@ -101,19 +101,18 @@ def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
     return None if row is baseline or not before or after is None else 1 - after / before
 
 
-def cost_table(rows: Sequence[EncoderRow]) -> Table:
-    """Return the two ways to count an encoder side by side: table 1's and as deployed."""
+def cost_table(costs: Mapping[str, dict]) -> Table:
+    """Return the two ways to count an encoder side by side, from {name: what `navprune cost --json` says}."""
     cells = [
         (
-            row.name,
-            " x ".join(str(side) for side in row.cost["input"]),
-            significant(row.cost["table1"]["macs_gi"]),
-            significant(row.cost["table1"]["parameters_mi"]),
-            significant(row.cost["deployed"]["macs"] / 1e6),
-            significant(row.cost["deployed"]["parameters"] / 1e6),
+            name,
+            " x ".join(str(side) for side in cost["input"]),
+            significant(cost["table1"]["macs_gi"]),
+            significant(cost["table1"]["parameters_mi"]),
+            significant(cost["deployed"]["macs"] / 1e6),
+            significant(cost["deployed"]["parameters"] / 1e6),
         )
-        for row in rows
-        if row.cost
+        for name, cost in costs.items()
     ]
     return Table(
         ("encoder", "input", "table 1 MACs (Gi)", "parameters (Mi)", "deployed MACs (M)", "parameters (M)"),
@@ -140,11 +139,47 @@ def latency_table(rows: Sequence[dict]) -> Table:
     )
 
 
+def measure_table(evaluation: dict) -> Table:
+    """Return the means of what `navprune evaluate --json` says, with their intervals."""
+    cells = [
+        (name.replace("_", " "), f"{m['mean']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}")
+        for name, m in evaluation["measures"].items()
+    ]
+    return Table(("measure", "mean", "95 % interval"), tuple(cells))
+
+
+def pruning_table(pruning: dict) -> Table:
+    """Return what `navprune prune --json` says: cost, then every width, before and after."""
+    before, after = pruning["before"]["table1"], pruning["after"]["table1"]
+    pairs = {
+        "MACs (Gi)": (before["macs_gi"], after["macs_gi"]),
+        "parameters (Mi)": (before["parameters_mi"], after["parameters_mi"]),
+    }
+    cells = [(name, significant(a), significant(b), percent(1 - b / a)) for name, (a, b) in pairs.items()]
+    cells += [(name, str(a), str(b), percent(1 - b / a)) for name, (a, b) in pruning["widths"].items()]
+    return Table(("", "before", "after", "cut"), tuple(cells))
+
+
+def rows_table(rows: Sequence[dict]) -> Table:
+    """Return plain rows as they are, under their own keys."""
+    columns = tuple(dict.fromkeys(key for row in rows for key in row))
+    cells = [tuple(_plain(row.get(key)) for key in columns) for row in rows]
+    return Table(tuple(key.replace("_", " ") for key in columns), tuple(cells))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return significant(value)
+    return MISSING if value is None else str(value)
+
+
 def significant(value: float | None) -> str:
-    """Write a number with three significant digits."""
+    """Write a number with three significant digits, but no more than four decimals."""
     if value is None:
         return MISSING
-    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) < 0.1 else f"{value:#.3g}"
 
 
 def percent(share: float | None) -> str:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from navprune.evaluation.evaluate import Recording
 from navprune.reports import style
-from navprune.reports.maps import episode_map
+from navprune.reports.maps import lay_out, title_of
 
 
 def write_video(path: str | Path, recording: Recording, size: int = 360, fps: int = 10) -> Path:
@@ -39,7 +39,7 @@ def write_video(path: str | Path, recording: Recording, size: int = 360, fps: in
 def video_frames(recording: Recording, size: int = 360) -> Iterator[np.ndarray]:
     """Yield one picture uint8 [H, W, 3] for each step, of even height and width."""
     positions = np.array(recording.positions)
-    view, page = episode_map(recording.pathfinder, recording.episode, positions, 2 * size, size)
+    view, page = lay_out(recording, 2 * size, size)
     bar = 26
     for t, heading in enumerate(recording.headings):
         before = max(t - 1, 0)
@@ -78,11 +78,8 @@ def colour_depth(depth: np.ndarray) -> np.ndarray:
 
 def _caption(recording: Recording, t: int) -> str:
     """Say where in the episode step `t` is, and at the last step how it went."""
-    text = f"step {t + 1} of {len(recording.headings)}"
-    if t + 1 == len(recording.headings) and recording.measures:
-        outcome = "success" if recording.measures["success"] else "failure"
-        text += f"   {outcome}, SPL {recording.measures['spl']:.2f}"
-    return text
+    steps = len(recording.positions)
+    return title_of(recording) if t + 1 == steps else f"step {t + 1} of {steps}"
 
 
 def _write_h264(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:

@@ -1,0 +1,170 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from navprune.errors import UserError
+from navprune.evaluation.agents import GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
+from navprune.evaluation.evaluate import (
+    ProgressLine,
+    Recorder,
+    bootstrap,
+    episode_generator,
+    evaluate,
+    key_of,
+    summarise,
+)
+from navprune.models.spec import PolicySpec, build, encoder_spec
+
+
+@pytest.fixture(scope="module", params=[("resnet18", "gru", 1), ("resnet50", "lstm", 2)], ids=["gru", "lstm"])
+def policy(request):
+    encoder, rnn, layers = request.param
+    spec = PolicySpec(encoder_spec(encoder, input=(1, 32, 32), base_planes=8), 64, 64, rnn, layers)
+    policy = build(spec, seed=3)
+    # Fresh heads choose all actions alike; sharper ones let the observations decide.
+    policy.action_distribution["linear"].weight.data *= 100
+    policy.action_distribution["linear"].bias.data[0] -= 3
+    return policy
+
+
+def plain_loop(make_env, agent, episodes, seed):
+    """One episode after the other, each in an environment of its own."""
+    records = []
+    for episode in episodes:
+        env = make_env([episode], 1)
+        observations, masks = env.reset(), torch.tensor([False])
+        agent.start(1)
+        rng = episode_generator(seed, episode)
+        finished = []
+        while not finished:
+            draws = torch.tensor([rng.random()], dtype=torch.float64)
+            actions = agent.act(observations, masks, torch.tensor([0]), draws)
+            observations, _, terminated, truncated, finished, _ = env.step(actions)
+            masks = ~(terminated | truncated)
+        records.append({"scene": episode.scene_id, "episode_id": episode.episode_id} | finished[0].measures)
+    return records
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_result_does_not_depend_on_the_number_of_environments(policy, greedy, episodes, make_env):
+    agent = PolicyAgent(policy, greedy)
+    expected = plain_loop(make_env, agent, episodes, seed=5)
+    assert len({(r["steps"], r["length"]) for r in expected}) > (1 if greedy else 5)  # they do differ
+    for count in (1, 3, 8, 20):
+        result = evaluate(make_env(episodes, count), agent, episodes, seed=5)
+        assert result.episodes == expected
+        assert result.measures == summarise(expected, seed=5)
+        assert result.frames_per_second > 0
+
+
+def test_state_of_the_network_is_the_same_to_the_bit(policy, episodes, make_env):
+    """Actions alone could hide last bits: compare the logits of the first steps."""
+
+    def logits(env_count, row):
+        agent, env = PolicyAgent(policy), make_env(episodes, env_count)
+        observations, masks = env.reset(), torch.zeros(env_count, dtype=torch.bool)
+        agent.start(env_count)
+        rows = torch.arange(env_count)
+        agent.act(observations, masks, rows, torch.zeros(env_count, dtype=torch.float64))
+        return agent._forward(observations, ~masks, rows[row : row + 1])
+
+    torch.testing.assert_close(logits(1, 0), logits(9, 0), rtol=0, atol=0)
+    torch.testing.assert_close(logits(5, 4), logits(11, 4), rtol=0, atol=0)
+
+
+def test_samples_depend_on_the_seed(episodes, make_env):
+    runs = [
+        evaluate(make_env(episodes, 4), RandomAgent(), episodes, seed=seed).episodes for seed in (0, 0, 1)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_controls_reach_goals_in_an_empty_world(episodes, make_env):
+    env = make_env(episodes, 4)
+    assert evaluate(env, ShortestPathAgent(env), episodes).measures["success"]["mean"] == 1
+    assert evaluate(make_env(episodes, 4), GoalFollower(), episodes).measures["success"]["mean"] > 0.5
+
+
+def test_records_stand_in_the_order_of_the_data_set(episodes, make_env, tmp_path):
+    shuffled = [episodes[i] for i in np.random.default_rng(0).permutation(len(episodes))]
+    result = evaluate(make_env(shuffled, 3), GoalFollower(), shuffled)
+    result.write_episodes(tmp_path / "episodes.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert [(line["scene"], line["episode_id"]) for line in lines] == [
+        key_of(episode) for episode in shuffled
+    ]
+    assert lines == result.episodes
+    assert result.to_json("val")["episodes"] == len(episodes)
+
+
+def test_recorder_keeps_the_chosen_episodes_only(episodes, make_env):
+    chosen = [key_of(episodes[i]) for i in (0, 7)]
+    recorder = Recorder(chosen)
+    result = evaluate(make_env(episodes, 3), GoalFollower(), episodes, recorder=recorder)
+    assert set(recorder.recordings) == set(chosen)
+    for key, recording in recorder.recordings.items():
+        record = next(r for r in result.episodes if (r["scene"], r["episode_id"]) == key)
+        steps = int(record["steps"])
+        assert len(recording.positions) == len(recording.headings) == len(recording.depth) == steps
+        assert recording.depth[0].shape == (32, 32)
+        np.testing.assert_array_equal(recording.positions[0], recording.episode.start_position)
+        moved = np.linalg.norm(np.diff(recording.positions, axis=0), axis=1).sum()
+        assert moved == pytest.approx(record["length"])
+        assert recording.measures["steps"] == steps
+        assert recording.pathfinder == f"path finder of {key[0]}"
+
+
+def test_progress_counts_every_episode(episodes, make_env, capsys):
+    calls = []
+    evaluate(make_env(episodes, 3), GoalFollower(), episodes, progress=lambda *call: calls.append(call))
+    done, total, rate, left = (np.array(column) for column in zip(*calls))
+    assert (np.diff(done) >= 0).all() and done[-1] == len(episodes) and (total == len(episodes)).all()
+    assert (rate > 0).all() and left[-1] == 0
+    evaluate(make_env(episodes, 3), GoalFollower(), episodes, progress=ProgressLine("val"))
+    assert "val: 11/11 episodes" in capsys.readouterr().err
+
+
+def test_nothing_to_evaluate_is_a_users_error(episodes, make_env):
+    with pytest.raises(UserError, match="no episode"):
+        evaluate(make_env([], 2), GoalFollower(), [])
+    with pytest.raises(UserError, match="share"):
+        evaluate(make_env(episodes * 2, 2), GoalFollower(), episodes * 2)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=40), st.integers(0, 99))
+def test_interval_contains_the_mean_and_stays_in_the_range(values, seed):
+    array = np.array(values)[:, None]
+    low, high = bootstrap(array, np.random.default_rng(seed), resamples=500)
+    assert array.min() - 1e-9 <= low[0] <= high[0] <= array.max() + 1e-9
+    if np.ptp(array) > 1e-6 and len(values) > 8:
+        assert low[0] < array.mean() < high[0]
+
+
+@given(st.floats(-1e3, 1e3), st.integers(1, 30))
+def test_constant_data_has_no_spread(value, count):
+    low, high = bootstrap(np.full((count, 1), value), np.random.default_rng(0), resamples=50)
+    np.testing.assert_allclose([low[0], high[0]], value, rtol=1e-12)
+
+
+def test_interval_matches_the_normal_one_and_shrinks_with_the_root_of_n():
+    rng = np.random.default_rng(1)
+    for count in (100, 1600):
+        values = rng.normal(size=(count, 1))
+        low, high = bootstrap(values, np.random.default_rng(0))
+        half = 1.96 * values.std() / np.sqrt(count)
+        np.testing.assert_allclose(
+            [low[0], high[0]], values.mean() + np.array([-half, half]), atol=0.06 * half
+        )
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(400):
+        low, high = bootstrap(rng.binomial(1, 0.7, (60, 1)).astype(float), rng, resamples=400)
+        hits += low[0] <= 0.7 <= high[0]
+    assert 0.90 <= hits / 400 <= 0.99
