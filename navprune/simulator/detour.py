@@ -2,6 +2,8 @@
 
 The rules, the order of visits and the float32 arithmetic are those of `DetourNavMeshQuery.cpp`, because ties and
 rounding decide which of two corridors is taken. Points are float32 x, y, z with y up; a polygon is its index, -1 none.
+
+All of it is in one file because numba's cache of a function does not notice a change in another file that it calls.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ EQUAL_SQUARED = np.float32((1 / 16384) ** 2)
 NEAR_PORTAL_SQUARED = np.float32(0.001) * np.float32(0.001)
 SEARCH_MARGIN = np.float32(0.001)
 NUDGE = np.float32(1e-4)
+SAME_PLACE = np.float32(1e-10)  # squared distance, relative to the squared distance from the origin
 BYTE = np.float32(1) / np.float32(255)
+GAP_SCALE, GAP_MARGIN = np.float32(1.001), np.float32(1e-4)  # room for rounding, relative and square metres
 CLOSED, WAITING = 2, 1
 
 
@@ -51,6 +55,7 @@ class Mesh(NamedTuple):
     links: np.ndarray  # int32 [L, 5]: target polygon, edge, side, and the part of the edge in 255ths
     nodes: np.ndarray  # int32 [B, 7]: lower and upper cell, then a polygon or minus the nodes to skip
     tiles: np.ndarray  # int32 [M, 4]: column, row, range of nodes
+    extents: np.ndarray  # float32 [P, 4]: least x and z, largest x and z
     boxes: np.ndarray  # float32 [M, 8]: lower and upper corner, cells per metre, climb
     grid: np.ndarray  # float32 [4]: origin x and z, width and height of a tile
 
@@ -203,16 +208,9 @@ def _cell(value, lower, upper, scale):
 
 
 @njit(cache=True, nogil=True)
-def nearest(mesh, x, y, z):
-    """The polygon nearest to a point within Habitat's box, -1 if none, and its nearest point.
-
-    Straight over a polygon and within the climb height counts as no distance at all.
-    """
-    found = -1
-    fx, fy, fz = np.float32(np.nan), np.float32(np.nan), np.float32(np.nan)
-    if not (np.isfinite(x) and np.isfinite(y) and np.isfinite(z)):
-        return found, fx, fy, fz
-    best = FAR
+def _candidates(mesh, x, y, z, found, gaps):
+    """Lists the open polygons in Habitat's box around a point, and how far in the plane, squared, each one's box is."""
+    count = 0
     column_low = np.floor((x - REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
     column_high = np.floor((x + REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
     row_low = np.floor((z - REACH_SIDE - mesh.grid[1]) / mesh.grid[3])
@@ -233,22 +231,56 @@ def nearest(mesh, x, y, z):
         while n < end:
             node = mesh.nodes[n]
             polygon = node[6]
-            overlap = (
-                low_x <= node[3] and high_x >= node[0] and low_y <= node[4] and high_y >= node[1]
-            ) and (low_z <= node[5] and high_z >= node[2])
-            if polygon >= 0 and overlap and mesh.polygons[polygon, OPEN]:
-                cx, cy, cz, over = _closest(mesh, polygon, x, y, z)
-                if over:
-                    away = abs(y - cy) - box[7]
-                    away = away * away if away > F0 else F0
-                else:
-                    dx, dy, dz = x - cx, y - cy, z - cz
-                    away = dx * dx + dy * dy + dz * dz
-                if away < best:
-                    best, found = away, polygon
-                    fx, fy, fz = cx, cy, cz
+            overlap = low_x <= node[3] and high_x >= node[0] and low_z <= node[5] and high_z >= node[2]
+            overlap = overlap and low_y <= node[4] and high_y >= node[1]
+            if polygon >= 0 and overlap and mesh.polygons[polygon, OPEN] and count < len(found):
+                extent = mesh.extents[polygon]
+                dx = max(extent[0] - x, x - extent[2], F0)
+                dz = max(extent[1] - z, z - extent[3], F0)
+                found[count], gaps[count] = polygon, dx * dx + dz * dz
+                count += 1
             n += 1 if overlap or polygon >= 0 else -polygon
-    return found, fx, fy, fz
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _score(mesh, polygon, x, y, z):
+    """Detour's measure of how near a polygon is, and its nearest point.
+
+    Straight over a polygon and within the climb height is no distance at all.
+    """
+    cx, cy, cz, over = _closest(mesh, polygon, x, y, z)
+    if over:
+        away = max(abs(y - cy) - mesh.boxes[mesh.polygons[polygon, TILE], 7], F0)
+        return away * away, cx, cy, cz
+    dx, dy, dz = x - cx, y - cy, z - cz
+    return dx * dx + dy * dy + dz * dz, cx, cy, cz
+
+
+@njit(cache=True, nogil=True)
+def nearest(mesh, x, y, z):
+    """The polygon nearest to a point within Habitat's box, -1 if none, and its nearest point."""
+    winner = -1
+    wx, wy, wz = np.float32(np.nan), np.float32(np.nan), np.float32(np.nan)
+    if not (np.isfinite(x) and np.isfinite(y) and np.isfinite(z)):
+        return winner, wx, wy, wz
+    found = np.empty(2 * len(mesh.polygons), np.int32)
+    gaps = np.empty(2 * len(mesh.polygons), np.float32)
+    count = _candidates(mesh, x, y, z, found, gaps)
+    # The polygons around the point come first: what they score spares a look at those farther off. The winner is
+    # still the first of the best in the order of the tree.
+    bound = FAR
+    for i in range(count):
+        if gaps[i] == F0:
+            bound = min(bound, _score(mesh, found[i], x, y, z)[0])
+    best = FAR
+    for i in range(count):
+        if gaps[i] <= min(bound, best) * GAP_SCALE + GAP_MARGIN:
+            away, cx, cy, cz = _score(mesh, found[i], x, y, z)
+            if away < best:
+                best, winner = away, found[i]
+                wx, wy, wz = cx, cy, cz
+    return winner, wx, wy, wz
 
 
 # ------------------------------------------------------------------------------------------- search
@@ -555,25 +587,48 @@ def pull_string(mesh, search, length, start, goal):
 
 
 @njit(cache=True, nogil=True)
-def slide(mesh, start, sx, sy, sz, ex, ey, ez):
-    """Moves along the surface towards an end, sliding along walls; returns the last polygon and the point reached.
+def _wall_crossing(mesh, polygon, sx, sz, ex, ez):
+    """Whether a straight way crosses a wall of one polygon, and the last such point."""
+    crossed = False
+    wx, wy, wz = F0, F0, F0
+    ux, uz = ex - sx, ez - sz
+    count = mesh.polygons[polygon, COUNT]
+    for edge in range(count):
+        a, b = mesh.corners[polygon, edge], mesh.corners[polygon, (edge + 1) % count]
+        vx, vz = b[0] - a[0], b[2] - a[2]
+        px, pz = sx - a[0], sz - a[2]
+        scale = ux * vz - uz * vx
+        if abs(scale) < EPSILON or _open_link(mesh, polygon, edge) >= 0:
+            continue
+        s, t = (vx * pz - vz * px) / scale, (ux * pz - uz * px) / scale
+        if F0 <= s <= F1 and F0 <= t <= F1:
+            crossed = True
+            wx, wy, wz = a[0] + vx * t, a[1] + (b[1] - a[1]) * t, a[2] + vz * t
+    return crossed, wx, wy, wz
 
-    The point is not yet at the surface's height.
+
+@njit(cache=True, nogil=True)
+def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
+    """Moves along the surface towards an end, breadth first over polygons, to the nearest point that walls allow.
+
+    Without sliding, the last wall that the straight way crosses in the polygons gone through stops it; that is how
+    habitat-sim answers, found from its records, and it lets corners be cut. Returns the last polygon, -1 if there is
+    none, and the point reached, which is not yet at the surface's height.
     """
     visited = np.empty(MAX_VISITED, np.int32)
-    waiting = np.empty(MAX_VISITED, np.int32)
-    visited[0] = waiting[0] = start
-    known, first, end = 1, 0, 1
+    parent = np.empty(MAX_VISITED, np.int32)
+    visited[0], parent[0] = start, -1
+    first, end = 0, 1
     best = FAR
-    polygon_at, bx, by, bz = -1, sx, sy, sz
+    at, bx, by, bz = -1, sx, sy, sz
     mx, mz = sx + (ex - sx) * HALF, sz + (ez - sz) * HALF
-    reach = _distance(sx, sy, sz, ex, ey, ez) / np.float32(2) + SEARCH_MARGIN
+    reach = _distance(sx, sy, sz, ex, ey, ez) * HALF + SEARCH_MARGIN
     reach *= reach
     while first < end:
-        polygon = waiting[first]
-        first += 1
+        polygon = visited[first]
         if _inside(mesh, polygon, ex, ez):
-            return polygon, ex, ey, ez
+            at, bx, by, bz = first, ex, ey, ez
+            break
         count = mesh.polygons[polygon, COUNT]
         for i in range(count):
             edge = (i - 1) % count
@@ -581,7 +636,7 @@ def slide(mesh, start, sx, sy, sz, ex, ey, ez):
                 squared, t = _to_edge(mesh, polygon, edge, ex, ez)
                 if squared < best:
                     a, b = mesh.corners[polygon, edge], mesh.corners[polygon, i]
-                    best, polygon_at = squared, polygon
+                    best, at = squared, first
                     bx, by, bz = a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t
                 continue
             squared, _ = _to_edge(mesh, polygon, edge, mx, mz)
@@ -589,56 +644,21 @@ def slide(mesh, start, sx, sy, sz, ex, ey, ez):
                 target = mesh.links[k, TO]
                 if mesh.links[k, EDGE] != edge or not mesh.polygons[target, OPEN]:
                     continue
-                new = True
-                for other in range(known):
+                new = squared <= reach and end < MAX_VISITED and end - first <= MAX_WAITING
+                for other in range(end):
                     new = new and visited[other] != target
-                if new and squared <= reach and known < MAX_VISITED and end - first < MAX_WAITING:
-                    visited[known] = waiting[end] = target
-                    known += 1
+                if new:
+                    visited[end], parent[end] = target, first
                     end += 1
-    return polygon_at, bx, by, bz
-
-
-@njit(cache=True, nogil=True)
-def cast(mesh, start, sx, sy, sz, ex, ey, ez):
-    """Moves straight towards an end until a wall stops it; returns the last polygon and the point reached."""
-    polygon = start
-    reached = F0
-    dx, dz = ex - sx, ez - sz
-    while True:
-        low, high = F0, F1
-        leave = -1
-        count = mesh.polygons[polygon, COUNT]
-        hit = True
-        j = count - 1
-        for i in range(count):
-            a, b = mesh.corners[polygon, j], mesh.corners[polygon, i]
-            ux, uz = b[0] - a[0], b[2] - a[2]
-            n = uz * (sx - a[0]) - ux * (sz - a[2])
-            d = dz * ux - dx * uz
-            if abs(d) < EPSILON:
-                hit = hit and n >= F0
-            else:
-                t = n / d
-                if d < F0:
-                    low = max(low, t)
-                elif t < high:
-                    high, leave = t, j
-            j = i
-        if not hit or low > high:
+        first += 1
+    here = -1 if sliding else at
+    while here >= 0:
+        crossed, wx, wy, wz = _wall_crossing(mesh, visited[here], sx, sz, ex, ez)
+        if crossed:
+            at, bx, by, bz = here, wx, wy, wz
             break
-        reached = max(reached, high)
-        if leave < 0:
-            return polygon, ex, ey, ez
-        target = -1
-        for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
-            if mesh.links[k, EDGE] == leave and mesh.polygons[mesh.links[k, TO], OPEN]:
-                target = mesh.links[k, TO]
-                break
-        if target < 0:
-            break
-        polygon = target
-    return polygon, sx + dx * reached, sy + (ey - sy) * reached, sz + dz * reached
+        here = parent[here]
+    return visited[at] if at >= 0 else -1, bx, by, bz
 
 
 @njit(cache=True, nogil=True)
@@ -651,10 +671,7 @@ def try_step(mesh, start, end, sliding):
     there, _, _, _ = nearest(mesh, end[0], end[1], end[2])
     if here < 0 or there < 0 or mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
         return start[0], start[1], start[2]
-    if sliding:
-        polygon, x, y, z = slide(mesh, here, sx, sy, sz, end[0], end[1], end[2])
-    else:
-        polygon, x, y, z = cast(mesh, here, sx, sy, sz, end[0], end[1], end[2])
+    polygon, x, y, z = slide(mesh, here, sx, sy, sz, end[0], end[1], end[2], sliding)
     if polygon < 0:
         return start[0], start[1], start[2]
     y = height(mesh, polygon, x, y, z)
@@ -670,3 +687,81 @@ def try_step(mesh, start, end, sliding):
     cx, cy, cz = cx / np.float32(count) - x, cy / np.float32(count) - y, cz / np.float32(count) - z
     scale = NUDGE / max(np.sqrt(cx * cx + cy * cy + cz * cz), EPSILON)
     return x + cx * scale, y + cy * scale, z + cz * scale
+
+
+# ------------------------------------------------------------------------------------------- whole batches
+
+
+@njit(cache=True, nogil=True)
+def locate(mesh, points):
+    """Nearest polygon int32 [N], -1 off the mesh, and its nearest point float64 [N, 3] for points float32 [N, 3]."""
+    polygons = np.empty(len(points), np.int32)
+    snapped = np.empty(points.shape, np.float64)
+    for i in range(len(points)):
+        polygons[i], x, y, z = nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
+        snapped[i, 0], snapped[i, 1], snapped[i, 2] = x, y, z
+    return polygons, snapped
+
+
+@njit(cache=True, nogil=True)
+def steps(mesh, starts, ends, sliding):
+    """`try_step` for each of starts and ends, float32 [N, 3]: float64 [N, 3]."""
+    reached = np.empty(starts.shape, np.float64)
+    for i in range(len(starts)):
+        reached[i, 0], reached[i, 1], reached[i, 2] = try_step(mesh, starts[i], ends[i], sliding)
+    return reached
+
+
+@njit(cache=True, nogil=True)
+def wall_distances(mesh, points, limit):
+    """`wall_distance` for each of points float32 [N, 3]: float64 [N], infinite off the mesh."""
+    search = new_search(len(mesh.polygons))
+    distance = np.full(len(points), np.inf)
+    for i in range(len(points)):
+        polygon, x, y, z = nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
+        if polygon >= 0:
+            distance[i] = wall_distance(mesh, search, polygon, x, y, z, limit)
+    return distance
+
+
+@njit(cache=True, nogil=True)
+def _solve(mesh, search, start, end):
+    """Length of the path from start to end, and the number of its points in `search.points`."""
+    points = search.points
+    here, sx, sy, sz = nearest(mesh, start[0], start[1], start[2])
+    there, gx, gy, gz = nearest(mesh, end[0], end[1], end[2])
+    if here < 0 or there < 0:
+        return np.inf, 0
+    points[0] = (sx, sy, sz)
+    points[1] = (gx, gy, gz)
+    dx, dy, dz = gx - sx, gy - sy, gz - sz
+    smaller = min(sx * sx + sy * sy + sz * sz, gx * gx + gy * gy + gz * gz)
+    if dx * dx + dy * dy + dz * dz <= SAME_PLACE * smaller:
+        return 0.0, 2
+    if mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
+        return np.inf, 0
+    length = find_corridor(mesh, search, here, sx, sy, sz, there, gx, gy, gz)
+    count = pull_string(mesh, search, length, start, end) if length else 0
+    distance = F0
+    for i in range(1, count):
+        p, q = points[i - 1], points[i]
+        distance += _distance(p[0], p[1], p[2], q[0], q[1], q[2])
+    return np.float64(distance) if count else np.inf, count
+
+
+@njit(cache=True, nogil=True)
+def path(mesh, start, end):
+    """Length of the path between two points float32 [3], infinite if there is none, and its points float32 [P, 3]."""
+    search = new_search(len(mesh.polygons))
+    distance, count = _solve(mesh, search, start, end)
+    return distance, search.points[:count].copy()
+
+
+@njit(cache=True, nogil=True)
+def path_lengths(mesh, starts, ends):
+    """Length of the path from each of starts to its one of ends, float32 [N, 3]: float64 [N]."""
+    search = new_search(len(mesh.polygons))
+    distance = np.empty(len(starts), np.float64)
+    for i in range(len(starts)):
+        distance[i], _ = _solve(mesh, search, starts[i], ends[i])
+    return distance

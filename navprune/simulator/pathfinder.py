@@ -9,15 +9,13 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from navprune.scenes.navmesh import EXTERNAL, INTERNAL_SIDE, WALKABLE, NavMesh, Tile, detail_triangles
 from navprune.simulator import detour
 from navprune.simulator.detour import ISLAND, OPEN
 
 SMALLEST_AREA = 1e-5  # m2; Habitat closes smaller polygons, which confuse its queries
-MAX_SHIFT = np.float32(1e-2)  # metres in the plane that a navigable point may be off the mesh
-SAME_PLACE = np.float32(1e-10)  # squared distance, relative to the squared distance from the origin
+MAX_SHIFT = 1e-2  # metres in the plane that a navigable point may be off the mesh
 OVERLAP_MARGIN = 0.01  # metres by which edges on a tile border must overlap
 SIDE_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
 
@@ -49,19 +47,23 @@ class PathFinder:
 
     def snap(self, points: np.ndarray) -> np.ndarray:
         """The nearest point of the mesh [N, 3] for each of `points` [N, 3]; NaN off the mesh."""
-        return _snap(self._mesh, _float32(points))
+        return detour.locate(self._mesh, _float32(points))[1]
 
     def is_navigable(self, points: np.ndarray, max_y_delta: float = 0.5) -> np.ndarray:
         """Whether each of `points` [N, 3] lies on the mesh: bool [N]. `max_y_delta` is the tolerated height in metres."""
-        return _is_navigable(self._mesh, _float32(points), np.float32(max_y_delta))
+        points = _float32(points)
+        polygons, snapped = detour.locate(self._mesh, points)
+        shift = np.abs(snapped - points)
+        flat = np.hypot(shift[:, 0], shift[:, 2])
+        return (polygons >= 0) & (shift[:, 1] <= max_y_delta) & (flat <= MAX_SHIFT)
 
     def geodesic_distance(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Length [N] of the path from each of `starts` [N, 3] to its one of `ends` [N, 3]; inf where there is none."""
-        return _geodesic_distance(self._mesh, _float32(starts), _float32(ends))
+        return detour.path_lengths(self._mesh, _float32(starts), _float32(ends))
 
     def find_path(self, start: np.ndarray, end: np.ndarray) -> Path:
         """The path from `start` [3] to `end` [3]."""
-        distance, points = _find_path(self._mesh, _float32(start)[0], _float32(end)[0])
+        distance, points = detour.path(self._mesh, _float32(start)[0], _float32(end)[0])
         return Path(distance, points.astype(np.float64))
 
     def step(self, starts: np.ndarray, ends: np.ndarray, sliding: bool = True) -> np.ndarray:
@@ -69,15 +71,16 @@ class PathFinder:
 
         Walls deflect them with `sliding` and stop them without.
         """
-        return _step(self._mesh, _float32(starts), _float32(ends), sliding)
+        return detour.steps(self._mesh, _float32(starts), _float32(ends), sliding)
 
     def island_radius(self, points: np.ndarray) -> np.ndarray:
         """Largest distance [N] of a vertex from the centroid of the island that each point is on; 0 off the mesh."""
-        return _island_radius(self._mesh, self._radius, _float32(points))
+        polygons, _ = detour.locate(self._mesh, _float32(points))
+        return np.where(polygons >= 0, self._radius[self._mesh.polygons[polygons, ISLAND]], 0.0)
 
     def obstacle_distance(self, points: np.ndarray, limit: float = 2.0) -> np.ndarray:
         """Distance [N] in the plane from each of `points` [N, 3] to the nearest wall, at most `limit`; inf off the mesh."""
-        return _obstacle_distance(self._mesh, _float32(points), np.float32(limit))
+        return detour.wall_distances(self._mesh, _float32(points), np.float32(limit))
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Points [count, 3] uniform over the navigable area."""
@@ -113,6 +116,9 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
     areas = np.linalg.norm(np.cross(wide[:, 1] - wide[:, 0], wide[:, 2] - wide[:, 1]), axis=1) / 2
     total = np.bincount(owner, areas, minlength=base[-1])
     links, ranges = _links(navmesh, base)
+    lower, upper = corners.min(axis=1), corners.max(axis=1)
+    np.minimum.at(lower, owner, triangles.min(axis=1))
+    np.maximum.at(upper, owner, triangles.max(axis=1))
 
     polygons = np.zeros((base[-1], 8), np.int32)
     polygons[:, detour.COUNT] = np.concatenate([tile.polygons["corner_count"] for tile in tiles])
@@ -140,6 +146,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
         links,
         nodes,
         np.array(places, np.int32),
+        np.column_stack([lower[:, [0, 2]], upper[:, [0, 2]]]),
         np.array(boxes, np.float32),
         np.array([navmesh.origin[0], navmesh.origin[2], navmesh.tile_width, navmesh.tile_height], np.float32),
     )
@@ -280,103 +287,3 @@ def _find_islands(mesh: detour.Mesh) -> np.ndarray:
         points = mesh.corners[members][used].astype(np.float64)
         radii.append(np.linalg.norm(points - points.mean(axis=0), axis=1).max())
     return np.array(radii)
-
-
-# ---------------------------------------------------------------------------------------------- batches
-
-
-@njit(cache=True, nogil=True)
-def _snap(mesh, points):
-    snapped = np.empty(points.shape, np.float64)
-    for i in range(len(points)):
-        _, x, y, z = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
-        snapped[i, 0], snapped[i, 1], snapped[i, 2] = x, y, z
-    return snapped
-
-
-@njit(cache=True, nogil=True)
-def _is_navigable(mesh, points, max_y_delta):
-    navigable = np.empty(len(points), np.bool_)
-    for i in range(len(points)):
-        polygon, x, y, z = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
-        dx, dz = points[i, 0] - x, points[i, 2] - z
-        navigable[i] = (
-            polygon >= 0 and abs(y - points[i, 1]) <= max_y_delta and np.sqrt(dx * dx + dz * dz) <= MAX_SHIFT
-        )
-    return navigable
-
-
-@njit(cache=True, nogil=True)
-def _solve(mesh, search, start, end):
-    """Length of the path from start to end, and the number of its points in `search.points`."""
-    points = search.points
-    here, sx, sy, sz = detour.nearest(mesh, start[0], start[1], start[2])
-    there, gx, gy, gz = detour.nearest(mesh, end[0], end[1], end[2])
-    if here < 0 or there < 0:
-        return np.inf, 0
-    dx, dy, dz = gx - sx, gy - sy, gz - sz
-    smaller = min(sx * sx + sy * sy + sz * sz, gx * gx + gy * gy + gz * gz)
-    if dx * dx + dy * dy + dz * dz <= SAME_PLACE * smaller:
-        points[0] = (sx, sy, sz)
-        points[1] = (gx, gy, gz)
-        return 0.0, 2
-    if mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
-        return np.inf, 0
-    length = detour.find_corridor(mesh, search, here, sx, sy, sz, there, gx, gy, gz)
-    if length == 0:
-        return np.inf, 0
-    count = detour.pull_string(mesh, search, length, start, end)
-    if count == 0:
-        return np.inf, 0
-    distance = np.float32(0)
-    for i in range(1, count):
-        dx = points[i, 0] - points[i - 1, 0]
-        dy = points[i, 1] - points[i - 1, 1]
-        dz = points[i, 2] - points[i - 1, 2]
-        distance += np.sqrt(dx * dx + dy * dy + dz * dz)
-    return np.float64(distance), count
-
-
-@njit(cache=True, nogil=True)
-def _find_path(mesh, start, end):
-    search = detour.new_search(len(mesh.polygons))
-    distance, count = _solve(mesh, search, start, end)
-    return distance, search.points[:count].copy()
-
-
-@njit(cache=True, nogil=True)
-def _geodesic_distance(mesh, starts, ends):
-    search = detour.new_search(len(mesh.polygons))
-    distance = np.empty(len(starts), np.float64)
-    for i in range(len(starts)):
-        distance[i], _ = _solve(mesh, search, starts[i], ends[i])
-    return distance
-
-
-@njit(cache=True, nogil=True)
-def _step(mesh, starts, ends, sliding):
-    reached = np.empty(starts.shape, np.float64)
-    for i in range(len(starts)):
-        reached[i, 0], reached[i, 1], reached[i, 2] = detour.try_step(mesh, starts[i], ends[i], sliding)
-    return reached
-
-
-@njit(cache=True, nogil=True)
-def _island_radius(mesh, radii, points):
-    radius = np.zeros(len(points), np.float64)
-    for i in range(len(points)):
-        polygon, _, _, _ = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
-        if polygon >= 0:
-            radius[i] = radii[mesh.polygons[polygon, ISLAND]]
-    return radius
-
-
-@njit(cache=True, nogil=True)
-def _obstacle_distance(mesh, points, limit):
-    search = detour.new_search(len(mesh.polygons))
-    distance = np.full(len(points), np.inf)
-    for i in range(len(points)):
-        polygon, x, y, z = detour.nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
-        if polygon >= 0:
-            distance[i] = detour.wall_distance(mesh, search, polygon, x, y, z, limit)
-    return distance
