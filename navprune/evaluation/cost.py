@@ -1,10 +1,10 @@
 """Multiply-accumulates and parameters of an encoder, as pure functions of its spec.
 
 Two conventions. "Table 1" is the published one: the backbone's convolutions alone, on an image of 256 x 256
-without the 2 x 2 pooling before it, in binary units (Gi = 2^30, Mi = 2^20). "Deployed" is what runs on the robot
-and what `latency` times: the whole encoder on its own input, from the pooling to the compression, with all its
-parameters, in decimal units. Multiply-accumulates are those of convolutions, padding included. The policy's
-linear layer behind the encoder is part of neither, since pruning leaves it as it is.
+without the 2 x 2 pooling before it, in binary units (Gi = 2^30, Mi = 2^20). "Deployed" is what runs on the
+robot and what `latency` times: the whole encoder on its own input, from the pooling to the compression, with
+all its parameters, in decimal units. Multiply-accumulates are those of convolutions, padding included. The
+policy's linear layer behind the encoder is part of neither, since pruning leaves it as it is.
 """
 
 from __future__ import annotations

@@ -112,9 +112,12 @@ class EncoderSpec:
         """The spec that `to_json` wrote; raises UserError for anything else."""
         values = _known_fields(cls, data)
         try:
-            values["layers"] = tuple(Layer(name, *pair) for name, pair in values.get("layers", {}).items())
             for key in ("input", "observations", "blocks"):
                 values[key] = tuple(values.get(key, ()))
+            names = _layer_names(values.get("family", ""), values.get("block", ""), values["blocks"])
+            layers = (Layer(name, *pair) for name, pair in values.get("layers", {}).items())
+            # JSON objects have no order: a file with sorted keys holds the same spec.
+            values["layers"] = tuple(sorted(layers, key=lambda layer: (*names, layer.name).index(layer.name)))
             return cls(**values)
         except (TypeError, AttributeError) as error:
             raise UserError(f"not an encoder's spec: {error}; write one with `encoder_spec`") from error

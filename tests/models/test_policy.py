@@ -1,0 +1,120 @@
+import pytest
+import torch
+
+from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import PolicySpec, build, encoder_spec
+
+T, N = 7, 3
+ENCODERS = {
+    "resnet18": encoder_spec("resnet18", (1, 32, 32), 8, output=16),
+    "simple_cnn": encoder_spec("simple_cnn", (4, 40, 40)),
+    "blind": encoder_spec("blind"),
+}
+
+
+def _inputs(n=N, size=32):
+    generator = torch.Generator().manual_seed(0)
+    observations = {
+        "depth": torch.rand(T, n, size, size, 1, generator=generator),
+        "rgb": torch.randint(0, 256, (T, n, size, size, 3), generator=generator).to(torch.uint8),
+        "pointgoal_with_gps_compass": torch.randn(T, n, 2, generator=generator),
+    }
+    actions = torch.randint(0, 4, (T, n), generator=generator)
+    masks = torch.rand(T, n, generator=generator) > 0.3
+    return observations, actions, masks
+
+
+def _policy(encoder="resnet18", rnn="gru", layers=1) -> PointNavPolicy:
+    spec = PolicySpec(ENCODERS[encoder], visual_features=24, hidden_size=16, rnn=rnn, rnn_layers=layers)
+    return build(spec, seed=0)
+
+
+def _loop(policy, observations, state, actions, masks):
+    logits, values = [], []
+    for t in range(T):
+        out = policy({k: v[t] for k, v in observations.items()}, state, actions[t], masks[t])
+        state = out.state
+        logits.append(out.logits)
+        values.append(out.values)
+    return torch.stack(logits), torch.stack(values), state
+
+
+@pytest.mark.parametrize("rnn, layers", [("gru", 1), ("gru", 2), ("lstm", 1), ("lstm", 2)])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_sequence_equals_the_plain_loop(encoder, rnn, layers):
+    policy = _policy(encoder, rnn, layers)
+    observations, actions, masks = _inputs(size=policy.spec.encoder.input[1] or 32)
+    state = torch.randn_like(policy.initial_state(N))
+    out = policy.sequence(observations, state, actions, masks)
+    torch.testing.assert_close(tuple(out), _loop(policy, observations, state, actions, masks))
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+def test_sequence_has_the_gradients_of_the_plain_loop(rnn):
+    policy = _policy("blind", rnn, 2)
+    observations, actions, masks = _inputs()
+    state = policy.initial_state(N)
+    parameters = list(policy.parameters())
+
+    def gradients(logits, values, *_):
+        loss = logits.log_softmax(-1)[..., 0].mean() + values.square().mean()
+        return torch.autograd.grad(loss, parameters)
+
+    wanted = gradients(*_loop(policy, observations, state, actions, masks))
+    torch.testing.assert_close(gradients(*policy.sequence(observations, state, actions, masks)), wanted)
+
+
+def test_nothing_before_an_episode_begins_is_remembered():
+    policy = _policy()
+    observations, actions, masks = _inputs()
+    masks[:] = True
+    masks[4, 1] = False
+    state = policy.initial_state(N)
+    out = policy.sequence(observations, state, actions, masks)
+    changed = {key: value.clone() for key, value in observations.items()}
+    changed["depth"][:4] = 0
+    actions = actions.clone()
+    actions[:5] = (actions[:5] + 1) % 4  # the action before the first step of the episode is cleared, too
+    other = policy.sequence(changed, state, actions, masks)
+    torch.testing.assert_close(out.logits[4:, 1], other.logits[4:, 1])
+    assert not torch.allclose(out.logits[4:, 0], other.logits[4:, 0])
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_features_can_be_computed_beforehand(encoder):
+    policy = _policy(encoder)
+    observations, actions, masks = _inputs(size=policy.spec.encoder.input[1] or 32)
+    features = policy.encode({k: v.flatten(0, 1) for k, v in observations.items()}).unflatten(0, (T, N))
+    state = policy.initial_state(N)
+    goal = {"pointgoal_with_gps_compass": observations["pointgoal_with_gps_compass"]}
+    wanted = policy.sequence(observations, state, actions, masks)
+    torch.testing.assert_close(tuple(policy.sequence(goal, state, actions, masks, features)), tuple(wanted))
+    one = policy({k: v[0] for k, v in goal.items()}, state, actions[0], masks[0], features[0])
+    torch.testing.assert_close(one.logits, wanted.logits[0])
+
+
+def test_environments_do_not_see_each_other():
+    policy = _policy("blind", "lstm")
+    observations, actions, masks = _inputs()
+    state = torch.randn_like(policy.initial_state(N))
+    together = policy.sequence(observations, state, actions, masks)
+    for n in range(N):
+        own = {key: value[:, n : n + 1] for key, value in observations.items()}
+        alone = policy.sequence(own, state[n : n + 1], actions[:, n : n + 1], masks[:, n : n + 1])
+        torch.testing.assert_close(alone.logits[:, 0], together.logits[:, n])
+        torch.testing.assert_close(alone.state[0], together.state[n])
+
+
+def test_untrained_actions_are_almost_equally_likely():
+    policy = _policy()
+    observations, actions, masks = _inputs()
+    out = policy.sequence(observations, policy.initial_state(N), actions, masks)
+    assert (out.logits.softmax(-1) - 0.25).abs().max() < 0.02
+
+
+def test_goal_angle_does_not_jump_at_pi():
+    policy = _policy("blind")
+    step = {"pointgoal_with_gps_compass": torch.tensor([[2.0, 3.141592], [2.0, -3.141592]])}
+    arguments = policy.initial_state(2), torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool)
+    out = policy(step, *arguments)
+    torch.testing.assert_close(out.logits[0], out.logits[1], atol=1e-5, rtol=0)

@@ -1,0 +1,143 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from navprune.errors import UserError
+from navprune.models.spec import (
+    NAMES,
+    EncoderSpec,
+    Layer,
+    PolicySpec,
+    build,
+    convolutions,
+    encoder_spec,
+    widths,
+    with_widths,
+)
+
+resnets = st.builds(
+    encoder_spec,
+    st.sampled_from(["resnet18", "resnet50"]),
+    st.tuples(st.sampled_from([1, 3, 4]), st.integers(16, 300), st.integers(16, 300)),
+    st.sampled_from([8, 16, 32]),
+    width=st.floats(0.05, 1.3),
+)
+encoders = st.one_of(resnets, st.sampled_from([encoder_spec("simple_cnn"), encoder_spec("blind")]))
+
+
+@given(encoders)
+def test_encoder_round_trips_through_json_text(spec):
+    again = EncoderSpec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True)))
+    assert again == spec
+    assert hash(again) == hash(spec)
+    assert again.digest() == spec.digest()
+
+
+@given(encoders, st.sampled_from(["gru", "lstm"]), st.integers(1, 3))
+def test_policy_round_trips_through_json_text(encoder, rnn, layers):
+    spec = PolicySpec(encoder, hidden_size=64, rnn=rnn, rnn_layers=layers)
+    assert PolicySpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_digest_sees_every_change():
+    spec = encoder_spec("resnet18")
+    others = [
+        with_widths(spec, {"stem": 16}),
+        replace(spec, normalise=True),
+        replace(spec, output=64),
+        encoder_spec("resnet18", groups=8),
+        encoder_spec("resnet18", (1, 256, 255)),
+    ]
+    assert len({spec.digest(), *(other.digest() for other in others)}) == 6
+
+
+def test_resnet50_has_habitats_37_free_widths():
+    spec = encoder_spec("resnet50")
+    assert len(widths(spec)) == 37
+    assert [widths(spec)[f"stage{stage}.trunk"] for stage in range(1, 5)] == [128, 256, 512, 1024]
+    assert {layer.channels // layer.group for layer in spec.layers} == {16}
+
+
+def test_stage_without_shortcut_convolution_shares_the_stem():
+    assert "stage1.trunk" not in widths(encoder_spec("resnet18"))
+    assert "stage1.trunk" in widths(encoder_spec("resnet50"))
+
+
+@pytest.mark.parametrize("side, channels", [(256, 128), (128, 512), (64, 2048)])
+def test_compression_keeps_about_2048_values(side, channels):
+    assert encoder_spec("resnet18", (1, side, side)).output_shape[0] == channels
+
+
+@given(resnets, st.data())
+def test_with_widths_changes_those_widths_alone(spec, data):
+    layer = data.draw(st.sampled_from(spec.layers))
+    channels = layer.group * data.draw(st.integers(1, 20))
+    slim = with_widths(spec, {layer.name: channels})
+    assert widths(slim) == {**widths(spec), layer.name: channels}
+    assert [a.group for a in slim.layers] == [a.group for a in spec.layers]
+    assert replace(slim, layers=spec.layers) == spec
+
+
+@given(st.floats(0.01, 2))
+def test_uniform_narrowing_keeps_whole_groups_and_never_empties_a_width(width):
+    full, narrow = encoder_spec("resnet50"), encoder_spec("resnet50", width=width)
+    for a, b in zip(full.layers, narrow.layers):
+        assert b.group == a.group
+        assert b.channels == max(1, round(width * 16)) * a.group
+    assert narrow.output == full.output
+
+
+def test_a_block_less_is_the_same_network_without_that_block():
+    full = encoder_spec("resnet50")
+    layers = tuple(layer for layer in full.layers if not layer.name.startswith("stage3.block5"))
+    shallow = replace(full, blocks=(3, 4, 5, 3), layers=layers)
+    modules = {conv.module for conv in convolutions(full)} - {conv.module for conv in convolutions(shallow)}
+    assert modules == {f"backbone.layer3.5.convs.{i}" for i in (0, 3, 6)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_build_with_a_seed_repeats_itself_and_leaves_the_global_generator_alone(name):
+    spec = PolicySpec(encoder_spec(name, (1, 64, 64), 8), hidden_size=16)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, two, other = (build(spec, seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: encoder_spec("resnet51"), "resnet51"),
+        (lambda: encoder_spec("resnet18", base_planes=24, groups=16), "24 base planes"),
+        (lambda: encoder_spec("resnet18", (2, 64, 64)), "observations"),
+        (lambda: encoder_spec("resnet18", (3, 64, 64), observations=("depth",)), "3 channels"),
+        (lambda: encoder_spec("simple_cnn", (1, 8, 8)), "too small"),
+        (lambda: encoder_spec("resnet18", (1, 0, 64)), "height"),
+        (lambda: with_widths(encoder_spec("resnet18"), {"stage1.trunk": 16}), "stage1.trunk"),
+        (lambda: with_widths(encoder_spec("resnet18"), {"stem": 15}), "group size 2"),
+        (lambda: with_widths(encoder_spec("resnet18"), {"stem": 0}), "at least 1"),
+        (lambda: replace(encoder_spec("resnet50"), blocks=(3, 0, 6, 3)), "stage 2"),
+        (lambda: replace(encoder_spec("resnet50"), blocks=(3, 4, 5, 3)), "layers must be"),
+        (lambda: replace(encoder_spec("resnet50"), layers=(Layer("stem", 32, 2),)), "layers must be"),
+        (lambda: replace(encoder_spec("resnet50"), family="vgg"), "vgg"),
+        (lambda: replace(encoder_spec("resnet50"), block="wide"), "wide"),
+        (lambda: PolicySpec(encoder_spec("blind"), rnn="rnn"), "gru"),
+        (lambda: PolicySpec(encoder_spec("blind"), hidden_size=0), "hidden_size"),
+        (lambda: EncoderSpec.from_json({"family": "resnet", "depth": 3}), "'depth'"),
+        (lambda: EncoderSpec.from_json({"family": "resnet"}), "block"),
+        (lambda: EncoderSpec.from_json({**encoder_spec("resnet18").to_json(), "layers": [1]}), "spec"),
+        (lambda: EncoderSpec.from_json({**encoder_spec("resnet18").to_json(), "input": "256"}), "input"),
+        (lambda: PolicySpec.from_json({}), "'encoder'"),
+        (lambda: PolicySpec.from_json([]), "list"),
+    ],
+)
+def test_contradictions_are_told_in_one_line(make, words):
+    with pytest.raises(UserError, match=words) as caught:
+        make()
+    assert "\n" not in str(caught.value)
