@@ -1,0 +1,168 @@
+"""The schema of habitat_configs/, composed from each package's own dataclasses, and checked once at the door."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from navprune.errors import UserError
+from navprune.rl.imitation import WarmStartConfig
+from navprune.rl.ppo import PPOConfig
+from navprune.rl.trainer import TrainerConfig
+from navprune.tasks.pointnav import TaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which episodes of which data set."""
+
+    folder: str = "data"
+    """Folder that holds scene_datasets/ and datasets/, as Habitat lays them out."""
+    name: str = "homes"
+    """Data set: datasets/pointnav/NAME."""
+    version: str = "v1"
+    """Version folder of the episodes."""
+    train: str = "train"
+    """Split to train on."""
+    val: str = "val"
+    """Split to evaluate on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """The network, where it is not taken from `init`."""
+
+    encoder: str = "resnet18"
+    """resnet18, resnet50, simple_cnn or blind."""
+    base_planes: int = 32
+    """Width of the stem; Habitat's is 32."""
+    visual_features: int = 512
+    """Width of the layer between encoder and recurrent core."""
+    hidden_size: int = 512
+    """Width of the recurrent core."""
+    rnn: str = "gru"
+    """gru or lstm."""
+    rnn_layers: int = 1
+    """Layers of the recurrent core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a training run needs to know."""
+
+    run: str = "runs/pointnav"
+    """Folder of the run; an existing one is resumed."""
+    environments: int = 6
+    """Environments in lockstep."""
+    init: str | None = None
+    """Checkpoint, spec.json or habitat-baselines .pth that gives the architecture and the initial weights."""
+    init_weights: bool = True
+    """False takes only the architecture from `init` and trains it from scratch."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which episodes."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What the agent sees and does."""
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    """The network."""
+    warm_start: WarmStartConfig | None = None
+    """Imitation of the shortest path before PPO; null for PPO alone."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """PPO."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Frames, seeds, checkpoints, logging."""
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in habitat_configs/."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Composes a recipe of habitat_configs/ (by name) or a YAML file (by path) with key=value overrides.
+
+    Raises UserError for an unknown recipe, an unknown key (with the nearest known one) or a value that does not fit.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"configuration file {recipe} does not exist; `--config NAME` takes {', '.join(recipes())}")
+        folder, name = path.resolve().parent, path.stem
+    else:
+        folder, name = _folder(), recipe
+        if recipe not in recipes():
+            raise UserError(f"no recipe is called {recipe}; {_nearest(recipe, recipes())}")
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            composed = compose(name, [_override(text, folder) for text in overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"configuration {recipe} cannot be read: {_first_line(error)}; see `navprune train --help`") from None
+    return config_from(composed, recipe)
+
+
+def config_from(values: DictConfig | dict[str, Any], where: str) -> Config:
+    """Checks plain values against the schema; `where` names their origin in errors (UserError)."""
+    has_warm_start = values.get("warm_start") is not None
+    schema = OmegaConf.structured(Config(warm_start=WarmStartConfig() if has_warm_start else None))
+    _unlock(schema)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        raise UserError(f"{where}: unknown key {key}; {_nearest(key, list(_keys(Config)))}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {error.full_key}: {_first_line(error)}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that `--config FILE` reads again."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def _folder() -> Path:
+    """Beside the package, in a checkout as in an installation."""
+    return Path(__file__).resolve().parents[1] / "habitat_configs"
+
+
+def _override(text: str, folder: Path) -> str:
+    key, equals, _ = text.partition("=")
+    if not equals:
+        raise UserError(f"{text} is no setting; write key=value, for example task.width=128")
+    is_group = (folder / key).is_dir()
+    return text if is_group or key.startswith(("+", "~")) else f"++{text}"
+
+
+def _unlock(node: DictConfig) -> None:
+    """Frozen dataclasses become read-only nodes, which cannot be merged into."""
+    OmegaConf.set_readonly(node, False)
+    for value in node.values():
+        if isinstance(value, DictConfig):
+            _unlock(value)
+
+
+def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    for item in dataclasses.fields(schema):
+        yield prefix + item.name
+        for kind in (item.type, *get_args(item.type)):
+            if is_dataclass(kind):
+                yield from _keys(kind, f"{prefix}{item.name}.")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    leaf = name.rpartition(".")[2]
+    moved = [key for key in known if key.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or moved
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"did you mean {close[0]}?"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,45 @@
+"""The main job in miniature: homes, four agents trained alike, one of them pruned, and the table that compares them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from navprune.config import Config
+from navprune.jobs import CONTROLS, PRUNING, run_comparison, run_pruning, run_training
+from navprune.reports.tables import Table
+from navprune.rl.checkpoints import find_checkpoint
+from navprune.tasks.dataset import generate_dataset
+
+HOMES = {"train": 60, "val": 12, "seed": 7, "area": (40.0, 60.0), "episodes_per_scene": 100, "val_episodes_per_scene": 10}
+BUDGET = {"macs": 0.488, "parameters": 0.435}
+"""Table 1's reductions: 51.2 % of the multiply-accumulates, 56.5 % of the parameters."""
+
+
+def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Table, Path, dict[str, Any]]:
+    """Generates, prunes, trains, evaluates and reports below `out`; a part that is done already is not done again."""
+    data = out / "data"
+    config = replace(config, data=replace(config.data, folder=str(data)))
+    statistics = data / "datasets" / "pointnav" / config.data.name / "v1" / "statistics.json"
+    if not statistics.is_file():
+        note("1/4  generating homes")
+        generate_dataset(data, name=config.data.name, progress=note, **HOMES)
+    slim = out / "slim"
+    if not (slim / PRUNING).is_file():
+        note("2/4  pruning ResNet50 from random weights")
+        run_pruning("resnet50", "gates", BUDGET, slim, config)
+    agents = {
+        "resnet50": config,
+        "resnet50-pruned": replace(config, init=str(slim), init_weights=False),
+        "resnet18": replace(config, agent=replace(config.agent, encoder="resnet18")),
+        "blind": replace(config, agent=replace(config.agent, encoder="blind")),
+    }
+    runs = []
+    for name, own in agents.items():
+        note(f"3/4  training {name}")
+        runs.append(str(out / name))
+        run_training(replace(own, run=runs[-1]))
+    note("4/4  evaluating and measuring")
+    return run_comparison(
+        runs, out, batch_sizes=(1, 8), runtimes=("eager", "compiled"), controls=CONTROLS, texts={"title": "PointNav with a pruned encoder, in miniature"}
+    )

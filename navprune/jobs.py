@@ -1,0 +1,332 @@
+"""What the commands do, as functions: the command line, the demo and the benchmarks call these."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from navprune.config import Config, config_from, load_config, to_yaml
+from navprune.errors import UserError
+from navprune.evaluation import latency as latency_probe
+from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
+from navprune.evaluation.cost import cost
+from navprune.evaluation.evaluate import Evaluation, ProgressLine, Recorder, Recording, evaluate, key_of
+from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, build, encoder_spec
+from navprune.models.weights import read_foreign
+from navprune.pruning.gates import GateConfig, collect_observations, shuffled_batches
+from navprune.pruning.prune import GATES, PruningResult, prune
+from navprune.reports import maps, video
+from navprune.reports.page import Picture, Report, write_report
+from navprune.reports.plots import read_curve
+from navprune.reports.tables import EncoderRow, Table, encoder_table
+from navprune.rl.checkpoints import find_checkpoint, load_policy, read_spec, save_checkpoint, write_file
+from navprune.rl.trainer import TrainingResult, train
+from navprune.scenes.episodes import Episode, read_episodes
+from navprune.simulator.scene import SceneLibrary
+from navprune.tasks.pointnav import Once, PointNavEnv, Shuffled
+
+CONTROLS = ("random", "goal-follower", "shortest-path")
+DEFAULT_RECIPE = "pointnav_homes"
+PRUNING = "pruning.json"
+"""What was cut where, beside the slim checkpoint."""
+
+
+def policy_spec(config: Config) -> PolicySpec:
+    """The architecture that a configuration asks for; raises UserError where `init` gives none."""
+    if config.init is not None:
+        return spec_of(config.init, config)
+    agent, task = config.agent, config.task
+    channels = {"depth": 1, "rgb": 3}
+    shape = (sum(channels[sensor] for sensor in task.sensors), task.height, task.width)
+    return PolicySpec(
+        encoder=encoder_spec(agent.encoder, shape, agent.base_planes),
+        visual_features=agent.visual_features,
+        hidden_size=agent.hidden_size,
+        rnn=agent.rnn,
+        rnn_layers=agent.rnn_layers,
+    )
+
+
+def spec_of(source: str, config: Config | None = None) -> PolicySpec:
+    """The spec of an encoder's name, a spec.json, a .pth of habitat-baselines, a checkpoint or a run folder."""
+    path = Path(source)
+    if source in NAMES:
+        config = config or Config()
+        return policy_spec(replace(config, init=None, agent=replace(config.agent, encoder=source)))
+    if path.suffix == ".json":
+        return _read_spec_file(path)
+    if path.suffix == ".pth":
+        return read_foreign(path)[0]
+    if not path.exists():
+        raise UserError(f"{source} is neither an encoder ({', '.join(NAMES)}) nor an existing spec or checkpoint")
+    return read_spec(find_checkpoint(path))
+
+
+def _read_spec_file(path: Path) -> PolicySpec:
+    try:
+        return PolicySpec.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"spec {path} does not exist; `navprune prune` writes one beside its weights") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"spec {path} is no JSON: {error}; write it again with `navprune prune`") from None
+
+
+def policy_of(source: str, config: Config | None = None, seed: int = 0) -> PointNavPolicy:
+    """The policy of anything `spec_of` takes, with its weights; random ones from `seed` where it has none."""
+    path = Path(source)
+    if source in NAMES or path.suffix == ".json":
+        return build(spec_of(source, config), seed)  # type: ignore[return-value]
+    if path.suffix == ".pth":
+        spec, weights = read_foreign(path)
+        policy = build(spec, seed)
+        policy.load_state_dict(weights)
+        return policy  # type: ignore[return-value]
+    return load_policy(find_checkpoint(path)).policy
+
+
+def initial_policy(config: Config) -> PointNavPolicy:
+    """The policy that a training run begins with."""
+    if config.init is not None and config.init_weights:
+        return policy_of(config.init, config, config.trainer.seed)
+    return build(policy_spec(config), config.trainer.seed)  # type: ignore[return-value]
+
+
+def check_sees(spec: EncoderSpec, config: Config) -> None:
+    """Raises UserError where the encoder does not fit the images of the task."""
+    task = config.task
+    missing = [key for key in spec.observations if key not in task.sensors]
+    if missing:
+        raise UserError(f"the encoder reads {missing[0]}, which task.sensors lacks; set task.sensors=[{','.join(spec.observations)}]")
+    if spec.observations and spec.input[1:] != (task.height, task.width):
+        height, width = spec.input[1:]
+        raise UserError(
+            f"the encoder is made for {width} x {height} pixels and the task shows {task.width} x {task.height}; "
+            f"set task.width={width} task.height={height}"
+        )
+
+
+def split_episodes(config: Config, split: str) -> list[Episode]:
+    """The episodes of a split of the configured data set."""
+    return read_episodes(Path(config.data.folder), config.data.name, split, version=config.data.version)
+
+
+def training_env(config: Config) -> PointNavEnv:
+    """The environments that a configuration trains in."""
+    episodes = split_episodes(config, config.data.train)
+    order = Shuffled(len(episodes), config.environments, config.trainer.seed)
+    return PointNavEnv(episodes, Path(config.data.folder), order, config.environments, config.task)
+
+
+def run_training(config: Config) -> TrainingResult:
+    """Trains as configured into `config.run`; goes on where the folder holds a checkpoint of the same spec."""
+    policy = initial_policy(config)
+    check_sees(policy.spec.encoder, config)
+    env = training_env(config)
+    try:
+        return train(policy, env, config.trainer, config.ppo, config.warm_start, Path(config.run), to_yaml(config))
+    finally:
+        env.close()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures of one episode: its map and its video."""
+
+    name: str
+    map: Path
+    video: Path
+
+
+def agent_of(source: str, config: Config, env: PointNavEnv, greedy: bool) -> Agent:
+    """A control agent by name, or the policy of a checkpoint."""
+    if source == "random":
+        return RandomAgent()
+    if source == "goal-follower":
+        return GoalFollower(config.task)
+    if source == "shortest-path":
+        return ShortestPathAgent(env)
+    policy = policy_of(source, config)
+    check_sees(policy.spec.encoder, config)
+    return PolicyAgent(policy, greedy)
+
+
+def evaluation_config(source: str, recipe: str | None, overrides: Sequence[str]) -> Config:
+    """The configuration to evaluate with: the named recipe, else the checkpoint's own, else the default recipe."""
+    if recipe is None and source not in (*CONTROLS, *NAMES) and Path(source).is_dir():
+        return load_config(str(find_checkpoint(source) / "config.yaml"), overrides)
+    return load_config(recipe or DEFAULT_RECIPE, overrides)
+
+
+def run_evaluation(
+    source: str,
+    config: Config,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    environments: int = 16,
+    greedy: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+    pictures: int = 0,
+    library: SceneLibrary | None = None,
+) -> tuple[Evaluation, list[Shown]]:
+    """Runs an agent over every episode of a split (or the first `limit`).
+
+    With `out` it writes summary.json, episodes.jsonl and, for `pictures` episodes spread over the split, a map and
+    a video.
+    """
+    split = split or config.data.val
+    episodes = split_episodes(config, split)[:limit]
+    data = Path(config.data.folder)
+    env = PointNavEnv(episodes, data, Once(len(episodes)), environments, config.task, library=library)
+    chosen = [episodes[i] for i in np.linspace(0, len(episodes) - 1, pictures).round().astype(int)] if pictures else []
+    recorder = Recorder([key_of(episode) for episode in chosen])
+    try:
+        agent = agent_of(source, config, env, greedy)
+        result = evaluate(env, agent, episodes, seed, recorder, ProgressLine(f"evaluating {source}"))
+    finally:
+        env.close()
+    if out is None:
+        return result, []
+    out.mkdir(parents=True, exist_ok=True)
+    summary = result.to_json(split) | {"agent": source, "greedy": greedy, "seed": seed}
+    write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    result.write_episodes(out / "episodes.jsonl")
+    return result, [show(recording, out) for recording in recorder.recordings.values()]
+
+
+def show(recording: Recording, folder: Path) -> Shown:
+    """Writes the top-down map and the video of one recorded episode into a folder."""
+    name = f"{Path(recording.episode.scene_id).stem}_{recording.episode.episode_id}"
+    map_file = folder / f"{name}_map.png"
+    maps.episode_map(recording).save(map_file)
+    return Shown(name, map_file, video.write_video(folder / f"{name}.mp4", recording))
+
+
+def run_pruning(
+    source: str,
+    method: str,
+    budget: Mapping[str, float],
+    out: Path,
+    config: Config,
+    *,
+    seed: int = 0,
+    steps: int = 400,
+    epochs: int = 3,
+    batch_size: int = 100,
+    gates: GateConfig | None = None,
+) -> PruningResult:
+    """Prunes the encoder of a spec or checkpoint to a budget; writes a slim checkpoint and pruning.json to `out`.
+
+    Gates are learned on `steps` observations of each of the configured training environments, gone through
+    `epochs` times.
+    """
+    has_weights = source not in NAMES and Path(source).suffix != ".json"
+    network = policy_of(source, config, seed) if has_weights else spec_of(source, config)
+    batches = None
+    if method == GATES:
+        spec = network.spec if isinstance(network, PointNavPolicy) else network
+        check_sees(spec.encoder, config)
+        env = training_env(config)
+        try:
+            data = collect_observations(env, steps, np.random.default_rng(seed))
+        finally:
+            env.close()
+        batches = shuffled_batches(data, batch_size, epochs, torch.Generator().manual_seed(seed))
+    result = prune(network, method, budget, count_cost, seed=seed, batches=batches, gates=gates)
+    save_checkpoint(out, result.model, config=to_yaml(config), metrics={"pruned_from": source})  # type: ignore[arg-type]
+    write_file(out / PRUNING, (json.dumps(pruning_json(result), indent=2) + "\n").encode())
+    return result
+
+
+def count_cost(spec: EncoderSpec) -> dict[str, float]:
+    """What budgets refer to: multiply-accumulates and parameters in the convention of table 1."""
+    table = cost(spec).table1
+    return {"macs": table.macs_gi, "parameters": table.parameters_mi}
+
+
+def pruning_json(result: PruningResult) -> dict[str, Any]:
+    """The JSON form of a pruning: what was asked, what it cost before and after, and every width."""
+    dense = replace_widths(result)
+    return result.to_json() | {
+        "before": cost(dense).to_json(),
+        "after": cost(result.spec).to_json(),
+    }
+
+
+def run_latency(
+    sources: Sequence[str],
+    batch_sizes: Sequence[int],
+    runtimes: Sequence[str],
+    device: str | None = None,
+    runs: int = 30,
+    config: Config | None = None,
+) -> dict[str, Any]:
+    """Measures the encoders of `sources` interleaved; savings are against the first."""
+    encoders = {display_name(source): policy_of(source, config).encoder for source in sources}
+    return latency_probe.measure(encoders, batch_sizes=batch_sizes, runtimes=runtimes, device=device, runs=runs)
+
+
+def display_name(source: str) -> str:
+    """What a table calls a source: the last part of its path."""
+    return Path(source).name or source
+
+
+def run_comparison(
+    runs: Sequence[str],
+    out: Path,
+    *,
+    split: str | None = None,
+    batch_sizes: Sequence[int] = (1, 8),
+    runtimes: Sequence[str] = ("eager",),
+    pictures: int = 1,
+    controls: Sequence[str] = (),
+    library: SceneLibrary | None = None,
+    texts: Mapping[str, Any] | None = None,
+) -> tuple[Table, Path, dict[str, Any]]:
+    """Evaluates run folders (and control agents) on a split, measures their latency and writes table and page.
+
+    `texts` holds further fields of `reports.page.Report`. Returns the table, the page and the JSON form.
+    """
+    library = library or SceneLibrary()
+    evaluations, shown = {}, []
+    configs = {run: evaluation_config(run, None, ()) for run in runs}
+    for source in (*runs, *controls):
+        config = configs.get(source, configs[runs[0]])
+        folder = out / "evaluation" / display_name(source)
+        result, new = run_evaluation(source, config, split=split, out=folder, pictures=pictures, library=library)
+        evaluations[source] = result.to_json(split or config.data.val)
+        shown += [Picture(s.map, f"{display_name(source)}, {s.name}") for s in new]
+        shown += [Picture(s.video, f"{display_name(source)}, {s.name}") for s in new]
+    seeing = [run for run in runs if spec_of(run).encoder.observations]
+    latency = run_latency(seeing, batch_sizes, runtimes)
+    rows = [
+        EncoderRow(
+            display_name(source),
+            cost(spec_of(source)).to_json() if source in seeing else None,
+            evaluations[source],
+            [row for row in latency["rows"] if row["model"] == display_name(source)],
+        )
+        for source in (*runs, *controls)
+    ]
+    report = Report(
+        rows=rows,
+        curves={display_name(run): read_curve(Path(run) / "tensorboard", "metrics/spl") for run in runs},
+        prunings={display_name(run): found for run in runs if (found := pruning_of(configs[run])) is not None},
+        episodes=shown,
+        **{"title": "Comparison of encoders", **(texts or {})},
+    )
+    page = write_report(out, report)
+    answer = {"rows": [{"name": r.name, "cost": r.cost, "evaluation": r.evaluation, "latency": r.latency} for r in rows]}
+    return encoder_table(rows), page, answer
+
+
+def pruning_of(config: Config) -> dict[str, Any] | None:
+    """What pruning.json says of the network that a run began with, if it was a pruned one."""
+    path = Path(config.init or "") / PRUNING
+    return json.loads(path.read_text()) if config.init and path.is_file() else None

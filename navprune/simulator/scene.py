@@ -1,0 +1,43 @@
+"""Scenes in memory: what is seen and where one can walk, each file loaded once and shared."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from navprune.errors import UserError
+from navprune.scenes.mesh import load_glb
+from navprune.scenes.navmesh import read_navmesh
+from navprune.simulator.bvh import Bvh
+from navprune.simulator.pathfinder import PathFinder
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One world: its triangles in a tree for the renderer and its navigation mesh for the path finder."""
+
+    name: str
+    bvh: Bvh
+    pathfinder: PathFinder
+
+
+def load_scene(path: Path) -> Scene:
+    """Loads NAME.glb and the NAME.navmesh beside it; raises UserError where either is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"scene {path} does not exist; check the data folder, or make scenes with `navprune scenes generate`")
+    navmesh = path.with_suffix(".navmesh")
+    return Scene(path.stem, Bvh(load_glb(path)), PathFinder(read_navmesh(navmesh)))
+
+
+class SceneLibrary:
+    """Loads each scene once, whichever thread asks first, and shares it among all environments."""
+
+    def __init__(self) -> None:
+        self._scenes: dict[Path, Scene] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> Scene:
+        """The scene at this path, loaded on first use."""
+        with self._lock:
+            if path not in self._scenes:
+                self._scenes[path] = load_scene(path)
+            return self._scenes[path]

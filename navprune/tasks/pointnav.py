@@ -1,0 +1,427 @@
+"""PointNav for N agents in lockstep over the embedded simulator."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from navprune.errors import UserError
+from navprune.scenes.episodes import Episode, scene_path
+from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.scene import Scene, SceneLibrary
+from navprune.tasks import measures
+from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP, shortest_path_action
+
+Observations = dict[str, Tensor]
+GOAL = "pointgoal_with_gps_compass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """PointNav as Habitat's Gibson task defines it."""
+
+    width: int = 256
+    """Image width in pixels, at least 1."""
+    height: int = 256
+    """Image height in pixels, at least 1."""
+    hfov: float = 90.0
+    """Horizontal field of view in degrees, between 0 and 180."""
+    camera_height: float = 1.25
+    """Height of the camera above the agent's feet, metres."""
+    max_depth: float = 10.0
+    """Depth in metres that the depth sensor reports as 1."""
+    sensors: tuple[str, ...] = ("depth",)
+    """What the agent sees: any of depth and rgb."""
+    forward_step: float = 0.25
+    """Length of MOVE_FORWARD in metres."""
+    turn_angle: float = 10.0
+    """Angle of TURN_LEFT and TURN_RIGHT in degrees."""
+    max_steps: int = 500
+    """Time limit of an episode in steps."""
+    success_distance: float = 0.2
+    """An episode succeeds where STOP is called nearer to the goal than this (geodesic metres)."""
+    success_reward: float = 2.5
+    """Reward of success."""
+    slack_reward: float = -0.01
+    """Reward of each step."""
+    sliding: bool = True
+    """Whether the agent slides along what it runs into."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sensors", tuple(self.sensors))
+        if self.width < 1 or self.height < 1:
+            raise UserError(f"task.width and task.height must be at least 1, not {self.width} x {self.height}")
+        if not 0 < self.hfov < 180:
+            raise UserError(f"task.hfov must lie between 0 and 180 degrees, not {self.hfov}")
+        unknown = sorted(set(self.sensors) - {"depth", "rgb"})
+        if unknown:
+            raise UserError(f"task.sensors knows depth and rgb, not {', '.join(unknown)}")
+        if self.max_steps < 1:
+            raise UserError(f"task.max_steps must be at least 1, not {self.max_steps}")
+
+
+class Finished(NamedTuple):
+    """An episode that ended, in which environment, with its measures."""
+
+    env: int
+    episode: Episode
+    measures: dict[str, float]
+
+
+class Step(NamedTuple):
+    """What a vector environment answers to N actions; see docs/architecture.md."""
+
+    observations: Observations
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    finished: list[Finished]
+    final_observations: Observations | None
+
+
+class VectorEnv(Protocol):
+    """N environments in lockstep; an ended one begins its next episode at once."""
+
+    num_envs: int
+    observation_space: gymnasium.spaces.Dict
+    action_space: gymnasium.spaces.Discrete
+
+    @property
+    def active(self) -> np.ndarray:
+        """Which environments still run an episode, bool [N]."""
+
+    @property
+    def episodes(self) -> list[Episode | None]:
+        """The running episodes, [N]."""
+
+    def reset(self) -> Observations:
+        """Begins the first episodes."""
+
+    def step(self, actions: Tensor) -> Step:
+        """Takes int64 actions [N]."""
+
+    def expert_actions(self) -> Tensor:
+        """The shortest-path actions int64 [N] in the present state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on from here."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Observations:
+        """Goes on from a state; returns its observations."""
+
+    def close(self) -> None:
+        """Frees what the environments hold."""
+
+
+class EpisodeOrder(Protocol):
+    """Says which episode an environment runs next, as an index, or None when nothing is left."""
+
+    def next(self, env: int) -> int | None:
+        """Index of the next episode of this environment."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions in the order."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to these positions."""
+
+
+class Shuffled:
+    """Each environment runs through a permutation of its own, for ever; a pure function of seed, environment and count."""
+
+    def __init__(self, episodes: int, num_envs: int, seed: int) -> None:
+        self._episodes, self._seed = episodes, seed
+        self._counts = [0] * num_envs
+        self._permutations: dict[int, tuple[int, np.ndarray]] = {}
+
+    def next(self, env: int) -> int | None:
+        """Index of the next episode of this environment."""
+        epoch, position = divmod(self._counts[env], self._episodes)
+        self._counts[env] += 1
+        if self._permutations.get(env, (None,))[0] != epoch:
+            rng = np.random.default_rng([self._seed, env, epoch])
+            self._permutations[env] = (epoch, rng.permutation(self._episodes))
+        return int(self._permutations[env][1][position])
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many episodes each environment has begun."""
+        return {"counts": list(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to these counts."""
+        self._counts = list(state["counts"])
+
+
+class Once:
+    """Every episode once, in the data set's order, to whichever environment is free."""
+
+    def __init__(self, episodes: int) -> None:
+        self._episodes, self._next = episodes, 0
+
+    def next(self, env: int) -> int | None:
+        """Index of the next episode, None when all were given out."""
+        if self._next == self._episodes:
+            return None
+        self._next += 1
+        return self._next - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many episodes were given out."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to this many."""
+        self._next = int(state["next"])
+
+
+class PointNavEnv:
+    """N PointNav environments in one process; scenes are shared and cameras render on threads.
+
+    Implements VectorEnv. Raises UserError for an episode whose start is off the navmesh or whose goal cannot be
+    reached.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        data: Path,
+        order: EpisodeOrder,
+        num_envs: int,
+        config: TaskConfig | None = None,
+        *,
+        library: SceneLibrary | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """episodes of a split, data folder that holds their scenes, order of episodes; threads render (None: all cores)."""
+        if not episodes:
+            raise UserError("the split holds no episodes; choose another split or generate scenes")
+        self.config = config or TaskConfig()
+        self.num_envs = num_envs
+        self._all, self._data, self._order = list(episodes), data, order
+        self._library = library or SceneLibrary()
+        task = self.config
+        self._renderer = Renderer(
+            task.width, task.height, task.hfov, colour="rgb" in task.sensors, threads=threads, far=task.max_depth
+        )
+        self._turn = math.radians(task.turn_angle)
+        self._index: list[int | None] = [None] * num_envs
+        self._scenes: list[Scene | None] = [None] * num_envs
+        self.positions = np.zeros((num_envs, 3))
+        """Where the agents stand, metres [N, 3]."""
+        self.headings = np.zeros(num_envs)
+        """Angles about +y in radians [N]."""
+        self._goals = np.zeros((num_envs, 3))
+        self._measured_at = np.zeros((num_envs, 3))
+        self._distance, self._shortest, self._travelled, self._return = np.zeros((4, num_envs))
+        self._steps, self._collisions = np.zeros((2, num_envs), dtype=np.int64)
+        self.action_space = gymnasium.spaces.Discrete(4)
+        self.observation_space = self._space()
+
+    def _space(self) -> gymnasium.spaces.Dict:
+        task, box = self.config, gymnasium.spaces.Box
+        low, high = np.array([0.0, -np.pi], np.float32), np.array([np.inf, np.pi], np.float32)
+        spaces: dict[str, gymnasium.Space[Any]] = {GOAL: box(low, high, dtype=np.float32)}
+        if "depth" in task.sensors:
+            spaces["depth"] = box(0.0, 1.0, (task.height, task.width, 1), np.float32)
+        if "rgb" in task.sensors:
+            spaces["rgb"] = box(0, 255, (task.height, task.width, 3), np.uint8)
+        return gymnasium.spaces.Dict(spaces)
+
+    @property
+    def active(self) -> np.ndarray:
+        """Which environments still run an episode, bool [N]."""
+        return np.array([index is not None for index in self._index])
+
+    @property
+    def episodes(self) -> list[Episode | None]:
+        """The running episodes [N], None where nothing is left."""
+        return [None if index is None else self._all[index] for index in self._index]
+
+    def scene(self, env: int) -> Scene:
+        """The scene of an environment that still runs an episode."""
+        scene = self._scenes[env]
+        assert scene is not None, "the environment has no episode left"
+        return scene
+
+    def reset(self) -> Observations:
+        """Begins the first episodes; observations of all N."""
+        for env in range(self.num_envs):
+            self._begin(env)
+        return self._observe(range(self.num_envs))
+
+    def step(self, actions: Tensor) -> Step:
+        """Moves all agents, int64 actions [N]; ended environments begin their next episode."""
+        chosen = actions.tolist()
+        if len(chosen) != self.num_envs:
+            raise ValueError(f"step takes {self.num_envs} actions, one an environment, not {len(chosen)}")
+        task = self.config
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        finished: list[Finished] = []
+        for env, action in enumerate(chosen):
+            if self._index[env] is None:
+                continue
+            before = self._distance[env]
+            self._move(env, action)
+            success = action == STOP and self._distance[env] < task.success_distance
+            gained = task.slack_reward + before - self._distance[env] + task.success_reward * success
+            self._return[env] += gained
+            reward[env] = gained
+            terminated[env] = action == STOP
+            truncated[env] = action != STOP and self._steps[env] >= task.max_steps
+            if terminated[env] or truncated[env]:
+                finished.append(Finished(env, self._all[self._index[env]], self._measures(env, success)))  # type: ignore[index]
+        ends = np.flatnonzero(truncated)
+        final = self._observe(ends) if len(ends) else None
+        for end in finished:
+            self._begin(end.env)
+        observations = self._observe(range(self.num_envs))
+        flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        return Step(observations, torch.from_numpy(reward), *flags, finished, final)
+
+    def expert_actions(self) -> Tensor:
+        """The shortest-path actions int64 [N]; STOP where nothing is left."""
+        task = self.config
+        actions = [
+            STOP
+            if scene is None
+            else shortest_path_action(
+                scene.pathfinder,
+                self.positions[env],
+                self.headings[env],
+                self._goals[env],
+                self._distance[env],
+                success_distance=task.success_distance,
+                forward_step=task.forward_step,
+                turn_angle=self._turn,
+            )
+            for env, scene in enumerate(self._scenes)
+        ]
+        return torch.tensor(actions)
+
+    def _begin(self, env: int) -> None:
+        self._index[env] = index = self._order.next(env)
+        self._scenes[env] = None
+        if index is None:
+            return
+        episode = self._all[index]
+        self._scenes[env] = scene = self._library.get(scene_path(self._data, episode.scene_id))
+        self.positions[env] = self._measured_at[env] = episode.start_position
+        self.headings[env] = measures.heading_of(np.asarray(episode.start_rotation))
+        self._goals[env] = episode.goal_position
+        self._steps[env] = self._collisions[env] = self._travelled[env] = self._return[env] = 0
+        self._distance[env] = self._shortest[env] = self._geodesic(env)
+        if not math.isfinite(self._distance[env]):
+            start_is_off = not scene.pathfinder.is_navigable(self.positions[env : env + 1])[0]
+            fault = "starts off the navmesh" if start_is_off else "has a goal that cannot be reached"
+            where = f"episode {episode.episode_id} of {episode.scene_id}"
+            raise UserError(f"{where} {fault}; remove it from its file or generate the episodes again")
+
+    def _move(self, env: int, action: int) -> None:
+        self._steps[env] += 1
+        if action in (LEFT, RIGHT):
+            self.headings[env] += self._turn if action == LEFT else -self._turn
+        elif action == FORWARD:
+            start = self.positions[env].copy()
+            target = start + self.config.forward_step * measures.forward_of(self.headings[env])
+            end = self.scene(env).pathfinder.step(start[None], target[None], sliding=self.config.sliding)[0]
+            self.positions[env] = end
+            self._travelled[env] += float(np.linalg.norm(end - start))
+            self._collisions[env] += measures.collided(start, target, end)
+            if measures.has_moved(self._measured_at[env], end):
+                self._measured_at[env] = end
+                self._distance[env] = self._geodesic(env)
+        elif action != STOP:
+            raise ValueError(f"environment {env} was given action {action}; actions are 0 to 3")
+
+    def _geodesic(self, env: int) -> float:
+        here, goal = self.positions[env : env + 1], self._goals[env : env + 1]
+        return float(self.scene(env).pathfinder.geodesic_distance(here, goal)[0])
+
+    def _measures(self, env: int, success: bool) -> dict[str, float]:
+        distance, shortest, travelled = (float(x[env]) for x in (self._distance, self._shortest, self._travelled))
+        return {
+            "success": float(success),
+            "spl": measures.spl(success, shortest, travelled),
+            "soft_spl": measures.soft_spl(distance, shortest, travelled),
+            "distance_to_goal": distance,
+            "reward": float(self._return[env]),
+            "collisions": float(self._collisions[env]),
+            "steps": float(self._steps[env]),
+        }
+
+    def running_measures(self, env: int, *, success: bool = False) -> dict[str, float]:
+        """The measures of the running episode so far, as Habitat reports them after each step."""
+        return self._measures(env, success)
+
+    def _observe(self, envs: Sequence[int] | np.ndarray) -> Observations:
+        """Observations of these environments; zeros where nothing is left."""
+        task, count = self.config, len(envs)
+        running = [row for row, env in enumerate(envs) if self._scenes[env] is not None]
+        picked = np.array([envs[row] for row in running], dtype=np.int64)
+        goal = np.zeros((count, 2), np.float32)
+        goal[running] = measures.goal_vectors(self.positions[picked], self.headings[picked], self._goals[picked])
+        make = np.empty if len(running) == count else np.zeros
+        depth = make((count, task.height, task.width), np.float32)
+        rgb = make((count, task.height, task.width, 3), np.uint8) if "rgb" in task.sensors else None
+        if running:
+            eyes = self.positions[picked] + np.array([0.0, task.camera_height, 0.0])
+            bvhs = [self.scene(env).bvh for env in picked]
+            rotations = measures.rotations_of(self.headings[picked])
+            if len(running) == count:
+                self._renderer.render(bvhs, eyes, rotations, depth, rgb)
+            else:
+                part, part_rgb = depth[: len(running)].copy(), None if rgb is None else rgb[: len(running)].copy()
+                self._renderer.render(bvhs, eyes, rotations, part, part_rgb)
+                depth[running] = part
+                if rgb is not None and part_rgb is not None:
+                    rgb[running] = part_rgb
+        observations = {GOAL: torch.from_numpy(goal)}
+        if "depth" in task.sensors:
+            observations["depth"] = torch.from_numpy(depth)[..., None]
+        if rgb is not None:
+            observations["rgb"] = torch.from_numpy(rgb)
+        return observations
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on from here, as plain numbers and tensors."""
+        return {
+            "order": self._order.state_dict(),
+            "index": list(self._index),
+            **{name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> Observations:
+        """Goes on from a state of an environment over the same episodes; returns its observations."""
+        self._order.load_state_dict(state["order"])
+        self._index = list(state["index"])
+        for name, array in self._arrays().items():
+            array[:] = state[name].numpy()
+        for env, index in enumerate(self._index):
+            path = None if index is None else scene_path(self._data, self._all[index].scene_id)
+            self._scenes[env] = None if path is None else self._library.get(path)
+        return self._observe(range(self.num_envs))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "positions": self.positions,
+            "headings": self.headings,
+            "goals": self._goals,
+            "measured_at": self._measured_at,
+            "distance": self._distance,
+            "shortest": self._shortest,
+            "travelled": self._travelled,
+            "return": self._return,
+            "steps": self._steps,
+            "collisions": self._collisions,
+        }
+
+    def close(self) -> None:
+        """Stops the rendering threads."""
+        self._renderer.close()

@@ -1,0 +1,160 @@
+"""Every number of the task is settled by replaying what habitat-lab recorded."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from navprune.errors import UserError
+from navprune.scenes.episodes import read_episodes
+from navprune.simulator.scene import SceneLibrary
+from navprune.tasks.expert import FORWARD, LEFT, STOP
+from navprune.tasks.pointnav import GOAL, Once, PointNavEnv, Shuffled, TaskConfig
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+LIBRARY = SceneLibrary()
+SMALL = TaskConfig(width=8, height=8)
+
+
+def reference_episodes(scene=None):
+    episodes = read_episodes(REFERENCE, "reference", "val")
+    return [e for e in episodes if scene is None or scene in e.scene_id]
+
+
+def make_env(episodes=None, order=None, num_envs=3, config=SMALL, threads=1):
+    episodes = reference_episodes() if episodes is None else episodes
+    order = order or Once(len(episodes))
+    return PointNavEnv(episodes, REFERENCE, order, num_envs, config, library=LIBRARY, threads=threads)
+
+
+def recorded(scene):
+    with gzip.open(REFERENCE / "expected" / f"{scene}_rollouts.json.gz", "rt") as file:
+        return {rollout["episode_id"]: rollout for rollout in json.load(file)}
+
+
+def replay(episode, rollout):
+    """Yields (recorded step, goal vector, depth image, reward, measures) from our task along the recorded actions."""
+    env = make_env([episode], num_envs=1, config=TaskConfig())
+    observations = env.reset()
+    yield rollout["steps"][0], env, observations, None, env.running_measures(0)
+    for step in rollout["steps"][1:]:
+        answer = env.step(torch.tensor([step["action"]]))
+        ended = answer.finished
+        measures = ended[0].measures if ended else env.running_measures(0)
+        yield step, env, answer.observations, float(answer.reward[0]), measures
+        if ended:
+            return
+
+
+@pytest.mark.parametrize("scene", ["apartment", "duplex"])
+def test_replays_habitat_rollouts(scene):
+    rollouts, agree, spl = recorded(scene), [], []
+    for episode in reference_episodes(scene):
+        rollout = rollouts[episode.episode_id]
+        for step, env, observations, reward, measures in replay(episode, rollout):
+            same = [
+                np.allclose(env.positions[0], step["position"], atol=1e-3),
+                abs(measures["distance_to_goal"] - step["distance_to_goal"]) < 1e-3,
+                reward is None or abs(reward - step["reward"]) < 1e-3,
+                abs(measures["soft_spl"] - step["soft_spl"]) < 1e-3,
+                measures["collisions"] == step["collisions"],
+            ]
+            if env.active[0]:
+                same.append(np.allclose(observations[GOAL][0], step["pointgoal_with_gps_compass"], atol=1e-3))
+                depth = observations["depth"][0, :, :, 0].numpy()
+                probes = np.abs(depth[32::64, 32::64].ravel() - step["depth_probe"]) < 2e-4
+                same += [probes.mean() > 0.9, abs(depth.mean() - step["depth_mean"]) < 1e-3]
+            agree.append(same + [True] * (8 - len(same)))
+        spl.append(abs(measures["spl"] - rollout["steps"][-1]["spl"]) < 0.01)
+    shares = np.mean(agree, axis=0)
+    assert np.mean(spl) >= 0.95, f"free rollouts with the recorded SPL: {np.mean(spl):.3f}"
+    assert (shares >= 0.95).all(), f"shares of steps that agree: {shares}"
+
+
+def test_every_episode_runs_once_whatever_the_number_of_environments():
+    def results(num_envs):
+        env = make_env(num_envs=num_envs)
+        env.reset()
+        found = {}
+        while env.active.any():
+            for end in env.step(env.expert_actions()).finished:
+                found[end.episode.scene_id, end.episode.episode_id] = end.measures
+        return found
+
+    alone = results(1)
+    assert len(alone) == 40
+    assert results(7) == alone
+
+
+def test_the_expert_walks_shortest_paths():
+    env = make_env(num_envs=8)
+    env.reset()
+    spl = []
+    while env.active.any():
+        spl += [end.measures["spl"] for end in env.step(env.expert_actions()).finished]
+    assert np.mean(spl) >= 0.95
+    assert min(spl) > 0
+
+
+def test_goes_on_from_a_state_bit_for_bit():
+    def env():
+        return make_env(order=Shuffled(40, 4, seed=3), num_envs=4)
+
+    rng = np.random.default_rng(0)
+    actions = torch.from_numpy(rng.choice(4, size=(120, 4), p=[0.02, 0.5, 0.24, 0.24]))
+    first = env()
+    first.reset()
+    for row in actions[:60]:
+        last = first.step(row)
+    second = env()
+    seen = second.load_state_dict(first.state_dict())
+    assert all(torch.equal(seen[key], last.observations[key]) for key in seen)
+    for row in actions[60:]:
+        a, b = first.step(row), second.step(row)
+        assert torch.equal(a.reward, b.reward)
+        assert all(torch.equal(a.observations[key], b.observations[key]) for key in seen)
+        assert a.finished == b.finished
+
+
+def test_time_limit_truncates_and_gives_the_last_observation():
+    env = make_env(order=Shuffled(40, 2, seed=0), num_envs=2, config=TaskConfig(width=8, height=8, max_steps=5))
+    env.reset()
+    for _ in range(4):
+        assert env.step(torch.tensor([LEFT, LEFT])).final_observations is None
+    step = env.step(torch.tensor([LEFT, STOP]))
+    assert step.truncated.tolist() == [True, False]
+    assert step.terminated.tolist() == [False, True]
+    assert step.final_observations is not None
+    assert step.final_observations["depth"].shape == (1, 8, 8, 1)
+    assert not torch.equal(step.final_observations[GOAL][0], step.observations[GOAL][0])
+
+
+def test_observations_lie_in_the_declared_spaces():
+    env = make_env(config=TaskConfig(width=16, height=12, sensors=("depth", "rgb")), order=Shuffled(40, 3, seed=1))
+    observations = env.reset()
+    for _ in range(5):
+        for row in range(3):
+            single = {key: value[row].numpy() for key, value in observations.items()}
+            assert env.observation_space.contains(single)
+        observations = env.step(torch.tensor([FORWARD] * 3)).observations
+
+
+def test_shuffled_orders_are_permutations_of_their_own():
+    order = Shuffled(10, 2, seed=5)
+    runs = [[order.next(env) for _ in range(20)] for env in range(2)]
+    for run in runs:
+        assert sorted(run[:10]) == sorted(run[10:]) == list(range(10))
+    assert runs[0] != runs[1]
+
+
+def test_an_unreachable_goal_is_named():
+    episode = reference_episodes()[0]
+    broken = type(episode)(**{**vars(episode), "goal_position": (1e3, 0.0, 1e3)})
+    with pytest.raises(UserError, match="cannot be reached"):
+        make_env([broken], num_envs=1).reset()
+    broken = type(episode)(**{**vars(episode), "start_position": (1e3, 0.0, 1e3)})
+    with pytest.raises(UserError, match="off the navmesh"):
+        make_env([broken], num_envs=1).reset()
