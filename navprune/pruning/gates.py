@@ -136,12 +136,13 @@ def _descend(
     return losses
 
 
-def _readout(encoder: Encoder, generator: torch.Generator) -> nn.Linear:
+def _readout(encoder: Encoder, generator: torch.Generator) -> nn.Module:
+    """Features and goal -> action logits; standardised, since the scale of random features is arbitrary."""
     inputs = math.prod(encoder.output_shape) + 2  # features, and the goal's distance and angle
-    readout = nn.utils.skip_init(nn.Linear, inputs, ACTIONS)
-    nn.init.normal_(readout.weight, std=inputs**-0.5, generator=generator)
-    nn.init.zeros_(readout.bias)
-    return readout
+    linear = nn.utils.skip_init(nn.Linear, inputs, ACTIONS)
+    nn.init.normal_(linear.weight, std=inputs**-0.5, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(inputs, affine=False), linear)
 
 
 def collect_observations(
@@ -165,15 +166,13 @@ def collect_observations(
 def shuffled_batches(
     data: Batch, size: int, epochs: int, generator: torch.Generator
 ) -> Iterator[dict[str, Tensor]]:
-    """Goes `epochs` times through `data` [M, ...] in random order by batches of `size`; drops a short last.
+    """Goes `epochs` times through `data` [M, ...] in random order, by batches of `size`; no short last batch.
 
-    Raises UserError when there is not enough for one batch.
+    Raises UserError when a batch cannot be filled or holds less than two observations.
     """
     count = len(data[EXPERT])
-    if count < size:
-        raise UserError(
-            f"{count} observations do not fill a batch of {size}: collect more, or make it smaller"
-        )
+    if not 2 <= size <= count:
+        raise UserError(f"batches of {size} cannot be made from {count} observations: use 2 to {count}")
     for _ in range(epochs):
         for batch in torch.randperm(count, generator=generator).split(size):
             if len(batch) == size:
