@@ -10,7 +10,7 @@ import torch
 from navprune.scenes.episodes import Episode
 from navprune.tasks.pointnav import GOAL, Finished, Step
 
-STEP, TURN, LIMIT = 0.25, math.radians(10), 60
+STEP, TURN, LIMIT = 0.25, math.radians(10), 20
 
 
 def flat_episodes(count, seed=0):
