@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder
 from navprune.models.policy import GOAL
-from navprune.pruning.groups import channel_groups, encoder_in, is_inner, scaled, units
+from navprune.pruning.groups import encoder_in, groups_of, is_inner, scaled, units
 from navprune.pruning.scores import Scores
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def learn_gates(
     device = next(encoder.parameters()).device
     gates = {
         group.name: torch.ones(units(group), device=device, requires_grad=True)
-        for group in channel_groups(encoder)
+        for group in groups_of(encoder)
         if is_inner(group)
     }
     learns = [parameter.requires_grad for parameter in encoder.parameters()]

@@ -24,7 +24,7 @@ def encoder_in(model: nn.Module) -> tuple[str, Encoder]:
     raise UserError(f"{type(model).__name__} has no channels to prune: give a model with a visual encoder")
 
 
-def channel_groups(model: nn.Module) -> list[ChannelGroup]:
+def groups_of(model: nn.Module) -> list[ChannelGroup]:
     """Channel groups of an encoder or a policy, with layer names as `model.get_submodule` takes them.
 
     Raises UserError when there are none.
@@ -80,7 +80,7 @@ def scaled(model: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[nn.Modul
     """
     handles = []
     try:
-        for group in channel_groups(model):
+        for group in groups_of(model):
             if group.name in factors:
                 hook = _scaling_hook(factors[group.name], group.unit)
                 for layer in group.norms or group.producers:
@@ -97,7 +97,7 @@ def mask(model: nn.Module, keep: Keep) -> Iterator[nn.Module]:
 
     `keep` is {group name: bool [units]}. Raises UserError on a keep that does not fit the model.
     """
-    groups = channel_groups(model)
+    groups = groups_of(model)
     reference = next(model.parameters())
     full = checked_keep(groups, keep)
     with scaled(model, {name: kept.to(reference) for name, kept in full.items()}):

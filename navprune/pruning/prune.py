@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.spec import EncoderSpec, widths, with_widths
 from navprune.pruning.gates import Batch, GateConfig, learn_gates
-from navprune.pruning.groups import channel_groups
+from navprune.pruning.groups import groups_of
 from navprune.pruning.methods import GATES, METHODS
 from navprune.pruning.scores import SCORES, Scores
 from navprune.pruning.search import MEASURES, Budget, check_budget, search
@@ -110,7 +110,7 @@ def prune(
         counts = cost(with_widths(encoder, channels))
         return {name: counts[name] / whole[name] for name in MEASURES}
 
-    keep = search(channel_groups(model), scores, share, budget, minimum, tolerance)
+    keep = search(groups_of(model), scores, share, budget, minimum, tolerance)
     small = slim(model, keep)
     after = widths(encoder_of(cast(Spec, small.spec)))
     return PruningResult(

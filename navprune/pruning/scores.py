@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.groups import channel_groups, units
+from navprune.pruning.groups import groups_of, units
 
 Scores = dict[str, Tensor]
 
@@ -20,7 +20,7 @@ def random(model: nn.Module, generator: torch.Generator) -> Scores:
     """Uniform in [0, 1): the control that any other method must beat (Blalock et al., MLSys 2020)."""
     return {
         group.name: torch.rand(units(group), generator=generator, dtype=torch.float64)
-        for group in channel_groups(model)
+        for group in groups_of(model)
     }
 
 
@@ -43,7 +43,7 @@ def magnitude(model: nn.Module, _generator: torch.Generator, order: int = 1) -> 
     Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; the division makes layers of
     different fan-in comparable.
     """
-    return {group.name: _magnitude(model, group, order) for group in channel_groups(model)}
+    return {group.name: _magnitude(model, group, order) for group in groups_of(model)}
 
 
 def _magnitude(model: nn.Module, group: ChannelGroup, order: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Search for the units to keep: one global threshold on the scores that meets a budget from below."""
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -145,10 +146,7 @@ def _ranked(
 
 
 def _refusal(budget: Budget, nearest: Mapping[str, float]) -> UserError:
-    def text(shares: Mapping[str, float]) -> str:
-        return ",".join(f"{name}={shares[name]:.4g}" for name in budget)
-
-    return UserError(
-        f"budget {text(budget)} cannot be met in whole units with this method: nearest is {text(nearest)}; "
-        "ask for that, or allow a larger tolerance"
-    )
+    asked = ",".join(f"{name}={share:g}" for name, share in budget.items())
+    # Rounded up, so that asking for it succeeds.
+    found = ",".join(f"{name}={math.ceil(nearest[name] * 1e4) / 1e4:g}" for name in budget)
+    return UserError(f"budget {asked} cannot be met in whole units: nearest is {found}; ask for that")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from navprune.models.encoders import ChannelGroup
 from navprune.models.spec import EncoderSpec, PolicySpec, build, with_widths
-from navprune.pruning.groups import Keep, channel_groups, checked_keep
+from navprune.pruning.groups import Keep, checked_keep, groups_of
 
 Spec = EncoderSpec | PolicySpec
 
@@ -20,7 +20,7 @@ def slim(model: nn.Module, keep: Keep) -> nn.Module:
     `keep` is {group name: bool [units]}; groups it does not name are kept whole.
     The answer is an ordinary `build(smaller spec)`. Raises UserError on a keep that does not fit the model.
     """
-    groups = channel_groups(model)
+    groups = groups_of(model)
     full = checked_keep(groups, keep)
     channels = {group.name: int(full[group.name].sum()) * group.unit for group in groups}
     spec = cast(Spec, model.spec)

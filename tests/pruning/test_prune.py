@@ -10,7 +10,7 @@ from navprune.evaluation.cost import cost as full_cost
 from navprune.models.policy import GOAL
 from navprune.models.spec import PolicySpec, encoder_spec, widths, with_widths
 from navprune.pruning.gates import EXPERT, GateConfig
-from navprune.pruning.groups import channel_groups, is_inner, units
+from navprune.pruning.groups import groups_of, is_inner, units
 from navprune.pruning.methods import GATES
 from navprune.pruning.prune import expanded, prune, weights_hash
 from navprune.pruning.scores import SCORES
@@ -90,7 +90,7 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
     policy = PolicySpec(spec, 16, 16)
     wide = encoder_of(expanded(policy, 1.25))
     result = prune(policy, GATES, {"macs": 0.5}, table1, batches=batches(32), tolerance=0.1)
-    for group in channel_groups(seeded_build(wide, 0)):
+    for group in groups_of(seeded_build(wide, 0)):
         before, after = result.widths[group.name]
         assert (before, group.channels) == (widths(spec)[group.name], round(1.25 * before))
         assert len(result.keep[group.name]) == units(group)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from navprune.models.spec import encoder_spec
-from navprune.pruning.groups import channel_groups, units
+from navprune.pruning.groups import groups_of, units
 from navprune.pruning.methods import GATES, METHODS
 from navprune.pruning.scores import SCORES, magnitude, random, uniform
 from navprune.pruning.slim import seeded_build
@@ -25,7 +25,7 @@ def test_every_score_has_a_line_of_help():
 def test_every_score_is_finite_for_each_unit_and_repeats(name, model):
     scores = SCORES[name](model, generator())
     again = SCORES[name](model, generator())
-    for group in channel_groups(model):
+    for group in groups_of(model):
         assert scores[group.name].shape == (units(group),)
         assert scores[group.name].isfinite().all()
         assert torch.equal(scores[group.name], again[group.name])
@@ -37,7 +37,7 @@ def test_random_scores_follow_the_generator(model):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_magnitude_is_the_norm_over_coupled_filters(model, order):
-    group = next(g for g in channel_groups(model) if g.name == "stage2.trunk")
+    group = next(g for g in groups_of(model) if g.name == "stage2.trunk")
     filters = [model.get_submodule(name).weight for name in group.producers]
     together = torch.cat([w.reshape(units(group), -1) for w in filters], dim=1).double()
     norms = torch.linalg.vector_norm(together, ord=order, dim=1)
@@ -54,7 +54,7 @@ def test_magnitude_does_not_see_the_scale_of_a_layer(model):
 
 def test_uniform_cuts_the_same_share_of_every_group_and_keeps_its_largest_filters(model):
     shares, magnitudes = uniform(model, generator()), magnitude(model, generator())
-    for group in channel_groups(model):
+    for group in groups_of(model):
         kept = shares[group.name] > 0.5
         assert kept.sum() == units(group) // 2
         assert magnitudes[group.name][kept].min() >= magnitudes[group.name][~kept].max()

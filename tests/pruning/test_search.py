@@ -103,8 +103,20 @@ def test_a_budget_out_of_reach_names_the_nearest():
         search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": 0.5})
     with pytest.raises(UserError, match=r"budget macs=0.58 .* nearest is macs=0.55"):
         search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": 0.58})
-    keep = search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": 0.58}, tolerance=0.1)
-    assert keep["inner"].sum() == 1
+    for budget, tolerance in [(0.58, 0.1), (0.55, 0.01)]:
+        keep = search(
+            groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": budget}, 1, tolerance
+        )
+        assert keep["inner"].sum() == 1
+
+
+def test_the_nearest_can_be_asked_for():
+    groups = [group("g", 3, unit=7)]
+    scores = {"g": torch.arange(3.0)}
+    with pytest.raises(UserError, match=r"nearest is macs=0\.6667; ask for that") as refusal:
+        search(groups, scores, channel_share(groups), {"macs": 0.9})
+    nearest = parse_budget(str(refusal.value).split("nearest is ")[1].split(";")[0])
+    assert search(groups, scores, channel_share(groups), nearest)["g"].tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("scores", [torch.tensor([1.0, float("nan")]), torch.ones(3)])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from navprune.errors import UserError
 from navprune.models.policy import GOAL
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec, widths, with_widths
-from navprune.pruning.groups import channel_groups, mask, scaled, units
+from navprune.pruning.groups import groups_of, mask, scaled, units
 from navprune.pruning.slim import encoder_of, seeded_build, slim
 
 LAW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -79,7 +79,7 @@ def test_slim_equals_mask(family):
 def test_a_whole_policy_is_slimmed_in_place(family, rnn, layers):
     spec = PolicySpec(encoder_spec(family, (4, 32, 32), 8), 16, 12, rnn, layers)
     model = shaken(spec)
-    keep = {g.name: torch.arange(units(g)) % 3 != 1 for g in channel_groups(model)}
+    keep = {g.name: torch.arange(units(g)) % 3 != 1 for g in groups_of(model)}
     observations = {
         "depth": torch.rand(3, 2, 32, 32, 1, dtype=torch.float64),
         "rgb": torch.randint(256, (3, 2, 32, 32, 3), dtype=torch.uint8),
@@ -118,7 +118,7 @@ def test_slimming_leaves_the_model_and_the_global_generator_alone():
 
 def test_every_convolution_of_a_width_is_in_its_group():
     model = seeded_build(PolicySpec(encoder_spec("resnet50", (1, 64, 64), 8), 16, 16), 0)
-    groups = channel_groups(model)
+    groups = groups_of(model)
     assert len(groups) == 37  # stem, four trunks, 32 inner widths
     for group in groups:
         assert len(group.norms) == len(group.producers)
@@ -132,7 +132,7 @@ def test_every_convolution_of_a_width_is_in_its_group():
 
 def test_factors_scale_and_carry_gradients():
     model = shaken(encoder_spec("simple_cnn", (1, 36, 36)))
-    factors = {g.name: torch.full((units(g),), 0.5, requires_grad=True) for g in channel_groups(model)}
+    factors = {g.name: torch.full((units(g),), 0.5, requires_grad=True) for g in groups_of(model)}
     images = torch.rand(2, 1, 36, 36, dtype=torch.float64)
     with scaled(model, factors):
         model(images).sum().backward()
