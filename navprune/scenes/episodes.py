@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ MIN_ISLAND_RADIUS = 1.5  # metres
 STRAIGHT = 1.1  # geodesic/Euclidean ratio below which a pair is kept only sometimes
 RETRIES = 10  # starts that are tried for a goal
 PREFIX = "data/scene_datasets/"
-
-Point = tuple[float, float, float]
 
 
 class Navigator(Protocol):
@@ -54,9 +51,9 @@ class Episode:
 
     episode_id: str
     scene_id: str
-    start_position: Point
-    start_rotation: tuple[float, float, float, float]
-    goal_position: Point
+    start_position: tuple[float, ...]
+    start_rotation: tuple[float, ...]
+    goal_position: tuple[float, ...]
     goal_radius: float | None
     geodesic_distance: float
 
@@ -143,7 +140,7 @@ def _parse(entry: Any, index: int, path: Path) -> Episode:
             goal,
             None if radius is None else float(radius),
             distance,
-        )  # type: ignore[arg-type]
+        )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: episode {index} has a bad {field} ({error!r}); mend or generate it again"
@@ -184,7 +181,7 @@ def check_episodes(episodes: Sequence[Episode], pathfinder: Navigator, source: s
 def sample_episodes(
     pathfinder: Navigator, scene_id: str, count: int, rng: Generator, batch: int = 256
 ) -> list[Episode]:
-    """`count` episodes by Habitat's rules: goals are uniform over the floor, with up to 10 starts tried for each.
+    """`count` episodes by Habitat's rules: uniform goals, with up to 10 uniform starts tried for each.
 
     Raises `UserError` where the scene has next to no pairs that qualify.
     """
@@ -231,8 +228,9 @@ def _episode(
 ) -> Episode:
     half = rng.uniform(0.0, 2 * np.pi) / 2
     rotation = (0.0, float(np.sin(half)), 0.0, float(np.cos(half)))
-    x, y, z = start.tolist()
-    return Episode(str(index), scene_id, (x, y, z), rotation, tuple(goal.tolist()), None, distance)
+    return Episode(
+        str(index), scene_id, tuple(start.tolist()), rotation, tuple(goal.tolist()), None, distance
+    )
 
 
 # ---- writing
@@ -241,20 +239,24 @@ def _episode(
 def write_episodes(
     data: str | os.PathLike, name: str, split: str, episodes: Iterable[Episode], version: str = "v1"
 ) -> None:
-    """Writes `SPLIT.json.gz` with an empty list and one file for each scene, as Gibson's are; the same bytes each time."""
+    """Writes a split anew: `SPLIT.json.gz` with an empty list and one file for each scene, as Gibson's are.
+
+    The same episodes give the same bytes. Raises `UserError` where the disk refuses.
+    """
     folder = split_folder(data, name, split, version)
     scenes: dict[str, list[dict]] = {}
     for episode in episodes:
         scenes.setdefault(episode.scene_id, []).append(_entry(episode))
     try:
         (folder / "content").mkdir(parents=True, exist_ok=True)
+        for old in (folder / "content").glob("*.json.gz"):
+            old.unlink()
         _write_file(folder / f"{split}.json.gz", [])
         for scene_id, entries in scenes.items():
-            stem = re.sub(r"\.(basis\.)?glb$", "", Path(scene_id).name)
-            _write_file(folder / "content" / f"{stem}.json.gz", entries)
+            _write_file(folder / "content" / f"{Path(scene_id).stem}.json.gz", entries)
     except OSError as error:
         raise UserError(
-            f"cannot write episodes to {folder}: {error.strerror}; free or choose another place"
+            f"cannot write episodes to {folder}: {error.strerror}; free space or take another place"
         ) from None
 
 

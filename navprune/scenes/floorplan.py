@@ -1,8 +1,8 @@
 """Procedural homes as plan geometry: rooms, doors, corridors and where the furniture stands.
 
-Plan frame: metres, x to the right and y up the page, angles counter-clockwise. Homes are made by splitting a
-rectangle with walls and corridors, joining the rooms by a random tree of doors that lie far from each other (which
-is what makes ways long), and furnishing each room so that every door stays in reach.
+Plan frame: metres, x to the right and y up the page, angles counter-clockwise. A home is a rectangle split
+by walls and corridors; a random tree of doors (and some more) joins the rooms, many at the far end of their wall,
+which is what makes ways long; furniture is placed so that every door stays in reach.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy as np
 import shapely
 from numpy.random import Generator
 
+from navprune.errors import UserError
 from navprune.scenes.furnishing import furnish
 from navprune.scenes.furniture import Piece
 
+SMALLEST, LARGEST = 40.0, 200.0  # square metres of floor that a home can have
 WALL = 0.12  # thickness of a wall in metres
 DOOR_HEIGHT = 2.05
 CORRIDOR_WIDTH = (1.1, 1.4)
@@ -40,7 +42,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Door:
-    """A way through a wall between two rooms: the floor in the wall, and the height of the opening in metres."""
+    """A way through a wall between two rooms: the floor in the wall, and its height in metres."""
 
     rooms: tuple[int, int]
     polygon: shapely.Polygon
@@ -59,7 +61,11 @@ class FloorPlan:
     @cached_property
     def floor(self) -> shapely.Polygon:
         """All floor that walls leave free, doorways included."""
-        return shapely.union_all([part.polygon for part in (*self.rooms, *self.doors)])
+        return shapely.union_all(self._parts)
+
+    @property
+    def _parts(self) -> list[shapely.Polygon]:
+        return [*(room.polygon for room in self.rooms), *(door.polygon for door in self.doors)]
 
     @property
     def area(self) -> float:
@@ -68,13 +74,16 @@ class FloorPlan:
 
     def digest(self) -> str:
         """A hash of walls and doors: two homes with the same one share a plan, however furnished."""
-        shapes = [part.polygon.normalize() for part in (*self.rooms, *self.doors)]
+        shapes = shapely.normalize(self._parts)
         text = "\n".join(sorted(shapely.to_wkt(shapes, rounding_precision=3)))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def draw_plan(rng: Generator, area: tuple[float, float] = (40.0, 200.0)) -> FloorPlan:
-    """A random furnished home whose floor area lies within `area` square metres, with 3 to 10 rooms."""
+def draw_plan(rng: Generator, area: tuple[float, float] = (SMALLEST, LARGEST)) -> FloorPlan:
+    """A random furnished home of 3 to 10 rooms whose floor area lies within `area` square metres.
+
+    Raises `UserError` where the range is too narrow or no home of that size is found.
+    """
     target = rng.uniform(*area)
     for _ in range(1000):
         cells = _draw_cells(target, rng)
@@ -86,7 +95,7 @@ def draw_plan(rng: Generator, area: tuple[float, float] = (40.0, 200.0)) -> Floo
         plan = _draw_home(cells, rng)
         if plan is not None and area[0] <= plan.area <= area[1]:
             return plan
-    raise RuntimeError(f"no home of {area[0]:g} to {area[1]:g} square metres was found")
+    raise UserError(f"found no home of {area[0]:g} to {area[1]:g} m2; widen the range")
 
 
 def _draw_home(cells: list[tuple[Cell, bool]], rng: Generator) -> FloorPlan | None:

@@ -1,7 +1,7 @@
-"""Where furniture stands in a room: against walls, in the open, around tables, on walls and under the ceiling.
+"""Where furniture stands in a room: along walls, in the open, around tables, under the ceiling.
 
-A piece is kept only if it meets no other piece, leaves the doors clear and leaves one connected floor wide enough
-to walk, so that whatever is drawn, every door of a room stays in reach.
+A piece is kept only if it meets no other piece, leaves the doors clear and leaves one connected floor wide
+enough to walk. So whatever is drawn, every door of a room stays in reach.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class _Floor:
 def furnish(
     kind: str, room: shapely.Polygon, doors: list[shapely.Polygon], ceiling: float, rng: Generator
 ) -> list[Piece]:
-    """Pieces for a room of a `kind`, whose doorways are `doors` (the floor in the walls); heights in metres."""
+    """Pieces for a room of a `kind` whose doorways are `doors` (the floor in the walls); metres."""
     floor = _Floor(room, doors)
     rug = _draw_rug(room, rng)
     if rug is not None and kind in ("living room", "bedroom", "study", "dining room"):

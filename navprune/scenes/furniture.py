@@ -1,7 +1,7 @@
 """Furniture: what kinds there are, how large they get, and their shapes as closed solids.
 
-A piece's own frame has its origin on the floor in the middle of its footprint, its width along x, its depth along
-y, and its back towards +y.
+A piece's own frame has its origin on the floor in the middle of its footprint, its width along x, its depth
+along y, and its back towards +y.
 """
 
 from __future__ import annotations
@@ -99,6 +99,11 @@ def _pick(rng: Generator, colours: tuple[Colour, ...]) -> Colour:
     return colours[int(rng.integers(len(colours)))]
 
 
+def _any_colour(rng: Generator) -> Colour:
+    red, green, blue = rng.integers(60, 200, 3).tolist()
+    return red, green, blue
+
+
 def _legs(w: float, d: float, h: float, radius: float, colour: Colour) -> list[Solid]:
     """Four turned legs inside a rectangle."""
     x, y = w / 2 - radius, d / 2 - radius
@@ -139,7 +144,7 @@ def _books(w: float, d: float, z: float, room: float, rng: Generator) -> list[So
     while x < w / 2 - 0.06:
         thick = rng.uniform(0.018, 0.05)
         tall, deep = room * rng.uniform(0.6, 0.92), d * rng.uniform(0.6, 0.9)
-        colour = tuple(int(c) for c in rng.integers(50, 210, 3))
+        colour = _any_colour(rng)
         if rng.random() < 0.85:
             parts.append(box((thick, deep, tall), colour, (x + thick / 2, 0, z)))
         x += thick + 0.002
@@ -201,8 +206,8 @@ def _sofa(size: Size, rng: Generator) -> Solid:
     for i in range(seats):
         x = (i + 0.5) * each - (w - 2 * arm) / 2
         parts.append(cushion((each - 0.01, d - 0.22, 0.17), cloth, (x, -0.1, 0.27), 0.06))
-        pillow = cushion((0.8 * each, 0.13, 0.36), other, rounding=0.06)
-        parts.append(pillow.turned(-0.2, axis=0).moved(x, d / 2 - 0.3, 0.44))
+        pillow = cushion((0.8 * each, 0.13, h - 0.44), other, rounding=0.06)
+        parts.append(pillow.turned(-0.2, axis=0).moved(x, d / 2 - 0.3, 0.42))
     return join(parts)
 
 
@@ -441,7 +446,7 @@ def _pile(size: Size, rng: Generator) -> Solid:
     count = max(2, round(h / 0.035))
     parts = []
     for i in range(count):
-        colour = tuple(int(c) for c in rng.integers(50, 210, 3))
+        colour = _any_colour(rng)
         shrink = rng.uniform(0.55, 0.8)
         book = cushion((w * shrink, d * shrink, h / count), colour, rounding=0.006, steps=1)
         parts.append(book.turned(rng.uniform(-0.2, 0.2)).moved(z=i * h / count))

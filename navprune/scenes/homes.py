@@ -1,8 +1,8 @@
 """A plan becomes a home on disk: a z-up GLB with colours and textures, and its navigation mesh.
 
-glTF's frame here is the plan's: x and y on the floor, z up; Habitat reads (x, y, z) as (x, z, -y). Only faces that
-look at free space exist, because back faces are culled. Colours carry a fixed shading by direction, because scenes
-are shown unlit.
+glTF's frame here is the plan's: x and y on the floor, z up; Habitat reads (x, y, z) as (x, z, -y). Only faces
+that look at free space exist, because back faces are culled. Colours carry a fixed shading by direction,
+because scenes are shown unlit.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ FLOORS = {
 }  # others have planks
 
 
-def write_home(folder: Path, name: str, plan: FloorPlan) -> int:
-    """Writes `NAME.glb` and `NAME.navmesh` into a folder that exists; returns the number of triangles."""
+def write_home(path: Path, plan: FloorPlan) -> int:
+    """Writes the GLB file `path` and the `.navmesh` beside it; returns the number of triangles."""
     glb, triangles = home_glb(plan)
-    (folder / f"{name}.glb").write_bytes(glb)
-    write_navmesh(folder / f"{name}.navmesh", home_navmesh(plan))
+    path.write_bytes(glb)
+    write_navmesh(path.with_suffix(".navmesh"), home_navmesh(plan))
     return triangles
 
 
@@ -155,7 +155,7 @@ def _coloured_mesh(solid: Solid) -> trimesh.Trimesh:
         solid.triangles[:, 1] - solid.triangles[:, 0], solid.triangles[:, 2] - solid.triangles[:, 0]
     )
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    shade = 0.8 + 0.2 * normals @ LIGHT
+    shade = 0.86 + 0.14 * normals @ LIGHT
     colours = np.rint(solid.colours * np.minimum(shade, 1.0)[:, None])
     corners = np.zeros((len(solid.triangles), 3, 6), np.float32)
     corners[..., :3], corners[..., 3:] = solid.triangles, colours[:, None]

@@ -71,7 +71,10 @@ def extrude(area: shapely.Geometry, low: float, high: float, colour: Colour) -> 
 
 
 def walls(area: shapely.Geometry, low: float, high: float) -> NDArray[np.float64]:
-    """Upright triangles `[T, 3, 3]` along all outlines of an area, which face into it; two after each other form a quad."""
+    """Upright triangles `[T, 3, 3]` along all outlines of an area, which face into it.
+
+    Two after each other form a quad; the first one's first two corners are its lower edge.
+    """
     starts, ends = [np.zeros((0, 2))], [np.zeros((0, 2))]
     for polygon in shapely.get_parts(shapely.orient_polygons(area)):
         for ring in (polygon.exterior, *polygon.interiors):
@@ -177,7 +180,8 @@ def cushion(
     caps = np.zeros((2, 1, len(around), 3))
     caps[0, ..., 2], caps[1, ..., 2] = rows[0, 0, 2], rows[-1, 0, 2]
     triangles = _grid_triangles(np.concatenate([caps[0], rows, caps[1]]))
-    return painted(triangles, colour).moved(*(np.asarray(at, float) + [0, 0, half[2]]))
+    x, y, z = np.asarray(at, float)
+    return painted(triangles, colour).moved(x, y, z + half[2])
 
 
 def rod(start: ArrayLike, end: ArrayLike, radius: float, colour: Colour, sections: int = 8) -> Solid:

@@ -9,53 +9,99 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import Episode, sample_episodes, split_folder, write_episodes
-from navprune.scenes.floorplan import FloorPlan, draw_plan
+from navprune.scenes.episodes import Episode, sample_episodes, scene_path, split_folder, write_episodes
+from navprune.scenes.floorplan import LARGEST, SMALLEST, FloorPlan, draw_plan
 from navprune.scenes.homes import write_home
 from navprune.scenes.navmesh import read_navmesh
 from navprune.simulator.pathfinder import PathFinder
+from navprune.tasks.plans import Drawing, draw_plans
 
 HARD_RATIO = 1.5  # geodesic/Euclidean ratio from which an episode counts as hard
 SPLITS = ("train", "val")
+DRAWN = 12  # plans on a split's picture
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Least, mean and largest value."""
+
+    low: float
+    mean: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """The spread of some values."""
+        numbers = np.array(list(values), float)
+        return cls(float(numbers.min()), float(numbers.mean()), float(numbers.max()))
 
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """Means over a split; areas in square metres, distances in metres.
+    """What a split holds; areas in square metres, distances in metres.
 
-    `hard_share` is the share of episodes whose geodesic/Euclidean ratio is at least `HARD_RATIO`.
+    `ratio` is geodesic/Euclidean distance; `hard_share` is the share of episodes with at least `HARD_RATIO`.
     """
 
     scenes: int
     episodes: int
-    area: tuple[float, float, float]
-    navigable_area: float
-    rooms: tuple[int, int]
-    triangles: tuple[int, int]
-    geodesic: float
-    geodesic_percentiles: tuple[float, float, float]
-    euclidean: float
-    ratio: float
+    area: Spread
+    navigable_area: Spread
+    rooms: Spread
+    triangles: Spread
+    geodesic: Spread
+    euclidean: Spread
+    ratio: Spread
     hard_share: float
 
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """What a generated data set holds, by split."""
+    """What a generated data set holds, by split, and the recipe that gives it again."""
 
     name: str
     seed: int
+    asked_area: Range
     splits: dict[str, SplitStatistics]
 
 
-@dataclass(frozen=True)
-class _Home:
-    """What a worker reports of one home."""
+class _Job(NamedTuple):
+    """One home to make: all that its bytes hang on, and where they go."""
+
+    data: Path
+    name: str
+    split: str
+    number: int
+    seed: int
+    area: Range
+    episodes: int
+
+    @property
+    def scene(self) -> str:
+        return f"{self.split}_{self.number:04d}"
+
+    @property
+    def scene_id(self) -> str:
+        return f"{self.name}/{self.scene}.glb"
+
+    def rng(self, use: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), self.number, use])
+
+    def plan(self) -> FloorPlan:
+        return draw_plan(self.rng(0), self.area)
+
+    def pathfinder(self) -> PathFinder:
+        return PathFinder(read_navmesh(scene_path(self.data, self.scene_id).with_suffix(".navmesh")))
+
+
+class _Home(NamedTuple):
+    """What a worker reports of the home that it made."""
 
     digest: str
     area: float
@@ -71,90 +117,105 @@ def generate_dataset(
     train: int = 20,
     val: int = 5,
     seed: int = 0,
-    area: tuple[float, float] = (40.0, 200.0),
+    area: Range = (SMALLEST, LARGEST),
     episodes_per_scene: int = 1000,
     val_episodes_per_scene: int = 50,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetStatistics:
-    """Writes `train` and `val` homes with episodes under `out`; the same arguments give the same bytes.
+    """Writes `train` and `val` homes with episodes, statistics and drawn plans under `out`.
 
-    `area` bounds the floor area in square metres; `workers` is the number of processes (None: one for each core);
-    `progress(done, total)` is called after each home. Raises `UserError` for impossible arguments.
+    The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core). `area`
+    bounds the floor area in square metres; `progress(done, total)` is called after each home. A data set that
+    this function wrote before is replaced. Raises `UserError` for impossible arguments, for another data set of
+    that name, and where the disk refuses.
     """
-    if not 25.0 <= area[0] < area[1] <= 400.0:
-        raise UserError(f"area {area[0]:g} to {area[1]:g} m2 is impossible; ask for a range within 25 to 400")
-    if train < 1 or val < 1 or episodes_per_scene < 1 or val_episodes_per_scene < 1:
-        raise UserError("a data set needs at least one train and one val scene with one episode each")
+    _check(area, train, val, episodes_per_scene, val_episodes_per_scene, seed)
     data = Path(out)
-    (data / "scene_datasets" / name).mkdir(parents=True, exist_ok=True)
-    jobs = [(data, name, "train", i, seed, area, episodes_per_scene) for i in range(train)]
-    jobs += [(data, name, "val", i, seed, area, val_episodes_per_scene) for i in range(val)]
-    homes = []
-    for home in _run(jobs, min(workers or os.cpu_count() or 1, len(jobs))):
-        homes.append(home)
-        progress(len(homes), len(jobs))
-    if len({home.digest for home in homes}) < len(homes):
-        raise UserError(f"two homes of seed {seed} share a plan; take another seed")
-    splits = {"train": homes[:train], "val": homes[train:]}
-    for split, members in splits.items():
-        write_episodes(data, name, split, [episode for home in members for episode in home.episodes])
-    statistics = DatasetStatistics(name, seed, {split: _statistics(m) for split, m in splits.items()})
     folder = split_folder(data, name, "train").parent
-    (folder / "statistics.json").write_text(json.dumps(asdict(statistics), indent=1) + "\n")
-    return statistics
+    if folder.exists() and not (folder / "statistics.json").exists():
+        raise UserError(f"{folder} holds a data set from elsewhere; choose another name or folder")
+    jobs = [_Job(data, name, "train", i, seed, area, episodes_per_scene) for i in range(train)]
+    jobs += [_Job(data, name, "val", i, seed, area, val_episodes_per_scene) for i in range(val)]
+    try:
+        (data / "scene_datasets" / name).mkdir(parents=True, exist_ok=True)
+        homes: list[_Home] = []
+        for home in _run(jobs, workers or os.cpu_count() or 1):
+            homes.append(home)
+            progress(len(homes), len(jobs))
+        if len({home.digest for home in homes}) < len(homes):
+            raise UserError(f"two homes of seed {seed} share a plan; take another seed")
+        made = list(zip(jobs, homes))
+        splits = {split: [pair for pair in made if pair[0].split == split] for split in SPLITS}
+        statistics = {split: _statistics([home for _, home in splits[split]]) for split in SPLITS}
+        summary = DatasetStatistics(name, seed, area, statistics)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "statistics.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
+        for split, members in splits.items():
+            write_episodes(data, name, split, [episode for _, home in members for episode in home.episodes])
+            draw_plans([_drawing(*pair) for pair in members[:DRAWN]], folder / f"{split}.png")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {data}: {error.strerror}; free space or take another place"
+        ) from None
+    return summary
 
 
-def _run(jobs: list[tuple], workers: int) -> Iterable[_Home]:
+def _check(area: Range, train: int, val: int, train_episodes: int, val_episodes: int, seed: int) -> None:
+    if not SMALLEST <= area[0] < area[1] <= LARGEST:
+        raise UserError(
+            f"area {area[0]:g} to {area[1]:g} m2 is no range within {SMALLEST:g} to {LARGEST:g}; change it"
+        )
+    if min(train, val, train_episodes, val_episodes) < 1:
+        raise UserError("a data set needs at least one train and one val scene, with one episode in each")
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative; take 0 or more")
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterable[_Home]:
+    """The homes of all jobs, in their order."""
     if workers == 1:
-        yield from (_make_home(job) for job in jobs)
+        yield from map(_make_home, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # Forked workers could inherit locks that numerical libraries' threads hold.
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         yield from pool.map(_make_home, jobs)
 
 
-def _plan(split: str, index: int, seed: int, area: tuple[float, float]) -> FloorPlan:
-    return draw_plan(np.random.default_rng([seed, SPLITS.index(split), index, 0]), area)
+def _make_home(job: _Job) -> _Home:
+    """Draws, writes and populates one home."""
+    plan = job.plan()
+    triangles = write_home(scene_path(job.data, job.scene_id), plan)
+    pathfinder = job.pathfinder()
+    episodes = sample_episodes(pathfinder, job.scene_id, job.episodes, job.rng(1))
+    area, rooms = plan.area, len(plan.rooms)
+    return _Home(plan.digest(), area, float(pathfinder.navigable_area), rooms, triangles, episodes)
 
 
-def _make_home(job: tuple) -> _Home:
-    """Draws, writes and populates one home; everything random hangs on the seed, the split and the index."""
-    data, name, split, index, seed, area, count = job
-    plan = _plan(split, index, seed, area)
-    scene = f"{split}_{index:04d}"
-    folder = data / "scene_datasets" / name
-    triangles = write_home(folder, scene, plan)
-    pathfinder = PathFinder(read_navmesh(folder / f"{scene}.navmesh"))
-    rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
-    episodes = sample_episodes(pathfinder, f"{name}/{scene}.glb", count, rng)
-    return _Home(plan.digest(), plan.area, pathfinder.navigable_area, len(plan.rooms), triangles, episodes)
+def _drawing(job: _Job, home: _Home) -> Drawing:
+    """The plan of a home with the longest of its first episodes."""
+    episode = max(home.episodes[:10], key=lambda episode: episode.geodesic_distance)
+    way = job.pathfinder().find_path(np.array(episode.start_position), np.array(episode.goal_position))
+    title = f"{job.scene}: {home.area:.0f} m², {home.triangles // 1000}k triangles, path {way.distance:.1f} m"
+    return Drawing(title, job.plan(), np.asarray(way.points))
 
 
 def _statistics(homes: list[_Home]) -> SplitStatistics:
     episodes = [episode for home in homes for episode in home.episodes]
-    starts, goals, geodesic = _columns(episodes)
+    starts = np.array([episode.start_position for episode in episodes])
+    goals = np.array([episode.goal_position for episode in episodes])
+    geodesic = np.array([episode.geodesic_distance for episode in episodes])
     euclidean = np.linalg.norm(starts - goals, axis=1)
-    areas = [home.area for home in homes]
-    rooms, triangles = [home.rooms for home in homes], [home.triangles for home in homes]
-    low, middle, high = np.percentile(geodesic, [5, 50, 95]).tolist()
+    ratio = geodesic / euclidean
     return SplitStatistics(
         scenes=len(homes),
         episodes=len(episodes),
-        area=(min(areas), float(np.mean(areas)), max(areas)),
-        navigable_area=float(np.mean([home.navigable_area for home in homes])),
-        rooms=(min(rooms), max(rooms)),
-        triangles=(min(triangles), max(triangles)),
-        geodesic=float(geodesic.mean()),
-        geodesic_percentiles=(low, middle, high),
-        euclidean=float(euclidean.mean()),
-        ratio=float((geodesic / euclidean).mean()),
-        hard_share=float((geodesic / euclidean >= HARD_RATIO).mean()),
-    )
-
-
-def _columns(episodes: list[Episode]) -> tuple[NDArray, NDArray, NDArray]:
-    return (
-        np.array([episode.start_position for episode in episodes]),
-        np.array([episode.goal_position for episode in episodes]),
-        np.array([episode.geodesic_distance for episode in episodes]),
+        area=Spread.of(home.area for home in homes),
+        navigable_area=Spread.of(home.navigable_area for home in homes),
+        rooms=Spread.of(home.rooms for home in homes),
+        triangles=Spread.of(home.triangles for home in homes),
+        geodesic=Spread.of(geodesic),
+        euclidean=Spread.of(euclidean),
+        ratio=Spread.of(ratio),
+        hard_share=float((ratio >= HARD_RATIO).mean()),
     )
