@@ -17,11 +17,10 @@ MAX_PATH = 256  # polygons of a corridor and points of a path in Habitat; a long
 MAX_NODES = 2048  # of a search in Habitat; one that needs more fails
 MAX_VISITED = 64  # polygons that a slide may touch, and how many may wait their turn
 MAX_WAITING = 48
-INTERNAL_SIDE = 255  # of a link inside a tile
 
 # columns of the integer tables of a mesh
 COUNT, OPEN, TILE, TRIANGLE, TRIANGLE_END, LINK, LINK_END, ISLAND = range(8)
-TO, EDGE, SIDE, LOWER, UPPER = range(5)
+TO, EDGE, STATE = range(3)
 
 F0, F1, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 FAR = np.float32(3.4028235e38)
@@ -36,9 +35,12 @@ NEAR_PORTAL_SQUARED = np.float32(0.001) * np.float32(0.001)
 SEARCH_MARGIN = np.float32(0.001)
 NUDGE = np.float32(1e-4)
 SAME_PLACE = np.float32(1e-10)  # squared distance, relative to the squared distance from the origin
-BYTE = np.float32(1) / np.float32(255)
 GAP_SCALE, GAP_MARGIN = np.float32(1.001), np.float32(1e-4)  # room for rounding, relative and square metres
 CLOSED, WAITING = 2, 1
+
+
+entry = njit(cache=True, nogil=True)  # what Python calls
+inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only entries call; cached within them
 
 
 class Mesh(NamedTuple):
@@ -52,7 +54,10 @@ class Mesh(NamedTuple):
     outlines: (
         np.ndarray
     )  # uint8 [K]: bits 0 to 2 edges on the polygon's border, bits 3 to 5 inner edges to visit
-    links: np.ndarray  # int32 [L, 5]: target polygon, edge, side, and the part of the edge in 255ths
+    links: (
+        np.ndarray
+    )  # int32 [L, 3]: target polygon, edge, and state in a search (0, or by the side of the tile)
+    portals: np.ndarray  # float32 [L, 2, 3]: left and right end of the way through
     nodes: np.ndarray  # int32 [B, 7]: lower and upper cell, then a polygon or minus the nodes to skip
     tiles: np.ndarray  # int32 [M, 4]: column, row, range of nodes
     extents: np.ndarray  # float32 [P, 4]: least x and z, largest x and z
@@ -75,7 +80,7 @@ class Search(NamedTuple):
     points: np.ndarray  # float32 [MAX_PATH + 1, 3]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def new_search(polygon_count):
     """Makes the scratch for searches on a mesh of so many polygons."""
     size = min(4 * polygon_count + 1, MAX_NODES)
@@ -96,13 +101,13 @@ def new_search(polygon_count):
 # ------------------------------------------------------------------------------------------- plane geometry
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _distance(ax, ay, az, bx, by, bz):
     dx, dy, dz = bx - ax, by - ay, bz - az
     return np.sqrt(dx * dx + dy * dy + dz * dz)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _to_segment(x, z, ax, az, bx, bz):
     """Squared distance in the plane from a point to a segment, and where on the segment, from 0 to 1."""
     ux, uz = bx - ax, bz - az
@@ -119,13 +124,13 @@ def _to_segment(x, z, ax, az, bx, bz):
     return dx * dx + dz * dz, t
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _area(ax, az, bx, bz, cx, cz):
     """Twice the signed area of a triangle in the plane."""
     return (cx - ax) * (bz - az) - (bx - ax) * (cz - az)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _inside(mesh, polygon, x, z):
     """Whether a point lies in a polygon's outline, by crossings."""
     count = mesh.polygons[polygon, COUNT]
@@ -143,7 +148,7 @@ def _inside(mesh, polygon, x, z):
 # ------------------------------------------------------------------------------------------- nearest point
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _triangle_height(mesh, k, x, z):
     """Whether a point lies over a detail triangle, and the height there."""
     ax, ay, az = mesh.triangles[k, 0, 0], mesh.triangles[k, 0, 1], mesh.triangles[k, 0, 2]
@@ -162,7 +167,7 @@ def _triangle_height(mesh, k, x, z):
     return False, F0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _closest_on_edges(mesh, polygon, x, z, mask):
     """The nearest point, in the plane, on those detail edges of a polygon that the mask of outlines selects."""
     best = FAR
@@ -181,7 +186,7 @@ def _closest_on_edges(mesh, polygon, x, z, mask):
     return bx, by, bz
 
 
-@njit(cache=True, nogil=True)
+@inner
 def height(mesh, polygon, x, y, z):
     """The height of a polygon's surface under or over a point; `y` itself where the point is not over it."""
     if not _inside(mesh, polygon, x, z):
@@ -193,7 +198,7 @@ def height(mesh, polygon, x, y, z):
     return _closest_on_edges(mesh, polygon, x, z, 63)[1]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _closest(mesh, polygon, x, y, z):
     """The nearest point of a polygon's surface, and whether the point is straight over it."""
     if _inside(mesh, polygon, x, z):
@@ -202,12 +207,12 @@ def _closest(mesh, polygon, x, y, z):
     return cx, cy, cz, False
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _cell(value, lower, upper, scale):
     return scale * (min(max(value, lower), upper) - lower)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _candidates(mesh, x, y, z, found, gaps):
     """Lists the open polygons in Habitat's box around a point, and how far in the plane, squared, each one's box is."""
     count = 0
@@ -243,7 +248,7 @@ def _candidates(mesh, x, y, z, found, gaps):
     return count
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _score(mesh, polygon, x, y, z):
     """Detour's measure of how near a polygon is, and its nearest point.
 
@@ -257,7 +262,7 @@ def _score(mesh, polygon, x, y, z):
     return dx * dx + dy * dy + dz * dz, cx, cy, cz
 
 
-@njit(cache=True, nogil=True)
+@inner
 def nearest(mesh, x, y, z):
     """The polygon nearest to a point within Habitat's box, -1 if none, and its nearest point."""
     winner = -1
@@ -286,7 +291,7 @@ def nearest(mesh, x, y, z):
 # ------------------------------------------------------------------------------------------- search
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _rise(heap, total, i, node):
     while i > 0 and total[heap[(i - 1) // 2]] > total[node]:
         heap[i] = heap[(i - 1) // 2]
@@ -294,7 +299,7 @@ def _rise(heap, total, i, node):
     heap[i] = node
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _pop(heap, total, size):
     """Takes the best node off a heap of `size`; the heap's new size is one less."""
     best, last = heap[0], heap[size - 1]
@@ -309,7 +314,7 @@ def _pop(heap, total, size):
     return best
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _push(search, size, node):
     """Opens a node, or moves it up where it is open already; returns the heap's size."""
     if search.flags[node] & WAITING:
@@ -323,7 +328,7 @@ def _push(search, size, node):
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _node(search, count, key):
     """The node of a key, made when it is new; -1 when there is no room. And the count of nodes."""
     node = search.table[key]
@@ -338,58 +343,37 @@ def _node(search, count, key):
     return count, count + 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _begin(search, polygon, x, y, z, total):
     node, count = _node(search, 0, 4 * polygon)
-    search.position[node] = (x, y, z)
+    search.position[node, 0], search.position[node, 1], search.position[node, 2] = x, y, z
     search.cost[node] = F0
     search.total[node] = total
     return count, _push(search, 0, node)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _finish(search, count):
     for node in range(count):
         search.table[search.key[node]] = -1
 
 
-@njit(cache=True, nogil=True)
-def _portal(mesh, polygon, target):
-    """Left and right end of the edge through which one polygon leads to another."""
-    for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
-        if mesh.links[k, TO] == target:
-            break
-    edge = mesh.links[k, EDGE]
-    after = (edge + 1) % mesh.polygons[polygon, COUNT]
-    a, b = mesh.corners[polygon, edge], mesh.corners[polygon, after]
-    lower, upper = mesh.links[k, LOWER], mesh.links[k, UPPER]
-    if mesh.links[k, SIDE] == INTERNAL_SIDE or (lower == 0 and upper == 255):
-        return a[0], a[1], a[2], b[0], b[1], b[2]
-    s, t = np.float32(lower) * BYTE, np.float32(upper) * BYTE
-    dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
-    return (
-        a[0] + dx * s,
-        a[1] + dy * s,
-        a[2] + dz * s,
-        a[0] + dx * t,
-        a[1] + dy * t,
-        a[2] + dz * t,
+@inner
+def _reach(mesh, search, node, link):
+    """Puts a node at the middle of the edge through which it is entered."""
+    for c in range(3):
+        search.position[node, c] = (mesh.portals[link, 0, c] + mesh.portals[link, 1, c]) * HALF
+
+
+@inner
+def _between(search, a, b):
+    position = search.position
+    return _distance(
+        position[a, 0], position[a, 1], position[a, 2], position[b, 0], position[b, 1], position[b, 2]
     )
 
 
-@njit(cache=True, nogil=True)
-def _middle(mesh, search, node, polygon, target):
-    lx, ly, lz, rx, ry, rz = _portal(mesh, polygon, target)
-    search.position[node] = ((lx + rx) * HALF, (ly + ry) * HALF, (lz + rz) * HALF)
-
-
-@njit(cache=True, nogil=True)
-def _between(search, a, b):
-    p, q = search.position[a], search.position[b]
-    return _distance(p[0], p[1], p[2], q[0], q[1], q[2])
-
-
-@njit(cache=True, nogil=True)
+@inner
 def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
     """A* over polygons through the middles of their shared edges; `search.corridor` gets the polygons.
 
@@ -414,13 +398,12 @@ def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
             target = mesh.links[k, TO]
             if target == origin or not mesh.polygons[target, OPEN]:
                 continue
-            side = mesh.links[k, SIDE]
-            node, count = _node(search, count, 4 * target + (0 if side == INTERNAL_SIDE else side >> 1))
+            node, count = _node(search, count, 4 * target + mesh.links[k, STATE])
             if node < 0:
                 complete = False
                 continue
             if search.flags[node] == 0:
-                _middle(mesh, search, node, polygon, target)
+                _reach(mesh, search, node, k)
             x, y, z = search.position[node, 0], search.position[node, 1], search.position[node, 2]
             cost = search.cost[best] + _between(search, best, node)
             left = F0
@@ -449,7 +432,7 @@ def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
     return length
 
 
-@njit(cache=True, nogil=True)
+@inner
 def wall_distance(mesh, search, start, x, y, z, limit):
     """Distance in the plane from a point to the nearest wall around it, at most `limit`."""
     squared = limit * limit
@@ -475,7 +458,7 @@ def wall_distance(mesh, search, start, x, y, z, limit):
             if node < 0 or search.flags[node] == CLOSED:
                 continue
             if search.flags[node] == 0:
-                _middle(mesh, search, node, polygon, target)
+                _reach(mesh, search, node, k)
             total = search.total[best] + _between(search, best, node)
             if search.flags[node] != 0 and total >= search.total[node]:
                 continue
@@ -486,7 +469,7 @@ def wall_distance(mesh, search, start, x, y, z, limit):
     return np.sqrt(squared)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _open_link(mesh, polygon, edge):
     """The first link over an edge to an open polygon, -1 when the edge is a wall."""
     for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
@@ -495,7 +478,7 @@ def _open_link(mesh, polygon, edge):
     return -1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _to_edge(mesh, polygon, edge, x, z):
     a = mesh.corners[polygon, edge]
     b = mesh.corners[polygon, (edge + 1) % mesh.polygons[polygon, COUNT]]
@@ -505,7 +488,7 @@ def _to_edge(mesh, polygon, edge, x, z):
 # ------------------------------------------------------------------------------------------- string pulling
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _clamp(mesh, polygon, x, y, z):
     """A point itself where it is over a polygon, else the nearest point of the polygon's outline."""
     if _inside(mesh, polygon, x, z):
@@ -520,20 +503,20 @@ def _clamp(mesh, polygon, x, y, z):
     return a[0] + (b[0] - a[0]) * at, a[1] + (b[1] - a[1]) * at, a[2] + (b[2] - a[2]) * at
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _same(a, b):
     dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     return dx * dx + dy * dy + dz * dz < EQUAL_SQUARED
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _append(points, count, x, y, z):
     """Adds a point to a path unless it repeats the last; returns the number of points."""
     points[count] = (x, y, z)
     return count if count and _same(points[count - 1], points[count]) else count + 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def pull_string(mesh, search, length, start, goal):
     """The shortest line through the corridor in `search`, by the funnel algorithm, into `search.points`.
 
@@ -551,7 +534,11 @@ def pull_string(mesh, search, length, start, goal):
         i += 1
         lx, ly, lz, rx, ry, rz = gx, gy, gz, gx, gy, gz
         if i + 1 < length:
-            lx, ly, lz, rx, ry, rz = _portal(mesh, corridor[i], corridor[i + 1])
+            k = mesh.polygons[corridor[i], LINK]
+            while mesh.links[k, TO] != corridor[i + 1]:
+                k += 1
+            lx, ly, lz = mesh.portals[k, 0, 0], mesh.portals[k, 0, 1], mesh.portals[k, 0, 2]
+            rx, ry, rz = mesh.portals[k, 1, 0], mesh.portals[k, 1, 1], mesh.portals[k, 1, 2]
             if i == 0:
                 squared, _ = _to_segment(apex[0], apex[2], lx, lz, rx, rz)
                 if squared < NEAR_PORTAL_SQUARED:
@@ -586,7 +573,7 @@ def pull_string(mesh, search, length, start, goal):
 # ------------------------------------------------------------------------------------------- sliding
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _wall_crossing(mesh, polygon, sx, sz, ex, ez):
     """Whether a straight way crosses a wall of one polygon, and the last such point."""
     crossed = False
@@ -607,7 +594,7 @@ def _wall_crossing(mesh, polygon, sx, sz, ex, ez):
     return crossed, wx, wy, wz
 
 
-@njit(cache=True, nogil=True)
+@inner
 def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
     """Moves along the surface towards an end, breadth first over polygons, to the nearest point that walls allow.
 
@@ -661,7 +648,7 @@ def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
     return visited[at] if at >= 0 else -1, bx, by, bz
 
 
-@njit(cache=True, nogil=True)
+@inner
 def try_step(mesh, start, end, sliding):
     """Habitat's step from a start towards an end, float32 [3] each; returns the point reached.
 
@@ -692,7 +679,7 @@ def try_step(mesh, start, end, sliding):
 # ------------------------------------------------------------------------------------------- whole batches
 
 
-@njit(cache=True, nogil=True)
+@entry
 def locate(mesh, points):
     """Nearest polygon int32 [N], -1 off the mesh, and its nearest point float64 [N, 3] for points float32 [N, 3]."""
     polygons = np.empty(len(points), np.int32)
@@ -703,7 +690,7 @@ def locate(mesh, points):
     return polygons, snapped
 
 
-@njit(cache=True, nogil=True)
+@entry
 def steps(mesh, starts, ends, sliding):
     """`try_step` for each of starts and ends, float32 [N, 3]: float64 [N, 3]."""
     reached = np.empty(starts.shape, np.float64)
@@ -712,7 +699,7 @@ def steps(mesh, starts, ends, sliding):
     return reached
 
 
-@njit(cache=True, nogil=True)
+@entry
 def wall_distances(mesh, points, limit):
     """`wall_distance` for each of points float32 [N, 3]: float64 [N], infinite off the mesh."""
     search = new_search(len(mesh.polygons))
@@ -724,7 +711,7 @@ def wall_distances(mesh, points, limit):
     return distance
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _solve(mesh, search, start, end):
     """Length of the path from start to end, and the number of its points in `search.points`."""
     points = search.points
@@ -749,7 +736,7 @@ def _solve(mesh, search, start, end):
     return np.float64(distance) if count else np.inf, count
 
 
-@njit(cache=True, nogil=True)
+@entry
 def path(mesh, start, end):
     """Length of the path between two points float32 [3], infinite if there is none, and its points float32 [P, 3]."""
     search = new_search(len(mesh.polygons))
@@ -757,7 +744,7 @@ def path(mesh, start, end):
     return distance, search.points[:count].copy()
 
 
-@njit(cache=True, nogil=True)
+@entry
 def path_lengths(mesh, starts, ends):
     """Length of the path from each of starts to its one of ends, float32 [N, 3]: float64 [N]."""
     search = new_search(len(mesh.polygons))

@@ -115,7 +115,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
     wide = triangles.astype(np.float64)
     areas = np.linalg.norm(np.cross(wide[:, 1] - wide[:, 0], wide[:, 2] - wide[:, 1]), axis=1) / 2
     total = np.bincount(owner, areas, minlength=base[-1])
-    links, ranges = _links(navmesh, base)
+    rows, ranges = _links(navmesh, base)
     lower, upper = corners.min(axis=1), corners.max(axis=1)
     np.minimum.at(lower, owner, triangles.min(axis=1))
     np.maximum.at(upper, owner, triangles.max(axis=1))
@@ -143,7 +143,10 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
         polygons,
         triangles,
         np.concatenate([part[2] for part in parts]),
-        links,
+        np.column_stack([rows[:, 1:3], np.where(rows[:, 3] == INTERNAL_SIDE, 0, rows[:, 3] >> 1)]).astype(
+            np.int32
+        ),
+        _portals(corners, polygons[:, detour.COUNT], rows),
         nodes,
         np.array(places, np.int32),
         np.column_stack([lower[:, [0, 2]], upper[:, [0, 2]]]),
@@ -154,8 +157,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
 
 
 def _used_corners(tile: Tile) -> np.ndarray:
-    used = np.arange(6) < tile.polygons["corner_count"][:, None]
-    return np.where(used, tile.polygons["corners"], tile.polygons["corners"][:, :1])
+    return np.where(_is_used(tile), tile.polygons["corners"], tile.polygons["corners"][:, :1])
 
 
 def _triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,26 +177,36 @@ def _nodes(tile: Tile, base: int) -> np.ndarray:
 
 
 def _links(navmesh: NavMesh, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All links int32 [L, 5] in the order in which Detour visits them, and each polygon's range [P + 1].
+    """All links in the order in which Detour visits them, and each polygon's range of them [P + 1].
 
-    Detour chains a polygon's links with those inside the tile by edge, and puts each link to another tile in front.
+    A link [6] is polygon, target, edge, side, and the part of the edge that is open, in 255ths. Detour chains a polygon's links with those inside the tile by edge, and puts each link to another tile in front.
     """
-    inner, outer = [], defaultdict(list)
+    inner, outer = [], []
     for tile, start in zip(navmesh.tiles, base):
         neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
         polygon, edge = np.nonzero((neighbours > 0) & (neighbours < EXTERNAL))
         side = np.full(len(edge), INTERNAL_SIDE)
         target = neighbours[polygon, edge].astype(int) - 1 + start
-        inner.append(np.column_stack([polygon + start, target, edge, side, 0 * edge, 0 * edge]))
-    rows = np.concatenate(inner)
-    if len(navmesh.tiles) > 1:
-        for polygon, link in _border_links(navmesh.tiles, base):
-            outer[polygon].insert(0, link)
-        front = np.array([(p, *link) for p, links in outer.items() for link in links], int).reshape(-1, 6)
-        rows = np.concatenate([front, rows])
+        inner.append(np.column_stack([polygon + start, target, edge, side, 0 * side, side]))
+    for link in _border_links(navmesh.tiles, base):
+        outer.insert(0, link)
+    rows = np.concatenate([np.array(outer, int).reshape(-1, 6), *inner])
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     counts = np.bincount(rows[:, 0], minlength=base[-1])
-    return np.ascontiguousarray(rows[:, 1:], dtype=np.int32), np.concatenate([[0], np.cumsum(counts)])
+    return rows, np.concatenate([[0], np.cumsum(counts)])
+
+
+def _portals(corners: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Left and right end float32 [L, 2, 3] of each link; of two links to one polygon, Detour takes the first for both."""
+    polygon, edge = rows[:, 0], rows[:, 2]
+    left, right = corners[polygon, edge], corners[polygon, (edge + 1) % counts[polygon]]
+    part = rows[:, 4:] * (np.float32(1) / np.float32(255))
+    whole = (rows[:, 4] == 0) & (rows[:, 5] == 255)
+    part = np.where(whole[:, None], (0, 1), part).astype(np.float32)[:, :, None]
+    ends = left[:, None] + (right - left)[:, None] * part
+    ends[whole] = np.stack([left, right], axis=1)[whole]
+    _, first, same = np.unique(rows[:, :2], axis=0, return_index=True, return_inverse=True)
+    return ends[first[same.reshape(-1)]]
 
 
 def _is_used(tile: Tile) -> np.ndarray:
@@ -202,7 +214,7 @@ def _is_used(tile: Tile) -> np.ndarray:
 
 
 def _border_links(tiles: tuple[Tile, ...], base: np.ndarray):
-    """Yields (polygon, (target, edge, side, lower, upper)) in the order in which Detour adds them, tile by tile."""
+    """Yields links between tiles in the order in which Detour adds them, tile by tile."""
     edges = [_border_edges(tile) for tile in tiles]
     placed: dict[tuple[int, int], list[int]] = defaultdict(list)
     for new, tile in enumerate(tiles):
@@ -248,7 +260,7 @@ def _connect(tiles, edges, base, source: int, target: int, side: int):
             seen.add(other)
             part = sorted((value - a[along]) / (b[along] - a[along]) for value in overlap)
             lower, upper = (int(min(max(t, 0.0), 1.0) * 255 + 0.5) for t in part)
-            yield polygon + base[source], (other + base[target], edge, side, lower, upper)
+            yield polygon + base[source], other + base[target], edge, side, lower, upper
 
 
 def _overlap(a, b, c, d, along: int, climb: float) -> tuple[float, float] | None:
