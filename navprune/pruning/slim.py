@@ -63,5 +63,5 @@ def with_encoder(spec: Spec, encoder: EncoderSpec) -> Spec:
 def seeded_build(spec: Spec, seed: int) -> nn.Module:
     """`build(spec)` with weights that depend on `seed` alone; torch's global generator stays untouched."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build(spec)
