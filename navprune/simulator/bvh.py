@@ -62,9 +62,9 @@ class Bvh:
 def build_tree(vertices: NDArray) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
     """Builds the hierarchy over triangles [T, 3, 3].
 
-    Returns boxes and nodes as in `Tree`, and the order of the triangles [T] in the leaves. Works from the root
-    down, splitting by the surface area heuristic over 16 bins an axis (Wald, "On fast construction of SAH-based
-    bounding volume hierarchies", 2007).
+    Returns boxes and nodes as in `Tree`, and the order of the triangles [T] in the leaves. Works from the
+    root down, splitting by the surface area heuristic over 16 bins an axis (Wald, "On fast construction of
+    SAH-based bounding volume hierarchies", 2007).
     """
     lower = np.ascontiguousarray(vertices.min(axis=1), dtype=np.float32)
     upper = np.ascontiguousarray(vertices.max(axis=1), dtype=np.float32)

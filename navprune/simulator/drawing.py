@@ -244,8 +244,8 @@ def _draw_triangle(triangle, corners, view, closeness, triangles, scratch):
     cx, cy, cz = c
     if az <= NEAR and bz <= NEAR and cz <= NEAR:
         return
-    # Edge function k is (x, y, 1) . ek: 0 along the side opposite corner k, positive inside a triangle that is
-    # seen from its front.
+    # Edge function k is (x, y, 1) . ek: 0 along the side opposite corner k, positive inside when
+    # seen from the front.
     e0x, e0y, e0z = _cross(c, b)
     determinant = ax * e0x + ay * e0y + az * e0z
     if determinant <= 0:
