@@ -139,7 +139,7 @@ class WarmStart:
         return max(0.0, 1.0 - progress / self.config.beta_end) if self.config.beta_end > 0 else 0.0
 
     def update(self, progress: float) -> dict[str, float]:
-        """Collect a round, learn from the buffer, return mean losses; `progress` in [0, 1] drives schedules."""
+        """Collect a round, learn from the buffer, return mean losses; `progress` [0, 1] drives schedules."""
         lr = self.config.lr * (1 - progress)
         for group in self.optimiser.param_groups:
             group["lr"] = lr

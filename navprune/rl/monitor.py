@@ -1,11 +1,9 @@
-"""What a run shows of itself: seconds per phase, measures of recent episodes, a live progress line."""
+"""What a run says of itself: seconds by phase and the measures of recent episodes."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
 
 
 class Timers:
@@ -62,37 +60,3 @@ class EpisodeWindow:
     def load_state_dict(self, state: list[dict[str, float]]) -> None:
         """Take over what `state_dict` returned."""
         self.episodes = deque(state, maxlen=self.episodes.maxlen)
-
-
-class ProgressLine:
-    """One line on a terminal, rewritten in place; elsewhere a new line every ten seconds."""
-
-    def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
-        self.total, self.first = total, done
-        self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
-        self.interval = 0.5 if self.live else 10.0
-        self.started = time.perf_counter()
-        self.shown = float("-inf")
-
-    def show(self, done: int, measures: Mapping[str, float], phase: str, *, last: bool = False) -> None:
-        """Show frames done, the rate, the time left and the agent's measures, at most once an interval."""
-        now = time.perf_counter()
-        if now - self.shown < self.interval and not last:
-            return
-        self.shown = now
-        rate = (done - self.first) / max(now - self.started, 1e-9)
-        left = clock((self.total - done) / rate) if rate > 0 else "?"
-        text = f"{phase}  {done:,} of {self.total:,} frames  {rate:,.0f} frames/s  {left} left"
-        for name in ("success", "spl", "reward"):
-            if name in measures:
-                text += f"  {name} {measures[name]:.3f}"
-        self.stream.write(f"\r\x1b[2K{text}" + ("\n" if last else "") if self.live else text + "\n")
-        self.stream.flush()
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as `1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

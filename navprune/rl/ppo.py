@@ -107,7 +107,7 @@ def advantages(
     if len(set(shapes)) > 1:
         raise ValueError(f"rewards, values, next_values, terminated and truncated differ in shape: {shapes}")
     deltas = rewards + gamma * next_values * ~terminated - values
-    decay = gamma * gae_lambda * ~(terminated | truncated)
+    decay = gamma * gae_lambda * (~(terminated | truncated)).to(deltas.dtype)
     result = torch.empty_like(deltas)
     carried = torch.zeros_like(deltas[0])
     for t in reversed(range(len(deltas))):

@@ -22,9 +22,10 @@ import torch
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
+from navprune.progress import ProgressLine
 from navprune.rl import checkpoints
 from navprune.rl.imitation import WarmStart, WarmStartConfig
-from navprune.rl.monitor import EpisodeWindow, ProgressLine, Timers
+from navprune.rl.monitor import EpisodeWindow, Timers
 from navprune.rl.ppo import PPO, PPOConfig, check_ranges
 from navprune.rl.rollouts import Actor
 
@@ -195,7 +196,7 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         first = self.frames
-        line = ProgressLine(self.config.total_frames, self.frames)
+        line = ProgressLine("training", self.config.total_frames, "frames", self.frames)
         # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.frames + 1)
         try:
@@ -204,7 +205,7 @@ class Trainer:
                     losses = self._update()
                     if self.updates % self.config.log_updates == 0:
                         self._log(writer, losses, first)
-                    line.show(self.frames, self.window.mean(), self.learner.name)
+                    line.show(self.frames, self._note(), last=False)
                     if time.monotonic() - self.saved_time >= self.config.checkpoint_seconds:
                         writer.flush()
                         self.save()
@@ -212,7 +213,7 @@ class Trainer:
                 self.save()
         finally:
             writer.close()
-        line.show(self.frames, self.window.mean(), self.learner.name, last=True)
+        line.show(self.frames, self._note(), last=True)
         if self.stop:
             print(
                 f"stopped and saved; the same command goes on from {self.folder / checkpoints.LATEST}",
@@ -229,6 +230,11 @@ class Trainer:
         self.frames += self.learner.frames_per_update
         self.updates += 1
         return losses
+
+    def _note(self) -> str:
+        means = self.window.mean()
+        shown = (f"{name} {means[name]:.3f}" for name in ("success", "spl", "reward") if name in means)
+        return "  ".join((self.learner.name, *shown))
 
     def _log(self, writer: Any, losses: dict[str, float], first: int) -> None:
         """Write TensorBoard's scalars under the names that habitat-baselines gives them."""

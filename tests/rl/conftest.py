@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec
 from navprune.tasks.pointnav import Finished, Step
 
 GOAL = "pointgoal_with_gps_compass"
@@ -89,7 +89,8 @@ class Corridor:
 
 
 def tiny_spec(**changes):
-    encoder = encoder_spec("resnet18", (1, 8, 8), base_planes=4, output=4)
+    layers = (Layer("stem", 4, 2), Layer("stage1.block0.conv1", 4, 2))
+    encoder = EncoderSpec("resnet", (1, 8, 8), ("depth",), "basic", (1,), layers, output=4)
     return PolicySpec(encoder, **{"visual_features": 8, "hidden_size": 16, **changes})
 
 
@@ -102,7 +103,18 @@ def blind_spec():
     return PolicySpec(encoder_spec("blind"), visual_features=8, hidden_size=32)
 
 
-@pytest.fixture
+def blind_policy(seed=0):
+    torch.manual_seed(seed)
+    return PointNavPolicy(blind_spec())
+
+
+@pytest.fixture(scope="session")
 def toys():
     """The corridor and policies small enough for it."""
-    return SimpleNamespace(Corridor=Corridor, policy=tiny_policy, spec=tiny_spec, blind_spec=blind_spec)
+    return SimpleNamespace(
+        Corridor=Corridor,
+        policy=tiny_policy,
+        spec=tiny_spec,
+        blind_policy=blind_policy,
+        blind_spec=blind_spec,
+    )

@@ -1,0 +1,162 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from navprune.errors import UserError
+from navprune.rl import checkpoints
+from navprune.rl.checkpoints import (
+    find_checkpoint,
+    load_policy,
+    load_trainer,
+    pack,
+    point,
+    save_checkpoint,
+    unpack,
+)
+
+
+@pytest.fixture
+def policy(toys):
+    return toys.policy(seed=5)
+
+
+@pytest.fixture
+def saved(policy, tmp_path):
+    return save_checkpoint(
+        tmp_path / "one", policy, config="seed: 5\n", metrics={"spl": 0.5}, trainer={"frames": 7}
+    )
+
+
+def same_weights(a, b):
+    return all(value.equal(b.state_dict()[name]) for name, value in a.state_dict().items())
+
+
+def test_a_policy_comes_back_as_it_was(policy, saved):
+    loaded = load_policy(saved)
+    assert same_weights(loaded.policy, policy) and loaded.policy.spec == policy.spec
+    assert (loaded.metrics, loaded.config, loaded.folder) == ({"spl": 0.5}, "seed: 5\n", saved)
+    assert not loaded.policy.training
+
+
+def test_a_folder_holds_the_named_files_and_nothing_else_is_left(saved):
+    names = {"weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt"}
+    assert {path.name for path in saved.iterdir()} == names
+    assert [path.name for path in saved.parent.iterdir()] == ["one"]
+
+
+def test_replacing_keeps_one_whole_folder(toys, saved):
+    other = toys.policy(seed=6)
+    save_checkpoint(saved, other)
+    assert same_weights(load_policy(saved).policy, other)
+    assert not (saved / "trainer.pt").exists()
+    assert [path.name for path in saved.parent.iterdir()] == ["one"]
+
+
+def test_a_run_folder_leads_to_its_best_checkpoint(toys, tmp_path):
+    run = tmp_path / "run"
+    for seed, name in enumerate(("a", "b")):
+        save_checkpoint(run / "checkpoints" / name, toys.policy(seed=seed))
+    point(run / "latest", run / "checkpoints" / "b")
+    assert load_policy(run).folder.name == "b"
+    point(run / "best", run / "checkpoints" / "a")
+    assert load_policy(run).folder.name == "a"
+    assert find_checkpoint(run / "latest").name == "b"
+    moved = run.rename(tmp_path / "moved")
+    assert load_policy(moved).folder == moved / "checkpoints" / "a"
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**130), 2**130) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    max_leaves=8,
+)
+
+
+@given(plain)
+def test_plain_data_survives_packing(data):
+    assert unpack(pack(data)) == data
+
+
+def test_everything_a_trainer_needs_loads_without_unpickling_code(policy, tmp_path):
+    rng = np.random.default_rng(3)
+    state = {
+        "rng": rng.bit_generator.state,
+        "arrays": [np.arange(6).reshape(2, 3), np.array(2.5), np.zeros((0, 4), np.float32), np.array([True])],
+        "number": np.float64(0.1),
+        "optimiser": torch.optim.Adam(policy.parameters()).state_dict(),
+    }
+    folder = save_checkpoint(tmp_path / "c", policy, trainer=state)
+    back = load_trainer(folder, policy)
+    assert back["rng"] == state["rng"] and back["number"] == 0.1
+    for a, b in zip(state["arrays"], back["arrays"]):
+        assert a.dtype == b.dtype and a.shape == b.shape and (a == b).all()
+
+
+def test_what_cannot_be_kept_plainly_is_named(policy, tmp_path):
+    with pytest.raises(TypeError, match=r"trainer\['env'\]\[1\] is a PosixPath"):
+        save_checkpoint(tmp_path / "c", policy, trainer={"env": [0, Path("x")]})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "spec.json", "trainer.pt", "metrics.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_cut_off_files_are_named(policy, saved, name, share):
+    data = (saved / name).read_bytes()
+    (saved / name).write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match=f"{name} is damaged") as error:
+        load_trainer(saved, policy) if name == "trainer.pt" else load_policy(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    (saved / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors is missing"):
+        load_policy(saved)
+    with pytest.raises(UserError, match="no such folder"):
+        load_policy(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint in"):
+        load_policy(tmp_path / "empty")
+
+
+def test_a_checkpoint_of_another_spec(toys, saved):
+    with pytest.raises(UserError, match="another spec"):
+        load_trainer(saved, toys.policy(hidden_size=24))
+    spec = json.loads((saved / "spec.json").read_text())
+    (saved / "spec.json").write_text(json.dumps({**spec, "hidden_size": 24}))
+    with pytest.raises(
+        UserError, match=r"another architecture: action_distribution\.linear\.weight is \(4, 16\)"
+    ):
+        load_policy(saved)
+
+
+@pytest.mark.parametrize("full_at", range(6))
+def test_a_full_disk_loses_nothing(toys, saved, monkeypatch, full_at):
+    """The disk turns out to be full at the n-th sync: of one of the five files, or of their folder."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    calls = iter(range(100))
+
+    def full(descriptor):
+        if next(calls) == full_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(saved, toys.policy(seed=6), trainer={})
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert not [path for path in saved.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_real_full_device(toys, saved, monkeypatch):
+    write = checkpoints.write_bytes
+    monkeypatch.setattr(checkpoints, "write_bytes", lambda path, data: write(Path("/dev/full"), data))
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(saved, toys.policy(seed=6))
+    assert load_policy(saved).metrics == {"spl": 0.5}
