@@ -140,8 +140,11 @@ class PointNavPolicy(nn.Module):
         previous = (prev_actions + 1) * masks  # 0 stands for none
         inputs = [features, self._goal(observations[GOAL]), self.net.prev_action_embedding(previous)]
         outputs, state = self.net.state_encoder(torch.cat(inputs, dim=-1), state, masks)
-        logits = self.action_distribution["linear"](outputs)
-        return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state)
+        # Under autocast, ratios of probabilities and the state handed on need more than bfloat16's 8 bits.
+        with torch.autocast(outputs.device.type, enabled=False):
+            outputs = outputs.float()
+            logits = self.action_distribution["linear"](outputs)
+            return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state.float())
 
     def _goal(self, goal: Tensor) -> Tensor:
         """Goal [..., (rho, angle)] -> embedding of [rho, cos(-angle), sin(-angle)]: no jump at pi."""

@@ -174,10 +174,12 @@ def encoder_spec(
 ) -> EncoderSpec:
     """Habitat's "resnet18" or "resnet50", its "simple_cnn", or "blind".
 
-    `groups` norm groups in every norm (base_planes / 2 as in Habitat); `width` narrows every free width
-    uniformly, in whole norm groups; `output` replaces Habitat's round(2048 / (h w)) channels of compression.
-    `observations` follow from the channels of `input`: 1 depth, 3 rgb, 4 rgb and depth.
+    `input` is [C, H, W]; C says which `observations` are read: 1 depth, 3 rgb, 4 rgb and depth. A ResNet
+    starts with `base_planes` channels and has `groups` groups in every norm, by default half as many, as in
+    Habitat; `width` narrows every free width uniformly, in whole norm groups; `output` replaces Habitat's
+    round(2048 / (h w)) channels of compression. Raises UserError where these do not fit.
     """
+    input = _shape(input)
     if name not in NAMES:
         raise UserError(f"unknown encoder {name!r}; known are {', '.join(NAMES)}")
     if name == "blind":
@@ -248,6 +250,12 @@ def build(spec: EncoderSpec | PolicySpec, seed: int | None = None) -> nn.Module:
         if seed is not None:
             torch.manual_seed(seed)
         return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)
+
+
+def _shape(input: tuple[int, int, int]) -> tuple[int, int, int]:
+    if len(input) != 3:
+        raise UserError(f"an encoder's input is (channels, height, width), not {tuple(input)}")
+    return input[0], input[1], input[2]
 
 
 @lru_cache(maxsize=256)
@@ -361,9 +369,7 @@ def _check_encoder(spec: EncoderSpec) -> None:
 
 def _check_input(spec: EncoderSpec) -> None:
     title = _title(spec)
-    if len(spec.input) != 3:
-        raise UserError(f"{title}: input is {spec.input}; it must be (channels, height, width)")
-    for what, value in zip(("channels", "height", "width"), spec.input):
+    for what, value in zip(("channels", "height", "width"), _shape(spec.input)):
         _check_positive(f"{title}: input {what}", value)
     if not spec.observations or any(key not in CHANNELS for key in spec.observations):
         raise UserError(

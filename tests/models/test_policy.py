@@ -118,3 +118,15 @@ def test_goal_angle_does_not_jump_at_pi():
     arguments = policy.initial_state(2), torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool)
     out = policy(step, *arguments)
     torch.testing.assert_close(out.logits[0], out.logits[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+def test_autocast_leaves_answers_in_full_precision(rnn):
+    policy = _policy(rnn=rnn)
+    observations, actions, masks = _inputs()
+    wanted = policy.sequence(observations, policy.initial_state(N), actions, masks)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = policy.sequence(observations, policy.initial_state(N), actions, masks)
+    for answer, full in zip(out, wanted):
+        assert answer.dtype == torch.float32
+        torch.testing.assert_close(answer, full, atol=0.03, rtol=0.03)

@@ -119,6 +119,7 @@ def test_build_with_a_seed_repeats_itself_and_leaves_the_global_generator_alone(
         (lambda: encoder_spec("resnet18", (3, 64, 64), observations=("depth",)), "3 channels"),
         (lambda: encoder_spec("simple_cnn", (1, 8, 8)), "too small"),
         (lambda: encoder_spec("resnet18", (1, 0, 64)), "height"),
+        (lambda: encoder_spec("resnet18", (1, 64)), "height, width"),
         (lambda: with_widths(encoder_spec("resnet18"), {"stage1.trunk": 16}), "stage1.trunk"),
         (lambda: with_widths(encoder_spec("resnet18"), {"stem": 15}), "group size 2"),
         (lambda: with_widths(encoder_spec("resnet18"), {"stem": 0}), "at least 1"),
