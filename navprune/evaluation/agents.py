@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP
 from navprune.tasks.pointnav import GOAL, TaskConfig, VectorEnv
 
 
-class Agent(Protocol):
+class Agent(ABC):
     """Chooses the actions of N environments at once, with no random state of its own."""
 
     def start(self, environments: int) -> None:
-        """Prepare for an evaluation over N `environments`."""
+        """Prepare for an evaluation over N `environments`; most agents have nothing to prepare."""
+        return None
 
+    @abstractmethod
     def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         """Choose one action for each of R waiting environments.
 
@@ -28,7 +30,7 @@ class Agent(Protocol):
         """
 
 
-class PolicyAgent:
+class PolicyAgent(Agent):
     """A trained policy, taking its most likely action (`greedy`) or sampling from its distribution.
 
     Floating-point sums depend on the batch size: the same image gives other last bits in a batch of 4 than of
@@ -87,7 +89,7 @@ def choose(logits: Tensor, draws: Tensor | None) -> Tensor:
     return (draws[:, None] >= below).sum(dim=-1)
 
 
-class RandomAgent:
+class RandomAgent(Agent):
     """Habitat's random agent: stops within the success distance, else forward, left or right by chance.
 
     It is told when to stop, so its score is what wandering alone finds. An agent that also stopped by chance
@@ -97,9 +99,6 @@ class RandomAgent:
     def __init__(self, task: TaskConfig | None = None):
         self.task = task or TaskConfig()
 
-    def start(self, environments: int) -> None:
-        """Nothing to prepare."""
-
     def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         """Choose actions, see `Agent.act`."""
         distance = observations[GOAL].cpu()[rows, 0]
@@ -107,16 +106,13 @@ class RandomAgent:
         return torch.where(distance <= self.task.success_distance, STOP, moves)
 
 
-class GoalFollower:
+class GoalFollower(Agent):
     """Habitat's goal follower: turns until it faces the goal within 15 degrees, then walks straight at it."""
 
     tolerance = math.radians(15.0)
 
     def __init__(self, task: TaskConfig | None = None):
         self.task = task or TaskConfig()
-
-    def start(self, environments: int) -> None:
-        """Nothing to prepare."""
 
     def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         """Choose actions, see `Agent.act`."""
@@ -126,14 +122,11 @@ class GoalFollower:
         return torch.where(distance <= self.task.success_distance, STOP, walk)
 
 
-class ShortestPathAgent:
+class ShortestPathAgent(Agent):
     """Asks the simulator for the way: an upper bound of what the actions allow."""
 
     def __init__(self, env: VectorEnv):
         self.env = env
-
-    def start(self, environments: int) -> None:
-        """Nothing to prepare."""
 
     def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         """Choose actions, see `Agent.act`."""

@@ -48,6 +48,12 @@ class Report:
     runtime: str = "eager"
     """The runtime whose milliseconds stand in the table of encoders."""
 
+    def sample(self) -> str:
+        """Return what the agents were evaluated on."""
+        done = [row.evaluation for row in self.rows if row.evaluation]
+        counts = sorted({(evaluation["split"], evaluation["episodes"]) for evaluation in done})
+        return " and ".join(f"{count} episodes of {split}" for split, count in counts) or "no episodes"
+
 
 def write_report(out: Path, report: Report) -> Path:
     """Write `out`/report.html, the figures beside it and the table as table.md; return the page's path."""
@@ -90,7 +96,7 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
         draw("savings.png", "Time saved on the clock, against multiply-accumulates saved on paper.",
              plots.plot_savings, lines)  # fmt: skip
     if report.curves:
-        draw("curves.png", "SPL of the training episodes.",
+        draw("curves.png", "SPL of the training episodes; the strong lines are means of ten points.",
              plots.plot_learning_curves, report.curves, smoothing=10)  # fmt: skip
     for name, pruning in report.prunings.items():
         file = "widths_" + "".join(c if c.isalnum() else "_" for c in name) + ".png"
@@ -99,13 +105,13 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
     return pictures
 
 
-def embed(path: Path) -> Markup:
+def embed(picture: Picture) -> Markup:
     """Return an <img> or <video> element that holds the file itself."""
-    kind = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}[path.suffix]
-    source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    kind = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}[picture.path.suffix]
+    source = f"data:{kind};base64,{base64.b64encode(picture.path.read_bytes()).decode()}"
     if kind == "video/mp4":
         return Markup(f'<video src="{source}" controls loop muted playsinline></video>')
-    return Markup(f'<img src="{source}" alt="">')
+    return Markup('<img src="{}" alt="{}">').format(source, picture.caption)
 
 
 def hardware() -> dict[str, str]:
@@ -178,7 +184,7 @@ TEMPLATE = """\
 <div class="grid">
 {% for picture in pictures %}
 <figure{% if picture.wide %} class="wide"{% endif %}>
-{{ embed(picture.path) }}
+{{ embed(picture) }}
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {% endfor %}
@@ -198,7 +204,7 @@ TEMPLATE = """\
 {% if report.lead %}<p class="lead">{{ report.lead }}</p>{% endif %}
 <h2>Encoders</h2>
 {{ draw(table) }}
-<p class="meta">SPL, success and reward are means over the unseen episodes, the interval is a percentile
+<p class="meta">SPL, success and reward are means over {{ report.sample() }}, the interval is a percentile
 bootstrap. MACs and parameters count the backbone's convolutions alone. Milliseconds are medians of the
 forward time ({{ report.runtime }}).</p>
 {% if report.limits %}

@@ -63,6 +63,7 @@ def test_page_holds_everything_in_one_file(report, tmp_path):
         assert all(cell in outline.texts for cell in row)
     for text in (report.title, report.lead, *report.limits, report.episodes[0].caption, "28.6 %"):
         assert text in outline.texts
+    assert any("994 episodes of val" in text for text in outline.texts)
     assert "\n".join(report.commands) in outline.texts
     assert len(outline.addresses) == 6  # five figures and a map
     assert all(address.startswith("data:image/png;base64,") for address in outline.addresses)
