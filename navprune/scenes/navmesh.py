@@ -78,7 +78,7 @@ BV_NODE = np.dtype([("lower", "<u2", 3), ("upper", "<u2", 3), ("index", "<i4")])
 
 @dataclass(frozen=True)
 class NavMeshSettings:
-    """How a navigation mesh was made, with Habitat's defaults; metres and degrees, as in its `NavMeshSettings`."""
+    """How a navigation mesh was made, with Habitat's defaults; metres and degrees."""
 
     cell_size: float = 0.05
     cell_height: float = 0.2
@@ -151,7 +151,7 @@ class NavMesh:
 
 
 class _Bytes:
-    """A cursor over a file's bytes that refuses to read past the end, so that no count is believed unchecked."""
+    """A cursor over a file's bytes that refuses to read past the end, so no count is believed unchecked."""
 
     def __init__(self, data: bytes, name: str):
         self.data, self.name, self.offset = data, name, 0
@@ -251,7 +251,7 @@ def _read_tile(source: _Bytes, index: int) -> Tile:
 
 
 def _fault(tile: Tile) -> str | None:
-    """Says what in a tile contradicts itself, if anything; every index that a query follows is checked here."""
+    """Says what in a tile contradicts itself, if anything; all indices that queries follow are checked."""
     polygons, details = tile.polygons, tile.details
     numbers = (tile.vertices, tile.detail_vertices, tile.header["lower"], tile.header["upper"])
     if not all(np.all(np.abs(array) <= MAX_COORDINATE) for array in numbers):
@@ -286,8 +286,10 @@ def _fault(tile: Tile) -> str | None:
     ):
         return "has a detail triangle whose corner does not exist"
     index = tile.bv_nodes["index"].astype(np.int64)
-    if np.any(index >= max(len(polygons), 1)):
-        return "has a bounding volume of a polygon that does not exist"
+    if len(polygons) and not len(index):
+        return "has no bounding volumes"
+    if np.any((index >= max(len(polygons), 1)) | (index < -len(index))):
+        return "has a bounding volume that leads nowhere"
     return None
 
 
@@ -357,9 +359,9 @@ def navmesh_from_polygons(
 ) -> NavMesh:
     """Builds a one-tile navigation mesh from convex polygons, as Detour's `dtCreateNavMeshData` lays it out.
 
-    `vertices` [V, 3] metres, y up. Each polygon has 3 to 6 corners in Detour's winding (clockwise in the (x, z) plane
-    with x to the right and z up, so that its normal points to +y); polygons that share an edge share its two vertex
-    indices. Raises `UserError` when there is nothing, too much, or a polygon is not of that form.
+    `vertices` [V, 3] metres, y up. Each polygon has 3 to 6 corners in Detour's winding (its normal points to
+    +y: clockwise in the (x, z) plane with x to the right and z up); polygons that share an edge share its two
+    vertex indices. Raises `UserError` when there is nothing, too much, or a polygon is not of that form.
     """
     points = np.ascontiguousarray(vertices, dtype=np.float32).reshape(-1, 3)
     _check_polygons(points, polygons)
@@ -439,12 +441,15 @@ def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> No
         ahead = np.roll(flat, -1, axis=0) - flat
         after = np.roll(ahead, -1, axis=0)
         turns = ahead[:, 0] * after[:, 1] - ahead[:, 1] * after[:, 0]
-        if np.any(turns > 1e-6) or np.all(turns > -1e-9):
+        slack = 1e-5 * (
+            np.linalg.norm(ahead, axis=1) + np.linalg.norm(after, axis=1)
+        )  # float32 corners in a line
+        if np.any(turns > slack) or np.all(turns > -1e-9):
             raise UserError(f"navmesh polygon {index} is not convex in Detour's winding")
 
 
 def _fans(counts: np.ndarray) -> np.ndarray:
-    """Detail triangles uint8 [K, 4] of polygons without height detail: a fan each, with its border edges marked."""
+    """Detail triangles uint8 [K, 4] of flat polygons: a fan each, its border edges marked."""
     rows = [
         (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4)
         for count in counts.tolist()
@@ -456,9 +461,9 @@ def _fans(counts: np.ndarray) -> np.ndarray:
 def _bounding_volumes(
     points: np.ndarray, polygons: Sequence[Sequence[int]], lower: np.ndarray, scale: np.float32
 ) -> np.ndarray:
-    """The bounding-volume tree, BV_NODE [2 P]: preorder, split at the median of the longest axis; the last is unused.
+    """The bounding-volume tree BV_NODE [2 P] in preorder, split at the median of the longest axis.
 
-    A leaf holds its polygon, an inner node the negative number of nodes to skip when it is missed.
+    A leaf holds its polygon, an inner node minus the nodes to skip when it is missed; the last is unused.
     """
     boxes = np.array([(points[list(p)].min(axis=0), points[list(p)].max(axis=0)) for p in polygons])
     cells = np.floor((boxes - lower) * scale).astype(np.int64)

@@ -1,9 +1,10 @@
 """Detour's queries on a navigation mesh, compiled: nearest polygon, corridor, string pulling, sliding, walls.
 
-The rules, the order of visits and the float32 arithmetic are those of `DetourNavMeshQuery.cpp`, because ties and
-rounding decide which of two corridors is taken. Points are float32 x, y, z with y up; a polygon is its index, -1 none.
+The rules, the order of visits and the float32 arithmetic are those of `DetourNavMeshQuery.cpp`, because ties
+and rounding decide which of two corridors is taken. Points are float32 x, y, z with y up; a polygon is its
+index, -1 for none.
 
-All of it is in one file because numba's cache of a function does not notice a change in another file that it calls.
+All is in one file because numba's cache of a function does not notice changes in another file that it calls.
 """
 
 from __future__ import annotations
@@ -24,10 +25,7 @@ TO, EDGE, STATE = range(3)
 
 F0, F1, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 FAR = np.float32(3.4028235e38)
-REACH_SIDE, REACH_UP = (
-    np.float32(2),
-    np.float32(4),
-)  # half extents of the box in which Habitat looks for a polygon
+REACH_SIDE, REACH_UP = np.float32(2), np.float32(4)  # half extents of the box Habitat looks in
 HEURISTIC = np.float32(0.999)
 EPSILON = np.float32(1e-6)
 EQUAL_SQUARED = np.float32((1 / 16384) ** 2)
@@ -47,16 +45,10 @@ class Mesh(NamedTuple):
     """All tiles flattened: P polygons, K detail triangles, L links, B bounding volumes, M tiles."""
 
     corners: np.ndarray  # float32 [P, 6, 3]
-    polygons: (
-        np.ndarray
-    )  # int32 [P, 8]: corner count, whether open, tile, ranges of triangles and links, island
+    polygons: np.ndarray  # int32 [P, 8]: corners, open, tile, ranges of triangles and links, island
     triangles: np.ndarray  # float32 [K, 3, 3]
-    outlines: (
-        np.ndarray
-    )  # uint8 [K]: bits 0 to 2 edges on the polygon's border, bits 3 to 5 inner edges to visit
-    links: (
-        np.ndarray
-    )  # int32 [L, 3]: target polygon, edge, and state in a search (0, or by the side of the tile)
+    outlines: np.ndarray  # uint8 [K]: bits 0 to 2 border edges of the polygon, 3 to 5 inner edges to visit
+    links: np.ndarray  # int32 [L, 3]: target polygon, edge, state in a search (by the side of the tile)
     portals: np.ndarray  # float32 [L, 2, 3]: left and right end of the way through
     nodes: np.ndarray  # int32 [B, 7]: lower and upper cell, then a polygon or minus the nodes to skip
     tiles: np.ndarray  # int32 [M, 4]: column, row, range of nodes
@@ -66,7 +58,7 @@ class Mesh(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Scratch of one caller for A* and Dijkstra: nodes, the table that finds them, and the heap of open ones."""
+    """Scratch of one caller for A* and Dijkstra: nodes, the table that finds them, the heap of open ones."""
 
     table: np.ndarray  # int32 [4 P]: node of a polygon entered from a side, -1 none
     key: np.ndarray  # int32 [N]
@@ -169,7 +161,7 @@ def _triangle_height(mesh, k, x, z):
 
 @inner
 def _closest_on_edges(mesh, polygon, x, z, mask):
-    """The nearest point, in the plane, on those detail edges of a polygon that the mask of outlines selects."""
+    """The nearest point, in the plane, on the detail edges of a polygon that the mask of outlines selects."""
     best = FAR
     bx, by, bz = F0, F0, F0
     for k in range(mesh.polygons[polygon, TRIANGLE], mesh.polygons[polygon, TRIANGLE_END]):
@@ -214,7 +206,7 @@ def _cell(value, lower, upper, scale):
 
 @inner
 def _candidates(mesh, x, y, z, found, gaps):
-    """Lists the open polygons in Habitat's box around a point, and how far in the plane, squared, each one's box is."""
+    """Lists the open polygons in Habitat's box around a point, and the squared gap in the plane to each."""
     count = 0
     column_low = np.floor((x - REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
     column_high = np.floor((x + REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
@@ -272,8 +264,8 @@ def nearest(mesh, x, y, z):
     found = np.empty(2 * len(mesh.polygons), np.int32)
     gaps = np.empty(2 * len(mesh.polygons), np.float32)
     count = _candidates(mesh, x, y, z, found, gaps)
-    # The polygons around the point come first: what they score spares a look at those farther off. The winner is
-    # still the first of the best in the order of the tree.
+    # The polygons around the point come first: what they score spares a look at those farther off. The winner
+    # is still the first of the best in the order of the tree.
     bound = FAR
     for i in range(count):
         if gaps[i] == F0:
@@ -596,11 +588,11 @@ def _wall_crossing(mesh, polygon, sx, sz, ex, ez):
 
 @inner
 def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
-    """Moves along the surface towards an end, breadth first over polygons, to the nearest point that walls allow.
+    """Moves along the surface towards an end, breadth first over polygons, as near as walls allow.
 
-    Without sliding, the last wall that the straight way crosses in the polygons gone through stops it; that is how
-    habitat-sim answers, found from its records, and it lets corners be cut. Returns the last polygon, -1 if there is
-    none, and the point reached, which is not yet at the surface's height.
+    Without sliding, the last wall that the straight way crosses in the polygons gone through stops it: so does
+    habitat-sim, as its records show, and it lets corners be cut. Returns the last polygon, -1 for none, and
+    the point reached, which is not yet at the surface's height.
     """
     visited = np.empty(MAX_VISITED, np.int32)
     parent = np.empty(MAX_VISITED, np.int32)
@@ -681,7 +673,7 @@ def try_step(mesh, start, end, sliding):
 
 @entry
 def locate(mesh, points):
-    """Nearest polygon int32 [N], -1 off the mesh, and its nearest point float64 [N, 3] for points float32 [N, 3]."""
+    """Nearest polygon int32 [N], -1 off the mesh, and its nearest point float64 [N, 3] for float32 points."""
     polygons = np.empty(len(points), np.int32)
     snapped = np.empty(points.shape, np.float64)
     for i in range(len(points)):
@@ -738,7 +730,7 @@ def _solve(mesh, search, start, end):
 
 @entry
 def path(mesh, start, end):
-    """Length of the path between two points float32 [3], infinite if there is none, and its points float32 [P, 3]."""
+    """Length of the path between two points float32 [3], infinite if there is none, and its points [P, 3]."""
     search = new_search(len(mesh.polygons))
     distance, count = _solve(mesh, search, start, end)
     return distance, search.points[:count].copy()

@@ -1,6 +1,6 @@
-"""Moves and measures on a navigation mesh by Habitat's rules, for many agents at once (habitat-sim, `PathFinder.cpp`).
+"""Moves and measures on a navigation mesh for many agents at once, by the rules of habitat-sim's path finder.
 
-Inside, points are float32 as in Habitat, so answers agree with it to rounding; positions come and go as float64.
+Inside, points are float32 as in Habitat, so that answers agree with it; positions come and go as float64.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Path(NamedTuple):
 class PathFinder:
     """Answers navigation queries on one mesh; any number of threads may ask at once.
 
-    Batch methods take and return float64 arrays [N, 3] or [N] and release the GIL. A point with no polygon within 2 m
-    in the plane and 4 m in height is off the mesh.
+    Batch methods take and return float64 arrays [N, 3] or [N] and release the GIL. A point with no polygon
+    within 2 m in the plane and 4 m in height is off the mesh.
     """
 
     def __init__(self, navmesh: NavMesh):
@@ -50,7 +50,7 @@ class PathFinder:
         return detour.locate(self._mesh, _float32(points))[1]
 
     def is_navigable(self, points: np.ndarray, max_y_delta: float = 0.5) -> np.ndarray:
-        """Whether each of `points` [N, 3] lies on the mesh: bool [N]. `max_y_delta` is the tolerated height in metres."""
+        """Whether each of `points` [N, 3] is on the mesh to 1 cm in the plane, `max_y_delta` m in height."""
         points = _float32(points)
         polygons, snapped = detour.locate(self._mesh, points)
         shift = np.abs(snapped - points)
@@ -58,7 +58,7 @@ class PathFinder:
         return (polygons >= 0) & (shift[:, 1] <= max_y_delta) & (flat <= MAX_SHIFT)
 
     def geodesic_distance(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Length [N] of the path from each of `starts` [N, 3] to its one of `ends` [N, 3]; inf where there is none."""
+        """Length [N] of the path from each of `starts` [N, 3] to its end in `ends`; inf without one."""
         return detour.path_lengths(self._mesh, _float32(starts), _float32(ends))
 
     def find_path(self, start: np.ndarray, end: np.ndarray) -> Path:
@@ -74,12 +74,12 @@ class PathFinder:
         return detour.steps(self._mesh, _float32(starts), _float32(ends), sliding)
 
     def island_radius(self, points: np.ndarray) -> np.ndarray:
-        """Largest distance [N] of a vertex from the centroid of the island that each point is on; 0 off the mesh."""
+        """Largest distance [N] of a vertex from the centroid of each point's island; 0 off the mesh."""
         polygons, _ = detour.locate(self._mesh, _float32(points))
         return np.where(polygons >= 0, self._radius[self._mesh.polygons[polygons, ISLAND]], 0.0)
 
     def obstacle_distance(self, points: np.ndarray, limit: float = 2.0) -> np.ndarray:
-        """Distance [N] in the plane from each of `points` [N, 3] to the nearest wall, at most `limit`; inf off the mesh."""
+        """Distance [N] in the plane from each point to the nearest wall, up to `limit`; inf off the mesh."""
         return detour.wall_distances(self._mesh, _float32(points), np.float32(limit))
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -97,7 +97,7 @@ class PathFinder:
 
 
 def _float32(points: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(points, dtype=np.float32).reshape(-1, 3)
+    return _array(points, np.float32).reshape(-1, 3)
 
 
 # ---------------------------------------------------------------------------------------------- flattening
@@ -110,7 +110,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
     bv_base = np.cumsum([0] + [len(tile.bv_nodes) for tile in tiles])
     corners = np.concatenate([tile.vertices[_used_corners(tile)] for tile in tiles])
     parts = [_triangles(tile) for tile in tiles]
-    triangles = np.concatenate([part[1] for part in parts]).astype(np.float32)
+    triangles = np.concatenate([part[1] for part in parts])
     owner = np.concatenate([part[0] + start for part, start in zip(parts, base)])
     wide = triangles.astype(np.float64)
     areas = np.linalg.norm(np.cross(wide[:, 1] - wide[:, 0], wide[:, 2] - wide[:, 1]), axis=1) / 2
@@ -130,7 +130,6 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
     polygons[:, detour.TRIANGLE] = np.cumsum(counts) - counts
     polygons[:, detour.LINK], polygons[:, detour.LINK_END] = ranges[:-1], ranges[1:]
 
-    nodes = np.concatenate([_nodes(tile, start) for tile, start in zip(tiles, base)])
     places = [
         (tile.header["x"], tile.header["y"], bv_base[i], bv_base[i + 1]) for i, tile in enumerate(tiles)
     ]
@@ -138,22 +137,28 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
         (*tile.header["lower"], *tile.header["upper"], tile.header["bv_scale"], tile.header["walkable_climb"])
         for tile in tiles
     ]
+    states = np.where(rows[:, 3] == INTERNAL_SIDE, 0, rows[:, 3] >> 1)
     mesh = detour.Mesh(
-        corners,
-        polygons,
-        triangles,
-        np.concatenate([part[2] for part in parts]),
-        np.column_stack([rows[:, 1:3], np.where(rows[:, 3] == INTERNAL_SIDE, 0, rows[:, 3] >> 1)]).astype(
-            np.int32
+        corners=_array(corners, np.float32),
+        polygons=polygons,
+        triangles=_array(triangles, np.float32),
+        outlines=_array(np.concatenate([part[2] for part in parts]), np.uint8),
+        links=_array(np.column_stack([rows[:, 1:3], states]), np.int32),
+        portals=_array(_portals(corners, polygons[:, detour.COUNT], rows), np.float32),
+        nodes=_array(np.concatenate([_nodes(tile, start) for tile, start in zip(tiles, base)]), np.int32),
+        tiles=_array(places, np.int32),
+        extents=_array(np.column_stack([lower[:, [0, 2]], upper[:, [0, 2]]]), np.float32),
+        boxes=_array(boxes, np.float32),
+        grid=_array(
+            [navmesh.origin[0], navmesh.origin[2], navmesh.tile_width, navmesh.tile_height], np.float32
         ),
-        _portals(corners, polygons[:, detour.COUNT], rows),
-        nodes,
-        np.array(places, np.int32),
-        np.column_stack([lower[:, [0, 2]], upper[:, [0, 2]]]),
-        np.array(boxes, np.float32),
-        np.array([navmesh.origin[0], navmesh.origin[2], navmesh.tile_width, navmesh.tile_height], np.float32),
     )
     return mesh, areas
+
+
+def _array(values, dtype) -> np.ndarray:
+    """An array of the one layout that the compiled queries know."""
+    return np.ascontiguousarray(values, dtype=dtype)
 
 
 def _used_corners(tile: Tile) -> np.ndarray:
@@ -173,15 +178,17 @@ def _triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _nodes(tile: Tile, base: int) -> np.ndarray:
     nodes = tile.bv_nodes
     index = nodes["index"] + np.where(nodes["index"] >= 0, base, 0)
-    return np.column_stack([nodes["lower"], nodes["upper"], index]).astype(np.int32)
+    return np.column_stack([nodes["lower"], nodes["upper"], index])
 
 
 def _links(navmesh: NavMesh, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All links in the order in which Detour visits them, and each polygon's range of them [P + 1].
 
-    A link [6] is polygon, target, edge, side, and the part of the edge that is open, in 255ths. Detour chains a polygon's links with those inside the tile by edge, and puts each link to another tile in front.
+    A link [6] is polygon, target, edge, side, and the part of the edge that is open, in 255ths. Detour chains
+    a polygon's links inside the tile by edge, and puts each new link to another tile in front.
     """
-    inner, outer = [], []
+    inner: list[np.ndarray] = []
+    outer: list[tuple[int, ...]] = []
     for tile, start in zip(navmesh.tiles, base):
         neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
         polygon, edge = np.nonzero((neighbours > 0) & (neighbours < EXTERNAL))
@@ -190,14 +197,14 @@ def _links(navmesh: NavMesh, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inner.append(np.column_stack([polygon + start, target, edge, side, 0 * side, side]))
     for link in _border_links(navmesh.tiles, base):
         outer.insert(0, link)
-    rows = np.concatenate([np.array(outer, int).reshape(-1, 6), *inner])
+    rows = np.concatenate([np.array(outer, dtype=np.int64).reshape(-1, 6), *inner])
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     counts = np.bincount(rows[:, 0], minlength=base[-1])
     return rows, np.concatenate([[0], np.cumsum(counts)])
 
 
 def _portals(corners: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Left and right end float32 [L, 2, 3] of each link; of two links to one polygon, Detour takes the first for both."""
+    """Left and right end float32 [L, 2, 3] of each link; of two to one polygon, Detour takes the first."""
     polygon, edge = rows[:, 0], rows[:, 2]
     left, right = corners[polygon, edge], corners[polygon, (edge + 1) % counts[polygon]]
     part = rows[:, 4:] * (np.float32(1) / np.float32(255))
@@ -245,12 +252,12 @@ def _border_edges(tile: Tile) -> dict[int, list[tuple[int, int, np.ndarray, np.n
 
 
 def _connect(tiles, edges, base, source: int, target: int, side: int):
-    """Links from one tile's edges on a side to the other tile's edges that overlap them in the plane and in height."""
+    """Links from one tile's edges on a side to the other tile's edges that they overlap."""
     along = {0: 2, 4: 2, 2: 0, 6: 0}.get(side)
     if along is None:
         return
     for polygon, edge, a, b in edges[source].get(side, ()):
-        seen = set()
+        seen: set[int] = set()
         for other, _, c, d in edges[target].get((side + 4) & 7, ()):
             if other in seen or len(seen) == 4 or abs(a[2 - along] - c[2 - along]) > OVERLAP_MARGIN:
                 continue
@@ -280,11 +287,11 @@ def _overlap(a, b, c, d, along: int, climb: float) -> tuple[float, float] | None
 
 
 def _find_islands(mesh: detour.Mesh) -> np.ndarray:
-    """Numbers the connected sets of polygons in the mesh's island column; returns the radius of each island."""
+    """Numbers the connected sets of polygons in the mesh's island column; returns each island's radius."""
     polygons = mesh.polygons
     polygons[:, ISLAND] = -1
     targets = mesh.links[:, detour.TO]
-    radii = []
+    radii: list[float] = []
     for start in range(len(polygons)):
         if polygons[start, ISLAND] >= 0:
             continue
