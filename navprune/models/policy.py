@@ -142,9 +142,10 @@ class PointNavPolicy(nn.Module):
         outputs, state = self.net.state_encoder(torch.cat(inputs, dim=-1), state, masks)
         # Under autocast, ratios of probabilities and the state handed on need more than bfloat16's 8 bits.
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs = outputs.float()
+            dtype = next(self.critic.parameters()).dtype
+            outputs = outputs.to(dtype)
             logits = self.action_distribution["linear"](outputs)
-            return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state.float())
+            return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state.to(dtype))
 
     def _goal(self, goal: Tensor) -> Tensor:
         """Goal [..., (rho, angle)] -> embedding of [rho, cos(-angle), sin(-angle)]: no jump at pi."""

@@ -248,7 +248,7 @@ def build(spec: EncoderSpec | PolicySpec, seed: int | None = None) -> nn.Module:
 
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU, too
         return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)
 
 
