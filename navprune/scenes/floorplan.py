@@ -1,8 +1,8 @@
 """Procedural homes as plan geometry: rooms, doors, corridors and where the furniture stands.
 
 Plan frame: metres, x to the right and y up the page, angles counter-clockwise. A home is a rectangle split
-by walls and corridors; a random tree of doors (and some more) joins the rooms, many at the far end of their wall,
-which is what makes ways long; furniture is placed so that every door stays in reach.
+by walls and corridors; a random tree of doors (and some more) joins the rooms, many at the far end of their
+wall, which is what makes ways long; furniture is placed so that every door stays in reach.
 """
 
 from __future__ import annotations

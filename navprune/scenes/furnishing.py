@@ -41,7 +41,7 @@ CONTENTS: dict[str, list[tuple[str, str, int, int]]] = {
         ("desk", "wall", 0, 1),
         ("armchair", "free", 0, 1),
         ("screen", "free", 0, 1),
-        ("plant", "wall", 0, 1),
+        ("plant", "wall", 1, 1),
         ("floor lamp", "wall", 0, 1),
     ],
     "kitchen": [

@@ -370,7 +370,7 @@ def _bathtub(size: Size, rng: Generator) -> Solid:
     hollow = np.linspace(0.0, 1.0, 6)
     outer = [(0.42, 0.0), (0.46, 0.1), (0.49, h - 0.04), (0.5, h - 0.02), (0.495, h)]
     inner = [(0.5 - edge - 0.14 * t**2, h - (h - bottom) * t) for t in hollow]
-    tub = lathe([*outer, *inner], WHITE, 32, (w, d))
+    tub = lathe([*outer, *inner], WHITE, 56, (w, d))
     tap = rod((0.32 * w, 0, h - 0.02), (0.32 * w, 0, h + 0.0), 0.02, METAL)
     return join([tub, tap])
 
@@ -388,7 +388,7 @@ def _toilet(size: Size, rng: Generator) -> Solid:
         (0.12, 0.26),
     ]
     parts = [
-        lathe(bowl, WHITE, 24, (w, 0.72 * d)).moved(0, -0.14 * d),
+        lathe(bowl, WHITE, 36, (w, 0.72 * d)).moved(0, -0.14 * d),
         cushion((w, 0.17, h - 0.32), WHITE, (0, d / 2 - 0.09, 0.32), 0.03),
         cushion((0.5 * w, 0.3, 0.34), WHITE, (0, d / 2 - 0.17, 0.0), 0.03),
         cylinder(0.02, 0.012, METAL, (0, d / 2 - 0.09, h - 0.012)),
@@ -402,7 +402,7 @@ def _washbasin(size: Size, rng: Generator) -> Solid:
     pillar = [(0.11, 0.0), (0.08, 0.05), (0.07, 0.4), (0.1, h - 0.23)]
     parts = [
         lathe(pillar, WHITE, 16).moved(0, 0.06),
-        lathe(basin, WHITE, 28, (w, d)).moved(z=h - 0.25),
+        lathe(basin, WHITE, 40, (w, d)).moved(z=h - 0.25),
         rod((0, 0.42 * d, h - 0.13), (0, 0.42 * d, h - 0.02), 0.012, METAL),
         rod((0, 0.42 * d, h - 0.02), (0, 0.2 * d, h - 0.03), 0.01, METAL),
     ]
@@ -490,7 +490,7 @@ def _pendant(size: Size, rng: Generator) -> Solid:
     r, h = size[0] / 2, size[2]
     shade = [(r, 0.0), (0.98 * r, 0.05), (0.5 * r, 0.18), (0.08 * r, 0.22)]
     cord = rod((0, 0, 0.2), (0, 0, h), 0.006, DARK)
-    return join([lathe(shade, _pick(rng, (WHITE, METAL, (206, 150, 70))), 28), cord])
+    return join([lathe(shade, _pick(rng, (WHITE, METAL, (206, 150, 70))), 40), cord])
 
 
 KINDS: dict[str, Kind] = {

@@ -11,7 +11,7 @@ from navprune.scenes.navmesh import MAX_CORNERS, NavMesh, navmesh_from_polygons
 
 AGENT_RADIUS = 0.1  # metres, Habitat's default
 NARROWEST = 0.05  # metres; strips of floor that are narrower are left out
-TOLERANCE = 0.03  # metres by which the outline may be simplified
+TOLERANCE = 0.02  # metres by which the outline may be simplified, kept in hand beside the radius
 GRID = 2.0**-10  # metres; corners lie on this grid, which float32 holds exactly
 
 
@@ -19,7 +19,7 @@ def walkable_floor(plan: FloorPlan) -> shapely.Polygon:
     """The largest connected floor for an agent's centre: its radius away from walls and furniture."""
     blocked = shapely.union_all([piece.footprint for piece in plan.pieces if piece.blocks])
     free = plan.floor.difference(blocked)
-    inner = free.buffer(-AGENT_RADIUS - NARROWEST / 2, join_style="mitre", mitre_limit=2.0)
+    inner = free.buffer(-AGENT_RADIUS - TOLERANCE - NARROWEST / 2, join_style="mitre", mitre_limit=2.0)
     inner = inner.buffer(NARROWEST / 2, join_style="mitre", mitre_limit=2.0).simplify(TOLERANCE)
     islands = shapely.get_parts(shapely.set_precision(inner, GRID))
     return islands[np.argmax(shapely.area(islands))]

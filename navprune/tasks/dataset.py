@@ -125,10 +125,10 @@ def generate_dataset(
 ) -> DatasetStatistics:
     """Writes `train` and `val` homes with episodes, statistics and drawn plans under `out`.
 
-    The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core). `area`
-    bounds the floor area in square metres; `progress(done, total)` is called after each home. A data set that
-    this function wrote before is replaced. Raises `UserError` for impossible arguments, for another data set of
-    that name, and where the disk refuses.
+    The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core).
+    `area` bounds the floor area in square metres; `progress(done, total)` is called after each home. A data set
+    that this function wrote before is replaced. Raises `UserError` for impossible arguments, for another data
+    set of that name, and where the disk refuses.
     """
     _check(area, train, val, episodes_per_scene, val_episodes_per_scene, seed)
     data = Path(out)

@@ -60,7 +60,7 @@ def _draw(axis: Axes, drawing: Drawing) -> None:
     axis.plot(way[:, 0], -way[:, 2], color=WAY, linewidth=1.5)
     axis.plot(way[:1, 0], -way[:1, 2], "o", color=WAY, markersize=4)
     axis.plot(way[-1:, 0], -way[-1:, 2], "*", color=WAY, markersize=9)
-    axis.set_title(drawing.title, fontsize=8)
+    axis.text(0.0, plan.floor.bounds[3] + 0.4, drawing.title, fontsize=7)
 
 
 def _fill(axis: Axes, area: shapely.Polygon, colour: str) -> None:
