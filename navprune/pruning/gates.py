@@ -43,11 +43,17 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """How gates are learned. Expansion, Adam's rate and the penalty are the paper's (for CIFAR)."""
+    """How gates are learned; expansion and Adam's rate are the paper's.
+
+    The penalty is not: the paper's 0.5 works over thousands of steps. In 192 steps of 64 observations at
+    64 x 64, which a ResNet50 of base 8 makes in half a minute, it left the mean gate at 0.9, and the gates
+    learned from two orders of the same observations correlated by 0.25; with 20 the mean came to 0.54 and the
+    correlation to 0.67.
+    """
 
     expansion: float = 1.25
     """Widths of the searched network relative to the dense one, to which budgets refer; at least 1."""
-    penalty: float = 0.5
+    penalty: float = 20.0
     """Weight of (mean |gate| - target)^2; at least 0."""
     target: float = 0.5
     """Mean gate to aim at, between 0 and 1."""
