@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from navprune.scenes.mesh import SceneMesh
 
-LEAF_TRIANGLES = 4
+LEAF_TRIANGLES = 8
 BINS = 16
 # From this depth on nodes are halved by count, so that no tree is deeper than STACK_SIZE.
 HEURISTIC_DEPTH = 64
 STACK_SIZE = 128
+# Metres behind a triangle's plane from which on the plane alone tells; more than rounding costs.
+BEHIND = 1e-3
 
 
 class Tree(NamedTuple):
@@ -21,11 +23,13 @@ class Tree(NamedTuple):
     boxes: float32 [M, 6], centre and half extent of each node.
     nodes: int32 [M, 2]: (first triangle, count) of a leaf, (first of the two children, 0) of an inner node.
     corners: float32 [T, 9], the triangles in the order of the leaves.
+    planes: float32 [T, 4], unit normal n and offset d: an eye with n . eye < d sees the back.
     """
 
     boxes: NDArray[np.float32]
     nodes: NDArray[np.int32]
     corners: NDArray[np.float32]
+    planes: NDArray[np.float32]
 
 
 class Surface(NamedTuple):
@@ -49,7 +53,7 @@ class Bvh:
     def __init__(self, mesh: SceneMesh):
         boxes, nodes, order = build_tree(mesh.vertices)
         corners = np.ascontiguousarray(mesh.vertices[order].reshape(-1, 9))
-        self.tree = Tree(boxes, nodes, corners)
+        self.tree = Tree(boxes, nodes, corners, front_planes(mesh.vertices[order]))
         texels, levels = texture_levels(mesh.textures)
         self.surface = Surface(mesh.colours[order], mesh.uv[order], mesh.texture[order], texels, levels)
 
@@ -57,6 +61,16 @@ class Bvh:
     def triangles(self) -> int:
         """How many triangles the scene has."""
         return len(self.tree.corners)
+
+
+def front_planes(vertices: NDArray) -> NDArray[np.float32]:
+    """Planes as in `Tree` of triangles [T, 3, 3], set back a little so that rounding hides no front."""
+    a, b, c = np.moveaxis(vertices.astype(np.float64), 1, 0)
+    normals = np.cross(b - a, c - a)
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    # A triangle without area keeps a zero normal, so no eye counts as behind it.
+    normals /= np.where(lengths > 0, lengths, 1.0)
+    return np.column_stack([normals, (normals * a).sum(axis=1) - BEHIND]).astype(np.float32)
 
 
 def build_tree(vertices: NDArray) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:

@@ -118,7 +118,14 @@ def _draw_tree(tree, view, closeness, triangles, scratch):
             stack[waiting + 1] = first + 1 if second_is_nearer else first
             waiting += 2
         for triangle in range(first, first + count):
-            _draw_triangle(triangle, tree.corners[triangle], view, closeness, triangles, scratch)
+            if not _is_behind(tree.planes[triangle], view.eye32):
+                _draw_triangle(triangle, tree.corners[triangle], view, closeness, triangles, scratch)
+
+
+@njit(**INNER)
+def _is_behind(plane, eye):
+    """Whether the eye surely sees a triangle's back: half of all triangles, found without projecting them."""
+    return plane[0] * eye[0] + plane[1] * eye[1] + plane[2] * eye[2] < plane[3]
 
 
 @njit(**INNER)
