@@ -590,9 +590,9 @@ def _wall_crossing(mesh, polygon, sx, sz, ex, ez):
 def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
     """Moves along the surface towards an end, breadth first over polygons, as near as walls allow.
 
-    Without sliding, the last wall that the straight way crosses in the polygons gone through stops it: so does
-    habitat-sim, as its records show, and it lets corners be cut. Returns the last polygon, -1 for none, and
-    the point reached, which is not yet at the surface's height.
+    Without sliding, the last wall that the straight way crosses in the polygons gone through stops it. So it
+    is in habitat-sim, as its records show, though it lets corners be cut. Returns the last polygon, -1 for
+    none, and the point reached, which is not yet at the surface's height.
     """
     visited = np.empty(MAX_VISITED, np.int32)
     parent = np.empty(MAX_VISITED, np.int32)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from navprune.errors import UserError
 from navprune.scenes.navmesh import EXTERNAL, INTERNAL_SIDE, WALKABLE, NavMesh, Tile, detail_triangles
 from navprune.simulator import detour
 from navprune.simulator.detour import ISLAND, OPEN
@@ -31,7 +32,7 @@ class PathFinder:
     """Answers navigation queries on one mesh; any number of threads may ask at once.
 
     Batch methods take and return float64 arrays [N, 3] or [N] and release the GIL. A point with no polygon
-    within 2 m in the plane and 4 m in height is off the mesh.
+    within 2 m in the plane and 4 m in height is off the mesh. Wrong shapes raise `ValueError`.
     """
 
     def __init__(self, navmesh: NavMesh):
@@ -59,7 +60,7 @@ class PathFinder:
 
     def geodesic_distance(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Length [N] of the path from each of `starts` [N, 3] to its end in `ends`; inf without one."""
-        return detour.path_lengths(self._mesh, _float32(starts), _float32(ends))
+        return detour.path_lengths(self._mesh, *_pairs(starts, ends))
 
     def find_path(self, start: np.ndarray, end: np.ndarray) -> Path:
         """The path from `start` [3] to `end` [3]."""
@@ -71,7 +72,7 @@ class PathFinder:
 
         Walls deflect them with `sliding` and stop them without.
         """
-        return detour.steps(self._mesh, _float32(starts), _float32(ends), sliding)
+        return detour.steps(self._mesh, *_pairs(starts, ends), sliding)
 
     def island_radius(self, points: np.ndarray) -> np.ndarray:
         """Largest distance [N] of a vertex from the centroid of each point's island; 0 off the mesh."""
@@ -83,7 +84,9 @@ class PathFinder:
         return detour.wall_distances(self._mesh, _float32(points), np.float32(limit))
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Points [count, 3] uniform over the navigable area."""
+        """Points [count, 3] uniform over the navigable area; `UserError` where there is none."""
+        if self.navigable_area == 0:
+            raise UserError("the navmesh has no navigable area to take positions from; generate it anew")
         share = self._triangle_areas / self._triangle_areas.sum()
         a, b, c = np.moveaxis(
             self._open_triangles[rng.choice(len(share), count, p=share)].astype(np.float64), 1, 0
@@ -97,7 +100,17 @@ class PathFinder:
 
 
 def _float32(points: np.ndarray) -> np.ndarray:
-    return _array(points, np.float32).reshape(-1, 3)
+    points = _array(points, np.float32)
+    if points.shape[-1:] != (3,):
+        raise ValueError(f"positions have shape [N, 3], not {list(points.shape)}")
+    return points.reshape(-1, 3)
+
+
+def _pairs(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts, ends = _float32(starts), _float32(ends)
+    if len(starts) != len(ends):
+        raise ValueError(f"{len(starts)} starts need as many ends, not {len(ends)}")
+    return starts, ends
 
 
 # ---------------------------------------------------------------------------------------------- flattening

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from navprune.errors import UserError
 from navprune.scenes import navmesh as nm
 from navprune.simulator.pathfinder import PathFinder
 
@@ -164,6 +165,23 @@ def test_off_the_mesh_there_is_no_answer(apartment):
     assert apartment.snap(np.zeros((0, 3))).shape == (0, 3)
 
 
+def test_wrong_shapes_are_refused(apartment):
+    with pytest.raises(ValueError, match=r"\[N, 3\]"):
+        apartment.snap(np.zeros((3, 2)))
+    for question in (apartment.geodesic_distance, apartment.step):
+        with pytest.raises(ValueError, match="as many ends"):
+            question(np.zeros((3, 3)), np.zeros((2, 3)))
+
+
+def test_a_mesh_closed_throughout_has_no_place():
+    navmesh = nm.navmesh_from_polygons(*floor(2, 2))
+    navmesh.tiles[0].polygons["flags"] = 0
+    finder = PathFinder(navmesh)
+    assert np.isnan(finder.snap([[0.5, 0, 0.5]])).all() and finder.triangles().shape == (0, 3, 3)
+    with pytest.raises(UserError, match="no navigable area"):
+        finder.sample(1, np.random.default_rng(0))
+
+
 def test_threads_share_a_path_finder(apartment):
     rng = np.random.default_rng(0)
     starts, ends = apartment.sample(400, rng), apartment.sample(400, rng)
@@ -208,6 +226,12 @@ def test_floors_one_above_the_other_are_islands_of_their_own():
     assert np.allclose(finder.snap(points)[:, 1], [0, 3, 0])
     distance = finder.geodesic_distance(points[[0, 0, 1]], points[[1, 2, 2]])
     assert np.isinf(distance[[0, 2]]).all() and distance[1] == pytest.approx(10**0.5, abs=0.01)
+
+
+def test_a_corridor_of_more_polygons_than_habitat_takes_is_no_way():
+    finder = PathFinder(nm.navmesh_from_polygons(*floor(300, 1)))
+    ends = np.array([[255.5, 0, 0.5], [254.5, 0, 0.5]])
+    assert finder.geodesic_distance([[0.5, 0, 0.5]] * 2, ends).tolist() == [np.inf, 254.0]
 
 
 def split_in_tiles(columns, rows, width):
