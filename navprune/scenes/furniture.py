@@ -276,7 +276,7 @@ def _counter(size: Size, rng: Generator) -> Solid:
     columns = max(1, round(w / 0.5))
     parts = [
         box((w, d - 0.12, 0.09), DARK, (0, 0.06, 0)),
-        box((w, d - 0.05, h - 0.13), colour, (0, 0.025, 0.09)),
+        box((w, d - 0.05, h - 0.22), colour, (0, 0.025, 0.09)),
         *_front(w - 0.01, -d / 2 + 0.045, 0.1, h - 0.2, columns, 1, colour),
         cushion((w, d, 0.04), (96, 92, 90), (0, 0, h - 0.14), 0.01, 2),
     ]
@@ -429,9 +429,9 @@ def _screen(size: Size, rng: Generator) -> Solid:
 def _crate(size: Size, rng: Generator) -> Solid:
     w, d, h = size
     colour = _pick(rng, ((186, 152, 104), *FABRICS))
-    parts = [cushion((w, d, 0.92 * h), colour, (0, 0, 0), 0.02, 2)]
+    parts = [cushion((0.94 * w, 0.94 * d, 0.92 * h), colour, (0, 0, 0), 0.02, 2)]
     parts.append(cushion((w, d, 0.14 * h), colour, (0, 0, 0.86 * h), 0.01, 2))
-    parts.append(cushion((0.3 * w, d, 0.05), DARK, (0, 0, 0.4 * h), 0.01, 2))
+    parts.append(cushion((0.3 * w, 0.98 * d, 0.05), DARK, (0, 0, 0.4 * h), 0.01, 2))
     return join(parts)
 
 
@@ -477,10 +477,10 @@ def _picture(size: Size, rng: Generator) -> Solid:
     parts = [cushion((w, d, bar), wood, (0, 0, z), 0.008, 2) for z in (0.0, h - bar)]
     parts += [cushion((bar, d, h), wood, (s * (w - bar) / 2, 0, 0), 0.008, 2) for s in (-1, 1)]
     parts.append(box((w - bar, 0.6 * d, h - bar), LINEN, (0, 0.1 * d, bar / 2)))
-    for _ in range(4):
+    for layer in range(4):
         r = rng.uniform(0.06, 0.16) * min(w, h)
         x, z = rng.uniform(-0.3, 0.3) * w, rng.uniform(0.25, 0.75) * h
-        disc = lathe([(r, 0.0), (r, 0.35 * d)], _pick(rng, FABRICS), 18)
+        disc = lathe([(r, 0.0), (r, (0.25 + 0.04 * layer) * d)], _pick(rng, FABRICS), 18)
         parts.append(disc.turned(np.pi / 2, axis=0).moved(x, -0.1 * d, z))
     return join(parts)
 
@@ -516,7 +516,7 @@ KINDS: dict[str, Kind] = {
     "washbasin": Kind(_washbasin, (0.5, 0.65), (0.42, 0.5), (0.95, 1.02)),
     "screen": Kind(_screen, (1.3, 1.9), (0.2, 0.3), (1.6, 1.8)),
     "crate": Kind(_crate, (0.3, 0.55), (0.3, 0.5), (0.25, 0.5)),
-    "ball": Kind(_ball, (0.22, 0.4), (0.22, 0.4), (0.22, 0.22), round=True),
+    "ball": Kind(_ball, (0.22, 0.26), (0.22, 0.26), (0.22, 0.26), round=True),
     "pile": Kind(_pile, (0.25, 0.35), (0.25, 0.35), (0.08, 0.18)),
     "rug": Kind(_rug, (1.2, 2.4), (0.9, 1.7), (0.015, 0.02)),
     "wall shelf": Kind(_wall_shelf, (0.8, 1.4), (0.2, 0.26), (0.32, 0.36), base=1.55),

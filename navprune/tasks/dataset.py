@@ -126,9 +126,9 @@ def generate_dataset(
     """Writes `train` and `val` homes with episodes, statistics and drawn plans under `out`.
 
     The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core).
-    `area` bounds the floor area in square metres; `progress(done, total)` is called after each home. A data set
-    that this function wrote before is replaced. Raises `UserError` for impossible arguments, for another data
-    set of that name, and where the disk refuses.
+    `area` bounds the floor area in square metres; `progress(done, total)` is called after each home. A data
+    set that this function wrote before is replaced.
+    Raises `UserError` for impossible arguments, for a foreign data set of that name, for a disk that refuses.
     """
     _check(area, train, val, episodes_per_scene, val_episodes_per_scene, seed)
     data = Path(out)
@@ -155,17 +155,13 @@ def generate_dataset(
             write_episodes(data, name, split, [episode for _, home in members for episode in home.episodes])
             draw_plans([_drawing(*pair) for pair in members[:DRAWN]], folder / f"{split}.png")
     except OSError as error:
-        raise UserError(
-            f"cannot write to {data}: {error.strerror}; free space or take another place"
-        ) from None
+        raise UserError(f"cannot write to {data}: {error.strerror}; free space or take another place") from None
     return summary
 
 
 def _check(area: Range, train: int, val: int, train_episodes: int, val_episodes: int, seed: int) -> None:
     if not SMALLEST <= area[0] < area[1] <= LARGEST:
-        raise UserError(
-            f"area {area[0]:g} to {area[1]:g} m2 is no range within {SMALLEST:g} to {LARGEST:g}; change it"
-        )
+        raise UserError(f"area {area[0]:g} to {area[1]:g} m2 is no range within {SMALLEST:g} to {LARGEST:g}; change it")
     if min(train, val, train_episodes, val_episodes) < 1:
         raise UserError("a data set needs at least one train and one val scene, with one episode in each")
     if seed < 0:
