@@ -1,10 +1,11 @@
 """The command line: parses, calls, prints."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose help may end in text that takes a while to gather."""
+
+    late: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """The usual help, with the late text behind it."""
+        return super().format_help() + (f"\n{self.late()}\n" if self.late else "")
+
+
+def make_parser() -> Parser:
     """The parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="navprune",
         description="PointNav agents with slim visual encoders: train, prune, and measure SPL and milliseconds.",
         epilog="`navprune COMMAND --help` explains a command. `navprune demo` shows everything in miniature.",
@@ -57,10 +68,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, help: str, example: str = "") -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Any, help: str, example: str = "") -> Parser:
     epilog = f"example:\n  {example}" if example else None
     raw = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=raw)
+    parser = commands.add_parser(
+        name, help=help.partition("\n")[0], description=help, epilog=epilog, formatter_class=raw
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there for programs to read")
     parser.set_defaults(run=run)
     return parser
@@ -68,8 +81,11 @@ def _command(commands: Any, name: str, run: Any, help: str, example: str = "") -
 
 def _add_overrides(parser: argparse.ArgumentParser, default: str | None) -> None:
     text = "recipe of habitat_configs/ by name, or a YAML file"
-    parser.add_argument("--config", metavar="NAME", default=default, help=f"{text} (default: {default or 'its own'})")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the configuration, e.g. ppo.lr=1e-4")
+    fallback = default or "the checkpoint's own, else pointnav"
+    parser.add_argument("--config", metavar="NAME", default=default, help=f"{text} (default: {fallback})")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="changes to the configuration, e.g. ppo.lr=1e-4"
+    )
 
 
 # --- scenes
@@ -89,15 +105,20 @@ def _add_scenes(commands: Any) -> None:
     parser.add_argument("--train", type=int, default=40, metavar="N", help="training scenes (default: 40)")
     parser.add_argument("--val", type=int, default=10, metavar="M", help="validation scenes (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: 0)")
-    area = {"type": float, "nargs": 2, "metavar": ("MIN", "MAX"), "default": (40.0, 200.0)}
-    parser.add_argument("--area", **area, help="floor area of a home in m2 (default: 40 200)")
+    parser.add_argument(
+        "--area", type=float, nargs=2, metavar=("MIN", "MAX"), default=(40.0, 200.0),
+        help="floor area of a home in m2 (default: 40 200)",
+    )  # fmt: skip
     parser.add_argument("--train-episodes", type=int, default=200, metavar="N", help="episodes a training scene")
     parser.add_argument("--val-episodes", type=int, default=20, metavar="N", help="episodes a validation scene")
 
 
 def _scenes_generate(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.progress import ProgressLine
+    from navprune.reports.tables import rows_table
     from navprune.tasks.dataset import generate_dataset
 
+    line = ProgressLine("drawing", options.train + options.val, "homes")
     statistics = generate_dataset(
         options.out,
         name=options.name,
@@ -107,10 +128,11 @@ def _scenes_generate(options: argparse.Namespace) -> dict[str, Any]:
         area=tuple(options.area),
         episodes_per_scene=options.train_episodes,
         val_episodes_per_scene=options.val_episodes,
-        progress=_note,
+        progress=lambda done, total: line.show(done),
     )
-    print(statistics.text())
-    return statistics.to_json()
+    answer = dataclasses.asdict(statistics)
+    print(rows_table([{"split": split, **values} for split, values in answer["splits"].items()]).text())
+    return answer
 
 
 # --- train, evaluate, prune
@@ -132,8 +154,10 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import run_training
 
     result = run_training(load_config(options.config, options.settings))
-    print(result.text())
-    return result.to_json()
+    measures = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+    print(f"{result.frames:,} frames at {result.frames_per_second:,.0f} frames/s  {measures}")
+    print(f"best checkpoint: {result.best}")
+    return result._asdict() | {"latest": str(result.latest), "best": str(result.best)}
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -141,15 +165,17 @@ def _add_evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 % intervals.\n"
+        "Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 %% intervals.\n"
         "AGENT is a checkpoint or run folder, a habitat-baselines .pth, or random, goal-follower, shortest-path.",
         "navprune evaluate runs/r18 --split val --pictures 3",
     )
-    parser.add_argument("agent", metavar="AGENT")
+    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, .pth or control")
     _add_overrides(parser, None)
     parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
     parser.add_argument("--episodes", type=int, metavar="N", help="only the first N episodes")
-    parser.add_argument("--environments", type=int, default=16, metavar="N", help="in lockstep; does not change the result")
+    parser.add_argument(
+        "--environments", type=int, default=16, metavar="N", help="in lockstep; does not change the result"
+    )
     parser.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
     parser.add_argument("--seed", type=int, default=0, help="of the sampled actions")
     parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
@@ -157,10 +183,10 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import evaluation_config, run_evaluation
+    from navprune.jobs import config_of, run_evaluation
     from navprune.reports.tables import measure_table
 
-    config = evaluation_config(options.agent, options.config, options.settings)
+    config = config_of(options.agent, options.config, options.settings)
     split = options.split or config.data.val
     agent = Path(options.agent)
     out = options.out or (agent if agent.is_dir() else Path("runs") / agent.stem) / "evaluation" / split
@@ -176,25 +202,26 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         pictures=options.pictures,
     )
     print(measure_table(result.to_json(split)).text())
-    print(f"\n{len(result.episodes)} episodes of {split}; written to {out}" + "".join(f"\n  {s.map}\n  {s.video}" for s in shown))
+    print(
+        f"\n{len(result.episodes)} episodes of {split}; written to {out}"
+        + "".join(f"\n  {s.map}\n  {s.video}" for s in shown)
+    )
     return result.to_json(split)
 
 
 def _add_prune(commands: Any) -> None:
-    from navprune.pruning.methods import METHODS
-
     parser = _command(
         commands,
         "prune",
         _prune,
         "Prunes an encoder to a budget and writes a slim checkpoint, with pruning.json saying what was cut where.\n"
-        "SOURCE is an encoder's name, a spec.json, a checkpoint or run folder, or a habitat-baselines .pth.\n\nmethods:\n"
-        + "\n".join(f"  {name:10} {summary}" for name, summary in METHODS.items()),
+        "SOURCE is an encoder's name, a spec.json, a checkpoint or run folder, or a habitat-baselines .pth.",
         "navprune prune resnet50 --method magnitude --budget macs=0.488,parameters=0.435 --out runs/slim",
     )
+    parser.late = _pruning_methods
     parser.add_argument("source", metavar="SOURCE")
-    _add_overrides(parser, "pointnav_homes")
-    parser.add_argument("--method", default="gates", help="one of the methods above (default: gates)")
+    _add_overrides(parser, None)
+    parser.add_argument("--method", default="gates", help="one of the methods below (default: gates)")
     parser.add_argument("--budget", required=True, help="shares of the dense encoder: macs=0.5[,parameters=0.5]")
     parser.add_argument("--out", type=Path, required=True, help="folder of the slim checkpoint")
     parser.add_argument("--seed", type=int, default=0)
@@ -202,9 +229,14 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument("--epochs", type=int, default=3, help="gates: passes through them (default: 3)")
 
 
+def _pruning_methods() -> str:
+    from navprune.pruning.prune import METHODS
+
+    return "methods:\n" + "\n".join(f"  {name:10} {summary}" for name, summary in METHODS.items())
+
+
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.config import load_config
-    from navprune.jobs import pruning_json, run_pruning
+    from navprune.jobs import config_of, pruning_json, run_pruning
     from navprune.pruning.search import parse_budget
     from navprune.reports.tables import pruning_table
 
@@ -213,7 +245,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
         options.method,
         parse_budget(options.budget),
         options.out,
-        load_config(options.config, options.settings),
+        config_of(options.source, options.config, options.settings),
         seed=options.seed,
         steps=options.steps,
         epochs=options.epochs,
@@ -241,15 +273,16 @@ def _add_cost(commands: Any) -> None:
 
 
 def _cost(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.evaluation.cost import cost
+    from navprune.evaluation.cost import breakdown, cost
     from navprune.jobs import spec_of
-    from navprune.reports.tables import cost_json_table, layer_table
+    from navprune.reports.tables import cost_table, rows_table
 
-    answer = cost(spec_of(options.source))
-    print(cost_json_table(options.source, answer.to_json()).text())
+    spec = spec_of(options.source)
+    answer = cost(spec).to_json()
+    print(cost_table({options.source: answer}).text())
     if options.layers:
-        print("\n" + layer_table(answer).text())
-    return answer.to_json()
+        print("\n" + rows_table([dataclasses.asdict(layer) for layer in breakdown(spec)]).text())
+    return answer
 
 
 def _add_latency(commands: Any) -> None:
@@ -272,10 +305,7 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import run_latency
     from navprune.reports.tables import latency_table
 
-    try:
-        sizes = [int(size) for size in options.batch_sizes.split(",")]
-    except ValueError:
-        raise UserError(f"--batch-sizes takes whole numbers such as 1,8, not {options.batch_sizes}") from None
+    sizes = _numbers("--batch-sizes", options.batch_sizes)
     answer = run_latency(options.sources, sizes, options.runtime.split(","), options.device, options.runs)
     print(latency_table(answer["rows"]).text())
     return answer
@@ -300,8 +330,13 @@ def _add_compare(commands: Any) -> None:
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import run_comparison
 
-    sizes = [int(size) for size in options.batch_sizes.split(",")]
-    table, page, answer = run_comparison(options.runs, options.out, options.split, sizes, options.pictures)
+    table, page, answer = run_comparison(
+        options.runs,
+        options.out,
+        split=options.split,
+        batch_sizes=_numbers("--batch-sizes", options.batch_sizes),
+        pictures=options.pictures,
+    )
     print(table.text())
     print(f"\n{page}")
     return answer
@@ -311,7 +346,9 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_benchmark(commands: Any) -> None:
-    kinds = commands.add_parser("benchmark", help="measure frames per second").add_subparsers(metavar="COMMAND", required=True)
+    kinds = commands.add_parser("benchmark", help="measure frames per second").add_subparsers(
+        metavar="COMMAND", required=True
+    )
     simulator = _command(
         kinds,
         "simulator",
@@ -344,7 +381,7 @@ def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.benchmark import benchmark_simulator
     from navprune.reports.tables import rows_table
 
-    widths = [int(width) for width in options.widths.split(",")]
+    widths = _numbers("--widths", options.widths)
     answer = benchmark_simulator(
         options.data,
         widths=widths,
@@ -420,6 +457,16 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
     print(table.text())
     print(f"\n{page}")
     return answer
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{option} takes whole numbers such as 1,8, not {text}")
+    return numbers
 
 
 def _note(line: str) -> None:

@@ -102,7 +102,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         with initialize_config_dir(str(folder), version_base="1.3"):
             composed = compose(name, [_override(text, folder) for text in overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"configuration {recipe} cannot be read: {_first_line(error)}; see `navprune train --help`") from None
+        raise UserError(
+            f"configuration {recipe} cannot be read: {_first_line(error)}; see `navprune train --help`"
+        ) from None
     return config_from(composed, recipe)
 
 

@@ -7,11 +7,18 @@ from typing import Any
 
 from navprune.config import Config
 from navprune.jobs import CONTROLS, PRUNING, run_comparison, run_pruning, run_training
+from navprune.progress import ProgressLine
 from navprune.reports.tables import Table
-from navprune.rl.checkpoints import find_checkpoint
 from navprune.tasks.dataset import generate_dataset
 
-HOMES = {"train": 60, "val": 12, "seed": 7, "area": (40.0, 60.0), "episodes_per_scene": 100, "val_episodes_per_scene": 10}
+HOMES: dict[str, Any] = {
+    "train": 60,
+    "val": 12,
+    "seed": 7,
+    "area": (40.0, 60.0),
+    "episodes_per_scene": 100,
+    "val_episodes_per_scene": 10,
+}
 BUDGET = {"macs": 0.488, "parameters": 0.435}
 """Table 1's reductions: 51.2 % of the multiply-accumulates, 56.5 % of the parameters."""
 
@@ -23,7 +30,8 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     statistics = data / "datasets" / "pointnav" / config.data.name / "v1" / "statistics.json"
     if not statistics.is_file():
         note("1/4  generating homes")
-        generate_dataset(data, name=config.data.name, progress=note, **HOMES)
+        line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
+        generate_dataset(data, name=config.data.name, progress=lambda done, total: line.show(done), **HOMES)
     slim = out / "slim"
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")
@@ -41,5 +49,10 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
         run_training(replace(own, run=runs[-1]))
     note("4/4  evaluating and measuring")
     return run_comparison(
-        runs, out, batch_sizes=(1, 8), runtimes=("eager", "compiled"), controls=CONTROLS, texts={"title": "PointNav with a pruned encoder, in miniature"}
+        runs,
+        out,
+        batch_sizes=(1, 8),
+        runtimes=("eager", "compiled"),
+        controls=CONTROLS,
+        texts={"title": "PointNav with a pruned encoder, in miniature"},
     )

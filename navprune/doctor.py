@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = ("torch", "numpy", "numba", "trimesh", "shapely", "gymnasium", "hydra-core", "tensorboard", "safetensors")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "trimesh",
+    "shapely",
+    "gymnasium",
+    "hydra-core",
+    "tensorboard",
+    "safetensors",
+)
 
 
 class Finding(NamedTuple):
@@ -74,9 +84,14 @@ def _split(data: Path, name: str, split: Path) -> Finding:
     contents = sorted(path.name.removesuffix(".json.gz") for path in (split / "content").glob("*.json.gz"))
     folder = data / "scene_datasets" / name
     missing = [
-        scene + suffix for scene in contents for suffix in (".glb", ".navmesh") if not (folder / (scene + suffix)).is_file()
+        scene + suffix
+        for scene in contents
+        for suffix in (".glb", ".navmesh")
+        if not (folder / (scene + suffix)).is_file()
     ]
-    found = f"{len(contents)} scenes" + (f", {len(missing)} files missing in {folder}: {missing[0]} ..." if missing else "")
+    found = f"{len(contents)} scenes" + (
+        f", {len(missing)} files missing in {folder}: {missing[0]} ..." if missing else ""
+    )
     advice = f"put the missing files into {folder}"
     return Finding(f"{name} {split.parent.name} {split.name}", bool(contents) and not missing, found, advice)
 

@@ -1,7 +1,7 @@
 """What the commands do, as functions: the command line, the demo and the benchmarks call these."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,29 +9,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from navprune.config import Config, config_from, load_config, to_yaml
+from navprune.config import Config, load_config, to_yaml
 from navprune.errors import UserError
-from navprune.evaluation import latency as latency_probe
 from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
 from navprune.evaluation.cost import cost
-from navprune.evaluation.evaluate import Evaluation, ProgressLine, Recorder, Recording, evaluate, key_of
+from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
+from navprune.evaluation.latency import device_name, measure
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, build, encoder_spec
+from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, build, encoder_spec, with_widths
 from navprune.models.weights import read_foreign
+from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig, collect_observations, shuffled_batches
 from navprune.pruning.prune import GATES, PruningResult, prune
+from navprune.pruning.slim import encoder_of
 from navprune.reports import maps, video
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import read_curve
 from navprune.reports.tables import EncoderRow, Table, encoder_table
 from navprune.rl.checkpoints import find_checkpoint, load_policy, read_spec, save_checkpoint, write_file
-from navprune.rl.trainer import TrainingResult, train
+from navprune.rl.trainer import TrainingResult, default_device, train
 from navprune.scenes.episodes import Episode, read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import Once, PointNavEnv, Shuffled
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
-DEFAULT_RECIPE = "pointnav_homes"
+DEFAULT_RECIPE = "pointnav"
 PRUNING = "pruning.json"
 """What was cut where, beside the slim checkpoint."""
 
@@ -101,7 +103,8 @@ def check_sees(spec: EncoderSpec, config: Config) -> None:
     task = config.task
     missing = [key for key in spec.observations if key not in task.sensors]
     if missing:
-        raise UserError(f"the encoder reads {missing[0]}, which task.sensors lacks; set task.sensors=[{','.join(spec.observations)}]")
+        wanted = ",".join(spec.observations)
+        raise UserError(f"the encoder reads {missing[0]}, which task.sensors lacks; set task.sensors=[{wanted}]")
     if spec.observations and spec.input[1:] != (task.height, task.width):
         height, width = spec.input[1:]
         raise UserError(
@@ -155,8 +158,8 @@ def agent_of(source: str, config: Config, env: PointNavEnv, greedy: bool) -> Age
     return PolicyAgent(policy, greedy)
 
 
-def evaluation_config(source: str, recipe: str | None, overrides: Sequence[str]) -> Config:
-    """The configuration to evaluate with: the named recipe, else the checkpoint's own, else the default recipe."""
+def config_of(source: str, recipe: str | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that goes with a source: the named recipe, else the checkpoint's own, else the default."""
     if recipe is None and source not in (*CONTROLS, *NAMES) and Path(source).is_dir():
         return load_config(str(find_checkpoint(source) / "config.yaml"), overrides)
     return load_config(recipe or DEFAULT_RECIPE, overrides)
@@ -188,7 +191,8 @@ def run_evaluation(
     recorder = Recorder([key_of(episode) for episode in chosen])
     try:
         agent = agent_of(source, config, env, greedy)
-        result = evaluate(env, agent, episodes, seed, recorder, ProgressLine(f"evaluating {source}"))
+        line = ProgressLine(f"evaluating {display_name(source)}", len(episodes), "episodes")
+        result = evaluate(env, agent, episodes, seed, recorder, line)
     finally:
         env.close()
     if out is None:
@@ -246,17 +250,15 @@ def run_pruning(
 
 def count_cost(spec: EncoderSpec) -> dict[str, float]:
     """What budgets refer to: multiply-accumulates and parameters in the convention of table 1."""
-    table = cost(spec).table1
-    return {"macs": table.macs_gi, "parameters": table.parameters_mi}
+    counted = cost(spec)
+    return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
 
 
 def pruning_json(result: PruningResult) -> dict[str, Any]:
     """The JSON form of a pruning: what was asked, what it cost before and after, and every width."""
-    dense = replace_widths(result)
-    return result.to_json() | {
-        "before": cost(dense).to_json(),
-        "after": cost(result.spec).to_json(),
-    }
+    after = encoder_of(result.spec)
+    before = with_widths(after, {name: pair[0] for name, pair in result.widths.items()})
+    return result.to_json() | {"before": cost(before).to_json(), "after": cost(after).to_json()}
 
 
 def run_latency(
@@ -269,7 +271,9 @@ def run_latency(
 ) -> dict[str, Any]:
     """Measures the encoders of `sources` interleaved; savings are against the first."""
     encoders = {display_name(source): policy_of(source, config).encoder for source in sources}
-    return latency_probe.measure(encoders, batch_sizes=batch_sizes, runtimes=runtimes, device=device, runs=runs)
+    device = device or default_device()
+    rows = measure(encoders, batch_sizes, runtimes, device, runs)
+    return {"device": device_name(device), "rows": [row.to_json() for row in rows]}
 
 
 def display_name(source: str) -> str:
@@ -295,7 +299,7 @@ def run_comparison(
     """
     library = library or SceneLibrary()
     evaluations, shown = {}, []
-    configs = {run: evaluation_config(run, None, ()) for run in runs}
+    configs = {run: config_of(run, None) for run in runs}
     for source in (*runs, *controls):
         config = configs.get(source, configs[runs[0]])
         folder = out / "evaluation" / display_name(source)
@@ -322,7 +326,9 @@ def run_comparison(
         **{"title": "Comparison of encoders", **(texts or {})},
     )
     page = write_report(out, report)
-    answer = {"rows": [{"name": r.name, "cost": r.cost, "evaluation": r.evaluation, "latency": r.latency} for r in rows]}
+    answer = {
+        "rows": [{"name": r.name, "cost": r.cost, "evaluation": r.evaluation, "latency": r.latency} for r in rows]
+    }
     return encoder_table(rows), page, answer
 
 

@@ -56,9 +56,7 @@ def cost(spec: EncoderSpec | PolicySpec) -> Cost:
     """What an encoder (of a policy: its encoder) costs; zeros for a blind one."""
     encoder = spec.encoder if isinstance(spec, PolicySpec) else spec
     channels = encoder.channels
-    table1 = [
-        conv for conv in convolutions(encoder, TABLE1_SIZE) if not conv.module.startswith("compression")
-    ]
+    table1 = [conv for conv in convolutions(encoder, TABLE1_SIZE) if not conv.module.startswith("compression")]
     deployed = convolutions(encoder)
     return Cost(
         table1_macs=sum(_weights(conv, channels) * conv.height * conv.width for conv in table1),

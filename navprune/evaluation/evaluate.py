@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.evaluation.agents import Agent
+from navprune.progress import ProgressLine
 from navprune.scenes.episodes import Episode
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks.pointnav import Finished, VectorEnv
@@ -98,20 +97,13 @@ class Recorder:
                 self.recordings[key_of(end.episode)].measures = end.measures
 
 
-class Progress(Protocol):
-    """Is told after each step how many of the episodes are done, frames per second, and seconds left."""
-
-    def __call__(self, done: int, total: int, rate: float, left: float) -> None:
-        """Show it."""
-
-
 def evaluate(
     env: VectorEnv,
     agent: Agent,
     episodes: Sequence[Episode],
     seed: int = 0,
     recorder: Recorder | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLine | None = None,
 ) -> Evaluation:
     """Run `agent` once through all `episodes`, which `env` hands out once each.
 
@@ -129,17 +121,13 @@ def evaluate(
         frames += active
         results |= {key_of(end.episode): end.measures for end in finished}
         if progress is not None and results:
-            seconds = time.perf_counter() - began
-            left = seconds * (len(episodes) / len(results) - 1)
-            progress(len(results), len(episodes), frames / seconds, left)
+            progress.show(len(results), f"{frames / (time.perf_counter() - began):,.0f} frames/s")
     rate = frames / (time.perf_counter() - began)
     records = [_record(episode, results[key_of(episode)]) for episode in episodes]
     return Evaluation(records, summarise(records, seed), rate)
 
 
-def _steps(
-    env: VectorEnv, agent: Agent, seed: int, recorder: Recorder | None
-) -> Iterator[tuple[int, list[Finished]]]:
+def _steps(env: VectorEnv, agent: Agent, seed: int, recorder: Recorder | None) -> Iterator[tuple[int, list[Finished]]]:
     """Step `env` until no episode is left; yield how many environments moved and what ended."""
     generators: dict[int, np.random.Generator] = {}
     agent.start(env.num_envs)
@@ -169,31 +157,6 @@ def _record(episode: Episode, measures: dict[str, float]) -> dict:
     return names | {name: float(value) for name, value in measures.items()}
 
 
-class ProgressLine:
-    """Keeps one line on standard error up to date, at most `interval` seconds old."""
-
-    def __init__(self, name: str, interval: float | None = None):
-        self.name = name
-        self.terminal = sys.stderr.isatty()
-        self.interval = interval if interval is not None else (0.2 if self.terminal else 15.0)
-        self.shown = time.perf_counter()
-
-    def __call__(self, done: int, total: int, rate: float, left: float) -> None:
-        """Show it when the last line is old enough, and at the end."""
-        now = time.perf_counter()
-        if now - self.shown < self.interval and done < total:
-            return
-        self.shown = now
-        line = f"{self.name}: {done}/{total} episodes, {rate:,.0f} frames/s, {_clock(left)} left"
-        start, end = ("\r\033[K", "\n" if done == total else "") if self.terminal else ("", "\n")
-        print(start + line, end=end, file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    """Write a duration as minutes:seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def key_of(episode: Episode) -> Key:
     """Return what tells an episode from all others of a split."""
     return episode.scene_id, episode.episode_id
@@ -212,8 +175,7 @@ def summarise(records: Sequence[dict], seed: int = 0) -> dict[str, dict[str, flo
     low, high = bootstrap(values, np.random.default_rng(seed))
     means = values.mean(axis=0)
     return {
-        name: {"mean": float(means[i]), "low": float(low[i]), "high": float(high[i])}
-        for i, name in enumerate(names)
+        name: {"mean": float(means[i]), "low": float(low[i]), "high": float(high[i])} for i, name in enumerate(names)
     }
 
 

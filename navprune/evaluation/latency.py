@@ -153,9 +153,7 @@ def _rows(
                 batch_size,
                 median_ms=None if median is None else 1e3 * median,
                 p95_ms=None if median is None else 1e3 * float(torch.tensor(seconds[name]).quantile(0.95)),
-                saving_realised=None
-                if median is None or first not in medians
-                else 1 - median / medians[first],
+                saving_realised=None if median is None or first not in medians else 1 - median / medians[first],
                 saving_theoretical=1 - macs[name] / macs[first] if macs[first] else 0.0,
                 note=notes.get(name, ""),
             )

@@ -23,7 +23,9 @@ class Scene:
 def load_scene(path: Path) -> Scene:
     """Loads NAME.glb and the NAME.navmesh beside it; raises UserError where either is missing or broken."""
     if not path.is_file():
-        raise UserError(f"scene {path} does not exist; check the data folder, or make scenes with `navprune scenes generate`")
+        raise UserError(
+            f"scene {path} does not exist; check the data folder, or make scenes with `navprune scenes generate`"
+        )
     navmesh = path.with_suffix(".navmesh")
     return Scene(path.stem, Bvh(load_glb(path)), PathFinder(read_navmesh(navmesh)))
 

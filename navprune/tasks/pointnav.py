@@ -133,7 +133,7 @@ class EpisodeOrder(Protocol):
 
 
 class Shuffled:
-    """Each environment runs through a permutation of its own, for ever; a pure function of seed, environment and count."""
+    """Each environment runs through permutations of its own, for ever; a function of seed, environment and count."""
 
     def __init__(self, episodes: int, num_envs: int, seed: int) -> None:
         self._episodes, self._seed = episodes, seed
@@ -198,7 +198,7 @@ class PointNavEnv:
         library: SceneLibrary | None = None,
         threads: int | None = None,
     ) -> None:
-        """episodes of a split, data folder that holds their scenes, order of episodes; threads render (None: all cores)."""
+        """Episodes of a split, the data folder that holds their scenes; threads render (None: all cores)."""
         if not episodes:
             raise UserError("the split holds no episodes; choose another split or generate scenes")
         self.config = config or TaskConfig()
@@ -207,7 +207,12 @@ class PointNavEnv:
         self._library = library or SceneLibrary()
         task = self.config
         self._renderer = Renderer(
-            task.width, task.height, task.hfov, colour="rgb" in task.sensors, threads=threads, far=task.max_depth
+            task.width,
+            task.height,
+            task.hfov,
+            colour="rgb" in task.sensors,
+            threads=threads,
+            far=task.max_depth,
         )
         self._turn = math.radians(task.turn_angle)
         self._index: list[int | None] = [None] * num_envs
@@ -377,7 +382,10 @@ class PointNavEnv:
             if len(running) == count:
                 self._renderer.render(bvhs, eyes, rotations, depth, rgb)
             else:
-                part, part_rgb = depth[: len(running)].copy(), None if rgb is None else rgb[: len(running)].copy()
+                part, part_rgb = (
+                    depth[: len(running)].copy(),
+                    None if rgb is None else rgb[: len(running)].copy(),
+                )
                 self._renderer.render(bvhs, eyes, rotations, part, part_rgb)
                 depth[running] = part
                 if rgb is not None and part_rgb is not None:

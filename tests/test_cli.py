@@ -1,0 +1,194 @@
+"""The commands end to end on one tiny data set, and the messages for a user's mistakes."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from navprune.cli import main
+
+REFERENCE = Path(__file__).parent / "data" / "reference"
+TINY = [
+    "task.width=32", "task.height=32", "task.max_steps=30", "agent.encoder=resnet18", "agent.base_planes=4",
+    "agent.visual_features=16", "agent.hidden_size=16", "environments=2", "ppo.steps=16", "warm_start=null",
+    "trainer.total_frames=64", "data.name=reference", "data.train=val", "trainer.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "data"
+    shutil.copytree(REFERENCE, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    folder = data.parent / "run"
+    assert main(["train", "--config", "pointnav_homes", f"run={folder}", f"data.folder={data}", *TINY]) == 0
+    return folder
+
+
+def answer(tmp_path, *arguments):
+    file = tmp_path / "answer.json"
+    assert main([*map(str, arguments), "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def mistake(capsys, *arguments):
+    assert main([*map(str, arguments)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("navprune: ")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("encoder", "macs", "parameters"), [("resnet50", 1.2310, 5.5913), ("resnet18", 0.5396, 2.6617)]
+)
+def test_cost_is_the_published_one(tmp_path, encoder, macs, parameters):
+    result = answer(tmp_path, "cost", encoder)
+    assert result["table1"] == {"macs_gi": macs, "parameters_mi": parameters}
+    assert result["deployed"]["macs"] > 0
+    assert result["input"] == [1, 256, 256]
+
+
+def test_train_evaluate_prune_compare(run, data, tmp_path):
+    result = answer(tmp_path, "evaluate", run, "--episodes", 4, "--pictures", 1, "--out", tmp_path / "val")
+    assert result["episodes"] == 4
+    assert set(result["measures"]["spl"]) == {"mean", "low", "high"}
+    assert len((tmp_path / "val" / "episodes.jsonl").read_text().splitlines()) == 4
+    assert len(list((tmp_path / "val").glob("*_map.png"))) == 1
+    slim = tmp_path / "slim"
+    pruned = answer(tmp_path, "prune", run, "--method", "magnitude", "--budget", "macs=0.6", "--out", slim)
+    assert 0 < pruned["after"]["table1"]["macs_gi"] <= 0.6 * pruned["before"]["table1"]["macs_gi"] + 1e-4
+    again = data.parent / "slim_run"
+    settings = [f"run={again}", f"data.folder={data}", *TINY, f"init={slim}", "init_weights=false"]
+    assert main(["train", *settings]) == 0
+    compared = answer(tmp_path, "compare", run, again, "--out", tmp_path / "page", "--pictures", 0)
+    assert [row["name"] for row in compared["rows"]] == ["run", "slim_run"]
+    assert "slim_run" in (tmp_path / "page" / "report.html").read_text()
+
+
+def test_gates_are_learned_on_the_task(data, tmp_path):
+    arguments = [
+        "prune",
+        "resnet50",
+        f"data.folder={data}",
+        *TINY,
+        "agent.base_planes=8",
+        "--steps",
+        "12",
+        "--epochs",
+        "1",
+    ]
+    result = answer(tmp_path, *arguments, "--budget", "macs=0.5", "--out", tmp_path / "slim")
+    assert result["method"] == "gates"
+    assert result["widths"]["stage3.block2.conv1"][1] >= 1
+
+
+def test_latency_rows_compare_with_the_first(run, tmp_path):
+    rows = answer(tmp_path, "latency", run, "simple_cnn", "--batch-sizes", "1,2", "--runs", 3)["rows"]
+    assert [(row["model"], row["batch_size"]) for row in rows] == [
+        ("run", 1),
+        ("simple_cnn", 1),
+        ("run", 2),
+        ("simple_cnn", 2),
+    ]
+    assert rows[0]["saving_realised"] == 0
+
+
+def test_generate_then_doctor(tmp_path):
+    result = answer(tmp_path, "scenes", "generate", "--out", tmp_path / "d", "--train", 1, "--val", 1,
+                    "--train-episodes", 5, "--val-episodes", 3, "--area", 40, 90)  # fmt: skip
+    assert result["splits"]["val"]["episodes"] == 3
+    findings = answer(tmp_path, "doctor", "--data", tmp_path / "d")["findings"]
+    assert {"homes v1 train", "homes v1 val"} <= {finding["name"] for finding in findings if finding["ok"]}
+    next((tmp_path / "d" / "scene_datasets" / "homes").glob("*.navmesh")).unlink()
+    findings = answer(tmp_path, "doctor", "--data", tmp_path / "d")["findings"]
+    assert any(not f["ok"] and "missing" in f["found"] for f in findings if f["name"].startswith("homes"))
+
+
+def test_help_answers_and_lists_every_pruning_method():
+    out = subprocess.run([sys.executable, "-m", "navprune.cli", "prune", "--help"], capture_output=True, text=True)
+    assert out.returncode == 0
+    assert all(method in out.stdout for method in ("gates", "magnitude", "random", "uniform"))
+
+
+class TestMistakes:
+    def evaluate(self, capsys, data, *more):
+        settings = [f"data.folder={data}", "data.name=reference", "task.width=8", "task.height=8"]
+        return mistake(capsys, "evaluate", "random", *settings, *more)
+
+    @pytest.fixture
+    def broken(self, data, tmp_path):
+        shutil.copytree(data, tmp_path / "data")
+        return tmp_path / "data"
+
+    def change_episode(self, broken, **changes):
+        file = broken / "datasets" / "pointnav" / "reference" / "v1" / "val" / "content" / "apartment.json.gz"
+        content = json.loads(gzip.decompress(file.read_bytes()))
+        content["episodes"][0] |= changes
+        file.write_bytes(gzip.compress(json.dumps(content).encode()))
+
+    def test_missing_split(self, capsys, data):
+        assert "train" in self.evaluate(capsys, data, "--split", "train")
+
+    def test_missing_scene(self, capsys, broken):
+        (broken / "scene_datasets" / "reference" / "apartment.glb").unlink()
+        assert "apartment.glb" in self.evaluate(capsys, broken)
+
+    def test_missing_navmesh(self, capsys, broken):
+        (broken / "scene_datasets" / "reference" / "apartment.navmesh").unlink()
+        assert "apartment.navmesh" in self.evaluate(capsys, broken)
+
+    @pytest.mark.parametrize("name", ["apartment.navmesh", "apartment.glb"])
+    def test_cut_off_scene_files(self, capsys, broken, name):
+        file = broken / "scene_datasets" / "reference" / name
+        file.write_bytes(file.read_bytes()[:1000])
+        assert name in self.evaluate(capsys, broken)
+
+    def test_a_glb_that_is_not_gltf(self, capsys, broken):
+        (broken / "scene_datasets" / "reference" / "apartment.glb").write_text("nothing of the kind")
+        assert "apartment.glb" in self.evaluate(capsys, broken)
+
+    def test_cut_off_episodes(self, capsys, broken):
+        file = broken / "datasets" / "pointnav" / "reference" / "v1" / "val" / "content" / "apartment.json.gz"
+        file.write_bytes(file.read_bytes()[:500])
+        assert "apartment.json.gz" in self.evaluate(capsys, broken)
+
+    def test_start_off_the_navmesh(self, capsys, broken):
+        self.change_episode(broken, start_position=[500.0, 0.0, 500.0])
+        assert "off the navmesh" in self.evaluate(capsys, broken)
+
+    def test_unreachable_goal(self, capsys, broken):
+        self.change_episode(broken, goals=[{"position": [500.0, 0.0, 500.0], "radius": 0.2}])
+        assert "cannot be reached" in self.evaluate(capsys, broken)
+
+    def test_truncated_checkpoint(self, capsys, run, tmp_path):
+        shutil.copytree((run / "latest").resolve(), tmp_path / "checkpoint")
+        weights = tmp_path / "checkpoint" / "weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:2000])
+        assert "weights.safetensors" in mistake(capsys, "evaluate", tmp_path / "checkpoint")
+
+    def test_checkpoint_of_another_spec(self, capsys, run, data):
+        error = mistake(capsys, "train", f"run={run}", f"data.folder={data}", *TINY, "agent.hidden_size=24")
+        assert "another spec" in error
+
+    def test_checkpoint_for_other_images(self, capsys, run):
+        assert "task.width=32" in mistake(capsys, "evaluate", run, "task.width=64")
+
+    def test_no_checkpoint(self, capsys, tmp_path):
+        assert "neither" in mistake(capsys, "cost", tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("budget", ["macs=0", "macs=1.5", "flops=0.5", "macs"])
+    def test_budget(self, capsys, tmp_path, budget):
+        error = mistake(capsys, "prune", "resnet18", "--method", "uniform", "--budget", budget, "--out", tmp_path / "x")
+        assert budget.partition("=")[0] in error
+        assert not (tmp_path / "x").exists()
+
+    def test_unknown_key(self, capsys):
+        assert "did you mean task.width" in mistake(capsys, "train", "task.widht=3")
