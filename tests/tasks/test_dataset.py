@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import check_episodes, read_episodes, scene_path
+from navprune.scenes.episodes import check_episodes, read_episodes, sample_episodes, scene_path
+from navprune.scenes.floorplan import draw_plan
 from navprune.scenes.navmesh import read_navmesh
+from navprune.scenes.walkable import home_navmesh
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks.dataset import HARD_RATIO, generate_dataset
 
@@ -64,11 +66,24 @@ def test_statistics_are_those_of_the_files(made):
             assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
+def test_homes_of_all_sizes_are_as_hard_as_gibson():
+    """Mean geodesic distance of at least 5 m and mean geodesic/Euclidean ratio of at least 1.3."""
+    geodesic, ratio = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        pathfinder = PathFinder(home_navmesh(draw_plan(rng)))
+        for episode in sample_episodes(pathfinder, "home", 40, rng):
+            geodesic.append(episode.geodesic_distance)
+            direct = np.linalg.norm(np.subtract(episode.goal_position, episode.start_position))
+            ratio.append(episode.geodesic_distance / direct)
+    assert np.mean(geodesic) >= 5.0
+    assert np.mean(ratio) >= 1.3
+    assert np.mean(np.array(ratio) >= HARD_RATIO) >= 0.25
+
+
 def test_train_and_val_share_no_scene(made):
     out, _ = made
-    files = [
-        hashlib.sha256(path.read_bytes()).digest() for path in (out / "scene_datasets").rglob("*.navmesh")
-    ]
+    files = [hashlib.sha256(path.read_bytes()).digest() for path in (out / "scene_datasets").rglob("*.navmesh")]
     assert len(files) == len(set(files)) == 3
 
 
