@@ -56,16 +56,12 @@ def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     Raises UserError on a name that does not exist, a wrong length, or a group that would vanish.
     """
     if unknown := set(keep) - {group.name for group in groups}:
-        raise UserError(
-            f"no channel group {sorted(unknown)[0]!r}: there are {', '.join(g.name for g in groups)}"
-        )
+        raise UserError(f"no channel group {sorted(unknown)[0]!r}: there are {', '.join(g.name for g in groups)}")
     full = {}
     for group in groups:
         kept = torch.as_tensor(keep.get(group.name, torch.ones(units(group), dtype=torch.bool)))
         if kept.shape != (units(group),) or kept.dtype != torch.bool:
-            raise UserError(
-                f"keep of {group.name!r} is {kept.dtype} {list(kept.shape)}: give bool [{units(group)}]"
-            )
+            raise UserError(f"keep of {group.name!r} is {kept.dtype} {list(kept.shape)}: give bool [{units(group)}]")
         if not kept.any():
             raise UserError(f"keep of {group.name!r} removes every channel: keep at least one unit")
         full[group.name] = kept

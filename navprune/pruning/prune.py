@@ -130,10 +130,7 @@ def prune(
 def expanded(spec: Spec, factor: float) -> Spec:
     """The same network with every encoder width multiplied by `factor`, rounded to whole units."""
     encoder = encoder_of(spec)
-    wider = {
-        layer.name: max(1, round(factor * layer.channels / layer.group)) * layer.group
-        for layer in encoder.layers
-    }
+    wider = {layer.name: max(1, round(factor * layer.channels / layer.group)) * layer.group for layer in encoder.layers}
     return with_encoder(spec, with_widths(encoder, wider))
 
 

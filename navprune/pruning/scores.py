@@ -19,8 +19,7 @@ Scores = dict[str, Tensor]
 def random(model: nn.Module, generator: torch.Generator) -> Scores:
     """Uniform in [0, 1): the control that any other method must beat (Blalock et al., MLSys 2020)."""
     return {
-        group.name: torch.rand(units(group), generator=generator, dtype=torch.float64)
-        for group in groups_of(model)
+        group.name: torch.rand(units(group), generator=generator, dtype=torch.float64) for group in groups_of(model)
     }
 
 

@@ -41,9 +41,7 @@ def parse_budget(text: str) -> dict[str, float]:
         try:
             budget[name] = float(value)
         except ValueError:
-            raise UserError(
-                f"budget {text!r}: {value!r} is not a number; write a share such as 0.5"
-            ) from None
+            raise UserError(f"budget {text!r}: {value!r} is not a number; write a share such as 0.5") from None
     check_budget(budget)
     return budget
 
@@ -56,9 +54,7 @@ def check_budget(budget: Budget) -> None:
         if name not in MEASURES:
             raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(MEASURES)}")
         if not 0 < share <= 1:
-            raise UserError(
-                f"budget: {name}={share:g} is not a share of the dense network; give 0 < {name} <= 1"
-            )
+            raise UserError(f"budget: {name}={share:g} is not a share of the dense network; give 0 < {name} <= 1")
 
 
 def search(
@@ -114,9 +110,7 @@ def search(
     for place in reversed(range(fitting)):
         if reached >= 1 - tolerance or not below:
             break
-        reached, chosen = max(
-            (reached, chosen), filled(above[:place] + above[place + 1 :], below), key=itemgetter(0)
-        )
+        reached, chosen = max((reached, chosen), filled(above[:place] + above[place + 1 :], below), key=itemgetter(0))
     if reached < 1 - tolerance and below:
         raise _refusal(budget, cost(channels(chosen)))
     keep = {group.name: torch.zeros(units(group), dtype=torch.bool) for group in groups}
