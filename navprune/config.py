@@ -161,8 +161,7 @@ def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
 def _nearest(name: str, known: Sequence[str]) -> str:
     leaf = name.rpartition(".")[2]
     moved = [key for key in known if key.rpartition(".")[2] == leaf]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or moved
-    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    close = difflib.get_close_matches(name, moved or known, n=1, cutoff=0.0)
     return f"did you mean {close[0]}?"
 
 

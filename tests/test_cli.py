@@ -74,17 +74,8 @@ def test_train_evaluate_prune_compare(run, data, tmp_path):
 
 
 def test_gates_are_learned_on_the_task(data, tmp_path):
-    arguments = [
-        "prune",
-        "resnet50",
-        f"data.folder={data}",
-        *TINY,
-        "agent.base_planes=8",
-        "--steps",
-        "12",
-        "--epochs",
-        "1",
-    ]
+    settings = [f"data.folder={data}", *TINY, "agent.base_planes=8", "--steps", "60", "--epochs", "1"]
+    arguments = ["prune", "resnet50", *settings]
     result = answer(tmp_path, *arguments, "--budget", "macs=0.5", "--out", tmp_path / "slim")
     assert result["method"] == "gates"
     assert result["widths"]["stage3.block2.conv1"][1] >= 1

@@ -61,9 +61,7 @@ class Episode:
 # ---- reading
 
 
-def scene_path(
-    data: str | os.PathLike, scene_id: str, scenes_folder: str | os.PathLike | None = None
-) -> Path:
+def scene_path(data: str | os.PathLike, scene_id: str, scenes_folder: str | os.PathLike | None = None) -> Path:
     """The GLB file of a scene: `scene_id` less a leading `data/scene_datasets/`, under the scenes folder."""
     folder = Path(data) / "scene_datasets" if scenes_folder is None else Path(scenes_folder)
     return folder / scene_id.removeprefix(PREFIX)
@@ -142,9 +140,7 @@ def _parse(entry: Any, index: int, path: Path) -> Episode:
             distance,
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: episode {index} has a bad {field} ({error!r}); mend or generate it again"
-        ) from None
+        raise UserError(f"{path}: episode {index} has a bad {field} ({error!r}); mend or generate it again") from None
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...]:
@@ -201,9 +197,7 @@ def sample_episodes(
             if len(episodes) == count:
                 return episodes
             goals = goals[~kept]
-    raise UserError(
-        f"{scene_id}: only {len(episodes)} of {count} episodes found; the scene is too small or too open"
-    )
+    raise UserError(f"{scene_id}: only {len(episodes)} of {count} episodes found; the scene is too small or too open")
 
 
 def _qualify(
@@ -223,14 +217,10 @@ def _qualify(
     )
 
 
-def _episode(
-    index: int, scene_id: str, start: NDArray, goal: NDArray, distance: float, rng: Generator
-) -> Episode:
+def _episode(index: int, scene_id: str, start: NDArray, goal: NDArray, distance: float, rng: Generator) -> Episode:
     half = rng.uniform(0.0, 2 * np.pi) / 2
     rotation = (0.0, float(np.sin(half)), 0.0, float(np.cos(half)))
-    return Episode(
-        str(index), scene_id, tuple(start.tolist()), rotation, tuple(goal.tolist()), None, distance
-    )
+    return Episode(str(index), scene_id, tuple(start.tolist()), rotation, tuple(goal.tolist()), None, distance)
 
 
 # ---- writing

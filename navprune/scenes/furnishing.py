@@ -134,9 +134,7 @@ class _Floor:
             return False
         largest = wide[np.argmax(shapely.area(wide))]
         reach = shapely.get_parts(self.thresholds)
-        return largest.area > 0.98 * shapely.area(wide).sum() and bool(
-            shapely.intersects(reach, largest).all()
-        )
+        return largest.area > 0.98 * shapely.area(wide).sum() and bool(shapely.intersects(reach, largest).all())
 
 
 def furnish(
@@ -224,7 +222,5 @@ def _chairs(table: Piece, rng: Generator) -> Iterator[Piece]:
 def _draw_rug(room: shapely.Polygon, rng: Generator) -> Piece | None:
     size = KINDS["rug"].draw_size(rng)
     middle = room.representative_point()
-    rug = Piece(
-        "rug", middle.x, middle.y, float(rng.uniform(-0.3, 0.3)), size, 0.001, int(rng.integers(2**31))
-    )
+    rug = Piece("rug", middle.x, middle.y, float(rng.uniform(-0.3, 0.3)), size, 0.001, int(rng.integers(2**31)))
     return rug if room.contains(rug.footprint) else None

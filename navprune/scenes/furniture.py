@@ -41,9 +41,7 @@ class Piece:
         width, depth, _ = self.size
         if KINDS[self.kind].round:
             around = np.arange(16) * (np.pi / 8)
-            corners = np.column_stack([np.cos(around) * width, np.sin(around) * depth]) * (
-                0.5 / np.cos(np.pi / 16)
-            )
+            corners = np.column_stack([np.cos(around) * width, np.sin(around) * depth]) * (0.5 / np.cos(np.pi / 16))
         else:
             corners = np.array([[-width, -depth], [width, -depth], [width, depth], [-width, depth]]) / 2
         c, s = np.cos(self.angle), np.sin(self.angle)
@@ -124,9 +122,7 @@ def _knob(x: float, y: float, z: float) -> Solid:
     return lathe(profile, METAL, 10).turned(np.pi / 2, axis=0).moved(x, y, z)
 
 
-def _front(
-    w: float, y: float, low: float, high: float, columns: int, rows: int, colour: Colour
-) -> list[Solid]:
+def _front(w: float, y: float, low: float, high: float, columns: int, rows: int, colour: Colour) -> list[Solid]:
     """Doors or drawers in a grid, with round edges and knobs, that reach 40 mm out from a face at `y`."""
     parts = []
     cell_w, cell_h = w / columns, (high - low) / rows
@@ -181,8 +177,7 @@ def _chair(size: Size, rng: Generator) -> Solid:
     wood, seat = _pick(rng, WOODS), 0.46
     back = d / 2 - 0.025
     posts = [
-        rod((s * (w / 2 - 0.025), back, seat), (s * (w / 2 - 0.025), back, h - 0.06), 0.016, wood)
-        for s in (-1, 1)
+        rod((s * (w / 2 - 0.025), back, seat), (s * (w / 2 - 0.025), back, h - 0.06), 0.016, wood) for s in (-1, 1)
     ]
     slats = [rod((x, back, seat), (x, back, h - 0.05), 0.009, wood) for x in np.linspace(-0.3, 0.3, 4) * w]
     rail = cushion((w, 0.035, 0.07), wood, (0, back, h - 0.07), 0.015, 2)
@@ -284,9 +279,7 @@ def _counter(size: Size, rng: Generator) -> Solid:
     for x, y in [(-0.1, -0.1), (0.1, -0.1), (-0.1, 0.1), (0.1, 0.1)]:
         ring = [(0.07, 0.0), (0.08, 0.008), (0.06, 0.012)]
         parts.append(lathe(ring, DARK, 20).moved(w / 4 + x, y, top - 0.002))
-    parts.append(
-        lathe([(0.17, 0.0), (0.18, 0.012), (0.14, 0.012), (0.12, 0.004)], METAL, 24).moved(-w / 4, -0.02, top)
-    )
+    parts.append(lathe([(0.17, 0.0), (0.18, 0.012), (0.14, 0.012), (0.12, 0.004)], METAL, 24).moved(-w / 4, -0.02, top))
     parts.append(rod((-w / 4, 0.22, top), (-w / 4, 0.22, top + 0.09), 0.012, METAL))
     parts.append(rod((-w / 4, 0.22, top + 0.085), (-w / 4, 0.06, top + 0.07), 0.01, METAL))
     return join(parts)
@@ -317,10 +310,7 @@ def _desk(size: Size, rng: Generator) -> Solid:
         cushion((w, d, 0.035), wood, (0, 0, top - 0.035), 0.012, 2),
         box((block, d - 0.1, top - 0.06), wood, (w / 2 - block / 2 - 0.01, 0.03, 0.03)),
         *[part.moved(w / 2 - block / 2 - 0.01) for part in drawers],
-        *[
-            rod((0.04 - w / 2, y, 0), (0.04 - w / 2, y, top - 0.03), 0.025, METAL)
-            for y in (0.05 - d / 2, d / 2 - 0.05)
-        ],
+        *[rod((0.04 - w / 2, y, 0), (0.04 - w / 2, y, top - 0.03), 0.025, METAL) for y in (0.05 - d / 2, d / 2 - 0.05)],
         cushion((0.56, 0.04, h - top - 0.08), DARK, (-0.1, d / 4, top + 0.08), 0.012, 2),
         lathe([(0.1, 0.0), (0.1, 0.012), (0.02, 0.03), (0.02, 0.1)], DARK, 20).moved(-0.1, d / 4, top),
         cushion((0.44, 0.14, 0.02), DARK, (-0.1, -d / 6, top), 0.008, 2),
@@ -419,9 +409,7 @@ def _screen(size: Size, rng: Generator) -> Solid:
     for i in range(panels):
         panel = [cushion((each, 0.025, h), wood, (0, 0, 0), 0.01, 2)]
         for row in range(3):
-            panel.append(
-                cushion((0.75 * each, 0.034, 0.26 * h), LINEN, (0, 0, (0.08 + 0.3 * row) * h), 0.01, 2)
-            )
+            panel.append(cushion((0.75 * each, 0.034, 0.26 * h), LINEN, (0, 0, (0.08 + 0.3 * row) * h), 0.01, 2))
         parts.append(join(panel).turned(tilt * (-1) ** i).moved((i + 0.5) * each - w / 2))
     return join(parts)
 

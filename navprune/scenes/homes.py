@@ -151,9 +151,7 @@ def _casing(door: Door) -> list[Solid]:
 
 def _coloured_mesh(solid: Solid) -> trimesh.Trimesh:
     """One mesh with vertex colours, shaded by the direction of each face; equal corners are shared."""
-    normals = np.cross(
-        solid.triangles[:, 1] - solid.triangles[:, 0], solid.triangles[:, 2] - solid.triangles[:, 0]
-    )
+    normals = np.cross(solid.triangles[:, 1] - solid.triangles[:, 0], solid.triangles[:, 2] - solid.triangles[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     shade = 0.86 + 0.14 * normals @ LIGHT
     colours = np.rint(solid.colours * np.minimum(shade, 1.0)[:, None])

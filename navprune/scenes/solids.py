@@ -83,9 +83,7 @@ def walls(area: shapely.Geometry, low: float, high: float) -> NDArray[np.float64
             ends.append(points[1:])
     a, b = np.concatenate(starts), np.concatenate(ends)
     a0, b0, a1, b1 = at_height(a, low), at_height(b, low), at_height(a, high), at_height(b, high)
-    return np.stack([np.stack([b0, a0, a1], axis=1), np.stack([b0, a1, b1], axis=1)], axis=1).reshape(
-        -1, 3, 3
-    )
+    return np.stack([np.stack([b0, a0, a1], axis=1), np.stack([b0, a1, b1], axis=1)], axis=1).reshape(-1, 3, 3)
 
 
 def plan_triangles(area: shapely.Geometry) -> NDArray[np.float64]:
@@ -105,9 +103,7 @@ def at_height(plan: NDArray[np.float64], z: float) -> NDArray[np.float64]:
     return np.concatenate([plan, np.full((*plan.shape[:-1], 1), z)], axis=-1)
 
 
-def lathe(
-    profile: ArrayLike, colour: Colour, sections: int = 16, stretch: tuple[float, float] = (1.0, 1.0)
-) -> Solid:
+def lathe(profile: ArrayLike, colour: Colour, sections: int = 16, stretch: tuple[float, float] = (1.0, 1.0)) -> Solid:
     """A profile `[P, 2]` of (radius, height), from bottom to top, turned about z.
 
     Open ends are closed by flat discs. `stretch` scales x and y, for ovals.

@@ -54,9 +54,7 @@ def test_habitats_own_episodes_pass_the_check_and_moved_ones_do_not(apartment):
     episodes = [e for e in read_episodes(REFERENCE, "reference", "val") if "apartment" in e.scene_id]
     check_episodes(episodes, apartment)
     outside = replace(episodes[3], start_position=(100.0, 0.0, 100.0))
-    with pytest.raises(
-        UserError, match=rf"val\.json.*episode {outside.episode_id} of .*start is off"
-    ) as raised:
+    with pytest.raises(UserError, match=rf"val\.json.*episode {outside.episode_id} of .*start is off") as raised:
         check_episodes([*episodes, outside], apartment, "val.json")
     assert "\n" not in str(raised.value)
     away = replace(episodes[3], goal_position=(100.0, 0.0, 100.0))

@@ -35,9 +35,7 @@ def test_rooms_do_not_meet_and_doors_join_their_two_rooms(plans):
             assert width >= 0.75
             assert door.height in (DOOR_HEIGHT, plan.ceiling)
             for i in door.rooms:
-                assert door.polygon.intersection(plan.rooms[i].polygon).length == pytest.approx(
-                    width, abs=1e-6
-                )
+                assert door.polygon.intersection(plan.rooms[i].polygon).length == pytest.approx(width, abs=1e-6)
         assert plan.floor.geom_type == "Polygon"  # all rooms hang together
 
 

@@ -21,9 +21,7 @@ def shortest(area, start, goal):
     shapely.prepare(slack)
     seen = shapely.covers(slack, shapely.linestrings(np.stack([points[i], points[j]], axis=1)))
     length = np.full((len(points), len(points)), np.inf)
-    length[i[seen], j[seen]] = length[j[seen], i[seen]] = np.linalg.norm(
-        points[i[seen]] - points[j[seen]], axis=1
-    )
+    length[i[seen], j[seen]] = length[j[seen], i[seen]] = np.linalg.norm(points[i[seen]] - points[j[seen]], axis=1)
     best, queue = np.full(len(points), np.inf), [(0.0, 0)]
     while queue:
         distance, node = heapq.heappop(queue)
