@@ -230,7 +230,7 @@ def _add_prune(commands: Any) -> None:
 
 
 def _pruning_methods() -> str:
-    from navprune.pruning.prune import METHODS
+    from navprune.pruning.methods import METHODS
 
     return "methods:\n" + "\n".join(f"  {name:10} {summary}" for name, summary in METHODS.items())
 
