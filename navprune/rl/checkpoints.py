@@ -96,12 +96,8 @@ def find_checkpoint(path: Path | str, names: tuple[str, ...] = (BEST, LATEST)) -
         if (path / name / SPEC).is_file():
             return (path / name).resolve()
     if not path.exists():
-        raise UserError(
-            f"no checkpoint at {path}: there is no such folder; give a run or a checkpoint folder"
-        )
-    raise UserError(
-        f"no checkpoint in {path}: neither {SPEC} nor a link {' or '.join(names)}; train one first"
-    )
+        raise UserError(f"no checkpoint at {path}: there is no such folder; give a run or a checkpoint folder")
+    raise UserError(f"no checkpoint in {path}: neither {SPEC} nor a link {' or '.join(names)}; train one first")
 
 
 def read_spec(folder: Path) -> PolicySpec:
@@ -129,13 +125,9 @@ def load_trainer(folder: Path, policy: PointNavPolicy) -> dict[str, Any]:
     Raises UserError for a checkpoint of another architecture, a missing or a cut-off file.
     """
     if read_spec(folder) != policy.spec:
-        raise UserError(
-            f"{folder} holds a policy of another spec than this run's; use another run folder or that spec"
-        )
+        raise UserError(f"{folder} holds a policy of another spec than this run's; use another run folder or that spec")
     load_weights(folder, policy)
-    return unpack(
-        _read(folder / TRAINER, lambda d: torch.load(io.BytesIO(d), map_location="cpu", weights_only=True))
-    )
+    return unpack(_read(folder / TRAINER, lambda d: torch.load(io.BytesIO(d), map_location="cpu", weights_only=True)))
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -244,9 +236,7 @@ def pack(value: Any, place: str = "trainer") -> Any:
         return value.detach().cpu().clone()  # a view would bring all of its storage along
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(
-        f"{place} is a {type(value).__name__}; a checkpoint holds plain data, tensors and arrays only"
-    )
+    raise TypeError(f"{place} is a {type(value).__name__}; a checkpoint holds plain data, tensors and arrays only")
 
 
 def unpack(value: Any) -> Any:

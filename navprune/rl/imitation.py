@@ -1,10 +1,9 @@
 """Expert warm start: imitation of shortest-path actions with dataset aggregation (DAgger, Ross et al. 2011).
 
 Each update collects one round of `steps` x N frames, labels every frame with the expert's action, adds the
-round to a bounded buffer and takes gradient steps on sequences drawn from all of it. An episode is driven
-from beginning to end either by the expert, with probability beta, or by the policy itself; beta falls
-linearly from 1 to 0, so the agent learns what to do where its own mistakes lead it. An expert-driven agent
-costs no forward pass.
+round to a bounded buffer and takes gradient steps on sequences drawn from all of it. An episode is driven from
+beginning to end either by the expert, with probability beta, or by the policy itself, so that the agent also
+learns what to do where its own mistakes lead it. An agent that the expert drives costs no forward pass.
 """
 
 from __future__ import annotations
@@ -47,8 +46,9 @@ class WarmStartConfig:
     """Adam's learning rate at the beginning, falling linearly to 0; above 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; above 0."""
-    beta_end: float = 0.5
-    """Share of the phase after which the expert no longer drives; from 0 (it never does) to 1."""
+    beta_final: float = 0.9
+    """Probability that the expert drives an episode at the end of the phase, falling linearly from 1; from 0
+    to 1. A policy that hesitates makes episodes many times as long as the expert's: few are many frames."""
     inflection_weight: float = 1.0
     """Weight of frames whose label differs from the previous action (Wijmans et al. 2019); above 0."""
     value_coefficient: float = 0.05
@@ -66,7 +66,7 @@ class WarmStartConfig:
             epochs=(tiny, huge),
             lr=(tiny, 1.0),
             max_grad_norm=(tiny, huge),
-            beta_end=(0.0, 1.0),
+            beta_final=(0.0, 1.0),
             inflection_weight=(tiny, huge),
             value_coefficient=(0.0, huge),
             gamma=(0.0, 1.0),
@@ -136,7 +136,7 @@ class WarmStart:
 
     def beta(self, progress: float) -> float:
         """Return the probability that the expert drives an episode that begins at `progress` in [0, 1]."""
-        return max(0.0, 1.0 - progress / self.config.beta_end) if self.config.beta_end > 0 else 0.0
+        return 1.0 - progress * (1.0 - self.config.beta_final)
 
     def update(self, progress: float) -> dict[str, float]:
         """Collect a round, learn from the buffer, return mean losses; `progress` [0, 1] drives schedules."""
@@ -164,9 +164,7 @@ class WarmStart:
             frame = {f"observations.{name}": compact(value) for name, value in actor.observations.items()}
             frame |= {"previous": actor.previous.cpu(), "masks": actor.masks.cpu(), "expert": expert.cpu()}
             step = actor.step(*self._act(expert.to(actor.device)))
-            frames.append(
-                {**frame, "rewards": step.reward.cpu(), "done": (step.terminated | step.truncated).cpu()}
-            )
+            frames.append({**frame, "rewards": step.reward.cpu(), "done": (step.terminated | step.truncated).cpu()})
             for finished in step.finished:
                 if not self.by_expert[finished.env]:
                     actor.window.add(finished.measures)
@@ -192,9 +190,7 @@ class WarmStart:
         for past in reversed(self.rounds):
             if past.returns.isfinite().all():
                 break
-            past.returns = discounted_returns(
-                past.data["rewards"], past.data["done"], following, self.config.gamma
-            )
+            past.returns = discounted_returns(past.data["rewards"], past.data["done"], following, self.config.gamma)
             following = past.returns[0]
 
     def _learn(self) -> dict[str, float]:
@@ -209,9 +205,7 @@ class WarmStart:
     def _draw(self) -> list[tuple[int, int, int]]:
         """Draw the sequences of a batch: (round, sequence within it, environment) each."""
         sequences, n = self.config.steps // self.config.sequence, self.actor.env.num_envs
-        drawn = torch.randint(
-            len(self.rounds) * sequences * n, (self.config.batch,), generator=self.actor.generator
-        )
+        drawn = torch.randint(len(self.rounds) * sequences * n, (self.config.batch,), generator=self.actor.generator)
         return [(i // (sequences * n), i // n % sequences, i % n) for i in drawn.tolist()]
 
     def _gradient_step(self, places: list[tuple[int, int, int]]) -> Tensor:
@@ -235,9 +229,7 @@ class WarmStart:
         known = returns.isfinite()
         errors = (output.values.float() - returns.nan_to_num())[known].square()
         value = errors.mean() if len(errors) else torch.zeros((), device=device)
-        gradient_step(
-            self.policy, self.optimiser, action + config.value_coefficient * value, config.max_grad_norm
-        )
+        gradient_step(self.policy, self.optimiser, action + config.value_coefficient * value, config.max_grad_norm)
         agreement = (logits.argmax(-1) == expert).float().mean()
         return torch.stack([action, value, agreement]).detach().cpu()
 
@@ -294,9 +286,7 @@ class WarmStart:
         self.collected = state["collected"]
         first = self.collected - len(state["states"]) + 1
         self.rounds.clear()
-        for number, states, returns in zip(
-            range(first, self.collected + 1), state["states"], state["returns"]
-        ):
+        for number, states, returns in zip(range(first, self.collected + 1), state["states"], state["returns"]):
             data = load_tensors(self._file(number))
             self.rounds.append(Round(number, data, states, returns))
         self.on_disk = {past.number for past in self.rounds}

@@ -144,9 +144,7 @@ class Rollout:
             return torch.zeros(steps, actor.env.num_envs, dtype=dtype, device=actor.device)
 
         return cls(
-            observations={
-                name: value.new_zeros(steps, *value.shape) for name, value in actor.observations.items()
-            },
+            observations={name: value.new_zeros(steps, *value.shape) for name, value in actor.observations.items()},
             state=torch.zeros_like(actor.state),
             actions=room(torch.int64),
             previous=room(torch.int64),

@@ -151,9 +151,7 @@ class Trainer:
                 )
             self._resume(latest.resolve())
         elif resume == "always":
-            raise UserError(
-                f"{self.folder} holds no checkpoint to go on from; check the folder, or start afresh"
-            )
+            raise UserError(f"{self.folder} holds no checkpoint to go on from; check the folder, or start afresh")
         else:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             self.actor.reset()
@@ -291,9 +289,7 @@ class Trainer:
     def _tidy(self) -> None:
         """Point `best` at the best checkpoint and delete what neither it nor the latest ones need."""
         checkpoints.point(self.folder / checkpoints.BEST, self._checkpoint(self.best_frames))
-        written = sorted(
-            int(path.name) for path in self._checkpoint(0).parent.iterdir() if path.name.isdigit()
-        )
+        written = sorted(int(path.name) for path in self._checkpoint(0).parent.iterdir() if path.name.isdigit())
         kept = [frames for frames in written if frames <= self.frames][-self.config.keep_checkpoints :]
         for frames in set(written) - {*kept, self.best_frames}:
             shutil.rmtree(self._checkpoint(frames))

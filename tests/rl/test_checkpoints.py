@@ -29,9 +29,7 @@ def policy(toys):
 
 @pytest.fixture
 def saved(policy, tmp_path):
-    return save_checkpoint(
-        tmp_path / "one", policy, config="seed: 5\n", metrics={"spl": 0.5}, trainer={"frames": 7}
-    )
+    return save_checkpoint(tmp_path / "one", policy, config="seed: 5\n", metrics={"spl": 0.5}, trainer={"frames": 7})
 
 
 def same_weights(a, b):
@@ -131,9 +129,7 @@ def test_a_checkpoint_of_another_spec(toys, saved):
         load_trainer(saved, toys.policy(hidden_size=24))
     spec = json.loads((saved / "spec.json").read_text())
     (saved / "spec.json").write_text(json.dumps({**spec, "hidden_size": 24}))
-    with pytest.raises(
-        UserError, match=r"another architecture: action_distribution\.linear\.weight is \(4, 16\)"
-    ):
+    with pytest.raises(UserError, match=r"another architecture: action_distribution\.linear\.weight is \(4, 16\)"):
         load_policy(saved)
 
 

@@ -73,9 +73,8 @@ def test_the_driver_changes_only_where_an_episode_begins(start):
     assert drivers.any() and not drivers.all()
 
 
-def test_beta_falls_to_nothing(start):
-    assert [start(beta_end=0.5).beta(p) for p in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.5, 0.0, 0.0]
-    assert start(beta_end=0.0).beta(0.0) == 0.0
+def test_beta_falls_to_its_final_value(start):
+    assert [start(beta_final=0.5).beta(p) for p in (0.0, 0.5, 1.0)] == [1.0, 0.75, 0.5]
 
 
 def test_the_buffer_is_bounded_and_keeps_the_latest_rounds(start):
@@ -93,8 +92,7 @@ def test_returns_become_known_when_the_episode_ends(start):
         warm.rounds.append(warm._collect(beta=1.0))
         warm._revise_returns()
     rewards, done, returns = (
-        torch.cat(parts)
-        for parts in zip(*((p.data["rewards"], p.data["done"], p.returns) for p in warm.rounds))
+        torch.cat(parts) for parts in zip(*((p.data["rewards"], p.data["done"], p.returns) for p in warm.rounds))
     )
     expected = discounted_returns(rewards, done, torch.full((4,), math.nan), warm.config.gamma)
     assert torch.equal(returns.nan_to_num(-99), expected.nan_to_num(-99))
@@ -149,9 +147,7 @@ def test_the_inflection_weight_counts_changes_of_action_more(start):
 
 def test_the_expert_of_the_corridor_is_imitated(toys, tmp_path):
     frames = 6_400
-    warm = WarmStartConfig(
-        frames=frames, steps=16, sequence=16, batch=16, epochs=24.0, lr=1e-2, value_coefficient=0.5
-    )
+    warm = WarmStartConfig(frames=frames, steps=16, sequence=16, batch=16, epochs=24.0, lr=1e-2, value_coefficient=0.5)
     config = TrainerConfig(total_frames=frames, threads=1)
     policy = toys.blind_policy()
     result = train(policy, toys.Corridor(num_envs=32), config, PPOConfig(), warm, tmp_path)
@@ -165,7 +161,7 @@ def test_the_expert_of_the_corridor_is_imitated(toys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "message"), [({"steps": 10, "sequence": 4}, "multiple"), ({"beta_end": 2}, "beta_end")]
+    ("field", "message"), [({"steps": 10, "sequence": 4}, "multiple"), ({"beta_final": 2}, "beta_final")]
 )
 def test_values_out_of_range_are_named(field, message):
     with pytest.raises(UserError, match=message):

@@ -52,9 +52,7 @@ def test_advantages_are_the_weighted_sum_of_their_definition(seed, steps, gamma,
     rewards, values, next_values = torch.randn(3, steps, 2, generator=generator, dtype=torch.float64)
     ends = torch.randint(6, (steps, 2), generator=generator)
     terminated, truncated = ends == 0, ends == 1
-    result = advantages(
-        rewards, values, next_values, terminated, truncated, gamma=gamma, gae_lambda=gae_lambda
-    )
+    result = advantages(rewards, values, next_values, terminated, truncated, gamma=gamma, gae_lambda=gae_lambda)
     for n in range(2):
         for t in range(steps):
             total = 0.0
@@ -76,9 +74,7 @@ def test_advantages_refuse_to_broadcast():
 def test_losses_computed_by_hand():
     log_probs, old = torch.tensor([math.log(0.6), math.log(0.1)]), torch.tensor([math.log(0.3)] * 2)
     # Ratios 2 and 1/3 are clipped to 1.2 and 0.8; the pessimistic one of each pair counts.
-    assert policy_loss(log_probs, old, torch.tensor([1.0, 1.0]), 0.2).item() == pytest.approx(
-        -(1.2 + 1 / 3) / 2
-    )
+    assert policy_loss(log_probs, old, torch.tensor([1.0, 1.0]), 0.2).item() == pytest.approx(-(1.2 + 1 / 3) / 2)
     assert policy_loss(log_probs, old, torch.tensor([-1.0, -1.0]), 0.2).item() == pytest.approx((2 + 0.8) / 2)
     values, before, returns = torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([3.0])
     assert value_loss(values, before, returns, None).item() == 0

@@ -17,7 +17,7 @@ from navprune.rl.trainer import TrainerConfig, train
 
 PPO = PPOConfig(steps=6, epochs=2, linear_lr=True, linear_clip=True)
 # 12 steps x 4 environments an update: seven updates of warm start, the buffer keeps the last three.
-WARM = WarmStartConfig(frames=336, steps=12, sequence=6, batch=3, capacity=150, epochs=1, beta_end=0.6)
+WARM = WarmStartConfig(frames=336, steps=12, sequence=6, batch=3, capacity=150, epochs=1, beta_final=0.0)
 RUN = TrainerConfig(total_frames=480, threads=1, checkpoint_seconds=0, window=5)
 
 
@@ -130,9 +130,7 @@ def test_the_best_checkpoint_has_the_highest_spl_of_a_full_window(toys, tmp_path
 def events(folder):
     accumulator = EventAccumulator(str(folder / "tensorboard"))
     accumulator.Reload()
-    return {
-        tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
-    }
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
 def test_tensorboard_has_habitats_names_and_forgets_what_was_lost(toys, whole, tmp_path):
