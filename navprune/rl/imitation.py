@@ -1,9 +1,10 @@
 """Expert warm start: imitation of shortest-path actions with dataset aggregation (DAgger, Ross et al. 2011).
 
 Each update collects one round of `steps` x N frames, labels every frame with the expert's action, adds the
-round to a bounded buffer and takes gradient steps on sequences drawn from all of it. An episode is driven from
-beginning to end either by the expert, with probability beta, or by the policy itself, so that the agent also
-learns what to do where its own mistakes lead it. An agent that the expert drives costs no forward pass.
+round to a bounded buffer and takes gradient steps on sequences drawn from all of it. An episode begins with the
+expert at the wheel, with probability beta, or with the policy, so that the agent also learns what to do where its
+own mistakes lead it. A policy that gets nowhere hands over to the expert, who shows the way out; and while the
+expert drives, the policy takes a step now and then, so that paths are left and found again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from navprune.rl.rollouts import Actor
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy
+    from navprune.tasks.pointnav import Finished
+
+STOP = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +50,14 @@ class WarmStartConfig:
     """Adam's learning rate at the beginning, falling linearly to 0; above 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; above 0."""
-    beta_final: float = 0.9
-    """Probability that the expert drives an episode at the end of the phase, falling linearly from 1; from 0
-    to 1. A policy that hesitates makes episodes many times as long as the expert's: few are many frames."""
+    beta_final: float = 0.3
+    """Probability that an episode begins with the expert at the end of the phase, falling linearly from 1;
+    from 0 to 1."""
+    patience: int = 15
+    """Steps without getting nearer to the goal after which the policy hands over to the expert; 1 or more.
+    Without it a policy that hesitates fills the buffer with the places where it is stuck."""
+    stray: float = 0.2
+    """Share of the expert's steps that the policy takes, though it may not stop there; from 0 to 1."""
     inflection_weight: float = 1.0
     """Weight of frames whose label differs from the previous action (Wijmans et al. 2019); above 0."""
     value_coefficient: float = 0.05
@@ -67,6 +76,8 @@ class WarmStartConfig:
             lr=(tiny, 1.0),
             max_grad_norm=(tiny, huge),
             beta_final=(0.0, 1.0),
+            patience=(1, huge),
+            stray=(0.0, 1.0),
             inflection_weight=(tiny, huge),
             value_coefficient=(0.0, huge),
             gamma=(0.0, 1.0),
@@ -93,6 +104,40 @@ class Round:
     returns: Tensor
 
 
+class Drivers:
+    """Who drives each of N environments, the expert or the policy; see the module's text."""
+
+    def __init__(self, environments: int, patience: int) -> None:
+        self.patience = patience
+        self.expert = torch.zeros(environments, dtype=torch.bool)
+        """Whether the expert drives, [N]."""
+        self.handed_over = torch.zeros(environments, dtype=torch.bool)
+        """Whether it took over in the running episode, [N]."""
+        self._reward, self._best, self._stalled = torch.zeros(3, environments)
+
+    def choose(self, begins: Tensor, draws: Tensor, beta: float) -> None:
+        """Choose anew where an episode begins, bool [N], by uniform `draws` [N]; hand over where one is stuck."""
+        stuck = ~begins & ~self.expert & (self._stalled >= self.patience)
+        self.expert = torch.where(begins, draws < beta, self.expert | stuck)
+        self.handed_over = ~begins & (self.handed_over | stuck)
+
+    def note(self, reward: Tensor, ended: Tensor) -> None:
+        """Take in the rewards float [N] of a step and whether it ended the episode; progress is a new best sum."""
+        self._reward += reward
+        better = self._reward > self._best
+        self._best = torch.where(better, self._reward, self._best) * ~ended
+        self._stalled = torch.where(better, 0.0, self._stalled + 1) * ~ended
+        self._reward *= ~ended
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all of it."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` returned."""
+        vars(self).update(state)
+
+
 def discounted_returns(rewards: Tensor, done: Tensor, following: Tensor, gamma: float) -> Tensor:
     """Return the discounted sum of rewards to the end of the episode for every step.
 
@@ -109,9 +154,9 @@ def discounted_returns(rewards: Tensor, done: Tensor, following: Tensor, gamma: 
 class WarmStart:
     """Collects rounds and imitates the expert on all that the buffer holds.
 
-    The recurrent state before a sequence is the one that the agent had when it was collected (zero where the
-    expert drove); each time a sequence is trained on, its last state replaces the stored one of the sequence
-    after it. Rounds needed to go on are kept in `folder`, a file each.
+    The recurrent state before a sequence is the one that the agent had when it was collected; each time a sequence
+    is trained on, its last state replaces the stored one of the sequence after it. Rounds needed to go on are kept
+    in `folder`, a file each.
     """
 
     name = "warm_start"
@@ -125,7 +170,7 @@ class WarmStart:
             )
         self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=1e-5)
         self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
-        self.by_expert = torch.zeros(actor.env.num_envs, dtype=torch.bool)
+        self.drivers = Drivers(actor.env.num_envs, config.patience)
         self.collected = 0
         self.on_disk: set[int] = set()
 
@@ -135,7 +180,7 @@ class WarmStart:
         return self.config.steps * self.actor.env.num_envs
 
     def beta(self, progress: float) -> float:
-        """Return the probability that the expert drives an episode that begins at `progress` in [0, 1]."""
+        """Return the probability that an episode at `progress` in [0, 1] begins with the expert."""
         return 1.0 - progress * (1.0 - self.config.beta_final)
 
     def update(self, progress: float) -> dict[str, float]:
@@ -156,7 +201,7 @@ class WarmStart:
         for t in range(self.config.steps):
             begins = ~actor.masks.cpu()
             draws = torch.rand(len(begins), generator=actor.generator)
-            self.by_expert = torch.where(begins, draws < beta, self.by_expert)
+            self.drivers.choose(begins, draws, beta)
             if t % self.config.sequence == 0:
                 states.append(actor.state.cpu())
             with actor.timers("environment"):
@@ -164,25 +209,31 @@ class WarmStart:
             frame = {f"observations.{name}": compact(value) for name, value in actor.observations.items()}
             frame |= {"previous": actor.previous.cpu(), "masks": actor.masks.cpu(), "expert": expert.cpu()}
             step = actor.step(*self._act(expert.to(actor.device)))
-            frames.append({**frame, "rewards": step.reward.cpu(), "done": (step.terminated | step.truncated).cpu()})
-            for finished in step.finished:
-                if not self.by_expert[finished.env]:
-                    actor.window.add(finished.measures)
+            reward, done = step.reward.cpu(), (step.terminated | step.truncated).cpu()
+            frames.append({**frame, "rewards": reward, "done": done})
+            self._count(step.finished)
+            self.drivers.note(reward, done)
         data = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
         self.collected += 1
         unknown = torch.full_like(data["rewards"], float("nan"))
         return Round(self.collected, data, torch.stack(states), unknown)
 
     def _act(self, expert: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the actions to take [N] and the states after them, zero where the expert drives."""
+        """Return the actions to take [N] and the policy's recurrent states after them."""
         actor = self.actor
-        actions, state = expert, torch.zeros_like(actor.state)
-        rows = (~self.by_expert).nonzero().squeeze(-1).to(actor.device)
-        if len(rows):
-            output = actor.forward(rows)
-            actions = expert.index_copy(0, rows, actor.sample(output.logits))
-            state[rows] = output.state.to(state.dtype)
-        return actions, state
+        output = actor.forward()
+        own = actor.sample(output.logits)
+        strays = torch.rand(len(own), generator=actor.generator).to(actor.device) < self.config.stray
+        leads = self.drivers.expert.to(actor.device) & ~(strays & (own != STOP))
+        return torch.where(leads, expert, own), output.state
+
+    def _count(self, finished: list[Finished]) -> None:
+        """Take the measures of the policy's episodes into the window; one that it handed over is a failure."""
+        for end in finished:
+            if self.drivers.handed_over[end.env]:
+                self.actor.window.add({**end.measures, "success": 0.0, "spl": 0.0, "soft_spl": 0.0})
+            elif not self.drivers.expert[end.env]:
+                self.actor.window.add(end.measures)
 
     def _revise_returns(self) -> None:
         """Bring the returns up to date with the episodes that ended in the latest round."""
@@ -273,7 +324,7 @@ class WarmStart:
         """Return all but the rounds' data, which `store` keeps."""
         return {
             "optimiser": self.optimiser.state_dict(),
-            "by_expert": self.by_expert,
+            "drivers": self.drivers.state_dict(),
             "collected": self.collected,
             "states": [past.states for past in self.rounds],
             "returns": [past.returns for past in self.rounds],
@@ -282,7 +333,7 @@ class WarmStart:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, with the data that `store` wrote."""
         self.optimiser.load_state_dict(state["optimiser"])
-        self.by_expert = state["by_expert"]
+        self.drivers.load_state_dict(state["drivers"])
         self.collected = state["collected"]
         first = self.collected - len(state["states"]) + 1
         self.rounds.clear()

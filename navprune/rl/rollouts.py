@@ -55,13 +55,10 @@ class Actor:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @torch.no_grad()
-    def forward(self, rows: Tensor | None = None) -> PolicyOutput:
-        """Run the policy on the present observations of all agents, or of those in `rows` (indices [K])."""
+    def forward(self) -> PolicyOutput:
+        """Run the policy on the present observations of all agents."""
         with self.timers("policy"), self.autocast():
-            if rows is None:
-                return self.policy(self.observations, self.state, self.previous, self.masks)
-            seen = {name: value[rows] for name, value in self.observations.items()}
-            return self.policy(seen, self.state[rows], self.previous[rows], self.masks[rows])
+            return self.policy(self.observations, self.state, self.previous, self.masks)
 
     def sample(self, logits: Tensor) -> Tensor:
         """Draw an action for each row of `logits` [K, A]; returns int64 [K]."""

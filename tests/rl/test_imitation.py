@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
-from navprune.rl.imitation import WarmStart, WarmStartConfig, compact, discounted_returns
+from navprune.rl.imitation import STOP, Drivers, WarmStart, WarmStartConfig, compact, discounted_returns
 from navprune.rl.monitor import EpisodeWindow, Timers
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.rollouts import Actor
@@ -50,27 +50,60 @@ def test_returns_are_discounted_sums_to_the_end_of_the_episode(seed, steps, gamm
             assert result[t].isnan()
 
 
-def test_while_the_expert_drives_the_network_rests_and_nothing_is_counted(start):
-    warm = start()
+def test_while_the_expert_drives_nothing_is_counted(start):
+    warm = start(stray=0.0)
     past = warm._collect(beta=1.0)
-    assert "policy" not in warm.actor.timers.seconds and not warm.actor.window.episodes
+    assert not warm.actor.window.episodes
     assert past.data["done"].any()
     # What was done at one step is the previous action of the next.
     assert past.data["previous"][1:].equal(past.data["expert"][:-1])
-    assert past.states.count_nonzero() == 0
 
 
-def test_the_driver_changes_only_where_an_episode_begins(start):
-    warm = start()
-    drivers = []
-    act = warm._act
-    warm._act = lambda expert: (drivers.append(warm.by_expert.clone()), act(expert))[1]
-    rounds = [warm._collect(beta=0.5) for _ in range(4)]
-    masks = torch.cat([past.data["masks"] for past in rounds])
-    drivers = torch.stack(drivers)
-    changed = drivers[1:] != drivers[:-1]
-    assert changed.any() and not (changed & masks[1:]).any()
-    assert drivers.any() and not drivers.all()
+def test_strays_are_the_policys_steps_and_never_stops(start):
+    warm = start(stray=1.0, patience=10**9)
+    past = warm._collect(beta=1.0)
+    taken, wanted = past.data["previous"][1:], past.data["expert"][:-1]
+    assert (taken != wanted).any()
+    assert (wanted[taken == STOP] == STOP).all()
+
+
+@given(st.integers(0, 1000), st.floats(0, 1), st.integers(1, 6))
+def test_a_driver_changes_where_an_episode_begins_or_the_policy_is_stuck(seed, beta, patience):
+    generator = torch.Generator().manual_seed(seed)
+    drivers, ended = Drivers(8, patience), torch.ones(8, dtype=torch.bool)
+    idle = torch.zeros(8)
+    for _ in range(30):
+        before = drivers.expert
+        drivers.choose(ended, torch.rand(8, generator=generator), beta)
+        stuck = ~ended & ~before & (idle >= patience)
+        assert ((drivers.expert == before) | ended | stuck).all()
+        assert (drivers.expert[stuck]).all() and (drivers.handed_over[stuck]).all()
+        assert not drivers.handed_over[ended].any()
+        begun = ended
+        ended = torch.rand(8, generator=generator) < 0.1
+        drivers.note(torch.full((8,), -0.01), ended)
+        idle = torch.where(ended, 0.0, torch.where(begun, 0.0, idle) + 1)
+
+
+def test_a_policy_that_makes_progress_keeps_the_wheel():
+    drivers, never = Drivers(1, patience=3), torch.zeros(1, dtype=torch.bool)
+    drivers.choose(~never, torch.ones(1), beta=0.5)
+    for _ in range(10):
+        drivers.note(torch.full((1,), 0.1), never)
+        drivers.choose(never, torch.ones(1), beta=0.5)
+        assert not drivers.expert
+    for _ in range(3):
+        assert not drivers.expert
+        drivers.note(torch.full((1,), -0.01), never)
+        drivers.choose(never, torch.ones(1), beta=0.5)
+    assert drivers.expert
+
+
+def test_an_episode_that_was_handed_over_counts_as_failed(start):
+    warm = start(patience=1, stray=0.0)
+    while not (warm.drivers.handed_over.any() and warm.actor.window.episodes):
+        warm._collect(beta=0.0)
+    assert any(episode["success"] == 0 for episode in warm.actor.window.episodes)
 
 
 def test_beta_falls_to_its_final_value(start):
@@ -121,10 +154,12 @@ def test_states_pass_from_a_sequence_to_the_next(start):
     warm = start()
     for _ in range(2):
         warm.rounds.append(warm._collect(beta=1.0))
+    before = [past.states.clone() for past in warm.rounds]
     states = torch.arange(3.0)[:, None, None].expand(3, *warm.rounds[0].states.shape[2:])
     warm._pass_on_states([(0, 0, 1), (0, 1, 2), (1, 1, 3)], states + 1)
     assert (warm.rounds[0].states[1, 1] == 1).all() and (warm.rounds[1].states[0, 2] == 2).all()
-    assert sum(past.states.count_nonzero() for past in warm.rounds) == 2 * states[0].numel()
+    changed = [(past.states != old).any(dim=-1).sum() for past, old in zip(warm.rounds, before)]
+    assert changed == [1, 1]
 
 
 def test_images_shrink_and_goals_stay_exact():
