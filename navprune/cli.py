@@ -18,7 +18,7 @@ from navprune.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 2 for the user's mistakes, 130 after Ctrl-C."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     try:
         result = options.run(options)
         if options.json is not None and result is not None:
@@ -34,6 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command; key=value may stand anywhere, which argparse alone allows only in one place."""
+    options, rest = parser.parse_known_args(arguments)
+    wrong = [text for text in rest if text.startswith("-") or not hasattr(options, "settings")]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        options.settings = [*options.settings, *rest]
+    return options
 
 
 class Parser(argparse.ArgumentParser):
@@ -227,6 +238,7 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400, help="gates: observations of each environment (default: 400)")
     parser.add_argument("--epochs", type=int, default=3, help="gates: passes through them (default: 3)")
+    parser.add_argument("--expansion", type=float, default=1.25, help="gates: width of the searched network (1.25)")
 
 
 def _pruning_methods() -> str:
@@ -237,6 +249,7 @@ def _pruning_methods() -> str:
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import config_of, pruning_json, run_pruning
+    from navprune.pruning.gates import GateConfig
     from navprune.pruning.search import parse_budget
     from navprune.reports.tables import pruning_table
 
@@ -249,6 +262,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
         seed=options.seed,
         steps=options.steps,
         epochs=options.epochs,
+        gates=GateConfig(expansion=options.expansion),
     )
     answer = pruning_json(result)
     print(pruning_table(answer).text())

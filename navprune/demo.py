@@ -8,6 +8,7 @@ from typing import Any
 from navprune.config import Config
 from navprune.jobs import CONTROLS, PRUNING, run_comparison, run_pruning, run_training
 from navprune.progress import ProgressLine
+from navprune.pruning.gates import GateConfig
 from navprune.reports.tables import Table
 from navprune.tasks.dataset import generate_dataset
 
@@ -15,7 +16,7 @@ HOMES: dict[str, Any] = {
     "train": 60,
     "val": 12,
     "seed": 7,
-    "area": (40.0, 60.0),
+    "area": (40.0, 50.0),
     "episodes_per_scene": 100,
     "val_episodes_per_scene": 10,
 }
@@ -35,7 +36,7 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     slim = out / "slim"
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")
-        run_pruning("resnet50", "gates", BUDGET, slim, config)
+        run_pruning("resnet50", "gates", BUDGET, slim, config, steps=100, gates=GateConfig(expansion=1.0))
     agents = {
         "resnet50": config,
         "resnet50-pruned": replace(config, init=str(slim), init_weights=False),

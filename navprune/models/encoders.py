@@ -133,9 +133,7 @@ class Block(nn.Module):
             layers += [Conv2d(a.channels, b.channels, kernel, own), _norm(b), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*layers[:-1])
         self.downsample = (
-            nn.Sequential(Conv2d(source.channels, trunk.channels, 1, stride), _norm(trunk))
-            if project
-            else None
+            nn.Sequential(Conv2d(source.channels, trunk.channels, 1, stride), _norm(trunk)) if project else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,9 +149,7 @@ class ResNet(nn.Module):
     def __init__(self, spec: EncoderSpec):
         super().__init__()
         stem = spec.by_name["stem"]
-        self.conv1 = nn.Sequential(
-            Conv2d(spec.input[0], stem.channels, 7, 2), _norm(stem), nn.ReLU(inplace=True)
-        )
+        self.conv1 = nn.Sequential(Conv2d(spec.input[0], stem.channels, 7, 2), _norm(stem), nn.ReLU(inplace=True))
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = [f"layer{stage}" for stage in range(1, len(spec.blocks) + 1)]
         for stage, name in enumerate(self.stages, start=1):

@@ -68,9 +68,7 @@ class Net(nn.Module):
         flat = math.prod(spec.encoder.output_shape)
         visual = spec.visual_features if flat else 0
         self.visual_fc = (
-            nn.Sequential(nn.Flatten(), nn.Linear(flat, visual), nn.ReLU(inplace=True))
-            if flat
-            else nn.Flatten()
+            nn.Sequential(nn.Flatten(), nn.Linear(flat, visual), nn.ReLU(inplace=True)) if flat else nn.Flatten()
         )
         self.state_encoder = StateEncoder(spec, visual + 2 * EMBEDDING)
 

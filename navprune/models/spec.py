@@ -259,9 +259,7 @@ def _shape(input: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=256)
-def _convolutions(
-    family: str, block: str, blocks: tuple[int, ...], height: int, width: int
-) -> tuple[Conv, ...]:
+def _convolutions(family: str, block: str, blocks: tuple[int, ...], height: int, width: int) -> tuple[Conv, ...]:
     convs: list[Conv] = []
 
     def add(
@@ -278,9 +276,7 @@ def _convolutions(
         size = add(size, "cnn.2", None, "conv1", "conv2", kernel=4, stride=2)
         add(size, "cnn.4", None, "conv2", "output", kernel=3)
     elif family == "resnet":
-        h, w = add(
-            size, "backbone.conv1.0", "backbone.conv1.1", "input", "stem", kernel=7, stride=2, padding=3
-        )
+        h, w = add(size, "backbone.conv1.0", "backbone.conv1.1", "input", "stem", kernel=7, stride=2, padding=3)
         size = (h - 1) // 2 + 1, (w - 1) // 2 + 1  # max-pool
         kernels = (3, 3) if block == "basic" else (1, 3, 1)
         for stage, index in ((s, i) for s, count in enumerate(blocks, start=1) for i in range(count)):
@@ -372,9 +368,7 @@ def _check_input(spec: EncoderSpec) -> None:
     for what, value in zip(("channels", "height", "width"), _shape(spec.input)):
         _check_positive(f"{title}: input {what}", value)
     if not spec.observations or any(key not in CHANNELS for key in spec.observations):
-        raise UserError(
-            f"{title}: observations are {spec.observations}; they must be of {', '.join(CHANNELS)}"
-        )
+        raise UserError(f"{title}: observations are {spec.observations}; they must be of {', '.join(CHANNELS)}")
     if sum(CHANNELS[key] for key in spec.observations) != spec.input[0]:
         raise UserError(f"{title}: {' + '.join(spec.observations)} do not have {spec.input[0]} channels")
     smallest = min((min(conv.height, conv.width) for conv in convolutions(spec)), default=0)

@@ -31,9 +31,7 @@ def read_foreign(path: str | Path) -> tuple[PolicySpec, dict[str, Tensor]]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than tensors; save its 'state_dict' alone and load that"
-        ) from error
+        raise UserError(f"{path}: holds more than tensors; save its 'state_dict' alone and load that") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}

@@ -56,9 +56,7 @@ class TopDownMap:
         flat = [tuple(p) for p in self.to_page(points).tolist()]
         ImageDraw.Draw(page).line(flat, fill=colour, width=round(width * self.oversampling), joint="curve")
 
-    def draw_track(
-        self, page: Image.Image, positions: np.ndarray, first: int, steps: int, width: float = 4
-    ) -> None:
+    def draw_track(self, page: Image.Image, positions: np.ndarray, first: int, steps: int, width: float = 4) -> None:
         """Draw the way through `positions` [P, 3], coloured by time: from step `first` on, of `steps`."""
         draw, flat = ImageDraw.Draw(page), self.to_page(positions)
         colours = style.rgb_of(style.TIME((first + np.arange(len(flat))) / max(steps, 1)))

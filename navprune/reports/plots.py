@@ -108,9 +108,7 @@ def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", run
             )  # fmt: skip
         axes.set(
             ylabel="SPL, with its 95 % interval",
-            xlabel="multiply-accumulates (Gi, table 1)"
-            if by == "macs"
-            else f"ms a frame, batch 1, {runtime}",
+            xlabel="multiply-accumulates (Gi, table 1)" if by == "macs" else f"ms a frame, batch 1, {runtime}",
             ylim=(0, 1.06),
         )
         axes.set_xlim(0, 1.12 * axes.dataLim.x1)

@@ -55,9 +55,7 @@ class Table:
         lines = (self.columns, *self.rows)
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         aligned = [
-            "  ".join(
-                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]
-            ).rstrip()
+            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip()
             for line in lines
         ]
         rule = "  ".join("-" * width for width in widths)
@@ -134,9 +132,7 @@ def latency_table(rows: Sequence[dict]) -> Table:
         )
         for row in rows
     ]
-    return Table(
-        ("encoder", "runtime", "batch", "median ms", "p95 ms", "realised", "theoretical"), tuple(cells)
-    )
+    return Table(("encoder", "runtime", "batch", "median ms", "p95 ms", "realised", "theoretical"), tuple(cells))
 
 
 def measure_table(evaluation: dict) -> Table:

@@ -55,9 +55,7 @@ def video_frames(recording: Recording, size: int = 360) -> Iterator[np.ndarray]:
         for panel in panels:
             sheet.paste(panel, (x, (size - panel.height) // 2))
             x += panel.width
-        ImageDraw.Draw(sheet).text(
-            (10, size + bar / 2), _caption(recording, t), style.INK, style.font(13), "lm"
-        )
+        ImageDraw.Draw(sheet).text((10, size + bar / 2), _caption(recording, t), style.INK, style.font(13), "lm")
         yield np.asarray(sheet)
 
 

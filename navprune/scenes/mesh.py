@@ -94,9 +94,7 @@ def _primitive(geometry: trimesh.Trimesh, transform: NDArray, texture: int) -> t
     if uv is None:
         uv = np.zeros((len(vertices), 2))
     else:
-        uv = np.column_stack(
-            [uv[:, 0], 1.0 - uv[:, 1]]
-        )  # trimesh counts v from the bottom, glTF from the top
+        uv = np.column_stack([uv[:, 0], 1.0 - uv[:, 1]])  # trimesh counts v from the bottom, glTF from the top
     # A mirroring node turns the triangles inside out; glTF keeps their fronts in front.
     faces = geometry.faces if np.linalg.det(matrix) >= 0 else geometry.faces[:, ::-1]
     return (

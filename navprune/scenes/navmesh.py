@@ -61,9 +61,7 @@ POLYGON = np.dtype(
         ("area_and_type", "u1"),
     ]
 )
-LINK = np.dtype(
-    [("ref", "<u4"), ("next", "<u4"), ("edge", "u1"), ("side", "u1"), ("lower", "u1"), ("upper", "u1")]
-)
+LINK = np.dtype([("ref", "<u4"), ("next", "<u4"), ("edge", "u1"), ("side", "u1"), ("lower", "u1"), ("upper", "u1")])
 DETAIL = np.dtype(
     [
         ("vertex_base", "<u4"),
@@ -179,9 +177,7 @@ def read_navmesh(path: str | os.PathLike) -> NavMesh:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot read the navmesh {path}: {error.strerror or error}; check the path"
-        ) from None
+        raise UserError(f"cannot read the navmesh {path}: {error.strerror or error}; check the path") from None
     return parse_navmesh(data, str(path))
 
 
@@ -256,10 +252,7 @@ def _fault(tile: Tile) -> str | None:
     numbers = (tile.vertices, tile.detail_vertices, tile.header["lower"], tile.header["upper"])
     if not all(np.all(np.abs(array) <= MAX_COORDINATE) for array in numbers):
         return "has coordinates that are not sensible metres"
-    if (
-        not 0 < tile.header["bv_scale"] <= MAX_COORDINATE
-        or not 0 <= tile.header["walkable_climb"] <= MAX_COORDINATE
-    ):
+    if not 0 < tile.header["bv_scale"] <= MAX_COORDINATE or not 0 <= tile.header["walkable_climb"] <= MAX_COORDINATE:
         return "has a header without sensible sizes"
     if len(details) != len(polygons):
         return "has not one detail mesh for each polygon"
@@ -281,8 +274,7 @@ def _fault(tile: Tile) -> str | None:
     corner = tile.detail_triangles[triangle, :3].astype(np.int64)
     extra = corner - corner_counts[owner, None]
     if np.any(
-        (extra >= 0)
-        & (details["vertex_base"].astype(np.int64)[owner, None] + extra >= len(tile.detail_vertices))
+        (extra >= 0) & (details["vertex_base"].astype(np.int64)[owner, None] + extra >= len(tile.detail_vertices))
     ):
         return "has a detail triangle whose corner does not exist"
     index = tile.bv_nodes["index"].astype(np.int64)
@@ -326,9 +318,7 @@ def write_navmesh(path: str | os.PathLike, navmesh: NavMesh) -> None:
     try:
         Path(path).write_bytes(navmesh_bytes(navmesh))
     except OSError as error:
-        raise UserError(
-            f"cannot write the navmesh {path}: {error.strerror or error}; choose another place"
-        ) from None
+        raise UserError(f"cannot write the navmesh {path}: {error.strerror or error}; choose another place") from None
 
 
 def navmesh_bytes(navmesh: NavMesh) -> bytes:
@@ -372,9 +362,7 @@ def navmesh_from_polygons(
         records["corners"][index, : len(polygon)] = polygon
         for edge, pair in enumerate(zip(polygon, [*polygon[1:], polygon[0]])):
             if pair in edges:
-                raise UserError(
-                    f"navmesh polygons {edges[pair][0]} and {index} overlap along an edge; split them"
-                )
+                raise UserError(f"navmesh polygons {edges[pair][0]} and {index} overlap along an edge; split them")
             edges[pair] = (index, edge)
     for (start, end), (index, edge) in edges.items():
         if (end, start) in edges:
@@ -441,9 +429,7 @@ def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> No
         ahead = np.roll(flat, -1, axis=0) - flat
         after = np.roll(ahead, -1, axis=0)
         turns = ahead[:, 0] * after[:, 1] - ahead[:, 1] * after[:, 0]
-        slack = 1e-5 * (
-            np.linalg.norm(ahead, axis=1) + np.linalg.norm(after, axis=1)
-        )  # float32 corners in a line
+        slack = 1e-5 * (np.linalg.norm(ahead, axis=1) + np.linalg.norm(after, axis=1))  # float32 corners in a line
         if np.any(turns > slack) or np.all(turns > -1e-9):
             raise UserError(f"navmesh polygon {index} is not convex in Detour's winding")
 
@@ -451,9 +437,7 @@ def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> No
 def _fans(counts: np.ndarray) -> np.ndarray:
     """Detail triangles uint8 [K, 4] of flat polygons: a fan each, its border edges marked."""
     rows = [
-        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4)
-        for count in counts.tolist()
-        for k in range(2, count)
+        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4) for count in counts.tolist() for k in range(2, count)
     ]
     return np.array(rows, np.uint8).reshape(-1, 4)
 

@@ -360,9 +360,7 @@ def _reach(mesh, search, node, link):
 @inner
 def _between(search, a, b):
     position = search.position
-    return _distance(
-        position[a, 0], position[a, 1], position[a, 2], position[b, 0], position[b, 1], position[b, 2]
-    )
+    return _distance(position[a, 0], position[a, 1], position[a, 2], position[b, 0], position[b, 1], position[b, 2])
 
 
 @inner

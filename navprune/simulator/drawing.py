@@ -63,9 +63,7 @@ def draw_depth(tree, camera, eyes, rotations, focal, far, scale, depth, scratch)
 
 
 @njit(**KERNEL)
-def draw_depth_and_colour(
-    tree, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch
-):
+def draw_depth_and_colour(tree, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch):
     """Draws depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory."""
     closeness = depth[camera]
     height, width = closeness.shape
@@ -192,9 +190,7 @@ def _may_be_seen(box, view, closeness, scratch):
         for tile_column in range(column_0 // TILE, column_1 // TILE + 1):
             if scratch.stale[tile_row, tile_column]:
                 scratch.stale[tile_row, tile_column] = False
-                scratch.farthest[tile_row, tile_column] = _least(
-                    closeness, tile_row * TILE, tile_column * TILE
-                )
+                scratch.farthest[tile_row, tile_column] = _least(closeness, tile_row * TILE, tile_column * TILE)
             if scratch.farthest[tile_row, tile_column] < nearest:
                 return True
     return False
@@ -390,9 +386,7 @@ def _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy):
     levels = surface.levels[texture]
     height = levels[0, 1]
     width = levels[0, 2]
-    footprint = max(
-        (du_dx * width) ** 2 + (dv_dx * height) ** 2, (du_dy * width) ** 2 + (dv_dy * height) ** 2
-    )
+    footprint = max((du_dx * width) ** 2 + (dv_dx * height) ** 2, (du_dy * width) ** 2 + (dv_dy * height) ** 2)
     # Half, for the footprint is squared.
     detail = 0.5 * np.log2(footprint) if footprint > 1.0 else 0.0
     level = int(detail)

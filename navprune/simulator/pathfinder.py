@@ -88,9 +88,7 @@ class PathFinder:
         if self.navigable_area == 0:
             raise UserError("the navmesh has no navigable area to take positions from; generate it anew")
         share = self._triangle_areas / self._triangle_areas.sum()
-        a, b, c = np.moveaxis(
-            self._open_triangles[rng.choice(len(share), count, p=share)].astype(np.float64), 1, 0
-        )
+        a, b, c = np.moveaxis(self._open_triangles[rng.choice(len(share), count, p=share)].astype(np.float64), 1, 0)
         s, t = np.sqrt(rng.random((count, 1))), rng.random((count, 1))
         return (1 - s) * a + s * (1 - t) * b + s * t * c
 
@@ -143,9 +141,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
     polygons[:, detour.TRIANGLE] = np.cumsum(counts) - counts
     polygons[:, detour.LINK], polygons[:, detour.LINK_END] = ranges[:-1], ranges[1:]
 
-    places = [
-        (tile.header["x"], tile.header["y"], bv_base[i], bv_base[i + 1]) for i, tile in enumerate(tiles)
-    ]
+    places = [(tile.header["x"], tile.header["y"], bv_base[i], bv_base[i + 1]) for i, tile in enumerate(tiles)]
     boxes = [
         (*tile.header["lower"], *tile.header["upper"], tile.header["bv_scale"], tile.header["walkable_climb"])
         for tile in tiles
@@ -162,9 +158,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
         tiles=_array(places, np.int32),
         extents=_array(np.column_stack([lower[:, [0, 2]], upper[:, [0, 2]]]), np.float32),
         boxes=_array(boxes, np.float32),
-        grid=_array(
-            [navmesh.origin[0], navmesh.origin[2], navmesh.tile_width, navmesh.tile_height], np.float32
-        ),
+        grid=_array([navmesh.origin[0], navmesh.origin[2], navmesh.tile_width, navmesh.tile_height], np.float32),
     )
     return mesh, areas
 
@@ -258,9 +252,7 @@ def _border_edges(tile: Tile) -> dict[int, list[tuple[int, int, np.ndarray, np.n
     for polygon, edge in np.argwhere(neighbours & EXTERNAL).tolist():
         record = tile.polygons[polygon]
         ends = record["corners"][[edge, (edge + 1) % record["corner_count"]]]
-        edges[int(neighbours[polygon, edge]) & 0xFF].append(
-            (polygon, edge, *tile.vertices[ends].astype(float))
-        )
+        edges[int(neighbours[polygon, edge]) & 0xFF].append((polygon, edge, *tile.vertices[ends].astype(float)))
     return edges
 
 
@@ -291,9 +283,7 @@ def _overlap(a, b, c, d, along: int, climb: float) -> tuple[float, float] | None
     if lower + OVERLAP_MARGIN > upper - OVERLAP_MARGIN:
         return None
     at = np.array([lower + OVERLAP_MARGIN, upper - OVERLAP_MARGIN])
-    gap = np.interp(at, [c[along], d[along]], [c[1], d[1]]) - np.interp(
-        at, [a[along], b[along]], [a[1], b[1]]
-    )
+    gap = np.interp(at, [c[along], d[along]], [c[1], d[1]]) - np.interp(at, [a[along], b[along]], [a[1], b[1]])
     if gap[0] * gap[1] < 0 or np.min(np.abs(gap)) <= climb:
         return lower, upper
     return None

@@ -44,9 +44,7 @@ class Renderer:
             Scratch(np.empty(tiles, np.float32), np.empty(tiles, np.bool_), np.empty(STACK_SIZE, np.int32))
             for _ in range(self.threads)
         ]
-        self._triangles = [
-            np.empty((height, width), np.int32) if colour else None for _ in range(self.threads)
-        ]
+        self._triangles = [np.empty((height, width), np.int32) if colour else None for _ in range(self.threads)]
 
     def render(
         self,
@@ -74,9 +72,7 @@ class Renderer:
         work = (iter(range(len(bvhs))), bvhs, eyes, rotations, depth, rgb)
         helpers = []
         if self._pool is not None:
-            helpers = [
-                self._pool.submit(self._draw, 1 + i, *work) for i in range(min(self.threads, len(bvhs)) - 1)
-            ]
+            helpers = [self._pool.submit(self._draw, 1 + i, *work) for i in range(min(self.threads, len(bvhs)) - 1)]
         self._draw(0, *work)
         for helper in helpers:
             helper.result()
@@ -110,6 +106,4 @@ class Renderer:
 def _check_output(name: str, array: NDArray, shape: tuple[int, ...], dtype: type) -> None:
     # Compiled code writes without looking, so a wrong shape would corrupt memory.
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-        raise ValueError(
-            f"{name} must be contiguous {dtype.__name__} {shape}, not {array.dtype} {array.shape}"
-        )
+        raise ValueError(f"{name} must be contiguous {dtype.__name__} {shape}, not {array.dtype} {array.shape}")
