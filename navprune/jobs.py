@@ -25,7 +25,7 @@ from navprune.pruning.slim import encoder_of
 from navprune.reports import maps, video
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import read_curve
-from navprune.reports.tables import EncoderRow, Table, encoder_table
+from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
 from navprune.rl.checkpoints import find_checkpoint, load_policy, read_spec, save_checkpoint, write_file
 from navprune.rl.trainer import TrainingResult, default_device, train
 from navprune.scenes.episodes import Episode, read_episodes
@@ -272,7 +272,8 @@ def run_latency(
     """Measures the encoders of `sources` interleaved; savings are against the first."""
     encoders = {display_name(source): policy_of(source, config).encoder for source in sources}
     device = device or default_device()
-    rows = measure(encoders, batch_sizes, runtimes, device, runs)
+    line = ProgressLine("measuring latency", len(runtimes) * len(batch_sizes), "settings")
+    rows = measure(encoders, batch_sizes, runtimes, device, runs, progress=lambda done, total: line.show(done))
     return {"device": device_name(device), "rows": [row.to_json() for row in rows]}
 
 
@@ -323,7 +324,7 @@ def run_comparison(
         curves={display_name(run): read_curve(Path(run) / "tensorboard", "metrics/spl") for run in runs},
         prunings={display_name(run): found for run in runs if (found := pruning_of(configs[run])) is not None},
         episodes=shown,
-        **{"title": "Comparison of encoders", **(texts or {})},
+        **{"title": "Comparison of encoders", "lead": describe(rows), **(texts or {})},
     )
     page = write_report(out, report)
     answer = {

@@ -99,6 +99,23 @@ def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
     return None if row is baseline or not before or after is None else 1 - after / before
 
 
+def describe(rows: Sequence[EncoderRow]) -> str:
+    """Return a sentence for each encoder behind the first one: what it saves on paper and on the clock, and its SPL."""
+    baseline = next((row for row in rows if row.cost), None)
+    sentences = []
+    for row in rows:
+        spl, before, after = row.measure("spl"), baseline.milliseconds(1) if baseline else None, row.milliseconds(1)
+        if row is baseline or not row.cost or not spl or not before or not after:
+            continue
+        saved = saving_of(row, baseline)
+        sentences.append(
+            f"Against {baseline.name}, {row.name} needs {percent(saved)} fewer multiply-accumulates, takes "
+            f"{percent(1 - after / before)} less time at batch 1, and reaches an SPL of {spl['mean']:.3f} "
+            f"({spl['low']:.3f} to {spl['high']:.3f})."
+        )
+    return " ".join(sentences)
+
+
 def cost_table(costs: Mapping[str, dict]) -> Table:
     """Return the two ways to count an encoder side by side, from {name: what `navprune cost --json` says}."""
     cells = [
