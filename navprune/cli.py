@@ -139,7 +139,7 @@ def _scenes_generate(options: argparse.Namespace) -> dict[str, Any]:
         area=tuple(options.area),
         episodes_per_scene=options.train_episodes,
         val_episodes_per_scene=options.val_episodes,
-        progress=lambda done, total: line.show(done),
+        progress=line.show,
     )
     answer = dataclasses.asdict(statistics)
     print(rows_table([{"split": split, **values} for split, values in answer["splits"].items()]).text())

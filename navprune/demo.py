@@ -37,7 +37,7 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     if not statistics.is_file():
         note("1/4  generating homes")
         line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
-        generate_dataset(data, name=config.data.name, progress=lambda done, total: line.show(done), **HOMES)
+        generate_dataset(data, name=config.data.name, progress=line.show, **HOMES)
     slim = out / "slim"
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")

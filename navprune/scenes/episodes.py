@@ -61,10 +61,9 @@ class Episode:
 # ---- reading
 
 
-def scene_path(data: str | os.PathLike, scene_id: str, scenes_folder: str | os.PathLike | None = None) -> Path:
-    """The GLB file of a scene: `scene_id` less a leading `data/scene_datasets/`, under the scenes folder."""
-    folder = Path(data) / "scene_datasets" if scenes_folder is None else Path(scenes_folder)
-    return folder / scene_id.removeprefix(PREFIX)
+def scene_path(data: str | os.PathLike, scene_id: str) -> Path:
+    """The GLB file of a scene: `scene_id` less a leading `data/scene_datasets/`, under `scene_datasets`."""
+    return Path(data) / "scene_datasets" / scene_id.removeprefix(PREFIX)
 
 
 def split_folder(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> Path:
@@ -72,13 +71,7 @@ def split_folder(data: str | os.PathLike, name: str, split: str, version: str = 
     return Path(data) / "datasets" / "pointnav" / name / version / split
 
 
-def read_episodes(
-    data: str | os.PathLike,
-    name: str,
-    split: str,
-    scenes_folder: str | os.PathLike | None = None,
-    version: str = "v1",
-) -> list[Episode]:
+def read_episodes(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> list[Episode]:
     """All episodes of a split: those of `SPLIT.json.gz`, then of each file in `content`, by name.
 
     Raises `UserError` where the split or one of its scenes is missing or a file is damaged.
@@ -92,9 +85,9 @@ def read_episodes(
     if not episodes:
         raise UserError(f"{folder} holds no episodes; generate the data set anew")
     for scene in sorted({episode.scene_id for episode in episodes}):
-        path = scene_path(data, scene, scenes_folder)
+        path = scene_path(data, scene)
         if not path.is_file():
-            raise UserError(f"scene {path} of split '{split}' is missing; put it there or name its folder")
+            raise UserError(f"scene {path} of split '{split}' is missing; put it there or check the data folder")
     return episodes
 
 
@@ -179,25 +172,35 @@ def sample_episodes(
 ) -> list[Episode]:
     """`count` episodes by Habitat's rules: uniform goals, with up to 10 uniform starts tried for each.
 
-    Raises `UserError` where the scene has next to no pairs that qualify.
+    All goals of a batch have their tries before any is taken, so that goals that are hard to serve are not rarer
+    in small samples. Raises `UserError` where the scene has next to no pairs that qualify.
     """
     episodes: list[Episode] = []
     for _ in range(200 + 20 * count // batch):
         goals = pathfinder.sample(batch, rng)
         goals = goals[pathfinder.island_radius(goals) >= MIN_ISLAND_RADIUS]
-        for _ in range(RETRIES):
-            if len(goals) == 0:
-                break
-            starts = pathfinder.sample(len(goals), rng)
-            distances = pathfinder.geodesic_distance(starts, goals)
-            kept = _qualify(starts, goals, distances, pathfinder.island_radius(starts), rng)
-            for start, goal, distance in zip(starts[kept], goals[kept], distances[kept]):
-                if len(episodes) < count:
-                    episodes.append(_episode(len(episodes), scene_id, start, goal, float(distance), rng))
-            if len(episodes) == count:
-                return episodes
-            goals = goals[~kept]
+        starts, distances = _starts_for(goals, pathfinder, rng)
+        for row in np.flatnonzero(np.isfinite(distances))[: count - len(episodes)]:
+            distance = float(distances[row])
+            episodes.append(_episode(len(episodes), scene_id, starts[row], goals[row], distance, rng))
+        if len(episodes) == count:
+            return episodes
     raise UserError(f"{scene_id}: only {len(episodes)} of {count} episodes found; the scene is too small or too open")
+
+
+def _starts_for(goals: NDArray, pathfinder: Navigator, rng: Generator) -> tuple[NDArray, NDArray[np.float64]]:
+    """The first start `[N, 3]` that qualifies for each goal, and its distance `[N]`, infinite where none did."""
+    starts, distances = np.zeros_like(goals), np.full(len(goals), np.inf)
+    waiting = np.arange(len(goals))
+    for _ in range(RETRIES):
+        if len(waiting) == 0:
+            break
+        tried = pathfinder.sample(len(waiting), rng)
+        ways = pathfinder.geodesic_distance(tried, goals[waiting])
+        kept = _qualify(tried, goals[waiting], ways, pathfinder.island_radius(tried), rng)
+        starts[waiting[kept]], distances[waiting[kept]] = tried[kept], ways[kept]
+        waiting = waiting[~kept]
+    return starts, distances
 
 
 def _qualify(

@@ -105,13 +105,7 @@ def _any_colour(rng: Generator) -> Colour:
 def _legs(w: float, d: float, h: float, radius: float, colour: Colour) -> list[Solid]:
     """Four turned legs inside a rectangle."""
     x, y = w / 2 - radius, d / 2 - radius
-    profile = [
-        (0.55 * radius, 0.0),
-        (0.7 * radius, 0.3 * h),
-        (radius, 0.85 * h),
-        (0.75 * radius, 0.9 * h),
-        (radius, h),
-    ]
+    profile = [(0.55 * radius, 0.0), (0.7 * radius, 0.3 * h), (radius, 0.85 * h), (0.75 * radius, 0.9 * h), (radius, h)]
     leg = lathe(profile, colour, 12)
     return [leg.moved(sx * x, sy * y) for sx in (-1, 1) for sy in (-1, 1)]
 
@@ -367,16 +361,7 @@ def _bathtub(size: Size, rng: Generator) -> Solid:
 
 def _toilet(size: Size, rng: Generator) -> Solid:
     w, d, h = size
-    bowl = [
-        (0.3, 0.0),
-        (0.28, 0.1),
-        (0.34, 0.24),
-        (0.49, 0.36),
-        (0.5, 0.4),
-        (0.38, 0.4),
-        (0.3, 0.3),
-        (0.12, 0.26),
-    ]
+    bowl = [(0.3, 0.0), (0.28, 0.1), (0.34, 0.24), (0.49, 0.36), (0.5, 0.4), (0.38, 0.4), (0.3, 0.3), (0.12, 0.26)]
     parts = [
         lathe(bowl, WHITE, 36, (w, 0.72 * d)).moved(0, -0.14 * d),
         cushion((w, 0.17, h - 0.32), WHITE, (0, d / 2 - 0.09, 0.32), 0.03),

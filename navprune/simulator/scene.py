@@ -20,14 +20,20 @@ class Scene:
     pathfinder: PathFinder
 
 
+def check_files(path: Path) -> None:
+    """Raises UserError where NAME.glb or the NAME.navmesh beside it does not exist."""
+    for file in (path, path.with_suffix(".navmesh")):
+        if not file.is_file():
+            raise UserError(
+                f"scene file {file} does not exist; check the data folder, "
+                "or make scenes with `navprune scenes generate`"
+            )
+
+
 def load_scene(path: Path) -> Scene:
     """Loads NAME.glb and the NAME.navmesh beside it; raises UserError where either is missing or broken."""
-    if not path.is_file():
-        raise UserError(
-            f"scene {path} does not exist; check the data folder, or make scenes with `navprune scenes generate`"
-        )
-    navmesh = path.with_suffix(".navmesh")
-    return Scene(path.stem, Bvh(load_glb(path)), PathFinder(read_navmesh(navmesh)))
+    check_files(path)
+    return Scene(path.stem, Bvh(load_glb(path)), PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
 
 
 class SceneLibrary:

@@ -121,39 +121,44 @@ def generate_dataset(
     episodes_per_scene: int = 1000,
     val_episodes_per_scene: int = 50,
     workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> DatasetStatistics:
     """Writes `train` and `val` homes with episodes, statistics and drawn plans under `out`.
 
     The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core).
-    `area` bounds the floor area in square metres; `progress(done, total)` is called after each home. A data
-    set that this function wrote before is replaced.
+    `area` bounds the floor area in square metres; `progress(done)` is called after each home. A data
+    set that this function wrote before is replaced; `statistics.json` comes last and marks completion.
     Raises `UserError` for impossible arguments, for a foreign data set of that name, for a disk that refuses.
     """
     _check(area, train, val, episodes_per_scene, val_episodes_per_scene, seed)
     data = Path(out)
     folder = split_folder(data, name, "train").parent
-    if folder.exists() and not (folder / "statistics.json").exists():
+    # From the first step to the last one of the two stands there and tells that the set is ours.
+    complete, unfinished = folder / "statistics.json", folder / "unfinished"
+    if folder.exists() and not (complete.exists() or unfinished.exists()):
         raise UserError(f"{folder} holds a data set from elsewhere; choose another name or folder")
     jobs = [_Job(data, name, "train", i, seed, area, episodes_per_scene) for i in range(train)]
     jobs += [_Job(data, name, "val", i, seed, area, val_episodes_per_scene) for i in range(val)]
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        complete.unlink(missing_ok=True)
         (data / "scene_datasets" / name).mkdir(parents=True, exist_ok=True)
         homes: list[_Home] = []
         for home in _run(jobs, workers or os.cpu_count() or 1):
             homes.append(home)
-            progress(len(homes), len(jobs))
+            progress(len(homes))
         if len({home.digest for home in homes}) < len(homes):
             raise UserError(f"two homes of seed {seed} share a plan; take another seed")
         made = list(zip(jobs, homes))
         splits = {split: [pair for pair in made if pair[0].split == split] for split in SPLITS}
         statistics = {split: _statistics([home for _, home in splits[split]]) for split in SPLITS}
         summary = DatasetStatistics(name, seed, area, statistics)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "statistics.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
         for split, members in splits.items():
             write_episodes(data, name, split, [episode for _, home in members for episode in home.episodes])
             draw_plans([_drawing(*pair) for pair in members[:DRAWN]], folder / f"{split}.png")
+        complete.write_text(json.dumps(asdict(summary), indent=1) + "\n")
+        unfinished.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {data}: {error.strerror}; free space or take another place") from None
     return summary

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.simulator.pathfinder import PathFinder
-from navprune.tasks.measures import forward_of
+from navprune.tasks.measures import collided, forward_of
 
 STOP, FORWARD, LEFT, RIGHT = range(4)
 # A forward step must bring the goal nearer by this share of its length, or other headings are tried.
@@ -25,13 +25,15 @@ def shortest_path_action(
     success_distance: float,
     forward_step: float,
     turn_angle: float,
+    sliding: bool,
 ) -> int:
     """The action of a greedy follower of the geodesic, as habitat-sim's GreedyGeodesicFollower chooses it.
 
     It simulates a step along each of the two headings (multiples of the turn from the present one) that enclose
     the direction of the next corner, and takes the one after which the goal is nearer; where neither helps, all
     headings compete. position and goal [3], heading and turn_angle in radians, distance = geodesic distance to
-    the goal in metres. Returns 0 stop, 1 forward, 2 left, 3 right; stop where no path leads to the goal.
+    the goal in metres, sliding as the task has it. Returns 0 stop, 1 forward, 2 left, 3 right; stop where no path
+    leads to the goal.
     """
     if distance < success_distance or not math.isfinite(distance):
         return STOP
@@ -39,7 +41,9 @@ def shortest_path_action(
 
     def gain(turns: int) -> float:
         target = position + forward_step * forward_of(heading + turns * turn_angle)
-        end = pathfinder.step(position[None], target[None])
+        end = pathfinder.step(position[None], target[None], sliding=sliding)
+        if not sliding and collided(position, target, end[0]):
+            return -math.inf  # Who stands against a wall and cannot slide would run into it for ever.
         return distance - float(pathfinder.geodesic_distance(end, goal[None])[0]) - TURN_COST * abs(turns)
 
     offset = _first_offset(corners, position)

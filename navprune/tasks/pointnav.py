@@ -1,8 +1,10 @@
 """PointNav for N agents in lockstep over the embedded simulator."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import Episode, scene_path
+from navprune.scenes.episodes import Episode, check_episodes, scene_path
 from navprune.simulator.rasterizer import Renderer
-from navprune.simulator.scene import Scene, SceneLibrary
+from navprune.simulator.scene import Scene, SceneLibrary, check_files
 from navprune.tasks import measures
 from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP, shortest_path_action
 
@@ -183,8 +185,9 @@ class Once:
 class PointNavEnv:
     """N PointNav environments in one process; scenes are shared and cameras render on threads.
 
-    Implements VectorEnv. Raises UserError for an episode whose start is off the navmesh or whose goal cannot be
-    reached.
+    Implements VectorEnv. Raises UserError for a missing scene file when it is made and, when a scene is first
+    used, for an episode there whose start is off the navmesh or whose goal cannot be reached. An order that runs
+    every episode once meets all scenes at its reset.
     """
 
     def __init__(
@@ -205,6 +208,12 @@ class PointNavEnv:
         self.num_envs = num_envs
         self._all, self._data, self._order = list(episodes), data, order
         self._library = library or SceneLibrary()
+        self._by_scene: dict[str, list[Episode]] = {}
+        for episode in self._all:
+            self._by_scene.setdefault(episode.scene_id, []).append(episode)
+        for scene_id in self._by_scene:
+            check_files(scene_path(data, scene_id))
+        self._ready: dict[str, Scene] = {}
         task = self.config
         self._renderer = Renderer(
             task.width,
@@ -256,6 +265,10 @@ class PointNavEnv:
 
     def reset(self) -> Observations:
         """Begins the first episodes; observations of all N."""
+        if isinstance(self._order, Once):
+            # A fault in the last scene must not cost the results of the others.
+            for scene_id in self._by_scene:
+                self._scene_of(scene_id)
         for env in range(self.num_envs):
             self._begin(env)
         return self._observe(range(self.num_envs))
@@ -305,10 +318,19 @@ class PointNavEnv:
                 success_distance=task.success_distance,
                 forward_step=task.forward_step,
                 turn_angle=self._turn,
+                sliding=task.sliding,
             )
             for env, scene in enumerate(self._scenes)
         ]
         return torch.tensor(actions)
+
+    def _scene_of(self, scene_id: str) -> Scene:
+        """A scene that is fit for all its episodes, which are checked on its first use."""
+        if scene_id not in self._ready:
+            scene = self._library.get(scene_path(self._data, scene_id))
+            check_episodes(self._by_scene[scene_id], scene.pathfinder)
+            self._ready[scene_id] = scene
+        return self._ready[scene_id]
 
     def _begin(self, env: int) -> None:
         self._index[env] = index = self._order.next(env)
@@ -316,17 +338,12 @@ class PointNavEnv:
         if index is None:
             return
         episode = self._all[index]
-        self._scenes[env] = scene = self._library.get(scene_path(self._data, episode.scene_id))
+        self._scenes[env] = self._scene_of(episode.scene_id)
         self.positions[env] = self._measured_at[env] = episode.start_position
         self.headings[env] = measures.heading_of(np.asarray(episode.start_rotation))
         self._goals[env] = episode.goal_position
         self._steps[env] = self._collisions[env] = self._travelled[env] = self._return[env] = 0
         self._distance[env] = self._shortest[env] = self._geodesic(env)
-        if not math.isfinite(self._distance[env]):
-            start_is_off = not scene.pathfinder.is_navigable(self.positions[env : env + 1])[0]
-            fault = "starts off the navmesh" if start_is_off else "has a goal that cannot be reached"
-            where = f"episode {episode.episode_id} of {episode.scene_id}"
-            raise UserError(f"{where} {fault}; remove it from its file or generate the episodes again")
 
     def _move(self, env: int, action: int) -> None:
         self._steps[env] += 1
@@ -400,21 +417,33 @@ class PointNavEnv:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here, as plain numbers and tensors."""
         return {
+            "digest": self._digest,
             "order": self._order.state_dict(),
             "index": list(self._index),
             **{name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> Observations:
-        """Goes on from a state of an environment over the same episodes; returns its observations."""
+        """Goes on from a state; returns its observations. Raises UserError where its episodes were others."""
+        # States saved before the digest was kept lack it and are trusted.
+        if state.get("digest", self._digest) != self._digest:
+            raise UserError(
+                "the data set has changed since this run was saved; use the same data or another run folder"
+            )
         self._order.load_state_dict(state["order"])
         self._index = list(state["index"])
         for name, array in self._arrays().items():
             array[:] = state[name].numpy()
         for env, index in enumerate(self._index):
-            path = None if index is None else scene_path(self._data, self._all[index].scene_id)
-            self._scenes[env] = None if path is None else self._library.get(path)
+            self._scenes[env] = None if index is None else self._scene_of(self._all[index].scene_id)
         return self._observe(range(self.num_envs))
+
+    @cached_property
+    def _digest(self) -> str:
+        """What tells these episodes, in this order, from others."""
+        names = "\n".join(f"{episode.scene_id}\t{episode.episode_id}" for episode in self._all)
+        places = np.array([(*episode.start_position, *episode.goal_position) for episode in self._all])
+        return hashlib.sha256(names.encode() + places.tobytes()).hexdigest()
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {

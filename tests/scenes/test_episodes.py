@@ -64,7 +64,7 @@ def test_habitats_own_episodes_pass_the_check_and_moved_ones_do_not(apartment):
 
 def test_a_leading_data_folder_is_stripped_from_scene_ids():
     assert scene_path("D", "data/scene_datasets/gibson/A.glb") == Path("D/scene_datasets/gibson/A.glb")
-    assert scene_path("D", "gibson/A.glb", "/scenes") == Path("/scenes/gibson/A.glb")
+    assert scene_path("D", "gibson/A.glb") == Path("D/scene_datasets/gibson/A.glb")
 
 
 def test_sampled_episodes_obey_habitats_rules(apartment, sampled):
@@ -112,10 +112,38 @@ def test_straight_ways_are_kept_as_often_as_habitat_keeps_them(ratio):
             drawn["pairs"] += int(((distance >= 1) & (distance <= 30)).sum())
             return distance
 
-    episodes = sample_episodes(Counting(ratio), "plane", 300, rng, batch=64)
+    episodes = sample_episodes(Counting(ratio), "plane", 300, rng, batch=8)
     expected = min(1.0, 20 * (ratio - 0.98) ** 2) if ratio < 1.1 else 1.0
     share = len(episodes) / drawn["pairs"]
     assert share == pytest.approx(expected, abs=4 * np.sqrt(expected / drawn["pairs"]) + 0.02)
+
+
+def test_goals_that_are_hard_to_serve_are_not_rarer_in_small_samples():
+    """Half of the goals find each start with chance 0.2: of those, ten tries serve 1 - 0.8^10 and one serves 0.2."""
+
+    class Uneven(Plane):
+        drawn = None
+
+        def sample(self, count, rng):
+            points = super().sample(count, rng)
+            self.drawn = points if self.drawn is None else self.drawn
+            return points
+
+        def geodesic_distance(self, starts, ends):
+            distance = np.clip(super().geodesic_distance(starts, ends), 2.0, 29.0)
+            return np.where((ends[:, 2] < 1.0) & (starts[:, 0] > 8.0), np.inf, distance)
+
+        def island_radius(self, points):
+            return np.full(len(points), 2.0)
+
+    pathfinder = Uneven(50.0)
+    episodes = sample_episodes(pathfinder, "plane", 120, np.random.default_rng(0))
+    goals = [episode.goal_position for episode in episodes]
+    served = (1 - 0.8**10) / (2 - 0.8**10)
+    assert np.mean([goal[2] < 1.0 for goal in goals]) == pytest.approx(served, abs=0.15)
+    rows = {tuple(goal): row for row, goal in enumerate(pathfinder.drawn.tolist())}
+    order = [rows[goal] for goal in goals]
+    assert order == sorted(order)
 
 
 def test_hopeless_scenes_are_refused():

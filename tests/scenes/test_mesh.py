@@ -48,9 +48,7 @@ def test_several_meshes_are_joined_with_their_own_colours_and_shared_textures(tm
     uv = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     textured = trimesh.visual.TextureVisuals(
         uv=uv,
-        material=trimesh.visual.material.PBRMaterial(
-            baseColorTexture=image, baseColorFactor=[255, 128, 0, 255]
-        ),
+        material=trimesh.visual.material.PBRMaterial(baseColorTexture=image, baseColorFactor=[255, 128, 0, 255]),
     )
     corner_colours = np.array([[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]], np.uint8)
     coloured = trimesh.visual.ColorVisuals(vertex_colors=corner_colours)

@@ -49,9 +49,7 @@ def test_building_from_the_polygons_of_habitat_gives_its_tile(name):
     assert ours.reference == theirs.reference
     assert len(ours.links) == len(theirs.links) and len(ours.bv_nodes) == len(theirs.bv_nodes)
     assert np.array_equal(ours.bv_nodes["index"] < 0, theirs.bv_nodes["index"] < 0)
-    same = [
-        key for key in nm.TILE_HEADER.names if not key.startswith("detail") and key not in ("lower", "upper")
-    ]
+    same = [key for key in nm.TILE_HEADER.names if not key.startswith("detail") and key not in ("lower", "upper")]
     assert all(ours.header[key] == theirs.header[key] for key in same)
     assert len(nm.navmesh_bytes(built)) == nm.SET_HEADER.itemsize + SETTINGS_BYTES + 8 + sum(
         section.nbytes for section in ours.sections

@@ -21,7 +21,7 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("data")
     calls = []
     statistics = generate_dataset(out, **RECIPE, workers=1, progress=lambda *call: calls.append(call))
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1,), (2,), (3,)]
     return out, statistics
 
 
@@ -91,6 +91,23 @@ def test_a_smaller_set_replaces_a_larger_one(tmp_path):
     generate_dataset(tmp_path, **(RECIPE | {"episodes_per_scene": 3}), workers=1)
     generate_dataset(tmp_path, **(RECIPE | {"episodes_per_scene": 3, "train": 1}), workers=1)
     assert len(read_episodes(tmp_path, "homes", "train")) == 3
+
+
+def test_an_interrupted_set_is_unfinished_and_can_be_made_again(tmp_path):
+    recipe = RECIPE | {"train": 1, "episodes_per_scene": 3, "val_episodes_per_scene": 3, "workers": 1}
+    statistics = tmp_path / "datasets" / "pointnav" / "homes" / "v1" / "statistics.json"
+
+    def interrupt(done):
+        assert not statistics.exists()
+        raise KeyboardInterrupt
+
+    generate_dataset(tmp_path, **recipe)
+    before = digests(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        generate_dataset(tmp_path, **recipe, progress=interrupt)
+    assert not statistics.exists()
+    generate_dataset(tmp_path, **recipe)
+    assert digests(tmp_path) == before
 
 
 @pytest.mark.parametrize(

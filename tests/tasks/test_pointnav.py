@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +151,52 @@ def test_shuffled_orders_are_permutations_of_their_own():
     assert runs[0] != runs[1]
 
 
-def test_an_unreachable_goal_is_named():
-    episode = reference_episodes()[0]
-    broken = type(episode)(**{**vars(episode), "goal_position": (1e3, 0.0, 1e3)})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"goal_position": (1e3, 0.0, 1e3)}, "cannot be reached"),
+        ({"start_position": (1e3, 0.0, 1e3)}, "off the navmesh"),
+        ({"start_position": "lifted"}, "off the navmesh"),
+    ],
+)
+def test_a_fault_of_the_last_episode_is_named_before_the_first_step(change, message):
+    episodes = reference_episodes()
+    if "lifted" in change.values():
+        x, y, z = episodes[-1].start_position
+        change = {"start_position": (x, y + 1.0, z)}
+    episodes[-1] = replace(episodes[-1], episode_id="the last", **change)
+    with pytest.raises(UserError, match=f"the last of .*duplex.*{message}"):
+        make_env(episodes, num_envs=1).reset()
+
+
+def test_training_checks_a_scene_when_it_first_runs_there():
+    episodes = [*reference_episodes("apartment"), *reference_episodes("duplex")]
+    episodes[-1] = replace(episodes[-1], goal_position=(1e3, 0.0, 1e3))
+    seed = next(s for s in range(99) if "apartment" in episodes[Shuffled(40, 1, s).next(0)].scene_id)
+    env = make_env(episodes, Shuffled(40, 1, seed), num_envs=1)
+    env.reset()
     with pytest.raises(UserError, match="cannot be reached"):
-        make_env([broken], num_envs=1).reset()
-    broken = type(episode)(**{**vars(episode), "start_position": (1e3, 0.0, 1e3)})
-    with pytest.raises(UserError, match="off the navmesh"):
-        make_env([broken], num_envs=1).reset()
+        for _ in range(40):
+            env.step(torch.tensor([STOP]))
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".navmesh"])
+def test_a_missing_scene_file_is_named_at_once(tmp_path, suffix):
+    folder = tmp_path / "scene_datasets" / "reference"
+    folder.mkdir(parents=True)
+    for name in ("apartment.glb", "apartment.navmesh", "duplex.glb", "duplex.navmesh"):
+        (folder / name).touch()
+    (folder / f"duplex{suffix}").unlink()
+    with pytest.raises(UserError, match=rf"duplex\{suffix} does not exist"):
+        PointNavEnv(reference_episodes(), tmp_path, Shuffled(40, 1, 0), 1, SMALL)
+
+
+def test_a_state_over_other_episodes_is_refused():
+    env = make_env(order=Shuffled(40, 2, seed=0), num_envs=2)
+    env.reset()
+    state = env.state_dict()
+    episodes = reference_episodes()
+    moved = [*episodes[:-1], replace(episodes[-1], goal_position=episodes[0].start_position)]
+    for others in (episodes[::-1], moved):
+        with pytest.raises(UserError, match="data set has changed"):
+            make_env(others, Shuffled(40, 2, seed=0), num_envs=2).load_state_dict(state)
