@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
-from navprune.models.spec import EncoderSpec, widths, with_widths
+from navprune.models.spec import EncoderSpec, build, widths, with_widths
 from navprune.pruning.gates import Batch, GateConfig, learn_gates
 from navprune.pruning.groups import groups_of
 from navprune.pruning.methods import GATES, METHODS
 from navprune.pruning.scores import SCORES, Scores
 from navprune.pruning.search import MEASURES, Budget, check_budget, search
-from navprune.pruning.slim import Spec, encoder_of, seeded_build, slim, with_encoder
+from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
 
 CountCost = Callable[[EncoderSpec], Mapping[str, float]]
 """An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
@@ -49,7 +49,7 @@ class PruningResult:
 
     def fresh(self, seed: int) -> nn.Module:
         """The slim network with new random weights, for training from scratch."""
-        return seeded_build(self.spec, seed)
+        return build(self.spec, seed)
 
     def to_json(self) -> dict[str, Any]:
         """What `pruning.json` holds: everything but the weights."""
@@ -96,11 +96,11 @@ def prune(
         if batches is None:
             raise UserError("gates are learned on observations: give batches with expert actions")
         config = gates or GateConfig()
-        model = seeded_build(expanded(dense, config.expansion), seed)
+        model = build(expanded(dense, config.expansion), seed)
         initial = weights_hash(model)
         scores = learn_gates(model, batches, config, generator).gates
     else:
-        model = network if isinstance(network, nn.Module) else seeded_build(dense, seed)
+        model = network if isinstance(network, nn.Module) else build(dense, seed)
         initial = weights_hash(model)
         scores = SCORES[method](model, generator)
     encoder = encoder_of(dense)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from navprune.models.encoders import ChannelGroup
@@ -24,7 +23,7 @@ def slim(model: nn.Module, keep: Keep) -> nn.Module:
     full = checked_keep(groups, keep)
     channels = {group.name: int(full[group.name].sum()) * group.unit for group in groups}
     spec = cast(Spec, model.spec)
-    small = seeded_build(with_encoder(spec, with_widths(encoder_of(spec), channels)), seed=0)
+    small = build(with_encoder(spec, with_widths(encoder_of(spec), channels)), seed=0)
     small.to(next(model.parameters())).train(model.training)
     weights = model.state_dict()
     for group in groups:
@@ -58,10 +57,3 @@ def encoder_of(spec: Spec) -> EncoderSpec:
 def with_encoder(spec: Spec, encoder: EncoderSpec) -> Spec:
     """The same kind of spec with another encoder."""
     return replace(spec, encoder=encoder) if isinstance(spec, PolicySpec) else encoder
-
-
-def seeded_build(spec: Spec, seed: int) -> nn.Module:
-    """`build(spec)` with weights that depend on `seed` alone; torch's global generator stays untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return build(spec)

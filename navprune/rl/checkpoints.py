@@ -24,15 +24,15 @@ from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
 
-WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = (
-    "weights.safetensors",
-    "spec.json",
-    "config.yaml",
-    "metrics.json",
-    "trainer.pt",
-)
+FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
+WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
+PRUNING = "pruning.json"  # stands beside these where the network was pruned
 LATEST, BEST = "latest", "best"
 ARRAY = "__ndarray__"
+
+
+class DamagedCheckpoint(UserError):
+    """A file of a checkpoint is missing, cut off or otherwise unreadable."""
 
 
 class LoadedPolicy(NamedTuple):
@@ -52,11 +52,11 @@ def save_checkpoint(
     metrics: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint to `folder` in one piece, replacing what is there; returns the folder.
+    """Write a checkpoint to `folder` in one piece, replacing the one that is there; returns the folder.
 
     `config` is YAML text, `metrics` JSON data, `trainer` what is needed to go on: nested dicts and lists of
-    numbers, strings, tensors and arrays. Raises UserError when it cannot be written (a full disk, say); then
-    nothing is left behind and what was there before is intact.
+    numbers, strings, tensors and arrays. Raises UserError when it cannot be written (a full disk, say) or the
+    folder holds anything but a checkpoint; then nothing is left behind and what was there before is intact.
     """
     folder = Path(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
@@ -75,7 +75,7 @@ def save_checkpoint(
 
 
 def load_policy(path: Path | str, device: torch.device | str = "cpu") -> LoadedPolicy:
-    """Read the policy of a checkpoint folder, or of a run folder's best (else latest) checkpoint.
+    """Read the policy of a checkpoint folder, or of a run folder's latest checkpoint.
 
     Raises UserError when there is none, or a file in it is missing, cut off, or does not fit its spec.
     """
@@ -87,8 +87,11 @@ def load_policy(path: Path | str, device: torch.device | str = "cpu") -> LoadedP
     return LoadedPolicy(policy.to(device).eval(), metrics, config, folder)
 
 
-def find_checkpoint(path: Path | str, names: tuple[str, ...] = (BEST, LATEST)) -> Path:
-    """Return the checkpoint folder that `path` is or, of a run folder, the first of its links `names`."""
+def find_checkpoint(path: Path | str, names: tuple[str, ...] = (LATEST, BEST)) -> Path:
+    """Return the checkpoint folder that `path` is or, of a run folder, the first of its links `names`.
+
+    The latest comes first, so that runs of equal length are compared at equal frames; `RUN/best` names the best.
+    """
     path = Path(path)
     if (path / SPEC).is_file() or (path / WEIGHTS).is_file():
         return path.resolve()
@@ -130,10 +133,21 @@ def load_trainer(folder: Path, policy: PointNavPolicy) -> dict[str, Any]:
     return unpack(_read(folder / TRAINER, lambda d: torch.load(io.BytesIO(d), map_location="cpu", weights_only=True)))
 
 
+def numbered(run: Path) -> list[int]:
+    """Return the frames of the checkpoints in a run folder, the newest first."""
+    names = (path.name for path in run.glob("checkpoints/*"))
+    return sorted((int(name) for name in names if len(name) == 12 and name.isdecimal()), reverse=True)
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` as a folder that appears in one piece, synced to disk; errors as `save_checkpoint`."""
+    folder = folder.resolve()
+    if Path.cwd().is_relative_to(folder):
+        raise UserError(f"{folder} is the folder we are in; choose another folder")
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
+        if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING}:
+            raise UserError(f"{folder} holds other files; choose another folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, data in files.items():
@@ -256,9 +270,9 @@ def _read(path: Path, parse: Any) -> Any:
     try:
         return parse(path.read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; the checkpoint is not complete, use another one") from error
+        raise DamagedCheckpoint(f"{path} is missing; the checkpoint is not complete, use another one") from error
     except UserError:
         raise
     except Exception as error:  # parsers raise what they like on damaged bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or cut off ({reason}); use another checkpoint") from error
+        raise DamagedCheckpoint(f"{path} is damaged or cut off ({reason}); use another checkpoint") from error

@@ -9,6 +9,7 @@ expert drives, the policy takes a step now and then, so that paths are left and 
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class WarmStartConfig:
     def __post_init__(self) -> None:
         tiny, huge = 1e-12, float("inf")
         check_ranges(
+            "warm_start",
             self,
             frames=(1, huge),
             sequence=(1, huge),
@@ -83,9 +85,7 @@ class WarmStartConfig:
             gamma=(0.0, 1.0),
         )
         if self.steps < 1 or self.steps % self.sequence:
-            raise UserError(
-                f"WarmStartConfig.steps is {self.steps}; it must be a multiple of sequence, {self.sequence}"
-            )
+            raise UserError(f"warm_start.steps is {self.steps}; it must be a multiple of sequence, {self.sequence}")
 
 
 @dataclass
@@ -165,7 +165,7 @@ class WarmStart:
         self.policy, self.actor, self.config, self.folder = policy, actor, config, folder
         if config.capacity < self.frames_per_update:
             raise UserError(
-                f"WarmStartConfig.capacity is {config.capacity}; it must hold a round of "
+                f"warm_start.capacity is {config.capacity}; it must hold a round of "
                 f"{config.steps} steps of {actor.env.num_envs} environments, {self.frames_per_update} frames"
             )
         self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=1e-5)
@@ -198,6 +198,7 @@ class WarmStart:
     @torch.no_grad()
     def _collect(self, beta: float) -> Round:
         actor, frames, states = self.actor, [], []
+        self.policy.eval()
         for t in range(self.config.steps):
             begins = ~actor.masks.cpu()
             draws = torch.rand(len(begins), generator=actor.generator)
@@ -246,6 +247,7 @@ class WarmStart:
 
     def _learn(self) -> dict[str, float]:
         config = self.config
+        self.policy.train()
         steps = max(1, round(config.epochs * self.frames_per_update / (config.sequence * config.batch)))
         sums = torch.zeros(3)
         for _ in range(steps):
@@ -310,13 +312,6 @@ class WarmStart:
                 save_tensors(self._file(past.number), past.data)
                 self.on_disk.add(past.number)
 
-    def forget(self) -> None:
-        """Delete the files of rounds that have left the buffer."""
-        self.on_disk = {past.number for past in self.rounds}
-        for path in self.folder.glob("*.safetensors"):
-            if int(path.stem) not in self.on_disk:
-                path.unlink()
-
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06}.safetensors"
 
@@ -341,6 +336,22 @@ class WarmStart:
             data = load_tensors(self._file(number))
             self.rounds.append(Round(number, data, states, returns))
         self.on_disk = {past.number for past in self.rounds}
+
+
+def rounds_after(frames: int, environments: int, config: WarmStartConfig) -> set[int]:
+    """Return the numbers of the rounds in the buffer when `frames` of the warm start are done."""
+    a_round = config.steps * environments
+    latest = frames // a_round
+    return set(range(max(1, latest - config.capacity // a_round + 1), latest + 1))
+
+
+def forget_rounds(folder: Path, needed: set[int]) -> None:
+    """Delete the files of all but the `needed` rounds, and `folder` with the last one."""
+    for path in folder.glob("*.safetensors"):
+        if int(path.stem) not in needed:
+            path.unlink()
+    if not needed:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def compact(value: Tensor) -> Tensor:

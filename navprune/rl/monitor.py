@@ -1,9 +1,12 @@
 """What a run says of itself: seconds by phase and the measures of recent episodes."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 
 class Timers:
@@ -32,6 +35,42 @@ class Timers:
         return {**self.seconds, "other": max(self.total - sum(self.seconds.values()), 0.0)}
 
 
+class Scalars:
+    """TensorBoard's scalars; where they cannot be written the run is told once and goes on without them."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        """Entries of earlier writers from `purge_step` on are forgotten."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.folder = folder
+        self.writer: SummaryWriter | None = None
+        self.writer = self._try(SummaryWriter, str(folder), purge_step=purge_step)
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """Write the scalars of one step."""
+        for name, value in scalars.items():
+            if self.writer:
+                self._try(self.writer.add_scalar, name, value, step)
+
+    def flush(self) -> None:
+        """Bring what was written to disk."""
+        if self.writer:
+            self._try(self.writer.flush)
+
+    def close(self) -> None:
+        """Flush and stop."""
+        if self.writer:
+            self._try(self.writer.close)
+
+    def _try(self, action: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return action(*arguments, **options)
+        except OSError as error:
+            self.writer = None
+            print(f"cannot write {self.folder}: {error.strerror or error}; going on without it", file=sys.stderr)
+            return None
+
+
 class EpisodeWindow:
     """Measures of the last `size` episodes that the learning agent drove."""
 
@@ -46,6 +85,10 @@ class EpisodeWindow:
     def add(self, measures: Mapping[str, float]) -> None:
         """Take in one episode; the oldest one leaves."""
         self.episodes.append({name: float(value) for name, value in measures.items()})
+
+    def clear(self) -> None:
+        """Forget all episodes."""
+        self.episodes.clear()
 
     def mean(self) -> dict[str, float]:
         """Return the mean of each measure; empty before the first episode ends."""

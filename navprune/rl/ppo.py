@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy
 
 
-def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
-    """Raise UserError naming the first field of `config` that lies outside its range (both ends allowed)."""
+def check_ranges(section: str, config: object, **ranges: tuple[float, float]) -> None:
+    """Raise UserError naming the first field of `config` that lies outside its range (both ends allowed).
+
+    `section` is the name of `config` in a configuration file.
+    """
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if not low <= value <= high:
-            raise UserError(f"{type(config).__name__}.{name} is {value}; it must be from {low} to {high}")
+            raise UserError(f"{section}.{name} is {value}; it must be from {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         tiny, huge = 1e-12, float("inf")
         check_ranges(
+            "ppo",
             self,
             steps=(1, huge),
             epochs=(1, huge),
@@ -189,6 +193,7 @@ class PPO:
 
     def _learn(self, clip: float, *, critic_only: bool) -> dict[str, float]:
         config, rollout = self.config, self.rollout
+        self.policy.train()
         advantage = self._advantages()
         returns = advantage + rollout.values
         if config.normalise_advantages:

@@ -169,6 +169,7 @@ class Rollout:
 @torch.no_grad()
 def collect(actor: Actor, rollout: Rollout) -> None:
     """Let the agents act by their policy and fill `rollout`; adds ended episodes to the actor's window."""
+    actor.policy.eval()  # running statistics are learnt from the rollout, not while it is collected
     rollout.state.copy_(actor.state)
     cut_off: list[tuple[int, Tensor, Tensor]] = []
     for t in range(len(rollout.rewards)):

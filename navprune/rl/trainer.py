@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import PolicySpec
+from navprune.models.spec import PolicySpec, build
 from navprune.progress import ProgressLine
 from navprune.rl import checkpoints
-from navprune.rl.imitation import WarmStart, WarmStartConfig
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.imitation import WarmStart, WarmStartConfig, forget_rounds, rounds_after
+from navprune.rl.monitor import EpisodeWindow, Scalars, Timers
 from navprune.rl.ppo import PPO, PPOConfig, check_ranges
 from navprune.rl.rollouts import Actor
 
@@ -61,6 +61,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         huge = float("inf")
         check_ranges(
+            "trainer",
             self,
             total_frames=(1, huge),
             seed=(0, huge),
@@ -94,16 +95,14 @@ def train(
     warm_start: WarmStartConfig | None,
     run_dir: Path | str,
     config_yaml: str = "",
-    resume: Literal["auto", "always", "never"] = "auto",
 ) -> TrainingResult:
     """Train `policy` (its present weights, or seeded ones of a spec) in `env`, which the caller closes.
 
-    `resume` says what to do where `run_dir` holds a checkpoint: go on from it (`auto`), insist on one
-    (`always`), or refuse (`never`). Ctrl-C ends the running update, writes a checkpoint and exits with status
-    130. Raises UserError for a run folder, checkpoint or configuration that cannot be used, and when a
-    checkpoint cannot be written.
+    Goes on from the newest whole checkpoint in `run_dir`. Ctrl-C ends the running update, writes a checkpoint
+    and exits with status 130. Raises UserError for a run folder, checkpoint or configuration that cannot be
+    used, and when a checkpoint cannot be written.
     """
-    return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml, resume).run()
+    return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml).run()
 
 
 class Trainer:
@@ -118,15 +117,14 @@ class Trainer:
         warm_start: WarmStartConfig | None,
         run_dir: Path | str,
         config_yaml: str = "",
-        resume: Literal["auto", "always", "never"] = "auto",
     ) -> None:
         self.config, self.ppo, self.warm_start, self.config_yaml = config, ppo, warm_start, config_yaml
         self.folder = Path(run_dir)
         if config.threads:
             torch.set_num_threads(config.threads)
-        device = torch.device(default_device() if config.device == "auto" else config.device)
-        self.policy = seeded(policy, config.seed) if isinstance(policy, PolicySpec) else policy
-        self.policy.to(device).train()
+        device = device_of(config.device)
+        policy = cast(PointNavPolicy, build(policy, config.seed)) if isinstance(policy, PolicySpec) else policy
+        self.policy = policy.to(device)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.window, self.timers = EpisodeWindow(config.window), Timers()
         self.actor = Actor(
@@ -136,26 +134,29 @@ class Trainer:
         self.frames = self.updates = self.phase_start = 0
         self.best_spl, self.best_frames = -1.0, 0
         self.learner: PPO | WarmStart
-        self._begin(resume)
+        self._begin()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
         self.stop = False
         if config.compile:
             self.policy.encoder.compile()
 
-    def _begin(self, resume: str) -> None:
-        latest = self.folder / checkpoints.LATEST
-        if latest.is_symlink() or latest.exists():
-            if resume == "never":
-                raise UserError(
-                    f"{self.folder} holds a run already; choose another folder, delete it, or allow to resume"
-                )
-            self._resume(latest.resolve())
-        elif resume == "always":
-            raise UserError(f"{self.folder} holds no checkpoint to go on from; check the folder, or start afresh")
-        else:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+    def _begin(self) -> None:
+        if (self.folder / checkpoints.SPEC).exists():
+            raise UserError(f"{self.folder} is a checkpoint; choose another run folder (`init` trains a checkpoint)")
+        written = checkpoints.numbered(self.folder)
+        if not written:
+            # What a crash left half written has a name with a dot.
+            if any(not path.name.startswith(".") for path in self.folder.glob("checkpoints/*")):
+                raise UserError(f"{self.folder / 'checkpoints'} holds other files; choose another run folder")
             self.actor.reset()
             self.learner = self._learner(WarmStart.name if self.warm_start else PPO.name)
+            return
+        for frames in written:
+            try:
+                return self._resume(self._checkpoint(frames))
+            except checkpoints.DamagedCheckpoint as error:
+                print(f"skipped: {error}", file=sys.stderr)
+        raise UserError(f"no checkpoint in {self.folder / 'checkpoints'} is whole; choose another run folder")
 
     def _resume(self, folder: Path) -> None:
         state = checkpoints.load_trainer(folder, self.policy)
@@ -166,6 +167,8 @@ class Trainer:
         self.actor.load_state_dict(state["actor"])
         self.learner = self._learner(state["phase"])
         self.learner.load_state_dict(state["learner"])
+        if not self._checkpoint(self.best_frames).exists():  # a later one was better, and is lost
+            self.best_spl, self.best_frames = -1.0, self.frames
         self._tidy()
 
     def _learner(self, phase: str) -> PPO | WarmStart:
@@ -191,12 +194,10 @@ class Trainer:
 
     def run(self) -> TrainingResult:
         """Train to the end."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         first = self.frames
         line = ProgressLine("training", self.config.total_frames, "frames", self.frames)
         # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.frames + 1)
+        writer = Scalars(self.folder / "tensorboard", purge_step=self.frames + 1)
         try:
             with self._ctrl_c():
                 while self.frames < self.config.total_frames and not self.stop:
@@ -224,6 +225,9 @@ class Trainer:
         if isinstance(self.learner, WarmStart) and self.frames >= self.warm_end:
             self.phase_start = self.frames
             self.learner = self._learner(PPO.name)
+            # The warm start's episodes were partly the expert's: they say little of the policy.
+            self.window.clear()
+            self.best_spl, self.best_frames = -1.0, 0
         losses = self.learner.update(self.progress)
         self.frames += self.learner.frames_per_update
         self.updates += 1
@@ -234,7 +238,7 @@ class Trainer:
         shown = (f"{name} {means[name]:.3f}" for name in ("success", "spl", "reward") if name in means)
         return "  ".join((self.learner.name, *shown))
 
-    def _log(self, writer: Any, losses: dict[str, float], first: int) -> None:
+    def _log(self, writer: Scalars, losses: dict[str, float], first: int) -> None:
         """Write TensorBoard's scalars under the names that habitat-baselines gives them."""
         means = self.window.mean()
         scalars = {f"metrics/{name}": value for name, value in means.items() if name != "reward"}
@@ -244,8 +248,7 @@ class Trainer:
         scalars |= {f"learner/{name}": value for name, value in losses.items()}
         scalars["perf/fps"] = (self.frames - first) / self.timers.total
         scalars |= {f"perf/{name}": seconds for name, seconds in self.timers.phases().items()}
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, self.frames)
+        writer.add(scalars, self.frames)
 
     def save(self) -> None:
         """Write a checkpoint unless there is one of this state; `latest` and `best` follow."""
@@ -258,14 +261,13 @@ class Trainer:
             if isinstance(self.learner, WarmStart):
                 self.learner.store()
             metrics = {"frames": self.frames, "updates": self.updates, "phase": self.learner.name}
-            folder = checkpoints.save_checkpoint(
+            checkpoints.save_checkpoint(
                 self._checkpoint(self.frames),
                 self.policy,
                 config=self.config_yaml,
                 metrics={**metrics, **self.window.mean()},
                 trainer=self._state(),
             )
-            checkpoints.point(self.folder / checkpoints.LATEST, folder)
             self._tidy()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
 
@@ -287,16 +289,20 @@ class Trainer:
         return self.folder / "checkpoints" / f"{frames:012}"
 
     def _tidy(self) -> None:
-        """Point `best` at the best checkpoint and delete what neither it nor the latest ones need."""
+        """Point `latest` and `best` at their checkpoints and delete what neither the best nor the latest need."""
+        checkpoints.point(self.folder / checkpoints.LATEST, self._checkpoint(self.frames))
         checkpoints.point(self.folder / checkpoints.BEST, self._checkpoint(self.best_frames))
-        written = sorted(int(path.name) for path in self._checkpoint(0).parent.iterdir() if path.name.isdigit())
-        kept = [frames for frames in written if frames <= self.frames][-self.config.keep_checkpoints :]
-        for frames in set(written) - {*kept, self.best_frames}:
+        written = checkpoints.numbered(self.folder)
+        latest = [frames for frames in written if frames <= self.frames][: self.config.keep_checkpoints]
+        kept = {*latest, self.best_frames}
+        for frames in set(written) - kept:
             shutil.rmtree(self._checkpoint(frames))
-        if isinstance(self.learner, WarmStart):
-            self.learner.forget()
-        else:
-            shutil.rmtree(self.folder / "warm_start", ignore_errors=True)
+        needed: set[int] = set()
+        if self.warm_start:
+            end = self.frames if isinstance(self.learner, WarmStart) else self.phase_start
+            rounds = (rounds_after(f, self.actor.env.num_envs, self.warm_start) for f in kept if f <= end)
+            needed = needed.union(*rounds)
+        forget_rounds(self.folder / "warm_start", needed)
 
     def _result(self, first: int) -> TrainingResult:
         return TrainingResult(
@@ -333,8 +339,12 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def seeded(spec: PolicySpec, seed: int) -> PointNavPolicy:
-    """Build the policy of `spec` with the weights of `seed`; torch's global generator stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PointNavPolicy(spec)
+def device_of(name: str) -> torch.device:
+    """Return the device that `trainer.device` names; raises UserError where torch cannot use it."""
+    try:
+        device = torch.device(default_device() if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"trainer.device is {name}, which cannot be used here ({reason}); use auto or cpu") from error
+    return device

@@ -6,10 +6,9 @@ import torch
 
 from navprune.errors import UserError
 from navprune.models.policy import GOAL
-from navprune.models.spec import PolicySpec, encoder_spec, with_widths
+from navprune.models.spec import PolicySpec, build, encoder_spec, with_widths
 from navprune.pruning.gates import EXPERT, GateConfig, collect_observations, learn_gates, shuffled_batches
 from navprune.pruning.prune import weights_hash
-from navprune.pruning.slim import seeded_build
 
 SIDE = 36
 
@@ -32,7 +31,7 @@ def quadrants(count, seed=0):
 def half_blind(seed=0):
     """A network whose first four filters see depth alone and whose last four see colour alone."""
     spec = with_widths(encoder_spec("simple_cnn", (4, SIDE, SIDE)), {"conv1": 8, "conv2": 8})
-    model = seeded_build(spec, seed)
+    model = build(spec, seed)
     with torch.no_grad():
         model.cnn[0].weight[:4, :3] = 0
         model.cnn[0].weight[4:, 3:] = 0
@@ -61,7 +60,7 @@ def test_gates_keep_the_channels_that_carry_the_answer(seed):
 
 
 def test_only_gates_learn_and_the_model_is_left_as_it_was():
-    model = seeded_build(PolicySpec(encoder_spec("resnet18", (4, SIDE, SIDE), 8), 16, 16), 0).train()
+    model = build(PolicySpec(encoder_spec("resnet18", (4, SIDE, SIDE), 8), 16, 16), 0).train()
     model.encoder.backbone.conv1.requires_grad_(False)
     wants = [parameter.requires_grad for parameter in model.parameters()]
     before = weights_hash(model)

@@ -8,13 +8,13 @@ import torch
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost as full_cost
 from navprune.models.policy import GOAL
-from navprune.models.spec import PolicySpec, encoder_spec, widths, with_widths
+from navprune.models.spec import PolicySpec, build, encoder_spec, widths, with_widths
 from navprune.pruning.gates import EXPERT, GateConfig
 from navprune.pruning.groups import groups_of, is_inner, units
 from navprune.pruning.methods import GATES
 from navprune.pruning.prune import expanded, prune, weights_hash
 from navprune.pruning.scores import SCORES
-from navprune.pruning.slim import encoder_of, seeded_build, slim
+from navprune.pruning.slim import encoder_of, slim
 
 PUBLISHED = {"macs": 0.488, "parameters": 0.435}  # 0.60 of 1.23 Gi and 2.43 of 5.59 Mi
 
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_network(method):
 
 
 def test_a_trained_policy_keeps_its_weights():
-    policy = seeded_build(PolicySpec(encoder_spec("resnet18", (1, 32, 32), 8), 16, 16), seed=7)
+    policy = build(PolicySpec(encoder_spec("resnet18", (1, 32, 32), 8), 16, 16), seed=7)
     before = weights_hash(policy)
     result = prune(policy, "magnitude", {"macs": 0.5}, table1, tolerance=0.1)
     assert weights_hash(policy) == before == result.initial_weights
@@ -76,9 +76,7 @@ def test_a_trained_policy_keeps_its_weights():
 
 
 def test_fresh_weights_belong_to_the_slim_spec():
-    result = prune(
-        encoder_spec("simple_cnn", (1, 64, 64)), "uniform", {"parameters": 0.5}, table1, tolerance=0.1
-    )
+    result = prune(encoder_spec("simple_cnn", (1, 64, 64)), "uniform", {"parameters": 0.5}, table1, tolerance=0.1)
     fresh = result.fresh(3)
     assert fresh.spec == result.spec
     assert weights_hash(fresh) == weights_hash(result.fresh(3)) != weights_hash(result.fresh(4))
@@ -90,7 +88,7 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
     policy = PolicySpec(spec, 16, 16)
     wide = encoder_of(expanded(policy, 1.25))
     result = prune(policy, GATES, {"macs": 0.5}, table1, batches=batches(32), tolerance=0.1)
-    for group in groups_of(seeded_build(wide, 0)):
+    for group in groups_of(build(wide, 0)):
         before, after = result.widths[group.name]
         assert (before, group.channels) == (widths(spec)[group.name], round(1.25 * before))
         assert len(result.keep[group.name]) == units(group)
@@ -102,9 +100,9 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
 def test_gates_ignore_the_weights_they_are_given():
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
     options = dict(batches=batches(32), gates=GateConfig(expansion=1), tolerance=0.1)
-    first = prune(seeded_build(spec, 1), GATES, {"macs": 0.5}, table1, **options)
-    second = prune(seeded_build(spec, 2), GATES, {"macs": 0.5}, table1, **options)
-    assert first.initial_weights == second.initial_weights == weights_hash(seeded_build(spec, 0))
+    first = prune(build(spec, 1), GATES, {"macs": 0.5}, table1, **options)
+    second = prune(build(spec, 2), GATES, {"macs": 0.5}, table1, **options)
+    assert first.initial_weights == second.initial_weights == weights_hash(build(spec, 0))
 
 
 def test_expansion_rounds_to_whole_units():
@@ -126,7 +124,7 @@ def test_the_report_is_json():
     result = prune(spec, "random", {"macs": 0.5}, table1, tolerance=0.1, seed=5)
     data = json.loads(json.dumps(result.to_json()))
     assert data["method"] == "random" and data["seed"] == 5 and data["budget"] == {"macs": 0.5}
-    assert data["initial_weights"] == weights_hash(seeded_build(spec, 5))
+    assert data["initial_weights"] == weights_hash(build(spec, 5))
     for layer in spec.layers:
         before, after = data["widths"][layer.name]
         assert before == layer.channels and after == layer.group * sum(data["keep"][layer.name])

@@ -1,16 +1,15 @@
 import pytest
 import torch
 
-from navprune.models.spec import encoder_spec
+from navprune.models.spec import build, encoder_spec
 from navprune.pruning.groups import groups_of, units
 from navprune.pruning.methods import GATES, METHODS
 from navprune.pruning.scores import SCORES, magnitude, random, uniform
-from navprune.pruning.slim import seeded_build
 
 
 @pytest.fixture
 def model():
-    return seeded_build(encoder_spec("resnet50", (1, 64, 64), 8), 0)
+    return build(encoder_spec("resnet50", (1, 64, 64), 8), 0)
 
 
 def generator(seed=0):

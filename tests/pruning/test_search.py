@@ -32,14 +32,10 @@ def test_the_kept_units_are_those_above_one_threshold(data):
     sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     groups = [group(f"g{i}", n) for i, n in enumerate(sizes)]
     few = st.integers(0, 3).map(float)  # many ties
-    scores = {
-        g.name: torch.tensor(data.draw(st.lists(few, min_size=n, max_size=n))) for g, n in zip(groups, sizes)
-    }
+    scores = {g.name: torch.tensor(data.draw(st.lists(few, min_size=n, max_size=n))) for g, n in zip(groups, sizes)}
     total = sum(sizes)
     count = data.draw(st.integers(len(groups), total))
-    keep = search(
-        groups, scores, channel_share(groups), {"macs": (count + 0.5) / (total + 0.5)}, tolerance=1.0
-    )
+    keep = search(groups, scores, channel_share(groups), {"macs": (count + 0.5) / (total + 0.5)}, tolerance=1.0)
     flags = torch.cat([keep[g.name] for g in groups]).tolist()
     assert all(keep[g.name].any() for g in groups)
     assert sum(flags) == max(len(groups), int((count + 0.5) / (total + 0.5) * total + 1e-9))
@@ -104,9 +100,7 @@ def test_a_budget_out_of_reach_names_the_nearest():
     with pytest.raises(UserError, match=r"budget macs=0.58 .* nearest is macs=0.55"):
         search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": 0.58})
     for budget, tolerance in [(0.58, 0.1), (0.55, 0.01)]:
-        keep = search(
-            groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": budget}, 1, tolerance
-        )
+        keep = search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": budget}, 1, tolerance)
         assert keep["inner"].sum() == 1
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from navprune.errors import UserError
 from navprune.models.policy import GOAL
-from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec, widths, with_widths
+from navprune.models.spec import EncoderSpec, Layer, PolicySpec, build, encoder_spec, widths, with_widths
 from navprune.pruning.groups import groups_of, mask, scaled, units
-from navprune.pruning.slim import encoder_of, seeded_build, slim
+from navprune.pruning.slim import encoder_of, slim
 
 LAW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -24,9 +24,7 @@ def encoder_specs(draw, family):
     spec = encoder_spec(family, (channels, 32, 36), base_planes=4)
     group = {layer.name: draw(st.integers(1, 3)) for layer in spec.layers}
     layers = tuple(Layer(n, draw(st.integers(1, 4)) * group[n], group[n]) for n in group)
-    return EncoderSpec(
-        spec.family, spec.input, spec.observations, spec.block, spec.blocks, layers, 6, spec.normalise
-    )
+    return EncoderSpec(spec.family, spec.input, spec.observations, spec.block, spec.blocks, layers, 6, spec.normalise)
 
 
 @st.composite
@@ -43,7 +41,7 @@ def keeps(draw, spec: EncoderSpec):
 
 def shaken(spec, seed=0):
     """A network in float64 and evaluation mode; its norms and running statistics are random too."""
-    model = seeded_build(spec, seed).double().eval()
+    model = build(spec, seed).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -67,9 +65,7 @@ def test_slim_equals_mask(family):
             small = slim(model, keep)
             assert (small(images) - masked).abs().max() < 1e-10
             assert (slim(model.float(), keep)(images.float()) - masked).abs().max() < 1e-3
-        assert widths(small.spec) == {
-            layer.name: int(keep[layer.name].sum()) * layer.group for layer in spec.layers
-        }
+        assert widths(small.spec) == {layer.name: int(keep[layer.name].sum()) * layer.group for layer in spec.layers}
         assert not any(module._forward_hooks for module in [*model.modules(), *small.modules()])
 
     law()
@@ -117,7 +113,7 @@ def test_slimming_leaves_the_model_and_the_global_generator_alone():
 
 
 def test_every_convolution_of_a_width_is_in_its_group():
-    model = seeded_build(PolicySpec(encoder_spec("resnet50", (1, 64, 64), 8), 16, 16), 0)
+    model = build(PolicySpec(encoder_spec("resnet50", (1, 64, 64), 8), 16, 16), 0)
     groups = groups_of(model)
     assert len(groups) == 37  # stem, four trunks, 32 inner widths
     for group in groups:
@@ -149,7 +145,7 @@ def test_factors_scale_and_carry_gradients():
     ],
 )
 def test_keeps_that_do_not_fit_are_refused(keep, complaint):
-    model = seeded_build(encoder_spec("resnet18", (1, 32, 32), 4), 0)
+    model = build(encoder_spec("resnet18", (1, 32, 32), 4), 0)
     with pytest.raises(UserError, match=complaint):
         slim(model, keep)
     with pytest.raises(UserError, match=complaint), mask(model, keep):
@@ -158,4 +154,4 @@ def test_keeps_that_do_not_fit_are_refused(keep, complaint):
 
 def test_a_blind_policy_has_nothing_to_prune():
     with pytest.raises(UserError, match="no channels to prune"):
-        slim(seeded_build(PolicySpec(encoder_spec("blind"), 16, 16), 0), {})
+        slim(build(PolicySpec(encoder_spec("blind"), 16, 16), 0), {})

@@ -57,17 +57,30 @@ def test_replacing_keeps_one_whole_folder(toys, saved):
     assert [path.name for path in saved.parent.iterdir()] == ["one"]
 
 
-def test_a_run_folder_leads_to_its_best_checkpoint(toys, tmp_path):
+def test_a_folder_that_holds_anything_else_is_not_replaced(toys, saved, monkeypatch):
+    (saved / "pruning.json").write_text("{}")
+    save_checkpoint(saved, toys.policy(seed=6))
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="one holds other files; choose another folder"):
+        save_checkpoint(saved, toys.policy(seed=7))
+    assert (saved / "notes.txt").read_text() == "mine" and same_weights(load_policy(saved).policy, toys.policy(seed=6))
+    monkeypatch.chdir(saved)
+    for here in (".", ".."):
+        with pytest.raises(UserError, match="choose another folder"):
+            save_checkpoint(here, toys.policy(seed=7))
+
+
+def test_a_run_folder_leads_to_its_latest_checkpoint(toys, tmp_path):
     run = tmp_path / "run"
     for seed, name in enumerate(("a", "b")):
         save_checkpoint(run / "checkpoints" / name, toys.policy(seed=seed))
-    point(run / "latest", run / "checkpoints" / "b")
-    assert load_policy(run).folder.name == "b"
     point(run / "best", run / "checkpoints" / "a")
     assert load_policy(run).folder.name == "a"
-    assert find_checkpoint(run / "latest").name == "b"
+    point(run / "latest", run / "checkpoints" / "b")
+    assert load_policy(run).folder.name == "b"
+    assert find_checkpoint(run / "best").name == "a"
     moved = run.rename(tmp_path / "moved")
-    assert load_policy(moved).folder == moved / "checkpoints" / "a"
+    assert load_policy(moved).folder == moved / "checkpoints" / "b"
 
 
 plain = st.recursive(

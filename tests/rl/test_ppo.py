@@ -108,7 +108,7 @@ def test_a_corridor_is_learnt(toys, tmp_path):
 
 @pytest.mark.parametrize("field", [{"gamma": 1.5}, {"epochs": 0}, {"lr": 0.0}, {"clip": -1.0}])
 def test_values_out_of_range_are_named(field):
-    with pytest.raises(UserError, match=next(iter(field))):
+    with pytest.raises(UserError, match=f"^ppo.{next(iter(field))} is"):
         PPOConfig(**field)
 
 

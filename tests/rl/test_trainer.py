@@ -1,19 +1,23 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from navprune.errors import UserError
+from navprune.models.policy import PointNavPolicy
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import load_policy
 from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.ppo import PPOConfig
-from navprune.rl.trainer import TrainerConfig, train
+from navprune.rl.trainer import Trainer, TrainerConfig, train
 
 PPO = PPOConfig(steps=6, epochs=2, linear_lr=True, linear_clip=True)
 # 12 steps x 4 environments an update: seven updates of warm start, the buffer keeps the last three.
@@ -124,7 +128,7 @@ def test_the_best_checkpoint_has_the_highest_spl_of_a_full_window(toys, tmp_path
     env.step = rise_and_fall
     result = run(toys, tmp_path, env, config=config, warm_start=None)
     assert result.best.name == "000000000096"
-    assert load_policy(tmp_path).metrics["spl"] == pytest.approx(0.9)
+    assert load_policy(result.best).metrics["spl"] == pytest.approx(0.9)
 
 
 def events(folder):
@@ -147,12 +151,85 @@ def test_tensorboard_has_habitats_names_and_forgets_what_was_lost(toys, whole, t
         assert ours[tag] == expected[tag]
 
 
-def test_resume_is_one_explicit_choice(toys, whole, tmp_path):
-    with pytest.raises(UserError, match="holds a run already"):
-        run(toys, whole[0], resume="never")
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
-        run(toys, tmp_path, resume="always")
-    assert run(toys, whole[0], resume="always").frames == 480
+def test_scalars_that_cannot_be_written_do_not_stop_a_run(toys, whole, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for method in ("add_scalar", "flush", "close"):
+        monkeypatch.setattr(SummaryWriter, method, full)
+    run(toys, tmp_path)
+    assert same(weights(tmp_path), weights(whole[0]))
+    assert capsys.readouterr().err.count("No space left on device; going on without it") == 1
+
+
+# In the warm start, after it, and where the newest whole checkpoint is the warm start's last but one.
+@pytest.mark.parametrize(("step", "damaged"), [(60, 1), (101, 1), (86, 1), (60, 2)])
+def test_a_damaged_checkpoint_is_skipped(toys, whole, tmp_path, capsys, step, damaged):
+    env = toys.Corridor()
+    env.fail_at = (step, lose_power)
+    config = replace(RUN, keep_checkpoints=3)
+    with pytest.raises(Lost):
+        run(toys, tmp_path, env, config=config)
+    for frames in checkpoints.numbered(tmp_path)[:damaged]:
+        file = tmp_path / "checkpoints" / f"{frames:012}" / "trainer.pt"
+        file.write_bytes(file.read_bytes()[:100])
+    capsys.readouterr()
+    run(toys, tmp_path, toys.Corridor(seed=99), config=config)
+    assert same(weights(tmp_path), weights(whole[0]))
+    assert capsys.readouterr().err.count("trainer.pt is damaged") == damaged
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_lost(toys, tmp_path):
+    run(toys, tmp_path, config=replace(RUN, total_frames=96))
+    for file in tmp_path.glob("checkpoints/*/weights.safetensors"):
+        file.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        run(toys, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_its_link_a_run_goes_on_from_the_newest_checkpoint(toys, whole, tmp_path):
+    run(toys, tmp_path, config=replace(RUN, total_frames=96))
+    (tmp_path / "latest").unlink()
+    env = toys.Corridor()
+    run(toys, tmp_path, env, config=replace(RUN, total_frames=144))
+    assert env.steps_taken == 12
+
+
+def test_folders_that_are_no_runs_are_left_alone(toys, tmp_path):
+    checkpoints.save_checkpoint(tmp_path / "checkpoints" / "mine", toys.policy())
+    with pytest.raises(UserError, match="checkpoints holds other files"):
+        run(toys, tmp_path)
+    with pytest.raises(UserError, match="mine is a checkpoint"):
+        run(toys, tmp_path / "checkpoints" / "mine")
+    load_policy(tmp_path / "checkpoints" / "mine")
+
+
+def test_ppo_is_judged_by_its_own_episodes(toys, whole, tmp_path):
+    trainer = Trainer(toys.spec(), toys.Corridor(), replace(RUN, total_frames=360), PPO, WARM, tmp_path)
+    trainer.window.add({"success": 2.0, "spl": 2.0, "reward": 2.0})  # more than any episode is worth
+    trainer.best_spl, trainer.frames = 2.0, trainer.warm_end
+    trainer._update()
+    trainer.save()
+    assert trainer.window.mean().get("spl", 0.0) <= 1 and trainer.best_spl <= 1
+    assert (tmp_path / "best").resolve().name == "000000000360"
+
+
+@pytest.mark.parametrize(("warm_start", "learnt_from"), [(None, 2 * 48), (WARM, 3 * 3 * 6)])
+def test_running_statistics_are_learnt_from_what_is_trained_on(toys, tmp_path, warm_start, learnt_from):
+    spec = toys.spec()
+    policy = PointNavPolicy(replace(spec, encoder=replace(spec.encoder, normalise=True)))
+    config, ppo = replace(RUN, total_frames=48), replace(PPO, steps=12)
+    train(policy, toys.Corridor(limit=3), config, ppo, warm_start, tmp_path)
+    assert [value.item() for name, value in policy.state_dict().items() if name.endswith("_count")] == [learnt_from]
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99"])
+def test_a_device_that_is_not_there(toys, tmp_path, device):
+    with pytest.raises(UserError, match=f"trainer.device is {device}") as error:
+        run(toys, tmp_path, config=replace(RUN, device=device))
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_of_another_make_is_refused(toys, whole, tmp_path):
