@@ -35,10 +35,10 @@ def benchmark_simulator(
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Runs the full environment step (move, measure, render) with random actions; the JSON form of docs/design.
+    """Runs the full environment step (move, measure, render) with random actions; the result is in the form of --json.
 
     data holds scenes called name; without it one home is generated. Each width is measured over `frames` agent
-    steps in ten parts whose median counts; memory (MiB, resident) is read before and after.
+    steps in ten parts whose median counts; memory (MiB, resident) is that before and after the last of them.
     """
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
@@ -46,15 +46,15 @@ def benchmark_simulator(
             report("generating one furnished home")
             generate_dataset(data, name=name, train=1, val=1, seed=seed)
         library = SceneLibrary()
-        rows, memory = [], []
+        rows, memory = [], [0.0, 0.0]
         for width in widths:
             report(f"measuring {environments} environments at {width} x {width}")
             env = make_benchmark_env(data, name, width, environments, threads, seed, library)
             env.reset()
             parts = [_frames_per_second(env, frames // 100, seed)]  # compiles and warms up
-            memory.append(resident_mib())
+            memory[0] = resident_mib()
             parts = [_frames_per_second(env, frames // 10, seed + part) for part in range(10)]
-            memory.append(resident_mib())
+            memory[1] = resident_mib()
             scene = env.scene(0)
             rows.append(
                 {
@@ -67,7 +67,7 @@ def benchmark_simulator(
                 }
             )
             env.close()
-    return {"rows": rows, "memory_mib": [memory[0], memory[-1]]}
+    return {"rows": rows, "memory_mib": memory}
 
 
 def make_benchmark_env(

@@ -28,11 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"navprune: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"navprune: {error.filename or 'a file'}: {error.strerror}; check disk and permissions", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("navprune: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -113,15 +117,15 @@ def _add_scenes(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("data"), help="data folder (default: data)")
     parser.add_argument("--name", default="homes", help="name of the data set (default: homes)")
-    parser.add_argument("--train", type=int, default=40, metavar="N", help="training scenes (default: 40)")
-    parser.add_argument("--val", type=int, default=10, metavar="M", help="validation scenes (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: 0)")
+    parser.add_argument("--train", type=_positive, default=40, metavar="N", help="training scenes (default: 40)")
+    parser.add_argument("--val", type=_positive, default=10, metavar="M", help="validation scenes (default: 10)")
+    parser.add_argument("--seed", type=_natural, default=0, help="the same seed gives the same bytes (default: 0)")
     parser.add_argument(
         "--area", type=float, nargs=2, metavar=("MIN", "MAX"), default=(40.0, 200.0),
         help="floor area of a home in m2 (default: 40 200)",
     )  # fmt: skip
-    parser.add_argument("--train-episodes", type=int, default=200, metavar="N", help="episodes a training scene")
-    parser.add_argument("--val-episodes", type=int, default=20, metavar="N", help="episodes a validation scene")
+    parser.add_argument("--train-episodes", type=_positive, default=200, metavar="N", help="episodes a training scene")
+    parser.add_argument("--val-episodes", type=_positive, default=20, metavar="N", help="episodes a validation scene")
 
 
 def _scenes_generate(options: argparse.Namespace) -> dict[str, Any]:
@@ -142,11 +146,21 @@ def _scenes_generate(options: argparse.Namespace) -> dict[str, Any]:
         progress=line.show,
     )
     answer = dataclasses.asdict(statistics)
-    print(rows_table([{"split": split, **values} for split, values in answer["splits"].items()]).text())
+    print(rows_table([{"split": split, **_spreads(values)} for split, values in answer["splits"].items()]).text())
     return answer
 
 
 # --- train, evaluate, prune
+
+
+def _spreads(values: dict[str, Any]) -> dict[str, Any]:
+    """A split's statistics with each spread as one cell."""
+    return {
+        name: f"{value['mean']:,.3g} ({value['low']:,.3g} to {value['high']:,.3g})"
+        if isinstance(value, dict)
+        else value
+        for name, value in values.items()
+    }
 
 
 def _add_train(commands: Any) -> None:
@@ -183,24 +197,24 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, .pth or control")
     _add_overrides(parser, None)
     parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
-    parser.add_argument("--episodes", type=int, metavar="N", help="only the first N episodes")
+    parser.add_argument("--episodes", type=_positive, metavar="N", help="only the first N episodes")
     parser.add_argument(
-        "--environments", type=int, default=16, metavar="N", help="in lockstep; does not change the result"
+        "--environments", type=_positive, default=16, metavar="N", help="in lockstep; does not change the result"
     )
     parser.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled actions")
+    parser.add_argument("--seed", type=_natural, default=0, help="of the sampled actions")
     parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
-    parser.add_argument("--pictures", type=int, default=0, metavar="N", help="maps and videos of N episodes")
+    parser.add_argument("--pictures", type=_natural, default=0, metavar="N", help="maps and videos of N episodes")
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import config_of, run_evaluation
+    from navprune.jobs import config_of, run_evaluation, run_folder
     from navprune.reports.tables import measure_table
 
     config = config_of(options.agent, options.config, options.settings)
     split = options.split or config.data.val
     agent = Path(options.agent)
-    out = options.out or (agent if agent.is_dir() else Path("runs") / agent.stem) / "evaluation" / split
+    out = options.out or (run_folder(agent) or Path("runs") / agent.stem) / "evaluation" / split
     result, shown = run_evaluation(
         options.agent,
         config,
@@ -235,9 +249,11 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument("--method", default="gates", help="one of the methods below (default: gates)")
     parser.add_argument("--budget", required=True, help="shares of the dense encoder: macs=0.5[,parameters=0.5]")
     parser.add_argument("--out", type=Path, required=True, help="folder of the slim checkpoint")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400, help="gates: observations of each environment (default: 400)")
-    parser.add_argument("--epochs", type=int, default=3, help="gates: passes through them (default: 3)")
+    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument(
+        "--steps", type=_positive, default=400, help="gates: observations of each environment (default: 400)"
+    )
+    parser.add_argument("--epochs", type=_positive, default=3, help="gates: passes through them (default: 3)")
     parser.add_argument("--expansion", type=float, default=1.25, help="gates: width of the searched network (1.25)")
 
 
@@ -266,7 +282,11 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     )
     answer = pruning_json(result)
     print(pruning_table(answer).text())
-    print(f"\nslim checkpoint in {options.out}; train it with `navprune train init={options.out} init_weights=false`")
+    command = f"navprune train --config {options.out}/config.yaml init={options.out} run={options.out}_run"
+    print(
+        f"\nslim checkpoint in {options.out}; train it from the weights kept, or with init_weights=false from scratch:"
+    )
+    print(f"  {command}")
     return answer
 
 
@@ -312,7 +332,7 @@ def _add_latency(commands: Any) -> None:
     parser.add_argument("--batch-sizes", default="1,8", help="default: 1,8")
     parser.add_argument("--runtime", default="eager", help="eager, compiled or both: eager,compiled (default: eager)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where present)")
-    parser.add_argument("--runs", type=int, default=30, help="timed runs of each (default: 30)")
+    parser.add_argument("--runs", type=_positive, default=30, help="timed runs of each (default: 30)")
 
 
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
@@ -331,14 +351,14 @@ def _add_compare(commands: Any) -> None:
         "compare",
         _compare,
         "Compares runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.\n"
-        "Runs without an evaluation are evaluated first.",
+        "Every run is evaluated anew on the same episodes.",
         "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
     parser.add_argument("--split", default=None, help="split to compare on (default: the runs' data.val)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
-    parser.add_argument("--pictures", type=int, default=1, metavar="N", help="maps and videos of each run")
+    parser.add_argument("--pictures", type=_natural, default=1, metavar="N", help="maps and videos of each run")
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -371,10 +391,13 @@ def _add_benchmark(commands: Any) -> None:
         "navprune benchmark simulator --widths 128,256 --environments 32",
     )
     simulator.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+    simulator.add_argument("--name", default="homes", help="data set in it (default: homes)")
     simulator.add_argument("--widths", default="128,256", help="image widths (default: 128,256)")
-    simulator.add_argument("--environments", type=int, default=32)
-    simulator.add_argument("--threads", type=int, help="rendering threads (default: all cores)")
-    simulator.add_argument("--frames", type=int, default=100_000, help="agent steps at each width (default: 100000)")
+    simulator.add_argument("--environments", type=_positive, default=32)
+    simulator.add_argument("--threads", type=_positive, help="rendering threads (default: all cores)")
+    simulator.add_argument(
+        "--frames", type=_positive, default=100_000, help="agent steps at each width (default: 100000)"
+    )
     training = _command(
         kinds,
         "training",
@@ -383,12 +406,13 @@ def _add_benchmark(commands: Any) -> None:
         "navprune benchmark training --encoder resnet18 --width 128 --environments 6",
     )
     training.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+    training.add_argument("--name", default="homes", help="data set in it (default: homes)")
     training.add_argument("--encoder", default="resnet18")
-    training.add_argument("--base-planes", type=int, default=32)
-    training.add_argument("--width", type=int, default=128, help="image width (default: 128)")
-    training.add_argument("--environments", type=int, default=6)
-    training.add_argument("--epochs", type=int, default=4, help="PPO epochs (default: 4)")
-    training.add_argument("--updates", type=int, default=3, help="measured updates of 128 steps (default: 3)")
+    training.add_argument("--base-planes", type=_positive, default=32)
+    training.add_argument("--width", type=_positive, default=128, help="image width (default: 128)")
+    training.add_argument("--environments", type=_positive, default=6)
+    training.add_argument("--epochs", type=_positive, default=4, help="PPO epochs (default: 4)")
+    training.add_argument("--updates", type=_positive, default=3, help="measured updates of 128 steps (default: 3)")
 
 
 def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
@@ -398,6 +422,7 @@ def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
     widths = _numbers("--widths", options.widths)
     answer = benchmark_simulator(
         options.data,
+        options.name,
         widths=widths,
         environments=options.environments,
         threads=options.threads,
@@ -416,6 +441,7 @@ def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
 
     answer = benchmark_training(
         options.data,
+        options.name,
         encoder=options.encoder,
         base_planes=options.base_planes,
         width=options.width,
@@ -481,6 +507,20 @@ def _numbers(option: str, text: str) -> list[int]:
     if not numbers or min(numbers) < 1:
         raise UserError(f"{option} takes whole numbers such as 1,8, not {text}")
     return numbers
+
+
+def _natural(text: str) -> int:
+    """For argparse: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 0")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    if _natural(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
 
 
 def _note(line: str) -> None:

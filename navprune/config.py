@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from navprune.errors import UserError
 from navprune.rl.imitation import WarmStartConfig
@@ -90,7 +91,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises UserError for an unknown recipe, an unknown key (with the nearest known one) or a value that does not fit.
     """
     path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix == ".yaml":
         if not path.is_file():
             raise UserError(f"configuration file {recipe} does not exist; `--config NAME` takes {', '.join(recipes())}")
         folder, name = path.resolve().parent, path.stem
@@ -100,11 +101,10 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"no recipe is called {recipe}; {_nearest(recipe, recipes())}")
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose(name, [_override(text, folder) for text in overrides])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(
-            f"configuration {recipe} cannot be read: {_first_line(error)}; see `navprune train --help`"
-        ) from None
+            search = f"hydra.searchpath=[file://{_folder()}]"  # so that a user's own recipe finds the groups
+            composed = compose(name, [search, *(_override(text) for text in overrides)])
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"configuration {recipe} cannot be read: {_first_line(error)}") from None
     return config_from(composed, recipe)
 
 
@@ -134,11 +134,11 @@ def _folder() -> Path:
     return Path(__file__).resolve().parents[1] / "habitat_configs"
 
 
-def _override(text: str, folder: Path) -> str:
+def _override(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not equals:
         raise UserError(f"{text} is no setting; write key=value, for example task.width=128")
-    is_group = (folder / key).is_dir()
+    is_group = (_folder() / key).is_dir()
     return text if is_group or key.startswith(("+", "~")) else f"++{text}"
 
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from navprune.config import Config
+from navprune.config import Config, to_yaml
+from navprune.errors import UserError
 from navprune.jobs import CONTROLS, PRUNING, run_comparison, run_pruning, run_training
 from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig
 from navprune.reports.tables import Table
+from navprune.rl.checkpoints import write_file
 from navprune.tasks.dataset import generate_dataset
 
 HOMES: dict[str, Any] = {
@@ -33,6 +35,7 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     """Generates, prunes, trains, evaluates and reports below `out`; a part that is done already is not done again."""
     data = out / "data"
     config = replace(config, data=replace(config.data, folder=str(data)))
+    _check_recipe(out / "recipe.yaml", to_yaml(config) + f"# {HOMES} {BUDGET} {GATE_STEPS} {GATES}\n")
     statistics = data / "datasets" / "pointnav" / config.data.name / "v1" / "statistics.json"
     if not statistics.is_file():
         note("1/4  generating homes")
@@ -66,6 +69,13 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
             "limits": limits(config),
         },
     )
+
+
+def _check_recipe(path: Path, recipe: str) -> None:
+    """Parts made by another recipe must not be mixed with new ones."""
+    if path.is_file() and path.read_text() != recipe:
+        raise UserError(f"{path.parent} was made by another recipe than this one; give another --out, or delete it")
+    write_file(path, recipe.encode())
 
 
 def limits(config: Config) -> list[str]:

@@ -24,9 +24,9 @@ from navprune.pruning.prune import GATES, PruningResult, prune
 from navprune.pruning.slim import encoder_of
 from navprune.reports import maps, video
 from navprune.reports.page import Picture, Report, write_report
-from navprune.reports.plots import read_curve
+from navprune.reports.plots import Curve, read_curve
 from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
-from navprune.rl.checkpoints import find_checkpoint, load_policy, read_spec, save_checkpoint, write_file
+from navprune.rl.checkpoints import LATEST, find_checkpoint, load_policy, read_spec, save_checkpoint, write_file
 from navprune.rl.trainer import TrainingResult, default_device, train
 from navprune.scenes.episodes import Episode, read_episodes
 from navprune.simulator.scene import SceneLibrary
@@ -86,7 +86,11 @@ def policy_of(source: str, config: Config | None = None, seed: int = 0) -> Point
     if path.suffix == ".pth":
         spec, weights = read_foreign(path)
         policy = build(spec, seed)
-        policy.load_state_dict(weights)
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"{path} does not fit the network that its shapes describe: {reason}") from None
         return policy  # type: ignore[return-value]
     return load_policy(find_checkpoint(path)).policy
 
@@ -148,14 +152,14 @@ class Shown:
 def agent_of(source: str, config: Config, env: PointNavEnv, greedy: bool) -> Agent:
     """A control agent by name, or the policy of a checkpoint."""
     if source == "random":
-        return RandomAgent()
+        return RandomAgent(config.task)
     if source == "goal-follower":
         return GoalFollower(config.task)
     if source == "shortest-path":
         return ShortestPathAgent(env)
     policy = policy_of(source, config)
     check_sees(policy.spec.encoder, config)
-    return PolicyAgent(policy, greedy)
+    return PolicyAgent(policy.to(default_device()), greedy)
 
 
 def config_of(source: str, recipe: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -191,7 +195,7 @@ def run_evaluation(
     recorder = Recorder([key_of(episode) for episode in chosen])
     try:
         agent = agent_of(source, config, env, greedy)
-        line = ProgressLine(f"evaluating {display_name(source)}", len(episodes), "episodes")
+        line = ProgressLine(f"evaluating {Path(source).name}", len(episodes), "episodes")
         result = evaluate(env, agent, episodes, seed, recorder, line)
     finally:
         env.close()
@@ -270,16 +274,25 @@ def run_latency(
     config: Config | None = None,
 ) -> dict[str, Any]:
     """Measures the encoders of `sources` interleaved; savings are against the first."""
-    encoders = {display_name(source): policy_of(source, config).encoder for source in sources}
+    if not sources:
+        return {"device": device_name(device or default_device()), "rows": []}
+    encoders = {
+        name: policy_of(source, config).encoder for name, source in zip(display_names(sources), sources, strict=True)
+    }
     device = device or default_device()
     line = ProgressLine("measuring latency", len(runtimes) * len(batch_sizes), "settings")
     rows = measure(encoders, batch_sizes, runtimes, device, runs, progress=lambda done, total: line.show(done))
     return {"device": device_name(device), "rows": [row.to_json() for row in rows]}
 
 
-def display_name(source: str) -> str:
-    """What a table calls a source: the last part of its path."""
-    return Path(source).name or source
+def display_names(sources: Sequence[str]) -> list[str]:
+    """What a table calls sources: as many last parts of their paths as tell them apart; UserError for a repetition."""
+    parts = [Path(source).parts for source in sources]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"{max(sources, key=list(sources).count)} is named twice; name each run once")
 
 
 def run_comparison(
@@ -299,30 +312,31 @@ def run_comparison(
     `texts` holds further fields of `reports.page.Report`. Returns the table, the page and the JSON form.
     """
     library = library or SceneLibrary()
-    evaluations, shown = {}, []
+    sources = (*runs, *controls)
+    names = dict(zip(sources, display_names(sources), strict=True))
     configs = {run: config_of(run, None) for run in runs}
-    for source in (*runs, *controls):
-        config = configs.get(source, configs[runs[0]])
-        folder = out / "evaluation" / display_name(source)
+    evaluations, shown = {}, []
+    for source in sources:
+        config, folder = configs.get(source, configs[runs[0]]), out / "evaluation" / names[source]
         result, new = run_evaluation(source, config, split=split, out=folder, pictures=pictures, library=library)
         evaluations[source] = result.to_json(split or config.data.val)
-        shown += [Picture(s.map, f"{display_name(source)}, {s.name}") for s in new]
-        shown += [Picture(s.video, f"{display_name(source)}, {s.name}") for s in new]
+        shown += [Picture(file, f"{names[source]}, {s.name}") for s in new for file in (s.map, s.video)]
     seeing = [run for run in runs if spec_of(run).encoder.observations]
-    latency = run_latency(seeing, batch_sizes, runtimes)
+    latency = run_latency(seeing, batch_sizes, runtimes)["rows"]
+    timed = dict(zip(seeing, display_names(seeing), strict=True)) if seeing else {}
     rows = [
         EncoderRow(
-            display_name(source),
+            names[source],
             cost(spec_of(source)).to_json() if source in seeing else None,
             evaluations[source],
-            [row for row in latency["rows"] if row["model"] == display_name(source)],
+            [{**row, "model": names[source]} for row in latency if row["model"] == timed.get(source)],
         )
-        for source in (*runs, *controls)
+        for source in sources
     ]
     report = Report(
         rows=rows,
-        curves={display_name(run): read_curve(Path(run) / "tensorboard", "metrics/spl") for run in runs},
-        prunings={display_name(run): found for run in runs if (found := pruning_of(configs[run])) is not None},
+        curves={names[run]: curve for run in runs if (curve := training_curve(Path(run))) is not None},
+        prunings={names[run]: found for run in runs if (found := pruning_of(configs[run])) is not None},
         episodes=shown,
         **{"title": "Comparison of encoders", "lead": describe(rows), **(texts or {})},
     )
@@ -331,6 +345,19 @@ def run_comparison(
         "rows": [{"name": r.name, "cost": r.cost, "evaluation": r.evaluation, "latency": r.latency} for r in rows]
     }
     return encoder_table(rows), page, answer
+
+
+def training_curve(run: Path) -> Curve | None:
+    """SPL over the training of a run folder; None for a checkpoint without one."""
+    try:
+        return read_curve(run / "tensorboard", "metrics/spl") if (run / "tensorboard").is_dir() else None
+    except UserError:
+        return None
+
+
+def run_folder(source: Path) -> Path | None:
+    """The run folder that a source is, or that its checkpoint lies in; None for anything else."""
+    return next((path for path in (source, *source.parents[:2]) if (path / LATEST).is_symlink()), None)
 
 
 def pruning_of(config: Config) -> dict[str, Any] | None:

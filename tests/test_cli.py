@@ -109,6 +109,34 @@ def test_help_answers_and_lists_every_pruning_method():
     assert all(method in out.stdout for method in ("gates", "magnitude", "random", "uniform"))
 
 
+def test_benchmarks_report_rates_and_phases(tmp_path):
+    arguments = ["--widths", "16", "--environments", 2, "--frames", 400]
+    result = answer(tmp_path, "benchmark", "simulator", *arguments)
+    (row,) = result["rows"]
+    assert row["triangles"] >= 20_000 and row["frames_per_second"] > 0
+    assert len(result["memory_mib"]) == 2
+    arguments = ["--base-planes", 4, "--width", 32, "--environments", 2, "--epochs", 1, "--updates", 1]
+    (row,) = answer(tmp_path, "benchmark", "training", *arguments)["rows"]
+    assert 0 < row["network_share"] < 1
+    assert {"policy", "learn", "environment"} <= set(row["seconds"])
+
+
+def test_settings_may_stand_anywhere_and_options_must_be_known(data, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--confg", "demo"])
+    assert "--confg" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["cost", "resnet18", "task.width=3"])
+    assert main(["evaluate", "random", "task.width=8", "--episodes", "2", f"data.folder={data}", "task.height=8",
+                 "data.name=reference", "--out", str(data.parent / "random")]) == 0  # fmt: skip
+
+
+def test_two_runs_of_one_name_are_told_apart(run, tmp_path):
+    rows = answer(tmp_path, "latency", run / "latest", run / "best", "--batch-sizes", 1, "--runs", 2)["rows"]
+    assert len({row["model"] for row in rows}) == 2
+    assert main(["latency", str(run), str(run)]) == 2
+
+
 class TestMistakes:
     def evaluate(self, capsys, data, *more):
         settings = [f"data.folder={data}", "data.name=reference", "task.width=8", "task.height=8"]

@@ -46,6 +46,24 @@ def test_a_mistake_is_named_in_one_line(setting, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_recipe_of_ones_own_may_choose_from_the_groups(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: {width: 32}\n")
+    config = load_config(str(file), ["agent.encoder=blind"])
+    assert (config.task.width, config.agent.encoder) == (32, "blind")
+    file.write_text("defaults: [{agent: resnet50}, _self_]\ntask: {width: 32}\n")
+    assert load_config(str(file)).agent.encoder == "resnet50"
+    assert load_config(str(file), ["agent=simple_cnn"]).agent.encoder == "simple_cnn"
+
+
+def test_broken_yaml_is_one_line(tmp_path):
+    file = tmp_path / "broken.yaml"
+    file.write_text("task: {width: [")
+    with pytest.raises(UserError) as error:
+        load_config(str(file))
+    assert "broken.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(UserError, match="did you mean demo"):
         load_config("dmo")

@@ -88,7 +88,7 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
     if any(row.cost and row.evaluation for row in rows):
         draw("spl_macs.png", "SPL against multiply-accumulates. Dashed: agents without an encoder.",
              plots.plot_spl, rows)  # fmt: skip
-    if any(row.latency and row.evaluation for row in rows):
+    if any(row.milliseconds(1, report.runtime) and row.evaluation for row in rows):
         draw("spl_latency.png", "SPL against measured time.",
              plots.plot_spl, rows, by="latency", runtime=report.runtime)  # fmt: skip
     lines = [line for row in rows for line in row.latency]

@@ -101,16 +101,16 @@ def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
 
 def describe(rows: Sequence[EncoderRow]) -> str:
     """Return a sentence for each encoder behind the first one: what it saves on paper and on the clock, and its SPL."""
-    baseline = next((row for row in rows if row.cost), None)
+    seeing = [row for row in rows if row.cost]
     sentences = []
-    for row in rows:
-        spl, before, after = row.measure("spl"), baseline.milliseconds(1) if baseline else None, row.milliseconds(1)
-        if row is baseline or not row.cost or not spl or not before or not after:
+    for row in seeing[1:]:
+        spl, before, after = row.measure("spl"), seeing[0].milliseconds(1), row.milliseconds(1)
+        if not spl or not before or not after:
             continue
-        saved = saving_of(row, baseline)
         sentences.append(
-            f"Against {baseline.name}, {row.name} needs {percent(saved)} fewer multiply-accumulates, takes "
-            f"{percent(1 - after / before)} less time at batch 1, and reaches an SPL of {spl['mean']:.3f} "
+            f"Against {seeing[0].name}, {row.name} needs {percent(saving_of(row, seeing[0]))} fewer "
+            f"multiply-accumulates, takes {percent(1 - after / before)} less time at batch 1, and reaches an SPL of "
+            f"{spl['mean']:.3f} "
             f"({spl['low']:.3f} to {spl['high']:.3f})."
         )
     return " ".join(sentences)
