@@ -181,7 +181,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     result = run_training(load_config(options.config, options.settings))
     measures = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
     print(f"{result.frames:,} frames at {result.frames_per_second:,.0f} frames/s  {measures}")
-    print(f"best checkpoint: {result.best}")
+    print(f"checkpoint: {result.latest}")
     return result._asdict() | {"latest": str(result.latest), "best": str(result.best)}
 
 
@@ -204,7 +204,8 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
     parser.add_argument("--seed", type=_natural, default=0, help="of the sampled actions")
     parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
-    parser.add_argument("--pictures", type=_natural, default=0, metavar="N", help="maps and videos of N episodes")
+    pictures = "maps and videos of N episodes, or of chosen ones: SCENE:ID,SCENE:ID"
+    parser.add_argument("--pictures", default="0", metavar="N", help=pictures)
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -358,7 +359,7 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
     parser.add_argument("--split", default=None, help="split to compare on (default: the runs' data.val)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
-    parser.add_argument("--pictures", type=_natural, default=1, metavar="N", help="maps and videos of each run")
+    parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:

@@ -179,20 +179,18 @@ def run_evaluation(
     greedy: bool = False,
     seed: int = 0,
     out: Path | None = None,
-    pictures: int = 0,
+    pictures: str = "0",
     library: SceneLibrary | None = None,
 ) -> tuple[Evaluation, list[Shown]]:
     """Runs an agent over every episode of a split (or the first `limit`).
 
-    With `out` it writes summary.json, episodes.jsonl and, for `pictures` episodes spread over the split, a map and
-    a video.
+    With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
     """
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
     data = Path(config.data.folder)
     env = PointNavEnv(episodes, data, Once(len(episodes)), environments, config.task, library=library)
-    chosen = [episodes[i] for i in np.linspace(0, len(episodes) - 1, pictures).round().astype(int)] if pictures else []
-    recorder = Recorder([key_of(episode) for episode in chosen])
+    recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
     try:
         agent = agent_of(source, config, env, greedy)
         line = ProgressLine(f"evaluating {Path(source).name}", len(episodes), "episodes")
@@ -206,6 +204,20 @@ def run_evaluation(
     write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]
+
+
+def chosen_episodes(episodes: Sequence[Episode], pictures: str) -> list[Episode]:
+    """So many episodes spread over the split ("3"), or those named SCENE:ID ("duplex:4,duplex:7"); UserError else."""
+    if pictures.isdecimal():
+        count = min(int(pictures), len(episodes))
+        return [episodes[i] for i in np.linspace(0, len(episodes) - 1, count).round().astype(int)]
+    named = {f"{Path(episode.scene_id).stem}:{episode.episode_id}": episode for episode in episodes}
+    for name in pictures.split(","):
+        if name not in named:
+            raise UserError(
+                f"--pictures: no episode is called {name}; give a number or SCENE:ID, such as {next(iter(named))}"
+            )
+    return [named[name] for name in pictures.split(",")]
 
 
 def show(recording: Recording, folder: Path) -> Shown:
@@ -302,7 +314,7 @@ def run_comparison(
     split: str | None = None,
     batch_sizes: Sequence[int] = (1, 8),
     runtimes: Sequence[str] = ("eager",),
-    pictures: int = 1,
+    pictures: str = "1",
     controls: Sequence[str] = (),
     library: SceneLibrary | None = None,
     texts: Mapping[str, Any] | None = None,

@@ -57,18 +57,18 @@ def test_cost_is_the_published_one(tmp_path, encoder, macs, parameters):
 
 
 def test_train_evaluate_prune_compare(run, data, tmp_path):
-    result = answer(tmp_path, "evaluate", run, "--episodes", 4, "--pictures", 1, "--out", tmp_path / "val")
+    result = answer(tmp_path, "evaluate", run, "--episodes", 4, "--pictures", "apartment:2", "--out", tmp_path / "val")
     assert result["episodes"] == 4
     assert set(result["measures"]["spl"]) == {"mean", "low", "high"}
     assert len((tmp_path / "val" / "episodes.jsonl").read_text().splitlines()) == 4
-    assert len(list((tmp_path / "val").glob("*_map.png"))) == 1
+    assert [path.name for path in (tmp_path / "val").glob("*_map.png")] == ["apartment_2_map.png"]
     slim = tmp_path / "slim"
     pruned = answer(tmp_path, "prune", run, "--method", "magnitude", "--budget", "macs=0.6", "--out", slim)
     assert 0 < pruned["after"]["table1"]["macs_gi"] <= 0.6 * pruned["before"]["table1"]["macs_gi"] + 1e-4
     again = data.parent / "slim_run"
     settings = [f"run={again}", f"data.folder={data}", *TINY, f"init={slim}", "init_weights=false"]
     assert main(["train", *settings]) == 0
-    compared = answer(tmp_path, "compare", run, again, "--out", tmp_path / "page", "--pictures", 0)
+    compared = answer(tmp_path, "compare", run, again, "--out", tmp_path / "page", "--pictures", "0")
     assert [row["name"] for row in compared["rows"]] == ["run", "slim_run"]
     assert "slim_run" in (tmp_path / "page" / "report.html").read_text()
 
@@ -208,6 +208,9 @@ class TestMistakes:
         error = mistake(capsys, "prune", "resnet18", "--method", "uniform", "--budget", budget, "--out", tmp_path / "x")
         assert budget.partition("=")[0] in error
         assert not (tmp_path / "x").exists()
+
+    def test_unknown_episode(self, capsys, data):
+        assert "apartment:99" in self.evaluate(capsys, data, "--pictures", "apartment:99")
 
     def test_unknown_key(self, capsys):
         assert "did you mean task.width" in mistake(capsys, "train", "task.widht=3")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from navprune.models.policy import PointNavPolicy
-from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.pointnav import GOAL, TaskConfig, VectorEnv
+from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
+from navprune.tasks.pointnav import TaskConfig, VectorEnv
 
 
 class Agent(ABC):

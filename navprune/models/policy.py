@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from navprune.models.encoders import Encoder, build_encoder
 from navprune.models.spec import PolicySpec
+from navprune.tasks import GOAL
 
-GOAL = "pointgoal_with_gps_compass"
 EMBEDDING = 32  # values each for the goal and the previous action
 
 

@@ -28,9 +28,9 @@ from torch.nn import functional as F
 
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder
-from navprune.models.policy import GOAL
 from navprune.pruning.groups import encoder_in, groups_of, is_inner, scaled, units
 from navprune.pruning.scores import Scores
+from navprune.tasks import GOAL
 
 if TYPE_CHECKING:
     from navprune.tasks.pointnav import VectorEnv

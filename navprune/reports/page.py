@@ -13,6 +13,7 @@ import torch
 from jinja2 import Environment
 from markupsafe import Markup
 
+from navprune.evaluation.latency import device_name
 from navprune.reports import plots
 from navprune.reports.plots import Curve
 from navprune.reports.tables import EncoderRow, cost_table, encoder_table, latency_table
@@ -117,8 +118,7 @@ def embed(picture: Picture) -> Markup:
 def hardware() -> dict[str, str]:
     """Return what this was measured on."""
     facts = {
-        "processor": processor(),
-        "threads": str(torch.get_num_threads()),
+        "processor": device_name("cpu"),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -126,16 +126,6 @@ def hardware() -> dict[str, str]:
     if torch.cuda.is_available():
         facts["accelerator"] = torch.cuda.get_device_name()
     return facts
-
-
-def processor() -> str:
-    """Return the processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
 
 
 STYLE = """

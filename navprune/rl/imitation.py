@@ -23,12 +23,11 @@ from navprune.errors import UserError
 from navprune.rl.checkpoints import load_tensors, save_tensors
 from navprune.rl.ppo import check_ranges, gradient_step
 from navprune.rl.rollouts import Actor
+from navprune.tasks import STOP
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy
     from navprune.tasks.pointnav import Finished
-
-STOP = 0
 
 
 @dataclass(frozen=True, kw_only=True)

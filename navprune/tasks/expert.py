@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.simulator.pathfinder import PathFinder
+from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
 from navprune.tasks.measures import collided, forward_of
 
-STOP, FORWARD, LEFT, RIGHT = range(4)
 # A forward step must bring the goal nearer by this share of its length, or other headings are tried.
 USEFUL_SHARE = 0.2
 # Metres that one turn is worth when headings compete: a tie-break, far below a step's length.

@@ -17,11 +17,10 @@ from navprune.errors import UserError
 from navprune.scenes.episodes import Episode, check_episodes, scene_path
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, SceneLibrary, check_files
-from navprune.tasks import measures
-from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP, shortest_path_action
+from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP, measures
+from navprune.tasks.expert import shortest_path_action
 
 Observations = dict[str, Tensor]
-GOAL = "pointgoal_with_gps_compass"
 
 
 @dataclass(frozen=True, kw_only=True)

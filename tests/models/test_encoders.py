@@ -48,15 +48,11 @@ def test_groups_name_every_convolution_and_norm_once(encoder):
     last, first = convolutions(encoder.spec)[-1], convolutions(encoder.spec)[0]
     assert sorted([*produced, last.module]) == sorted(convs)
     assert sorted([*read, first.module]) == sorted(convs)
-    assert sorted([name for group in groups for name in group.norms] + [last.norm] * bool(norms)) == sorted(
-        norms
-    )
+    assert sorted([name for group in groups for name in group.norms] + [last.norm] * bool(norms)) == sorted(norms)
     for group in groups:
         assert {modules[name].out_channels for name in group.producers} == {group.channels}
         assert {modules[name].in_channels for name in group.readers} == {group.channels}
-        assert {modules[name].num_channels // modules[name].num_groups for name in group.norms} <= {
-            group.unit
-        }
+        assert {modules[name].num_channels // modules[name].num_groups for name in group.norms} <= {group.unit}
 
 
 def test_a_channel_of_a_group_reaches_nothing_but_its_readers(encoder):

@@ -39,9 +39,7 @@ def test_recorded_answers_of_habitat_baselines_are_reproduced(name):
         "recurrent_state": out.state,
     }
     for key, answer in answers.items():
-        torch.testing.assert_close(
-            answer, recorded[key], atol=1e-4, rtol=0, msg=lambda m, key=key: f"{key}: {m}"
-        )
+        torch.testing.assert_close(answer, recorded[key], atol=1e-4, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("prefix, wrapped", [("actor_critic.", True), ("", False)])

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from navprune.errors import UserError
-from navprune.models.policy import GOAL
 from navprune.models.spec import PolicySpec, build, encoder_spec, with_widths
 from navprune.pruning.gates import EXPERT, GateConfig, collect_observations, learn_gates, shuffled_batches
 from navprune.pruning.prune import weights_hash
+from navprune.tasks import GOAL
 
 SIDE = 36
 

@@ -7,7 +7,6 @@ import torch
 
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost as full_cost
-from navprune.models.policy import GOAL
 from navprune.models.spec import PolicySpec, build, encoder_spec, widths, with_widths
 from navprune.pruning.gates import EXPERT, GateConfig
 from navprune.pruning.groups import groups_of, is_inner, units
@@ -15,6 +14,7 @@ from navprune.pruning.methods import GATES
 from navprune.pruning.prune import expanded, prune, weights_hash
 from navprune.pruning.scores import SCORES
 from navprune.pruning.slim import encoder_of, slim
+from navprune.tasks import GOAL
 
 PUBLISHED = {"macs": 0.488, "parameters": 0.435}  # 0.60 of 1.23 Gi and 2.43 of 5.59 Mi
 

@@ -6,10 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
-from navprune.models.policy import GOAL
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec, build, encoder_spec, widths, with_widths
 from navprune.pruning.groups import groups_of, mask, scaled, units
 from navprune.pruning.slim import encoder_of, slim
+from navprune.tasks import GOAL
 
 LAW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 

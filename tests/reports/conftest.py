@@ -34,9 +34,7 @@ class TwoRooms:
 def recording():
     corners = np.array([(0.25, 0, 0.25), (1.5, 0, 2.5), (3.5, 0, 2.5), (4.5, 0, 0.5)])
     positions = [a + s * (b - a) for a, b in pairwise(corners) for s in np.linspace(0, 1, 5)]
-    episode = Episode(
-        "7", "homes/two_rooms.glb", tuple(corners[0]), (0, 0, 0, 1), tuple(corners[-1]), 0.2, 5.0
-    )
+    episode = Episode("7", "homes/two_rooms.glb", tuple(corners[0]), (0, 0, 0, 1), tuple(corners[-1]), 0.2, 5.0)
     ramp = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (48, 1))
     return Recording(
         episode,

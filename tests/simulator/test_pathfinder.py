@@ -137,10 +137,7 @@ def test_samples_spread_by_area(apartment):
     points = apartment.sample(20_000, np.random.default_rng(0))
     assert np.all(apartment.is_navigable(points))
     triangles = apartment.triangles().astype(float)
-    areas = (
-        np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1)
-        / 2
-    )
+    areas = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1) / 2
     assert areas.sum() == pytest.approx(apartment.navigable_area)
     centre = np.average(triangles.mean(axis=1), axis=0, weights=areas)
     assert np.allclose(points.mean(axis=0), centre, atol=0.1)
@@ -159,9 +156,7 @@ def test_off_the_mesh_there_is_no_answer(apartment):
         assert apartment.island_radius(outside[None])[0] == 0
         assert apartment.obstacle_distance(outside[None])[0] == np.inf
         assert np.allclose(apartment.step(inside[None], outside[None]), inside)
-        assert np.array_equal(
-            apartment.step(outside[None], inside[None])[0], np.float32(outside), equal_nan=True
-        )
+        assert np.array_equal(apartment.step(outside[None], inside[None])[0], np.float32(outside), equal_nan=True)
     assert apartment.snap(np.zeros((0, 3))).shape == (0, 3)
 
 

@@ -100,10 +100,7 @@ def test_threads_and_batches_change_nothing(recorded, colour):
 
 
 def test_each_camera_sees_its_own_scene():
-    walls = [
-        Bvh(SceneMesh.from_vertices(np.array([[[-99, -99, -z], [99, -99, -z], [0, 99, -z]]])))
-        for z in (2, 5, 3)
-    ]
+    walls = [Bvh(SceneMesh.from_vertices(np.array([[[-99, -99, -z], [99, -99, -z], [0, 99, -z]]]))) for z in (2, 5, 3)]
     depth = np.empty((3, 4, 4), np.float32)
     Renderer(4, 4).render(walls, np.zeros((3, 3)), np.tile(LEVEL, (3, 1)), depth)
     np.testing.assert_allclose(depth, np.broadcast_to([[[2]], [[5]], [[3]]], (3, 4, 4)), rtol=1e-6)
@@ -141,9 +138,7 @@ def test_agrees_with_casting_a_ray_for_each_pixel(seed, count, size, width, heig
 def test_a_floor_that_runs_under_the_camera_is_whole():
     floor = np.array([[[-50, 0, 50], [50, 0, 50], [50, 0, -50]], [[-50, 0, 50], [50, 0, -50], [-50, 0, -50]]])
     size = 64
-    depth = draw(Bvh(SceneMesh.from_vertices(floor)), np.array([[0.0, 1.25, 0.0]]), LEVEL[None], size, size)[
-        0
-    ]
+    depth = draw(Bvh(SceneMesh.from_vertices(floor)), np.array([[0.0, 1.25, 0.0]]), LEVEL[None], size, size)[0]
     rows = np.arange(size) + 0.5 - size / 2
     with np.errstate(divide="ignore"):
         along = np.where(rows > 0, 1.25 * (size / 2) / rows, 0.0)
@@ -155,9 +150,7 @@ def test_nothing_nearer_than_the_near_plane_is_drawn():
     # A wall that runs past the eye's right side, from behind it to far ahead.
     wall = np.array([[[0.005, -9, 9], [0.005, 9, 9], [0.005, 0, -90]]])
     depth = draw(Bvh(SceneMesh.from_vertices(wall[:, ::-1])), np.zeros((1, 3)), LEVEL[None], 64, 64)[0]
-    depth = np.maximum(
-        depth, draw(Bvh(SceneMesh.from_vertices(wall)), np.zeros((1, 3)), LEVEL[None], 64, 64)[0]
-    )
+    depth = np.maximum(depth, draw(Bvh(SceneMesh.from_vertices(wall)), np.zeros((1, 3)), LEVEL[None], 64, 64)[0])
     # Drawn from either side, for only one is the front; from half way right it is nearer than the near plane.
     columns = (np.arange(64) + 0.5 - 32) / 32
     expected = np.where((columns > 0) & (0.005 / columns >= NEAR), 0.005 / columns, 0.0)
