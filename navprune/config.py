@@ -44,6 +44,8 @@ class AgentConfig:
     """resnet18, resnet50, simple_cnn or blind."""
     base_planes: int = 32
     """Width of the stem; Habitat's is 32."""
+    compression: int | None = None
+    """Channels that leave the encoder; null is Habitat's rule, about 2048 values whatever the image's size."""
     visual_features: int = 512
     """Width of the layer between encoder and recurrent core."""
     hidden_size: int = 512

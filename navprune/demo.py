@@ -62,6 +62,7 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
         out,
         batch_sizes=(1, 8),
         runtimes=RUNTIMES,
+        pictures="3",
         controls=CONTROLS,
         texts={
             "title": "PointNav with a pruned encoder, in miniature",

@@ -46,7 +46,7 @@ def policy_spec(config: Config) -> PolicySpec:
     channels = {"depth": 1, "rgb": 3}
     shape = (sum(channels[sensor] for sensor in task.sensors), task.height, task.width)
     return PolicySpec(
-        encoder=encoder_spec(agent.encoder, shape, agent.base_planes),
+        encoder=encoder_spec(agent.encoder, shape, agent.base_planes, output=agent.compression),
         visual_features=agent.visual_features,
         hidden_size=agent.hidden_size,
         rnn=agent.rnn,
