@@ -1,0 +1,167 @@
+"""`navprune train, evaluate, prune, demo`: what has to do with agents."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from navprune.cli.parsers import add_overrides, command, natural, note, positive
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the parsers of these commands."""
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_prune(commands)
+    _add_demo(commands)
+
+
+def _add_train(commands: Any) -> None:
+    parser = command(
+        commands,
+        "train",
+        _train,
+        "Trains an agent: expert warm start (if asked for), then PPO. Resumes when the run folder holds a checkpoint.",
+        "navprune train --config pointnav_homes run=runs/r18 agent.encoder=resnet18 task.width=128 task.height=128",
+    )
+    add_overrides(parser, "pointnav_homes")
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.config import load_config
+    from navprune.jobs import run_training
+
+    result = run_training(load_config(options.config, options.settings))
+    measures = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+    print(f"{result.frames:,} frames at {result.frames_per_second:,.0f} frames/s  {measures}")
+    print(f"checkpoint: {result.latest}")
+    return result._asdict() | {"latest": str(result.latest), "best": str(result.best)}
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 %% intervals.\n"
+        "AGENT is a checkpoint or run folder, a habitat-baselines .pth, or random, goal-follower, shortest-path.",
+        "navprune evaluate runs/r18 --split val --pictures 3",
+    )
+    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, .pth or control")
+    add_overrides(parser, None)
+    parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
+    parser.add_argument("--episodes", type=positive, metavar="N", help="only the first N episodes")
+    parser.add_argument(
+        "--environments", type=positive, default=16, metavar="N", help="in lockstep; does not change the result"
+    )
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
+    parser.add_argument("--seed", type=natural, default=0, help="of the sampled actions")
+    parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
+    pictures = "maps and videos of N episodes, or of chosen ones: SCENE:ID,SCENE:ID"
+    parser.add_argument("--pictures", default="0", metavar="N", help=pictures)
+
+
+def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.jobs import config_of, run_evaluation, run_folder
+    from navprune.reports.tables import measure_table
+
+    config = config_of(options.agent, options.config, options.settings)
+    split = options.split or config.data.val
+    agent = Path(options.agent)
+    out = options.out or (run_folder(agent) or Path("runs") / agent.stem) / "evaluation" / split
+    result, shown = run_evaluation(
+        options.agent,
+        config,
+        split=split,
+        limit=options.episodes,
+        environments=options.environments,
+        greedy=options.greedy,
+        seed=options.seed,
+        out=out,
+        pictures=options.pictures,
+    )
+    print(measure_table(result.to_json(split)).text())
+    print(
+        f"\n{len(result.episodes)} episodes of {split}; written to {out}"
+        + "".join(f"\n  {s.map}\n  {s.video}" for s in shown)
+    )
+    return result.to_json(split)
+
+
+def _add_prune(commands: Any) -> None:
+    parser = command(
+        commands,
+        "prune",
+        _prune,
+        "Prunes an encoder to a budget and writes a slim checkpoint, with pruning.json saying what was cut where.\n"
+        "SOURCE is an encoder's name, a spec.json, a checkpoint or run folder, or a habitat-baselines .pth.",
+        "navprune prune resnet50 --method magnitude --budget macs=0.488,parameters=0.435 --out runs/slim",
+    )
+    parser.late = _pruning_methods
+    parser.add_argument("source", metavar="SOURCE")
+    add_overrides(parser, None)
+    parser.add_argument("--method", default="gates", help="one of the methods below (default: gates)")
+    parser.add_argument("--budget", required=True, help="shares of the dense encoder: macs=0.5[,parameters=0.5]")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the slim checkpoint")
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument(
+        "--steps", type=positive, default=400, help="gates: observations of each environment (default: 400)"
+    )
+    parser.add_argument("--epochs", type=positive, default=3, help="gates: passes through them (default: 3)")
+    parser.add_argument("--expansion", type=float, default=1.25, help="gates: width of the searched network (1.25)")
+
+
+def _pruning_methods() -> str:
+    from navprune.pruning.methods import METHODS
+
+    return "methods:\n" + "\n".join(f"  {name:10} {summary}" for name, summary in METHODS.items())
+
+
+def _prune(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.jobs import config_of, pruning_json, run_pruning
+    from navprune.pruning.gates import GateConfig
+    from navprune.pruning.search import parse_budget
+    from navprune.reports.tables import pruning_table
+
+    result = run_pruning(
+        options.source,
+        options.method,
+        parse_budget(options.budget),
+        options.out,
+        config_of(options.source, options.config, options.settings),
+        seed=options.seed,
+        steps=options.steps,
+        epochs=options.epochs,
+        gates=GateConfig(expansion=options.expansion),
+    )
+    answer = pruning_json(result)
+    print(pruning_table(answer).text())
+    command = f"navprune train --config {options.out}/config.yaml init={options.out} run={options.out}_run"
+    print(
+        f"\nslim checkpoint in {options.out}; train it from the weights kept, or with init_weights=false from scratch:"
+    )
+    print(f"  {command}")
+    return answer
+
+
+def _add_demo(commands: Any) -> None:
+    parser = command(
+        commands,
+        "demo",
+        _demo,
+        "The main job in miniature, in about twenty minutes.\n"
+        "Makes small homes, trains a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluates all\n"
+        "on unseen homes and writes a report. An interrupted demo goes on.",
+        "navprune demo",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
+    add_overrides(parser, "demo")
+
+
+def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.config import load_config
+    from navprune.demo import run_demo
+
+    table, page, answer = run_demo(options.out, load_config(options.config, options.settings), note)
+    print(table.text())
+    print(f"\n{page}")
+    return answer

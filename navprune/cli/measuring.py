@@ -1,0 +1,198 @@
+"""`navprune cost, latency, compare, benchmark, doctor`: what measures."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from navprune.cli.parsers import command, note, numbers, positive
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the parsers of these commands."""
+    _add_cost(commands)
+    _add_latency(commands)
+    _add_compare(commands)
+    _add_benchmark(commands)
+    _add_doctor(commands)
+
+
+def _add_cost(commands: Any) -> None:
+    parser = command(
+        commands,
+        "cost",
+        _cost,
+        "Counts multiply-accumulates and parameters of an encoder.\n"
+        "By the convention of the published table (backbone alone, convolutions only, Gi = 2^30, Mi = 2^20) and as\n"
+        "deployed (pooled input, compression, all parameters).",
+        "navprune cost resnet50",
+    )
+    parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, checkpoint, run folder or .pth")
+    parser.add_argument("--layers", action="store_true", help="one row for each layer, too")
+
+
+def _cost(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.evaluation.cost import breakdown, cost
+    from navprune.jobs import spec_of
+    from navprune.reports.tables import cost_table, rows_table
+
+    spec = spec_of(options.source)
+    answer = cost(spec).to_json()
+    print(cost_table({options.source: answer}).text())
+    if options.layers:
+        print("\n" + rows_table([dataclasses.asdict(layer) for layer in breakdown(spec)]).text())
+    return answer
+
+
+def _add_latency(commands: Any) -> None:
+    parser = command(
+        commands,
+        "latency",
+        _latency,
+        "Measures the forward time of encoders in interleaved runs.\n"
+        "Median and 95th percentile, and the saving against the first one, realised and in theory.",
+        "navprune latency resnet50 runs/slim --batch-sizes 1,8 --runtime eager,compiled",
+    )
+    parser.add_argument("sources", nargs="+", metavar="SPEC", help="encoders' names, specs, checkpoints or run folders")
+    parser.add_argument("--batch-sizes", default="1,8", help="default: 1,8")
+    parser.add_argument("--runtime", default="eager", help="eager, compiled or both: eager,compiled (default: eager)")
+    parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where present)")
+    parser.add_argument("--runs", type=positive, default=30, help="timed runs of each (default: 30)")
+
+
+def _latency(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.jobs import run_latency
+    from navprune.reports.tables import latency_table
+
+    sizes = numbers("--batch-sizes", options.batch_sizes)
+    answer = run_latency(options.sources, sizes, options.runtime.split(","), options.device, options.runs)
+    print(latency_table(answer["rows"]).text())
+    return answer
+
+
+def _add_compare(commands: Any) -> None:
+    parser = command(
+        commands,
+        "compare",
+        _compare,
+        "Compares runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.\n"
+        "Every run is evaluated anew on the same episodes.",
+        "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
+    parser.add_argument("--split", default=None, help="split to compare on (default: the runs' data.val)")
+    parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
+    parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.jobs import run_comparison
+
+    table, page, answer = run_comparison(
+        options.runs,
+        options.out,
+        split=options.split,
+        batch_sizes=numbers("--batch-sizes", options.batch_sizes),
+        pictures=options.pictures,
+    )
+    print(table.text())
+    print(f"\n{page}")
+    return answer
+
+
+def _add_benchmark(commands: Any) -> None:
+    kinds = commands.add_parser("benchmark", help="measure frames per second").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    simulator = command(
+        kinds,
+        "simulator",
+        _benchmark_simulator,
+        "Frames per second of the full environment step (move, measure, render) on a furnished home.",
+        "navprune benchmark simulator --widths 128,256 --environments 32",
+    )
+    simulator.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+    simulator.add_argument("--name", default="homes", help="data set in it (default: homes)")
+    simulator.add_argument("--widths", default="128,256", help="image widths (default: 128,256)")
+    simulator.add_argument("--environments", type=positive, default=32)
+    simulator.add_argument("--threads", type=positive, help="rendering threads (default: all cores)")
+    simulator.add_argument(
+        "--frames", type=positive, default=100_000, help="agent steps at each width (default: 100000)"
+    )
+    training = command(
+        kinds,
+        "training",
+        _benchmark_training,
+        "Frames per second of PPO training, and the seconds that each phase takes.",
+        "navprune benchmark training --encoder resnet18 --width 128 --environments 6",
+    )
+    training.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+    training.add_argument("--name", default="homes", help="data set in it (default: homes)")
+    training.add_argument("--encoder", default="resnet18")
+    training.add_argument("--base-planes", type=positive, default=32)
+    training.add_argument("--width", type=positive, default=128, help="image width (default: 128)")
+    training.add_argument("--environments", type=positive, default=6)
+    training.add_argument("--epochs", type=positive, default=4, help="PPO epochs (default: 4)")
+    training.add_argument("--updates", type=positive, default=3, help="measured updates of 128 steps (default: 3)")
+
+
+def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.benchmark import benchmark_simulator
+    from navprune.reports.tables import rows_table
+
+    widths = numbers("--widths", options.widths)
+    answer = benchmark_simulator(
+        options.data,
+        options.name,
+        widths=widths,
+        environments=options.environments,
+        threads=options.threads,
+        frames=options.frames,
+        report=note,
+    )
+    print(rows_table(answer["rows"]).text())
+    before, after = answer["memory_mib"]
+    print(f"\nmemory {before:.0f} MiB before, {after:.0f} MiB after")
+    return answer
+
+
+def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.benchmark import benchmark_training
+    from navprune.reports.tables import rows_table
+
+    answer = benchmark_training(
+        options.data,
+        options.name,
+        encoder=options.encoder,
+        base_planes=options.base_planes,
+        width=options.width,
+        environments=options.environments,
+        epochs=options.epochs,
+        updates=options.updates,
+        report=note,
+    )
+    flat = [{**row, **{f"{k} s": v for k, v in row["seconds"].items()}} for row in answer["rows"]]
+    print(rows_table([{k: v for k, v in row.items() if k != "seconds"} for row in flat]).text())
+    return answer
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = command(
+        commands,
+        "doctor",
+        _doctor,
+        "Says what is installed, which simulator and data sets are found, and what to do about what is not.",
+        "navprune doctor --data data",
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="data folder (default: data)")
+
+
+def _doctor(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.doctor import examine
+
+    findings = examine(options.data)
+    for finding in findings:
+        mark, advice = ("ok", "") if finding.ok else ("--", f"  ->  {finding.advice}")
+        print(f"{mark}  {finding.name:24} {finding.found}{advice}")
+    return {"findings": [finding._asdict() for finding in findings]}

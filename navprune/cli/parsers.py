@@ -1,0 +1,71 @@
+"""What the commands' parsers share."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from navprune.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help may end in text that takes a while to gather."""
+
+    late: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """The usual help, with the late text behind it."""
+        return super().format_help() + (f"\n{self.late()}\n" if self.late else "")
+
+
+def command(commands: Any, name: str, run: Any, help: str, example: str = "") -> Parser:
+    """Adds a command whose parser takes --json; the first line of `help` stands in the list of commands."""
+    epilog = f"example:\n  {example}" if example else None
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        name, help=help.partition("\n")[0], description=help, epilog=epilog, formatter_class=raw
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there for programs to read")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Adds --config and key=value."""
+    text = "recipe of habitat_configs/ by name, or a YAML file"
+    fallback = default or "the checkpoint's own, else pointnav"
+    parser.add_argument("--config", metavar="NAME", default=default, help=f"{text} (default: {fallback})")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="changes to the configuration, e.g. ppo.lr=1e-4"
+    )
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers of at least 1, parted by commas; UserError else, naming the option."""
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{option} takes whole numbers such as 1,8, not {text}")
+    return numbers
+
+
+def natural(text: str) -> int:
+    """For argparse: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    if natural(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def note(line: str) -> None:
+    """Tells the user what is going on, beside the result on standard output."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,67 @@
+"""`navprune scenes`: makes scenes and navmeshes."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from navprune.cli.parsers import command, natural, positive
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the parsers of these commands."""
+    scenes = commands.add_parser("scenes", help="make scenes").add_subparsers(metavar="COMMAND", required=True)
+    _add_generate(scenes)
+
+
+def _add_generate(commands: Any) -> None:
+    parser = command(
+        commands,
+        "generate",
+        _generate,
+        "Writes a procedural data set of furnished homes in Habitat's layout: .glb, .navmesh and PointNav episodes.",
+        "navprune scenes generate --out data --train 40 --val 10 --seed 1",
+    )
+    parser.add_argument("--out", type=Path, default=Path("data"), help="data folder (default: data)")
+    parser.add_argument("--name", default="homes", help="name of the data set (default: homes)")
+    parser.add_argument("--train", type=positive, default=40, metavar="N", help="training scenes (default: 40)")
+    parser.add_argument("--val", type=positive, default=10, metavar="M", help="validation scenes (default: 10)")
+    parser.add_argument("--seed", type=natural, default=0, help="the same seed gives the same bytes (default: 0)")
+    parser.add_argument(
+        "--area", type=float, nargs=2, metavar=("MIN", "MAX"), default=(40.0, 200.0),
+        help="floor area of a home in m2 (default: 40 200)",
+    )  # fmt: skip
+    parser.add_argument("--train-episodes", type=positive, default=200, metavar="N", help="episodes a training scene")
+    parser.add_argument("--val-episodes", type=positive, default=20, metavar="N", help="episodes a validation scene")
+
+
+def _generate(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.progress import ProgressLine
+    from navprune.reports.tables import rows_table
+    from navprune.tasks.dataset import generate_dataset
+
+    line = ProgressLine("drawing", options.train + options.val, "homes")
+    statistics = generate_dataset(
+        options.out,
+        name=options.name,
+        train=options.train,
+        val=options.val,
+        seed=options.seed,
+        area=tuple(options.area),
+        episodes_per_scene=options.train_episodes,
+        val_episodes_per_scene=options.val_episodes,
+        progress=line.show,
+    )
+    answer = dataclasses.asdict(statistics)
+    print(rows_table([{"split": split, **_spreads(values)} for split, values in answer["splits"].items()]).text())
+    return answer
+
+
+def _spreads(values: dict[str, Any]) -> dict[str, Any]:
+    """A split's statistics with each spread as one cell."""
+    return {
+        name: f"{value['mean']:,.3g} ({value['low']:,.3g} to {value['high']:,.3g})"
+        if isinstance(value, dict)
+        else value
+        for name, value in values.items()
+    }
