@@ -149,8 +149,8 @@ def _add_demo(commands: Any) -> None:
         "demo",
         _demo,
         "The main job in miniature, in about twenty minutes.\n"
-        "Makes small homes, trains a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluates all\n"
-        "on unseen homes and writes a report. An interrupted demo goes on.",
+        "Makes small homes, trains a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluates\n"
+        "all on unseen homes and writes a report. An interrupted demo goes on.",
         "navprune demo",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
