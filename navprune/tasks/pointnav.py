@@ -2,11 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.scenes.episodes import Episode, check_episodes, scene_path
+from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, SceneLibrary, check_files
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP, measures
@@ -181,12 +182,22 @@ class Once:
         self._next = int(state["next"])
 
 
-class PointNavEnv:
-    """N PointNav environments in one process; scenes are shared and cameras render on threads.
+class Ground(Protocol):
+    """What an episode needs of its scene: where one can walk."""
 
-    Implements VectorEnv. Raises UserError for a missing scene file when it is made and, when a scene is first
-    used, for an episode there whose start is off the navmesh or whose goal cannot be reached. An order that runs
-    every episode once meets all scenes at its reset.
+    @property
+    def pathfinder(self) -> PathFinder:
+        """Of the whole scene."""
+
+
+World = TypeVar("World", bound=Ground)
+
+
+class Lockstep(Generic[World]):
+    """What every vector environment of PointNav keeps: episodes and spaces, who runs what and where, the expert's map.
+
+    Raises UserError for a missing scene file when it is made and, when a scene is first used, for an episode there
+    whose start is off the navmesh or whose goal cannot be reached.
     """
 
     def __init__(
@@ -195,44 +206,30 @@ class PointNavEnv:
         data: Path,
         order: EpisodeOrder,
         num_envs: int,
-        config: TaskConfig | None = None,
-        *,
-        library: SceneLibrary | None = None,
-        threads: int | None = None,
+        config: TaskConfig | None,
+        load: Callable[[Path], World],
     ) -> None:
-        """Episodes of a split, the data folder that holds their scenes; threads render (None: all cores)."""
+        """Episodes of a split, the data folder that holds their scenes; load reads a scene from its path."""
         if not episodes:
             raise UserError("the split holds no episodes; choose another split or generate scenes")
         self.config = config or TaskConfig()
         self.num_envs = num_envs
-        self._all, self._data, self._order = list(episodes), data, order
-        self._library = library or SceneLibrary()
+        self._all, self._data, self._order, self._load = list(episodes), data, order, load
         self._by_scene: dict[str, list[Episode]] = {}
         for episode in self._all:
             self._by_scene.setdefault(episode.scene_id, []).append(episode)
         for scene_id in self._by_scene:
             check_files(scene_path(data, scene_id))
-        self._ready: dict[str, Scene] = {}
-        task = self.config
-        self._renderer = Renderer(
-            task.width,
-            task.height,
-            task.hfov,
-            colour="rgb" in task.sensors,
-            threads=threads,
-            far=task.max_depth,
-        )
-        self._turn = math.radians(task.turn_angle)
+        self._ready: dict[str, World] = {}
+        self._turn = math.radians(self.config.turn_angle)
         self._index: list[int | None] = [None] * num_envs
-        self._scenes: list[Scene | None] = [None] * num_envs
+        self._scenes: list[World | None] = [None] * num_envs
         self.positions = np.zeros((num_envs, 3))
         """Where the agents stand, metres [N, 3]."""
         self.headings = np.zeros(num_envs)
         """Angles about +y in radians [N]."""
         self._goals = np.zeros((num_envs, 3))
-        self._measured_at = np.zeros((num_envs, 3))
-        self._distance, self._shortest, self._travelled, self._return = np.zeros((4, num_envs))
-        self._steps, self._collisions = np.zeros((2, num_envs), dtype=np.int64)
+        self._distance = np.zeros(num_envs)
         self.action_space = gymnasium.spaces.Discrete(4)
         self.observation_space = self._space()
 
@@ -256,27 +253,129 @@ class PointNavEnv:
         """The running episodes [N], None where nothing is left."""
         return [None if index is None else self._all[index] for index in self._index]
 
-    def scene(self, env: int) -> Scene:
+    def scene(self, env: int) -> World:
         """The scene of an environment that still runs an episode."""
         scene = self._scenes[env]
         assert scene is not None, "the environment has no episode left"
         return scene
 
-    def reset(self) -> Observations:
-        """Begins the first episodes; observations of all N."""
+    def _chosen(self, actions: Tensor) -> list[int]:
+        """The actions int64 [N] as numbers."""
+        chosen = actions.tolist()
+        if len(chosen) != self.num_envs:
+            raise ValueError(f"step takes {self.num_envs} actions, one an environment, not {len(chosen)}")
+        return chosen
+
+    def expert_actions(self) -> Tensor:
+        """The shortest-path actions int64 [N]; STOP where nothing is left."""
+        task = self.config
+        actions = [
+            STOP
+            if scene is None
+            else shortest_path_action(
+                scene.pathfinder,
+                self.positions[env],
+                self.headings[env],
+                self._goals[env],
+                self._distance[env],
+                success_distance=task.success_distance,
+                forward_step=task.forward_step,
+                turn_angle=self._turn,
+                sliding=task.sliding,
+            )
+            for env, scene in enumerate(self._scenes)
+        ]
+        return torch.tensor(actions)
+
+    def _scene_of(self, scene_id: str) -> World:
+        """A scene that is fit for all its episodes, which are checked on its first use."""
+        if scene_id not in self._ready:
+            scene = self._load(scene_path(self._data, scene_id))
+            check_episodes(self._by_scene[scene_id], scene.pathfinder)
+            self._ready[scene_id] = scene
+        return self._ready[scene_id]
+
+    def _meet_scenes(self) -> None:
+        """Loads every scene where all episodes will run: a fault in the last must not cost the others' results."""
         if isinstance(self._order, Once):
-            # A fault in the last scene must not cost the results of the others.
             for scene_id in self._by_scene:
                 self._scene_of(scene_id)
+
+    def _assign(self, env: int, index: int | None) -> Episode | None:
+        """Makes the episode of this index the environment's own; None leaves it without one."""
+        self._index[env], self._scenes[env] = index, None
+        if index is None:
+            return None
+        episode = self._all[index]
+        self._scenes[env] = self._scene_of(episode.scene_id)
+        self._goals[env] = episode.goal_position
+        return episode
+
+    def _course(self) -> dict[str, Any]:
+        """Which episodes run and which come next, as plain numbers."""
+        return {"digest": self._digest, "order": self._order.state_dict(), "index": list(self._index)}
+
+    def _take_course(self, state: dict[str, Any]) -> None:
+        """Goes back to what `_course` told; raises UserError where its episodes were others."""
+        # States saved before the digest was kept lack it and are trusted.
+        if state.get("digest", self._digest) != self._digest:
+            raise UserError(
+                "the data set has changed since this run was saved; use the same data or another run folder"
+            )
+        self._order.load_state_dict(state["order"])
+        for env, index in enumerate(state["index"]):
+            self._assign(env, index)
+
+    @cached_property
+    def _digest(self) -> str:
+        """What tells these episodes, in this order, from others."""
+        names = "\n".join(f"{episode.scene_id}\t{episode.episode_id}" for episode in self._all)
+        places = np.array([(*episode.start_position, *episode.goal_position) for episode in self._all])
+        return hashlib.sha256(names.encode() + places.tobytes()).hexdigest()
+
+
+class PointNavEnv(Lockstep[Scene]):
+    """N PointNav environments in one process; scenes are shared and cameras render on threads.
+
+    Implements VectorEnv. An order that runs every episode once meets all scenes at its reset.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        data: Path,
+        order: EpisodeOrder,
+        num_envs: int,
+        config: TaskConfig | None = None,
+        *,
+        library: SceneLibrary | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Episodes of a split, the data folder that holds their scenes; threads render (None: all cores)."""
+        super().__init__(episodes, data, order, num_envs, config, (library or SceneLibrary()).get)
+        task = self.config
+        self._renderer = Renderer(
+            task.width,
+            task.height,
+            task.hfov,
+            colour="rgb" in task.sensors,
+            threads=threads,
+            far=task.max_depth,
+        )
+        self._measured_at = np.zeros((num_envs, 3))
+        self._shortest, self._travelled, self._return = np.zeros((3, num_envs))
+        self._steps, self._collisions = np.zeros((2, num_envs), dtype=np.int64)
+
+    def reset(self) -> Observations:
+        """Begins the first episodes; observations of all N."""
+        self._meet_scenes()
         for env in range(self.num_envs):
             self._begin(env)
         return self._observe(range(self.num_envs))
 
     def step(self, actions: Tensor) -> Step:
         """Moves all agents, int64 actions [N]; ended environments begin their next episode."""
-        chosen = actions.tolist()
-        if len(chosen) != self.num_envs:
-            raise ValueError(f"step takes {self.num_envs} actions, one an environment, not {len(chosen)}")
+        chosen = self._chosen(actions)
         task = self.config
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
@@ -302,45 +401,12 @@ class PointNavEnv:
         flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
         return Step(observations, torch.from_numpy(reward), *flags, finished, final)
 
-    def expert_actions(self) -> Tensor:
-        """The shortest-path actions int64 [N]; STOP where nothing is left."""
-        task = self.config
-        actions = [
-            STOP
-            if scene is None
-            else shortest_path_action(
-                scene.pathfinder,
-                self.positions[env],
-                self.headings[env],
-                self._goals[env],
-                self._distance[env],
-                success_distance=task.success_distance,
-                forward_step=task.forward_step,
-                turn_angle=self._turn,
-                sliding=task.sliding,
-            )
-            for env, scene in enumerate(self._scenes)
-        ]
-        return torch.tensor(actions)
-
-    def _scene_of(self, scene_id: str) -> Scene:
-        """A scene that is fit for all its episodes, which are checked on its first use."""
-        if scene_id not in self._ready:
-            scene = self._library.get(scene_path(self._data, scene_id))
-            check_episodes(self._by_scene[scene_id], scene.pathfinder)
-            self._ready[scene_id] = scene
-        return self._ready[scene_id]
-
     def _begin(self, env: int) -> None:
-        self._index[env] = index = self._order.next(env)
-        self._scenes[env] = None
-        if index is None:
+        episode = self._assign(env, self._order.next(env))
+        if episode is None:
             return
-        episode = self._all[index]
-        self._scenes[env] = self._scene_of(episode.scene_id)
         self.positions[env] = self._measured_at[env] = episode.start_position
         self.headings[env] = measures.heading_of(np.asarray(episode.start_rotation))
-        self._goals[env] = episode.goal_position
         self._steps[env] = self._collisions[env] = self._travelled[env] = self._return[env] = 0
         self._distance[env] = self._shortest[env] = self._geodesic(env)
 
@@ -416,33 +482,18 @@ class PointNavEnv:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here, as plain numbers and tensors."""
         return {
-            "digest": self._digest,
-            "order": self._order.state_dict(),
-            "index": list(self._index),
+            **self._course(),
             **{name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> Observations:
         """Goes on from a state; returns its observations. Raises UserError where its episodes were others."""
-        # States saved before the digest was kept lack it and are trusted.
-        if state.get("digest", self._digest) != self._digest:
-            raise UserError(
-                "the data set has changed since this run was saved; use the same data or another run folder"
-            )
-        self._order.load_state_dict(state["order"])
-        self._index = list(state["index"])
+        self._take_course(state)
+        if "positions" not in state:
+            raise UserError("this run was saved through habitat-lab's workers; go on with env=habitat")
         for name, array in self._arrays().items():
             array[:] = state[name].numpy()
-        for env, index in enumerate(self._index):
-            self._scenes[env] = None if index is None else self._scene_of(self._all[index].scene_id)
         return self._observe(range(self.num_envs))
-
-    @cached_property
-    def _digest(self) -> str:
-        """What tells these episodes, in this order, from others."""
-        names = "\n".join(f"{episode.scene_id}\t{episode.episode_id}" for episode in self._all)
-        places = np.array([(*episode.start_position, *episode.goal_position) for episode in self._all])
-        return hashlib.sha256(names.encode() + places.tobytes()).hexdigest()
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {
