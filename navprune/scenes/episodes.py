@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from navprune.errors import UserError
+from navprune.scenes.packed_json import listed
 
 # Habitat's generator (habitat-lab, datasets/pointnav/pointnav_generator.py).
 NEAREST, FARTHEST = 1.0, 30.0  # metres of geodesic distance
@@ -23,7 +27,11 @@ MAX_RISE = 0.5  # metres between the heights of start and goal
 MIN_ISLAND_RADIUS = 1.5  # metres
 STRAIGHT = 1.1  # geodesic/Euclidean ratio below which a pair is kept only sometimes
 RETRIES = 10  # starts that are tried for a goal
+
 PREFIX = "data/scene_datasets/"
+SUFFIX = ".json.gz"
+
+LONGEST_NAME = 200  # characters of an id
 
 
 class Navigator(Protocol):
@@ -58,7 +66,44 @@ class Episode:
     geodesic_distance: float
 
 
-# ---- reading
+class EpisodeTable(Sequence[Episode]):
+    """Many episodes in little memory, about 120 bytes each; `Episode`s are made when they are asked for.
+
+    Gibson's training split has five million, which would take gigabytes as objects.
+    """
+
+    def __init__(self, scenes: Sequence[str], scene: NDArray[np.int32], ids: NDArray, numbers: NDArray) -> None:
+        """Ids of the scenes, and for each episode the index of its scene [N], its id [N] and its numbers [N, 12].
+
+        The numbers are start (3), rotation (4), goal (3), goal radius (NaN for none) and geodesic distance.
+        """
+        self._scenes, self._scene, self._ids, self._numbers = scenes, scene, ids, numbers
+
+    def __len__(self) -> int:
+        return len(self._scene)
+
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> EpisodeTable: ...
+
+    def __getitem__(self, index: int | slice) -> Episode | EpisodeTable:
+        if isinstance(index, slice):
+            return EpisodeTable(self._scenes, self._scene[index], self._ids[index], self._numbers[index])
+        row = self._numbers[index].tolist()
+        radius = None if math.isnan(row[10]) else row[10]
+        scene, name = self._scenes[self._scene[index]], str(self._ids[index])
+        return Episode(name, scene, tuple(row[:3]), tuple(row[3:7]), tuple(row[7:10]), radius, row[11])
+
+    def rows_by_scene(self) -> dict[str, NDArray[np.int64]]:
+        """For each scene that has episodes, the rows of its episodes in their order."""
+        order = np.argsort(self._scene, kind="stable")
+        cuts = np.searchsorted(self._scene[order], np.arange(1, len(self._scenes)))
+        return {scene: rows for scene, rows in zip(self._scenes, np.split(order, cuts)) if len(rows)}
+
+
+# ---- where things lie
 
 
 def scene_path(data: str | os.PathLike, scene_id: str) -> Path:
@@ -66,80 +111,162 @@ def scene_path(data: str | os.PathLike, scene_id: str) -> Path:
     return Path(data) / "scene_datasets" / scene_id.removeprefix(PREFIX)
 
 
+def scene_name(scene_id: str) -> str:
+    """What a scene is called: its file's name up to the first dot, so HM3D's `X.basis.glb` is X."""
+    return Path(scene_id).name.partition(".")[0]
+
+
 def split_folder(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> Path:
     """Where the episodes of a split lie."""
     return Path(data) / "datasets" / "pointnav" / name / version / split
 
 
-def read_episodes(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> list[Episode]:
-    """All episodes of a split: those of `SPLIT.json.gz`, then of each file in `content`, by name.
-
-    Raises `UserError` where the split or one of its scenes is missing or a file is damaged.
-    """
+def split_files(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> tuple[Path, list[Path]]:
+    """A split's own file and those of its scenes in `content`, by name; `UserError` where there is no such split."""
     folder = split_folder(data, name, split, version)
-    index = folder / f"{split}.json.gz"
+    index = folder / f"{split}{SUFFIX}"
     if not index.is_file():
         raise UserError(f"no split '{split}' at {index}; generate the data set or check its folder and name")
-    files = [index, *sorted((folder / "content").glob("*.json.gz"))]
-    episodes = [episode for file in files for episode in _read_file(file)]
-    if not episodes:
-        raise UserError(f"{folder} holds no episodes; generate the data set anew")
-    for scene in sorted({episode.scene_id for episode in episodes}):
-        path = scene_path(data, scene)
-        if not path.is_file():
-            raise UserError(f"scene {path} of split '{split}' is missing; put it there or check the data folder")
-    return episodes
+    return index, sorted((folder / "content").glob("*" + SUFFIX))
 
 
-def _read_file(path: Path) -> list[Episode]:
+# ---- reading
+
+
+def read_episodes(
+    data: str | os.PathLike, name: str, split: str, version: str = "v1", scenes: Sequence[str] | None = None
+) -> EpisodeTable:
+    """All episodes of a split: those of `SPLIT.json.gz`, then of each file in `content`, by name.
+
+    `scenes` keeps those scenes alone, by name ("Adrian"), and leaves the files of others unread. Raises
+    `UserError` where the split or one of its scenes is missing or a file is damaged.
+    """
+    index, contents = split_files(data, name, split, version)
+    if scenes is not None:
+        contents = [path for path in contents if path.name.removesuffix(SUFFIX) in scenes]
+    columns = _Columns()
+    for path in (index, *contents):
+        columns.read(path, scenes)
+    absent = sorted(set(scenes or ()) - set(map(scene_name, columns.scenes)))
+    if absent:
+        raise UserError(f"{index.parent} has no episodes in scene {absent[0]}; look into its folder content")
+    if not columns.scenes:
+        raise UserError(f"{index.parent} holds no episodes; generate the data set anew")
+    _check_scenes_exist(data, split, sorted(columns.scenes))
+    return columns.table()
+
+
+def _check_scenes_exist(data: str | os.PathLike, split: str, scenes: Sequence[str]) -> None:
+    missing = [path for path in (scene_path(data, scene) for scene in scenes) if not path.is_file()]
+    if missing:
+        which = f"scene {missing[0]} of split '{split}' is missing"
+        more = f", as are {len(missing) - 1} more of its {len(scenes)}" if len(missing) > 1 else ""
+        raise UserError(f"{which}{more}; put it there or check the data folder (`navprune doctor`)")
+
+
+def split_scenes(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> list[str]:
+    """The scene ids of a split, sorted: all of `SPLIT.json.gz` and the first of each file in `content`.
+
+    Raises `UserError` for a missing split or damaged file; whether the scenes exist is not looked at.
+    """
+    index, contents = split_files(data, name, split, version)
+    scenes = {scene for scene, _, _ in _read_file(index)}
+    for path in contents:
+        scenes.update(scene for scene, _, _ in islice(_read_file(path), 1))
+    return sorted(scenes)
+
+
+class _Columns:
+    """Gathers the episodes of several files into a table."""
+
+    def __init__(self) -> None:
+        self.scenes: dict[str, int] = {}
+        self._scene, self._numbers = array("i"), array("d")
+        self._ids: list[NDArray] = []
+
+    def read(self, path: Path, scenes: Sequence[str] | None) -> None:
+        """Adds a file's episodes, those in `scenes` alone where given."""
+        ids: list[str] = []
+        for scene, episode_id, numbers in _read_file(path):
+            if scenes is None or scene_name(scene) in scenes:
+                self._scene.append(self.scenes.setdefault(scene, len(self.scenes)))
+                self._numbers.extend(numbers)
+                ids.append(episode_id)
+        if ids:
+            self._ids.append(np.array(ids))
+
+    def table(self) -> EpisodeTable:
+        numbers = np.frombuffer(self._numbers).reshape(-1, 12)
+        scene = np.frombuffer(self._scene, np.int32)
+        return EpisodeTable(list(self.scenes), scene, np.concatenate(self._ids), numbers)
+
+
+Row = tuple[str, str, tuple[float, ...]]
+"""Scene id, episode id and an `EpisodeTable`'s twelve numbers."""
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    """The episodes of a file, one at a time; raises `UserError` where it is damaged."""
+    count = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            document = json.load(file)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        for entry in listed(path, "episodes"):
+            yield _row(entry)
+            count += 1
+    except _BadFieldError as error:
+        raise UserError(f"{path}: episode {count} has a bad {error}; mend or generate it again") from None
+    except LookupError:
+        raise UserError(f"{path} has no list of episodes; it is no PointNav episode file") from None
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise UserError(f"{path} is cut off or damaged ({error}); copy or generate it again") from None
-    entries = document.get("episodes") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f"{path} has no list of episodes; it is no PointNav episode file")
-    return [_parse(entry, i, path) for i, entry in enumerate(entries)]
 
 
-def _parse(entry: Any, index: int, path: Path) -> Episode:
-    """One episode of a file, or a `UserError` that names the entry and the field."""
-    field = "episode"
+class _BadFieldError(Exception):
+    """A field of an entry, and what is wrong with it."""
+
+
+def _row(entry: Any) -> Row:
+    """One entry of a file; raises `_BadFieldError`."""
+    field = "scene_id"
     try:
-        field = "scene_id"
-        scene = entry[field]
-        if not isinstance(scene, str) or not scene:
-            raise ValueError("not a name")
+        scene = _name(entry[field])
         field = "start_position"
         start = _numbers(entry[field], 3)
         field = "start_rotation"
         rotation = _numbers(entry[field], 4)
-        if abs(float(np.linalg.norm(rotation)) - 1.0) > 1e-2:
+        if abs(math.hypot(*rotation) - 1.0) > 1e-2:
             raise ValueError("not a unit quaternion")
         field = "goals"
-        goal = _numbers(entry[field][0]["position"], 3)
-        radius = entry[field][0].get("radius")
+        target = entry[field][0]
+        goal = _numbers(target["position"], 3)
+        radius = target.get("radius")
+        (radius,) = (math.nan,) if radius is None else _numbers([radius], 1)
         field = "info.geodesic_distance"
         (distance,) = _numbers([entry["info"]["geodesic_distance"]], 1)
         field = "episode_id"
-        return Episode(
-            str(entry[field]),
+        number = entry[field]
+        return (
             scene,
-            start,
-            rotation,
-            goal,
-            None if radius is None else float(radius),
-            distance,
+            _name(str(number) if type(number) is int else number),
+            (*start, *rotation, *goal, radius, distance),
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: episode {index} has a bad {field} ({error!r}); mend or generate it again") from None
+    except KeyError as error:
+        raise _BadFieldError(f"{field}: {error} is missing") from None
+    except (IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _BadFieldError(f"{field}: {error}") from None
+
+
+def _name(value: Any) -> str:
+    if type(value) is not str or not 0 < len(value) <= LONGEST_NAME or not value.isprintable():
+        raise ValueError(f"not a name of at most {LONGEST_NAME} printable characters")
+    return value
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise ValueError(f"not {count} finite numbers")
+    if type(values) is not list or len(values) != count or not set(map(type, values)) <= {int, float}:
+        raise ValueError("not a number" if count == 1 else f"not {count} numbers")
+    numbers = tuple(map(float, values))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("not finite")
     return numbers
 
 
@@ -242,11 +369,11 @@ def write_episodes(
         scenes.setdefault(episode.scene_id, []).append(_entry(episode))
     try:
         (folder / "content").mkdir(parents=True, exist_ok=True)
-        for old in (folder / "content").glob("*.json.gz"):
+        for old in (folder / "content").glob("*" + SUFFIX):
             old.unlink()
-        _write_file(folder / f"{split}.json.gz", [])
+        _write_file(folder / (split + SUFFIX), [])
         for scene_id, entries in scenes.items():
-            _write_file(folder / "content" / f"{Path(scene_id).stem}.json.gz", entries)
+            _write_file(folder / "content" / (scene_name(scene_id) + SUFFIX), entries)
     except OSError as error:
         raise UserError(
             f"cannot write episodes to {folder}: {error.strerror}; free space or take another place"
