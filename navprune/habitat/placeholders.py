@@ -1,0 +1,108 @@
+"""Makes habitat-lab importable where habitat-sim is not installed.
+
+habitat-lab names classes of habitat_sim and of its magnum and corrade in base classes, annotations and defaults of
+modules that PointNav imports without using them. While it is imported, placeholders stand in for what is absent;
+afterwards they are gone from `sys.modules`, so that whoever looks for habitat_sim finds that it is not there.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, ClassVar
+
+from navprune.errors import UserError
+
+ROOTS = ("habitat_sim", "magnum", "corrade")
+
+
+class Placeholder(ModuleType):
+    """An absent module or anything in it: may be imported, named, derived from and, during imports, called; is falsy.
+
+    Touched afterwards it raises UserError.
+    """
+
+    __path__: ClassVar[list[str]] = []
+
+    def __getattr__(self, name: str) -> "Placeholder":
+        if name.startswith("__"):  # what Python itself asks of any object
+            raise AttributeError(name)
+        return self._part(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Placeholder":
+        """What the absent would return."""
+        return self._part("__call__")
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[()]:
+        return ()
+
+    def __bool__(self) -> bool:
+        return False
+
+    def _part(self, name: str) -> "Placeholder":
+        if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            raise UserError(
+                f"habitat-sim is not installed, so there is no {self.__name__}.{name}; "
+                "install habitat-sim with conda or use simulator=embedded"
+            )
+        return Placeholder(f"{self.__name__}.{name}")
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds a placeholder for every module below some roots."""
+
+    def __init__(self, roots: list[str]) -> None:
+        self._roots = roots
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname.partition(".")[0] in self._roots else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return Placeholder(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+@contextmanager
+def placeholders() -> Iterator[None]:
+    """In this context `import habitat_sim` and `import magnum` give placeholders where the real ones are absent.
+
+    For importing code that names habitat-sim's classes at its top level, habitat-lab's own or a user's.
+    """
+    finder = _Finder([root for root in ROOTS if not is_installed(root)])
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name, module in sys.modules.items() if isinstance(module, Placeholder)]:
+            del sys.modules[name]
+
+
+def is_installed(name: str) -> bool:
+    """Whether a top-level module is there, without importing it; placeholders do not count."""
+    module = sys.modules.get(name)
+    return not isinstance(module, Placeholder) and (module is not None or find_spec(name) is not None)
+
+
+def import_habitat_lab() -> None:
+    """Imports habitat-lab; raises UserError where it is not installed or OpenCV lacks system libraries."""
+    if not is_installed("habitat"):
+        raise UserError("habitat-lab is not installed; pip install 'navprune[habitat]'")
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"habitat-lab needs OpenCV, which does not load ({error}); "
+            "pip install --force-reinstall --no-deps opencv-python-headless"
+        ) from None
+    if is_installed("gym_notices"):
+        # gym tells every process that it is unmaintained, which habitat-lab's users cannot change.
+        importlib.import_module("gym_notices.notices").notices.clear()
+    with placeholders():
+        importlib.import_module("habitat")

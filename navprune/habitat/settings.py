@@ -1,0 +1,98 @@
+"""habitat-lab's own configuration for this project's task and data, and the environment made from it."""
+
+from pathlib import Path
+from typing import Protocol
+
+from habitat import RLEnv, get_config, read_write
+from habitat.config.default_structured_configs import CollisionsMeasurementConfig, SoftSPLMeasurementConfig
+from habitat.core.environments import RLTaskEnv
+from habitat.utils.env_utils import make_env_fn
+from omegaconf import DictConfig
+
+from navprune.errors import UserError
+from navprune.habitat import embedded
+from navprune.habitat.placeholders import is_installed
+from navprune.scenes.episodes import split_folder
+from navprune.tasks.pointnav import TaskConfig
+
+SIMULATORS = {"embedded": embedded.NAME, "habitat_sim": "Sim-v0"}
+TASK = "benchmark/nav/pointnav/pointnav_gibson.yaml"
+
+
+class Data(Protocol):
+    """Which data set: its folder, its name and the version of its episodes."""
+
+    @property
+    def folder(self) -> str:
+        """Folder that holds scene_datasets/ and datasets/."""
+
+    @property
+    def name(self) -> str:
+        """Data set: datasets/pointnav/NAME."""
+
+    @property
+    def version(self) -> str:
+        """Version folder of the episodes."""
+
+
+def lab_config(
+    task: TaskConfig, data: Data, split: str, simulator: str = "embedded", gpu: int | None = None, seed: int = 0
+) -> DictConfig:
+    """habitat-lab's `pointnav_gibson` with the values of a task, for one split of a data set.
+
+    simulator: embedded or habitat_sim; gpu: the device that habitat_sim draws on, -1 for the CPU, None for
+    habitat-lab's choice. Raises UserError for a simulator that is unknown or not installed and for values that
+    habitat-lab cannot take.
+    """
+    if simulator not in SIMULATORS:
+        raise UserError(f"simulator knows {' and '.join(SIMULATORS)}, not {simulator}")
+    if simulator == "habitat_sim" and not is_installed("habitat_sim"):
+        raise UserError("habitat-sim is not installed; install it with conda or use simulator=embedded")
+    config = get_config(TASK)
+    with read_write(config):
+        lab = config.habitat
+        lab.seed = seed
+        lab.environment.max_episode_steps = task.max_steps
+        lab.simulator.type = SIMULATORS[simulator]
+        lab.simulator.forward_step_size = task.forward_step
+        lab.simulator.turn_angle = _whole("turn_angle", task.turn_angle)
+        lab.simulator.habitat_sim_v0.allow_sliding = task.sliding
+        if gpu is not None:
+            lab.simulator.habitat_sim_v0.gpu_device_id = gpu
+        _set_sensors(lab.simulator.agents.main_agent.sim_sensors, task)
+        lab.task.success_reward = task.success_reward
+        lab.task.slack_reward = task.slack_reward
+        lab.task.measurements.success.success_distance = task.success_distance
+        lab.task.measurements.soft_spl = SoftSPLMeasurementConfig()
+        lab.task.measurements.collisions = CollisionsMeasurementConfig()
+        lab.dataset.split = split
+        lab.dataset.scenes_dir = str(Path(data.folder) / "scene_datasets")
+        # habitat-lab fills in the split, so braces that stand in the folder's own name are doubled.
+        folder = data.folder.replace("{", "{{").replace("}", "}}")
+        lab.dataset.data_path = str(split_folder(folder, data.name, "{split}", data.version) / "{split}.json.gz")
+    return config
+
+
+def make_env(config: DictConfig) -> RLEnv:
+    """habitat-lab's `RLTaskEnv`, seeded: `step` gives observations, reward, done and measures."""
+    return make_env_fn(config, RLTaskEnv)
+
+
+def _set_sensors(sensors: DictConfig, task: TaskConfig) -> None:
+    for name in ("depth", "rgb"):
+        if name not in task.sensors:
+            del sensors[f"{name}_sensor"]
+            continue
+        sensor = sensors[f"{name}_sensor"]
+        sensor.width, sensor.height = task.width, task.height
+        sensor.hfov = _whole("hfov", task.hfov)
+        sensor.position = [0.0, task.camera_height, 0.0]
+    if "depth" in task.sensors:
+        sensors.depth_sensor.max_depth = task.max_depth
+
+
+def _whole(name: str, degrees: float) -> int:
+    """habitat-lab keeps these angles as whole numbers."""
+    if degrees != int(degrees):
+        raise UserError(f"habitat-lab takes whole degrees for task.{name}, not {degrees}")
+    return int(degrees)
