@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -66,6 +67,10 @@ class Episode:
     geodesic_distance: float
 
 
+Row = tuple[str, str, tuple[float, ...]]
+"""Scene id, episode id and an `EpisodeTable`'s twelve numbers."""
+
+
 class EpisodeTable(Sequence[Episode]):
     """Many episodes in little memory, about 120 bytes each; `Episode`s are made when they are asked for.
 
@@ -90,17 +95,74 @@ class EpisodeTable(Sequence[Episode]):
 
     def __getitem__(self, index: int | slice) -> Episode | EpisodeTable:
         if isinstance(index, slice):
-            return EpisodeTable(self._scenes, self._scene[index], self._ids[index], self._numbers[index])
+            return self._part(index)
         row = self._numbers[index].tolist()
         radius = None if math.isnan(row[10]) else row[10]
         scene, name = self._scenes[self._scene[index]], str(self._ids[index])
         return Episode(name, scene, tuple(row[:3]), tuple(row[3:7]), tuple(row[7:10]), radius, row[11])
 
-    def rows_by_scene(self) -> dict[str, NDArray[np.int64]]:
-        """For each scene that has episodes, the rows of its episodes in their order."""
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> EpisodeTable:
+        """The table of any episodes; a table is returned as it is."""
+        if isinstance(episodes, cls):
+            return episodes
+        columns = _Columns()
+        columns.add((episode.scene_id, episode.episode_id, _numbers_of(episode)) for episode in episodes)
+        return columns.table()
+
+    def by_scene(self) -> dict[str, EpisodeTable]:
+        """The episodes of each scene that has any, in their order; without a copy where they stand together."""
         order = np.argsort(self._scene, kind="stable")
         cuts = np.searchsorted(self._scene[order], np.arange(1, len(self._scenes)))
-        return {scene: rows for scene, rows in zip(self._scenes, np.split(order, cuts)) if len(rows)}
+        tables = {}
+        for scene, rows in zip(self._scenes, np.split(order, cuts)):
+            if len(rows):
+                together = rows[-1] - rows[0] + 1 == len(rows)
+                tables[scene] = self._part(slice(rows[0], rows[-1] + 1) if together else rows)
+        return tables
+
+    def starts_and_goals(self) -> NDArray[np.float64]:
+        """Where the episodes begin and end: positions [N, 6] in metres."""
+        return self._numbers[:, [0, 1, 2, 7, 8, 9]]
+
+    def digest(self) -> str:
+        """What tells these episodes, in this order, from others."""
+        names = "\n".join(f"{self._scenes[scene]}\t{name}" for scene, name in zip(self._scene, self._ids.tolist()))
+        return hashlib.sha256(names.encode() + self.starts_and_goals().tobytes()).hexdigest()
+
+    def _part(self, rows: slice | NDArray[np.int64]) -> EpisodeTable:
+        return EpisodeTable(self._scenes, self._scene[rows], self._ids[rows], self._numbers[rows])
+
+
+class _Columns:
+    """Gathers episodes into a table."""
+
+    def __init__(self) -> None:
+        self.scenes: dict[str, int] = {}
+        self._scene, self._numbers = array("i"), array("d")
+        self._ids: list[NDArray] = []
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Adds the episodes of a file."""
+        ids: list[str] = []
+        for scene, episode_id, numbers in rows:
+            self._scene.append(self.scenes.setdefault(scene, len(self.scenes)))
+            self._numbers.extend(numbers)
+            ids.append(episode_id)
+        if ids:
+            self._ids.append(np.array(ids))
+
+    def table(self) -> EpisodeTable:
+        """What was gathered."""
+        numbers = np.frombuffer(self._numbers).reshape(-1, 12)
+        ids = np.concatenate(self._ids) if self._ids else np.array([], "U1")
+        return EpisodeTable(list(self.scenes), np.frombuffer(self._scene, np.int32), ids, numbers)
+
+
+def _numbers_of(episode: Episode) -> tuple[float, ...]:
+    radius = math.nan if episode.goal_radius is None else episode.goal_radius
+    places = (*episode.start_position, *episode.start_rotation, *episode.goal_position)
+    return (*places, radius, episode.geodesic_distance)
 
 
 # ---- where things lie
@@ -146,7 +208,8 @@ def read_episodes(
         contents = [path for path in contents if path.name.removesuffix(SUFFIX) in scenes]
     columns = _Columns()
     for path in (index, *contents):
-        columns.read(path, scenes)
+        rows = _read_file(path)
+        columns.add(rows if scenes is None else (row for row in rows if scene_name(row[0]) in scenes))
     absent = sorted(set(scenes or ()) - set(map(scene_name, columns.scenes)))
     if absent:
         raise UserError(f"{index.parent} has no episodes in scene {absent[0]}; look into its folder content")
@@ -174,35 +237,6 @@ def split_scenes(data: str | os.PathLike, name: str, split: str, version: str = 
     for path in contents:
         scenes.update(scene for scene, _, _ in islice(_read_file(path), 1))
     return sorted(scenes)
-
-
-class _Columns:
-    """Gathers the episodes of several files into a table."""
-
-    def __init__(self) -> None:
-        self.scenes: dict[str, int] = {}
-        self._scene, self._numbers = array("i"), array("d")
-        self._ids: list[NDArray] = []
-
-    def read(self, path: Path, scenes: Sequence[str] | None) -> None:
-        """Adds a file's episodes, those in `scenes` alone where given."""
-        ids: list[str] = []
-        for scene, episode_id, numbers in _read_file(path):
-            if scenes is None or scene_name(scene) in scenes:
-                self._scene.append(self.scenes.setdefault(scene, len(self.scenes)))
-                self._numbers.extend(numbers)
-                ids.append(episode_id)
-        if ids:
-            self._ids.append(np.array(ids))
-
-    def table(self) -> EpisodeTable:
-        numbers = np.frombuffer(self._numbers).reshape(-1, 12)
-        scene = np.frombuffer(self._scene, np.int32)
-        return EpisodeTable(list(self.scenes), scene, np.concatenate(self._ids), numbers)
-
-
-Row = tuple[str, str, tuple[float, ...]]
-"""Scene id, episode id and an `EpisodeTable`'s twelve numbers."""
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -277,18 +311,17 @@ def check_episodes(episodes: Sequence[Episode], pathfinder: Navigator, source: s
     """
     if not episodes:
         return
-    starts = np.array([episode.start_position for episode in episodes])
-    goals = np.array([episode.goal_position for episode in episodes])
+    starts, goals = np.split(EpisodeTable.of(episodes).starts_and_goals(), 2, axis=1)
     on_floor = pathfinder.is_navigable(starts)
     reachable = np.isfinite(pathfinder.geodesic_distance(starts, goals))
-    for episode, floor, way in zip(episodes, on_floor, reachable):
-        if not (floor and way):
-            fault = "its goal cannot be reached" if floor else "its start is off the navmesh"
-            where = f"{source}: " if source else ""
-            raise UserError(
-                f"{where}episode {episode.episode_id} of {episode.scene_id}: {fault}; "
-                "use the navmesh that the episodes were made with, or drop it"
-            )
+    for row in np.flatnonzero(~(on_floor & reachable))[:1]:
+        episode = episodes[int(row)]
+        fault = "its goal cannot be reached" if on_floor[row] else "its start is off the navmesh"
+        where = f"{source}: " if source else ""
+        raise UserError(
+            f"{where}episode {episode.episode_id} of {episode.scene_id}: {fault}; "
+            "use the navmesh that the episodes were made with, or drop it"
+        )
 
 
 # ---- sampling

@@ -9,6 +9,7 @@ import pytest
 from navprune.errors import UserError
 from navprune.scenes.episodes import (
     Episode,
+    EpisodeTable,
     check_episodes,
     read_episodes,
     sample_episodes,
@@ -220,3 +221,37 @@ def test_a_missing_split_and_a_missing_scene_are_named(data):
     write_entry(data, scene_id="reference/castle.glb")
     with pytest.raises(UserError, match=r"castle\.glb of split 'val' is missing"):
         read_episodes(data, "reference", "val")
+
+
+def test_a_table_holds_what_a_list_holds(sampled):
+    mixed = [*sampled[:20], *(replace(e, scene_id="reference/duplex.glb", goal_radius=0.5) for e in sampled[20:50])]
+    mixed += sampled[50:60]
+    table = EpisodeTable.of(mixed)
+    assert EpisodeTable.of(table) is table
+    assert list(table) == mixed and list(table[10:40:3]) == mixed[10:40:3] and table[-1] == mixed[-1]
+    parts = table.by_scene()
+    assert {scene: list(part) for scene, part in parts.items()} == {
+        scene: [e for e in mixed if e.scene_id == scene]
+        for scene in ("reference/apartment.glb", "reference/duplex.glb")
+    }
+    assert parts["reference/duplex.glb"]._numbers.base is not None  # a view
+    np.testing.assert_array_equal(
+        table.starts_and_goals(), [(*episode.start_position, *episode.goal_position) for episode in mixed]
+    )
+    with pytest.raises(IndexError):
+        table[len(mixed)]
+    assert len(table[:0]) == 0 and not EpisodeTable.of([])
+
+
+def test_a_digest_changes_with_order_name_and_place(sampled):
+    def other(**changes):
+        return EpisodeTable.of([sampled[0], replace(sampled[1], **changes)]).digest()
+
+    digests = {
+        other(),
+        other(episode_id="x"),
+        other(scene_id="b.glb"),
+        other(goal_position=(0.0, 0.0, 0.5)),
+        EpisodeTable.of(sampled[1::-1]).digest(),
+    }
+    assert len(digests) == 5 and EpisodeTable.of(sampled[:2]).digest() in digests
