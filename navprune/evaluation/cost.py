@@ -3,8 +3,9 @@
 Two conventions. "Table 1" is the published one: the backbone's convolutions alone, on an image of 256 x 256
 without the 2 x 2 pooling before it, in binary units (Gi = 2^30, Mi = 2^20). "Deployed" is what runs on the
 robot and what `latency` times: the whole encoder on its own input, from the pooling to the compression, with
-all its parameters, in decimal units. Multiply-accumulates are those of convolutions, padding included. The
-policy's linear layer behind the encoder is part of neither, since pruning leaves it as it is.
+all its parameters, in decimal units. Multiply-accumulates are those of convolutions, padding included, and of
+the linear layers of squeeze-and-excitations, which count as convolutions of a single pixel. The policy's
+linear layer behind the encoder is part of neither, since pruning leaves it as it is.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class ConvCost:
-    """One convolution as deployed, with its norm: shape [target, source, kernel, kernel], output [h, w]."""
+    """One convolution as deployed, with its norm: output [h, w], shape [target, source, kernel, kernel].
+
+    The source is that of one group where the convolution is grouped.
+    """
 
     module: str
     width: str
@@ -75,7 +79,7 @@ def breakdown(spec: EncoderSpec | PolicySpec) -> list[ConvCost]:
         ConvCost(
             conv.module,
             conv.target,
-            (channels[conv.target], channels[conv.source], conv.kernel, conv.kernel),
+            (channels[conv.target], _fan(conv, channels), conv.kernel, conv.kernel),
             (conv.height, conv.width),
             _weights(conv, channels) * conv.height * conv.width,
             _parameters(conv, channels),
@@ -84,8 +88,12 @@ def breakdown(spec: EncoderSpec | PolicySpec) -> list[ConvCost]:
     ]
 
 
+def _fan(conv: Conv, channels: dict[str, int]) -> int:
+    return conv.per_group or channels[conv.source]
+
+
 def _weights(conv: Conv, channels: dict[str, int]) -> int:
-    return channels[conv.source] * channels[conv.target] * conv.kernel**2
+    return _fan(conv, channels) * channels[conv.target] * conv.kernel**2
 
 
 def _parameters(conv: Conv, channels: dict[str, int]) -> int:

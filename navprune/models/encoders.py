@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from navprune.models.spec import EncoderSpec, Layer, convolutions, trunk_name
+from navprune.models.spec import Conv, EncoderSpec, Layer, convolutions, trunk_name
 
 VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
 
@@ -19,9 +19,12 @@ VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
 class ChannelGroup:
     """Channels that can only be cut together. Module names are relative to the encoder.
 
-    `name` is that of the width in the spec; `unit` channels make one norm group and go or stay together.
-    `producers` are the convolutions whose output channels these are, `norms` the norms behind them (in the
-    same order; none in SimpleCNN), `readers` the convolutions whose input channels these are.
+    `name` is that of the width in the spec; `unit` channels make one norm group (of ResNeXt: whole groups of norm
+    and grouped convolution) and go or stay together. `producers` are the convolutions whose output channels these
+    are, `norms` the norms behind them (in the same order; none in SimpleCNN and behind a squeeze), `readers` the
+    layers whose input channels these are. A grouped convolution is a producer alone, since the input channels of
+    each of its groups stay as many. `multipliers` are the excitations that scale these channels: they lose what
+    the producers lose, but a channel that is silent before them is so behind them, whatever they say.
     """
 
     name: str
@@ -30,22 +33,28 @@ class ChannelGroup:
     producers: tuple[str, ...]
     norms: tuple[str, ...]
     readers: tuple[str, ...]
+    multipliers: tuple[str, ...] = ()
 
 
 def channel_groups(spec: EncoderSpec) -> list[ChannelGroup]:
     """Every free width of an encoder with what writes and reads it, in the order of `spec.layers`."""
-    convs = convolutions(spec)
-    return [
-        ChannelGroup(
-            layer.name,
-            layer.channels,
-            layer.group,
-            producers=tuple(conv.module for conv in convs if conv.target == layer.name),
-            norms=tuple(conv.norm for conv in convs if conv.target == layer.name and conv.norm),
-            readers=tuple(conv.module for conv in convs if conv.source == layer.name),
+    groups = []
+    for layer in spec.layers:
+        convs = [conv for conv in convolutions(spec) if conv.target == layer.name]
+        groups.append(
+            ChannelGroup(
+                layer.name,
+                layer.channels,
+                spec.units[layer.name],
+                producers=tuple(conv.module for conv in convs if not conv.multiplies),
+                norms=tuple(conv.norm for conv in convs if conv.norm),
+                readers=tuple(
+                    conv.module for conv in convolutions(spec) if conv.source == layer.name and not conv.per_group
+                ),
+                multipliers=tuple(conv.module for conv in convs if conv.multiplies),
+            )
         )
-        for layer in spec.layers
-    ]
+    return groups
 
 
 class Encoder(nn.Module):
@@ -108,37 +117,52 @@ class Conv2d(nn.Conv2d):
     is a linear layer: the same result, up to 1.8 times the speed of a whole ResNet50 on images of 64 x 64.
     """
 
-    def __init__(self, source: int, target: int, kernel: int, stride: int = 1):
+    def __init__(self, source: int, target: int, kernel: int, stride: int = 1, groups: int = 1):
         self.centre = kernel // 2
-        super().__init__(source, target, kernel, stride, padding=self.centre, bias=False)
+        super().__init__(source, target, kernel, stride, padding=self.centre, groups=groups, bias=False)
         self.weight = nn.Parameter(self.weight.detach().contiguous(memory_format=torch.channels_last))
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, source, h, w] -> [B, target, ceil(h / stride), ceil(w / stride)]."""
-        if input.shape[-2:] != (1, 1):
+        if input.shape[-2:] != (1, 1) or self.groups > 1:
             return super().forward(input)
         return F.linear(input.flatten(1), self.weight[:, :, self.centre, self.centre])[:, :, None, None]
 
 
-class Block(nn.Module):
-    """A residual block: convolutions with GroupNorm, added to the input or to its projection."""
+class SqueezeExcitation(nn.Module):
+    """A factor from 0 to 1 for each channel, from the means of all (Hu et al., 2018)."""
 
-    def __init__(self, source: Layer, inner: list[Layer], trunk: Layer, stride: int, project: bool):
+    def __init__(self, channels: int, squeezed: int):
         super().__init__()
-        outs = [*inner, trunk]
-        kernels = (3, 3) if len(outs) == 2 else (1, 3, 1)
-        layers: list[nn.Module] = []
-        for i, (kernel, a, b) in enumerate(zip(kernels, [source, *inner], outs)):
-            own = stride if i == kernels.index(3) else 1
-            layers += [Conv2d(a.channels, b.channels, kernel, own), _norm(b), nn.ReLU(inplace=True)]
-        self.convs = nn.Sequential(*layers[:-1])
-        self.downsample = (
-            nn.Sequential(Conv2d(source.channels, trunk.channels, 1, stride), _norm(trunk)) if project else None
+        self.excite = nn.Sequential(
+            nn.Linear(channels, squeezed), nn.ReLU(inplace=True), nn.Linear(squeezed, channels), nn.Sigmoid()
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, 1, 1]."""
+        return self.excite(x.mean(dim=(2, 3)))[:, :, None, None]
+
+
+class Block(nn.Module):
+    """A residual block: convolutions with GroupNorm, excited if asked for, added to the input or its projection."""
+
+    def __init__(self, spec: EncoderSpec, place: str):
+        super().__init__()
+        convs = {c.module.removeprefix(place): c for c in convolutions(spec) if c.module.startswith(place)}
+        layers: list[nn.Module] = []
+        for name, conv in convs.items():
+            if name.startswith("convs."):
+                layers += [_conv(spec, conv), _norm(spec.by_name[conv.target]), nn.ReLU(inplace=True)]
+        self.convs = nn.Sequential(*layers[:-1])
+        project, squeeze = convs.get("downsample.0"), convs.get("se.excite.0")
+        self.downsample = nn.Sequential(_conv(spec, project), _norm(spec.by_name[project.target])) if project else None
+        self.se = SqueezeExcitation(spec.channels[squeeze.source], spec.channels[squeeze.target]) if squeeze else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, source, h, w] -> [B, trunk, h / stride, w / stride]."""
         branch = self.convs(x)
+        if self.se is not None:
+            branch = self.se(branch) * branch
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(branch + shortcut, inplace=True)
 
@@ -152,8 +176,9 @@ class ResNet(nn.Module):
         self.conv1 = nn.Sequential(Conv2d(spec.input[0], stem.channels, 7, 2), _norm(stem), nn.ReLU(inplace=True))
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = [f"layer{stage}" for stage in range(1, len(spec.blocks) + 1)]
-        for stage, name in enumerate(self.stages, start=1):
-            self.add_module(name, _stage(spec, stage))
+        for name, blocks in zip(self.stages, spec.blocks):
+            places = (f"backbone.{name}.{index}." for index in range(blocks))
+            self.add_module(name, nn.Sequential(*(Block(spec, place) for place in places)))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -222,12 +247,6 @@ def _norm(layer: Layer) -> nn.GroupNorm:
     return nn.GroupNorm(layer.channels // layer.group, layer.channels)
 
 
-def _stage(spec: EncoderSpec, stage: int) -> nn.Sequential:
-    before = spec.by_name[trunk_name(spec.block, stage - 1)]
-    trunk = spec.by_name[trunk_name(spec.block, stage)]
-    blocks = []
-    for index in range(spec.blocks[stage - 1]):
-        inner = [layer for layer in spec.layers if layer.name.startswith(f"stage{stage}.block{index}.")]
-        source, stride = (before, 2 if stage > 1 else 1) if index == 0 else (trunk, 1)
-        blocks.append(Block(source, inner, trunk, stride, project=source.name != trunk.name))
-    return nn.Sequential(*blocks)
+def _conv(spec: EncoderSpec, conv: Conv) -> Conv2d:
+    source, target = spec.channels[conv.source], spec.channels[conv.target]
+    return Conv2d(source, target, conv.kernel, conv.stride, source // conv.per_group if conv.per_group else 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -18,18 +19,28 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHANNELS = {"rgb": 3, "depth": 1}
-FAMILIES = {"resnet": ("basic", "bottleneck"), "simple_cnn": ("",), "blind": ("",)}
-EXPANSION = {"basic": 1, "bottleneck": 4}
-RESNETS = {"resnet18": ("basic", (2, 2, 2, 2)), "resnet50": ("bottleneck", (3, 4, 6, 3))}
+EXPANSION = {"basic": 1, "bottleneck": 4, "se_bottleneck": 4, "resnext": 2, "se_resnext": 2}
+FAMILIES = {"resnet": tuple(EXPANSION), "simple_cnn": ("",), "blind": ("",)}
+RESNETS = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resneXt50": ("resnext", (3, 4, 6, 3)),
+    "se_resnet50": ("se_bottleneck", (3, 4, 6, 3)),
+    "se_resneXt50": ("se_resnext", (3, 4, 6, 3)),
+    "se_resneXt101": ("se_resnext", (3, 4, 23, 3)),
+}  # spelt as habitat-baselines spells them
 NAMES = (*RESNETS, "simple_cnn", "blind")
 FLAT_SIZE = 2048  # habitat-baselines compresses the last stage to about this many values
+SQUEEZE = 16  # a squeeze-and-excitation has this many times fewer channels than its trunk
 
 
 class Conv(NamedTuple):
     """One convolution of an encoder: where it stands and which widths it joins.
 
     `source` and `target` name widths: "input", a layer of the spec, or "output". `height` and `width` are
-    those of its result in pixels.
+    those of its result in pixels. A grouped convolution has groups of `per_group` channels and the same source
+    as target; 0 means that it is not grouped. The two linear layers of a squeeze-and-excitation stand here, too,
+    as convolutions of a single pixel; the second `multiplies` its target instead of writing it.
     """
 
     module: str
@@ -41,6 +52,8 @@ class Conv(NamedTuple):
     padding: int
     height: int
     width: int
+    per_group: int = 0
+    multiplies: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,10 @@ class EncoderSpec:
 
     `layers` are the free widths ("stem", "stage1.block0.conv1", "stage1.trunk", ...): a trunk is what all
     block outputs and the shortcut of its stage share; with basic blocks, stage 1 has no shortcut convolution,
-    so that its trunk is the stem. `output` counts the channels that leave the encoder (of a ResNet: the
-    compression's) and is never pruned. `normalise` says whether a running mean and variance standardises the
-    input. Raises UserError where these contradict each other.
+    so that its trunk is the stem. The grouped convolution that begins each stage of a ResNeXt ties its two widths
+    to one ("stage1.block0.conv1"); a squeeze-and-excitation squeezes to "stage1.block0.se". `output` counts the
+    channels that leave the encoder (of a ResNet: the compression's) and is never pruned. `normalise` says whether
+    a running mean and variance standardises the input. Raises UserError where these contradict each other.
     """
 
     family: str
@@ -88,6 +102,11 @@ class EncoderSpec:
             **{layer.name: layer.channels for layer in self.layers},
             "output": self.output,
         }
+
+    @cached_property
+    def units(self) -> dict[str, int]:
+        """Channels of every layer that go or stay together: a norm group, of ResNeXt whole groups of both kinds."""
+        return {layer.name: math.lcm(layer.group, _per_group(self.block, layer.name)) for layer in self.layers}
 
     @property
     def output_shape(self) -> tuple[int, int, int]:
@@ -172,12 +191,13 @@ def encoder_spec(
     output: int | None = None,
     observations: tuple[str, ...] | None = None,
 ) -> EncoderSpec:
-    """Habitat's "resnet18" or "resnet50", its "simple_cnn", or "blind".
+    """One of Habitat's ResNets (the names in `RESNETS`), its "simple_cnn", or "blind".
 
-    `input` is [C, H, W]; C says which `observations` are read: 1 depth, 3 rgb, 4 rgb and depth. A ResNet
-    starts with `base_planes` channels and has `groups` groups in every norm, by default half as many, as in
-    Habitat; `width` narrows every free width uniformly, in whole norm groups; `output` replaces Habitat's
-    round(2048 / (h w)) channels of compression. Raises UserError where these do not fit.
+    `input` is [C, H, W]; C says which `observations` are read: 1 depth, 3 rgb, 4 depth and rgb (habitat-baselines
+    joins them in alphabetical order). A ResNet starts with `base_planes` channels and has `groups` groups in every
+    norm, by default half as many, as in Habitat; `width` narrows every free width uniformly, in whole units;
+    `output` replaces Habitat's round(2048 / (h w)) channels of compression. Raises UserError where these do not
+    fit.
     """
     input = _shape(input)
     if name not in NAMES:
@@ -185,7 +205,7 @@ def encoder_spec(
     if name == "blind":
         return EncoderSpec("blind", (0, 0, 0), ())
     if observations is None:
-        observations = {1: ("depth",), 3: ("rgb",), 4: ("rgb", "depth")}.get(input[0], ())
+        observations = {1: ("depth",), 3: ("rgb",), 4: ("depth", "rgb")}.get(input[0], ())
     if name == "simple_cnn":
         layers = tuple(_narrow(Layer(f"conv{i + 1}", c), width) for i, c in enumerate((32, 64)))
         return EncoderSpec(name, input, observations, layers=layers, output=output or 32)
@@ -194,7 +214,7 @@ def encoder_spec(
     if groups < 1 or base_planes % groups:
         raise UserError(f"{name}: {base_planes} base planes cannot be split into {groups} norm groups")
     layers = tuple(
-        _narrow(Layer(layer, planes, planes // groups), width)
+        _narrow(Layer(layer, planes, _norm_group(layer, planes, groups)), width, _per_group(block, layer))
         for layer, planes in _habitat_planes(block, blocks, base_planes).items()
     )
     if output is None:
@@ -212,7 +232,8 @@ def widths(spec: EncoderSpec) -> dict[str, int]:
 def with_widths(spec: EncoderSpec, channels: Mapping[str, int]) -> EncoderSpec:
     """The same encoder with some widths replaced; norms keep their group size and so have fewer groups.
 
-    Raises UserError for an unknown name, or a width that is not a positive multiple of its group size.
+    So do grouped convolutions. Raises UserError for an unknown name, or a width that is not a positive multiple of
+    its group size.
     """
     for name in channels:
         if name not in spec.by_name:
@@ -264,10 +285,10 @@ def _convolutions(family: str, block: str, blocks: tuple[int, ...], height: int,
 
     def add(
         size: tuple[int, int], module: str, norm: str | None, source: str, target: str,
-        kernel: int, stride: int = 1, padding: int = 0,
+        kernel: int, stride: int = 1, padding: int = 0, per_group: int = 0, multiplies: bool = False,
     ) -> tuple[int, int]:  # fmt: skip
         h, w = ((side + 2 * padding - kernel) // stride + 1 for side in size)
-        convs.append(Conv(module, norm, source, target, kernel, stride, padding, h, w))
+        convs.append(Conv(module, norm, source, target, kernel, stride, padding, h, w, per_group, multiplies))
         return h, w
 
     size = (height, width)
@@ -283,12 +304,19 @@ def _convolutions(family: str, block: str, blocks: tuple[int, ...], height: int,
             place = f"backbone.layer{stage}.{index}"
             source = trunk_name(block, stage - 1 if index == 0 else stage)
             trunk = trunk_name(block, stage)
-            inner = [f"stage{stage}.block{index}.conv{i + 1}" for i in range(len(kernels) - 1)]
+            own = f"stage{stage}.block{index}"
+            per_group = _per_group(block, f"{own}.conv1")
+            inner = [f"{own}.conv{i + 1}" for i in range(len(kernels) - 1)]
+            if per_group > 1:
+                inner = [f"{own}.conv1"] * 2
             before, stride = size, 2 if stage > 1 and index == 0 else 1
             for i, (kernel, a, b) in enumerate(zip(kernels, [source, *inner], [*inner, trunk])):
                 names = f"{place}.convs.{3 * i}", f"{place}.convs.{3 * i + 1}"
-                own = stride if i == kernels.index(3) else 1  # the first 3 x 3 takes the stage's stride
-                size = add(size, *names, a, b, kernel, own, kernel // 2)
+                step = stride if i == kernels.index(3) else 1  # the first 3 x 3 takes the stage's stride
+                size = add(size, *names, a, b, kernel, step, kernel // 2, per_group if a == b else 0)
+            if block.startswith("se_"):
+                add((1, 1), f"{place}.se.excite.0", None, trunk, f"{own}.se", kernel=1)
+                add((1, 1), f"{place}.se.excite.2", None, f"{own}.se", trunk, kernel=1, multiplies=True)
             if source != trunk:
                 names = f"{place}.downsample.0", f"{place}.downsample.1"
                 add(before, *names, source, trunk, kernel=1, stride=stride)
@@ -297,14 +325,31 @@ def _convolutions(family: str, block: str, blocks: tuple[int, ...], height: int,
     return tuple(convs)
 
 
+def _per_group(block: str, layer: str) -> int:
+    """Channels in each group of the grouped convolution on a width; 1 where there is none.
+
+    Habitat's ResNeXts group only the first block of each stage, into half as many groups as base planes. Its
+    planes grow with the stage and with the base planes, so that a group's channels depend on the stage alone.
+    """
+    stage, _, place = layer.partition(".")
+    if not block.endswith("resnext") or place != "block0.conv1":
+        return 1
+    return 4 * 2 ** (int(stage.removeprefix("stage")) - 1)
+
+
 def _habitat_planes(block: str, blocks: tuple[int, ...], base_planes: int) -> dict[str, int]:
     """Unpruned channels of every free width, in the order of the layers."""
     planes = {"stem": base_planes}
     for name in _layer_names("resnet", block, blocks)[1:]:
         stage = int(name[len("stage") : name.index(".")])
-        own = base_planes * 2 ** (stage - 1)
-        planes[name] = own * EXPANSION[block] if name.endswith("trunk") else own
+        own = base_planes * 2 ** (stage - 1) * (2 if block.endswith("resnext") else 1)
+        trunk = own * EXPANSION[block]
+        planes[name] = {"trunk": trunk, "se": max(1, trunk // SQUEEZE)}.get(name.rpartition(".")[2], own)
     return planes
+
+
+def _norm_group(layer: str, planes: int, groups: int) -> int:
+    return 1 if layer.endswith(".se") else planes // groups  # no norm follows a squeeze
 
 
 @lru_cache(maxsize=256)
@@ -313,9 +358,9 @@ def _layer_names(family: str, block: str, blocks: tuple[int, ...]) -> tuple[str,
     return tuple(name for name in dict.fromkeys(targets) if name != "output")
 
 
-def _narrow(layer: Layer, width: float) -> Layer:
-    units = max(1, round(width * layer.channels / layer.group))
-    return replace(layer, channels=units * layer.group)
+def _narrow(layer: Layer, width: float, per_group: int = 1) -> Layer:
+    unit = math.lcm(layer.group, per_group)
+    return replace(layer, channels=max(1, round(width * layer.channels / unit)) * unit)
 
 
 def _title(spec: EncoderSpec) -> str:
@@ -358,8 +403,8 @@ def _check_encoder(spec: EncoderSpec) -> None:
     for layer in spec.layers:
         _check_positive(f"{title}: group size of {layer.name}", layer.group)
         _check_positive(f"{title}: width of {layer.name}", layer.channels)
-        if layer.channels % layer.group:
-            size = f"{layer.channels} channels, no multiple of its group size {layer.group}"
+        if layer.channels % spec.units[layer.name]:
+            size = f"{layer.channels} channels, no multiple of its group size {spec.units[layer.name]}"
             raise UserError(f"{title}: {layer.name} has {size}")
 
 

@@ -35,8 +35,14 @@ def groups_of(model: nn.Module) -> list[ChannelGroup]:
         return tuple(prefix + layer for layer in layers)
 
     return [
-        replace(g, producers=within(g.producers), norms=within(g.norms), readers=within(g.readers))
-        for g in encoder.groups()
+        replace(
+            group,
+            producers=within(group.producers),
+            norms=within(group.norms),
+            readers=within(group.readers),
+            multipliers=within(group.multipliers),
+        )
+        for group in encoder.groups()
     ]
 
 

@@ -130,7 +130,8 @@ def prune(
 def expanded(spec: Spec, factor: float) -> Spec:
     """The same network with every encoder width multiplied by `factor`, rounded to whole units."""
     encoder = encoder_of(spec)
-    wider = {layer.name: max(1, round(factor * layer.channels / layer.group)) * layer.group for layer in encoder.layers}
+    channels, units = widths(encoder), encoder.units
+    wider = {name: max(1, round(factor * channels[name] / unit)) * unit for name, unit in units.items()}
     return with_encoder(spec, with_widths(encoder, wider))
 
 

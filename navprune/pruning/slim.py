@@ -35,10 +35,10 @@ def slim(model: nn.Module, keep: Keep) -> nn.Module:
 def cut_group(weights: dict[str, Tensor], group: ChannelGroup, kept: Tensor) -> None:
     """Cuts one group's channels out of a state dict, in place.
 
-    `kept` is bool [units]. Producers and norms lose entries of dimension 0, readers of dimension 1.
+    `kept` is bool [units]. Producers, norms and multipliers lose entries of dimension 0, readers of dimension 1.
     """
     index = kept.repeat_interleave(group.unit).nonzero().flatten()
-    owners = {*group.producers, *group.norms}
+    owners = {*group.producers, *group.norms, *group.multipliers}
     for name, tensor in weights.items():
         layer = name.rpartition(".")[0]
         index = index.to(tensor.device)

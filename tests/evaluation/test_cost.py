@@ -11,13 +11,13 @@ PUBLISHED = {"resnet50": (1.2310, 5.5913), "resnet18": (0.5396, 2.6617)}
 
 
 def _counted(module: nn.Module, images: torch.Tensor) -> int:
-    """Multiply-accumulates of the convolutions that run, from the shapes that they meet."""
+    """Multiply-accumulates of the convolutions and linear layers that run, from the shapes that they meet."""
     macs = []
 
     def count(conv, inputs, output):
         macs.append(output[0].numel() * conv.weight[0].numel())
 
-    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.inference_mode():
         module(images)
     for hook in hooks:
@@ -42,7 +42,7 @@ def test_table_counts_the_backbone_alone_on_an_unpooled_image(name):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    st.sampled_from(["resnet18", "resnet50", "simple_cnn"]),
+    st.sampled_from(["resnet18", "resnet50", "resneXt50", "se_resneXt50", "simple_cnn"]),
     st.sampled_from([1, 3, 4]),
     st.tuples(st.integers(36, 100), st.integers(36, 100)),
     st.floats(0.1, 1.2),
@@ -55,7 +55,7 @@ def test_deployed_cost_is_that_of_the_module(name, channels, size, width):
 
 
 def test_breakdown_adds_up():
-    spec = encoder_spec("resnet50", width=0.7)
+    spec = encoder_spec("se_resneXt50", width=0.7)
     rows = breakdown(spec)
     assert sum(row.macs for row in rows) == cost(spec).macs
     assert sum(row.parameters for row in rows) == cost(spec).parameters
@@ -64,9 +64,9 @@ def test_breakdown_adds_up():
 
 @given(st.data())
 def test_a_narrower_width_never_costs_more(data):
-    spec = encoder_spec(data.draw(st.sampled_from(["resnet18", "resnet50"])))
+    spec = encoder_spec(data.draw(st.sampled_from(["resnet18", "resnet50", "se_resneXt50"])))
     layer = data.draw(st.sampled_from(spec.layers))
-    slim = with_widths(spec, {layer.name: layer.channels - layer.group})
+    slim = with_widths(spec, {layer.name: layer.channels - spec.units[layer.name]})
     assert cost(slim).macs < cost(spec).macs and cost(slim).parameters < cost(spec).parameters
     assert cost(slim).table1_macs < cost(spec).table1_macs
 

@@ -1,14 +1,17 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from navprune.errors import UserError
 from navprune.models.spec import (
     NAMES,
+    RESNETS,
     EncoderSpec,
     Layer,
     PolicySpec,
@@ -19,9 +22,11 @@ from navprune.models.spec import (
     with_widths,
 )
 
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+
 resnets = st.builds(
     encoder_spec,
-    st.sampled_from(["resnet18", "resnet50"]),
+    st.sampled_from(list(RESNETS)),
     st.tuples(st.sampled_from([1, 3, 4]), st.integers(16, 300), st.integers(16, 300)),
     st.sampled_from([8, 16, 32]),
     width=st.floats(0.05, 1.3),
@@ -62,6 +67,29 @@ def test_resnet50_has_habitats_37_free_widths():
     assert {layer.channels // layer.group for layer in spec.layers} == {16}
 
 
+def test_widths_of_resnext_are_habitats():
+    spec = encoder_spec("se_resneXt50")
+    assert [widths(spec)[f"stage{stage}.trunk"] for stage in range(1, 5)] == [128, 256, 512, 1024]
+    assert [widths(spec)[f"stage{stage}.block0.conv1"] for stage in range(1, 5)] == [64, 128, 256, 512]
+    assert [widths(spec)[f"stage{stage}.block1.se"] for stage in range(1, 5)] == [8, 16, 32, 64]
+    assert "stage1.block0.conv2" not in widths(spec) and "stage1.block1.conv2" in widths(spec)
+    assert {spec.units[layer.name] for layer in spec.layers} == {1, 2, 4, 8, 16, 32, 64}
+
+
+def test_rgb_and_depth_stand_in_habitats_order():
+    assert encoder_spec("resnet18", (4, 64, 64)).observations == ("depth", "rgb")
+
+
+@pytest.mark.parametrize("path", sorted(CHECKPOINTS.glob("*/spec.json")), ids=lambda path: path.parent.name)
+def test_specs_of_published_checkpoints_still_load(path):
+    text = json.loads(path.read_text())
+    spec = PolicySpec.from_json(text)
+    assert spec.to_json() == text
+    shapes = {key: tensor.shape for key, tensor in load_file(path.with_name("weights.safetensors")).items()}
+    with torch.device("meta"):
+        assert {key: tensor.shape for key, tensor in build(spec).state_dict().items()} == shapes
+
+
 def test_stage_without_shortcut_convolution_shares_the_stem():
     assert "stage1.trunk" not in widths(encoder_spec("resnet18"))
     assert "stage1.trunk" in widths(encoder_spec("resnet50"))
@@ -75,7 +103,7 @@ def test_compression_keeps_about_2048_values(side, channels):
 @given(resnets, st.data())
 def test_with_widths_changes_those_widths_alone(spec, data):
     layer = data.draw(st.sampled_from(spec.layers))
-    channels = layer.group * data.draw(st.integers(1, 20))
+    channels = spec.units[layer.name] * data.draw(st.integers(1, 20))
     slim = with_widths(spec, {layer.name: channels})
     assert widths(slim) == {**widths(spec), layer.name: channels}
     assert [a.group for a in slim.layers] == [a.group for a in spec.layers]
@@ -123,6 +151,7 @@ def test_build_with_a_seed_repeats_itself_and_leaves_the_global_generator_alone(
         (lambda: with_widths(encoder_spec("resnet18"), {"stage1.trunk": 16}), "stage1.trunk"),
         (lambda: with_widths(encoder_spec("resnet18"), {"stem": 15}), "group size 2"),
         (lambda: with_widths(encoder_spec("resnet18"), {"stem": 0}), "at least 1"),
+        (lambda: with_widths(encoder_spec("resneXt50", groups=32), {"stage1.block0.conv1": 62}), "group size 4"),
         (lambda: replace(encoder_spec("resnet50"), blocks=(3, 0, 6, 3)), "stage 2"),
         (lambda: replace(encoder_spec("resnet50"), blocks=(3, 4, 5, 3)), "layers must be"),
         (lambda: replace(encoder_spec("resnet50"), layers=(Layer("stem", 32, 2),)), "layers must be"),

@@ -33,8 +33,8 @@ def half_blind(seed=0):
     spec = with_widths(encoder_spec("simple_cnn", (4, SIDE, SIDE)), {"conv1": 8, "conv2": 8})
     model = build(spec, seed)
     with torch.no_grad():
-        model.cnn[0].weight[:4, :3] = 0
-        model.cnn[0].weight[4:, 3:] = 0
+        model.cnn[0].weight[:4, 1:] = 0
+        model.cnn[0].weight[4:, :1] = 0
     return model
 
 

@@ -1,12 +1,15 @@
 """The law of the package: a slimmed model computes what the masked one computes."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
-from navprune.models.spec import EncoderSpec, Layer, PolicySpec, build, encoder_spec, widths, with_widths
+from navprune.models.spec import EncoderSpec, Layer, PolicySpec, build, convolutions, encoder_spec, widths, with_widths
 from navprune.pruning.groups import groups_of, mask, scaled, units
 from navprune.pruning.slim import encoder_of, slim
 from navprune.tasks import GOAL
@@ -22,9 +25,12 @@ def encoder_specs(draw, family):
         spec = encoder_spec(family, (channels, 40, 36))
         return with_widths(spec, {name: draw(st.integers(1, 7)) for name in widths(spec)})
     spec = encoder_spec(family, (channels, 32, 36), base_planes=4)
-    group = {layer.name: draw(st.integers(1, 3)) for layer in spec.layers}
-    layers = tuple(Layer(n, draw(st.integers(1, 4)) * group[n], group[n]) for n in group)
-    return EncoderSpec(spec.family, spec.input, spec.observations, spec.block, spec.blocks, layers, 6, spec.normalise)
+    layers = []
+    for layer in spec.layers:
+        group = draw(st.integers(1, 3))
+        per_group = max([1, *(conv.per_group for conv in convolutions(spec) if conv.target == layer.name)])
+        layers.append(Layer(layer.name, draw(st.integers(1, 4)) * math.lcm(group, per_group), group))
+    return replace(spec, layers=tuple(layers), output=6)
 
 
 @st.composite
@@ -32,7 +38,7 @@ def keeps(draw, spec: EncoderSpec):
     """A keep mask for every width, with at least one unit left."""
     keep = {}
     for layer in spec.layers:
-        count = layer.channels // layer.group
+        count = layer.channels // spec.units[layer.name]
         flags = draw(st.lists(st.booleans(), min_size=count, max_size=count))
         flags[draw(st.integers(0, count - 1))] = True
         keep[layer.name] = torch.tensor(flags)
@@ -50,7 +56,7 @@ def shaken(spec, seed=0):
     return model
 
 
-@pytest.mark.parametrize("family", ["resnet18", "resnet50", "simple_cnn"])
+@pytest.mark.parametrize("family", ["resnet18", "resnet50", "se_resnet50", "resneXt50", "se_resneXt50", "simple_cnn"])
 def test_slim_equals_mask(family):
     @LAW
     @given(st.data())
@@ -65,13 +71,13 @@ def test_slim_equals_mask(family):
             small = slim(model, keep)
             assert (small(images) - masked).abs().max() < 1e-10
             assert (slim(model.float(), keep)(images.float()) - masked).abs().max() < 1e-3
-        assert widths(small.spec) == {layer.name: int(keep[layer.name].sum()) * layer.group for layer in spec.layers}
+        assert widths(small.spec) == {name: int(keep[name].sum()) * unit for name, unit in spec.units.items()}
         assert not any(module._forward_hooks for module in [*model.modules(), *small.modules()])
 
     law()
 
 
-@pytest.mark.parametrize(("family", "rnn", "layers"), [("resnet18", "gru", 1), ("resnet50", "lstm", 2)])
+@pytest.mark.parametrize(("family", "rnn", "layers"), [("resnet18", "gru", 1), ("se_resneXt50", "lstm", 2)])
 def test_a_whole_policy_is_slimmed_in_place(family, rnn, layers):
     spec = PolicySpec(encoder_spec(family, (4, 32, 32), 8), 16, 12, rnn, layers)
     model = shaken(spec)
@@ -124,6 +130,17 @@ def test_every_convolution_of_a_width_is_in_its_group():
             assert model.get_submodule(name).in_channels == group.channels
         assert {model.get_submodule(n).num_groups for n in group.norms} == {units(group)}
     assert encoder_of(model.spec) == model.encoder.spec
+
+
+def test_units_of_a_grouped_convolution_are_whole_groups_of_it_and_of_its_norms():
+    spec = encoder_spec("se_resneXt50", (1, 32, 32), 8, groups=8)
+    group = next(g for g in build(spec, 0).groups() if g.name == "stage1.block0.conv1")
+    assert group.producers == ("backbone.layer1.0.convs.0", "backbone.layer1.0.convs.3")
+    assert group.readers == ("backbone.layer1.0.convs.6",)
+    assert spec.by_name[group.name].group == 2 and group.unit == 4
+    small = slim(build(spec, 0), {group.name: torch.tensor([True, False, True, False])})
+    grouped, norm = small.get_submodule(group.producers[1]), small.get_submodule(group.norms[1])
+    assert (grouped.groups, norm.num_groups, grouped.weight.shape[1]) == (2, 4, 4)
 
 
 def test_factors_scale_and_carry_gradients():
