@@ -1,6 +1,5 @@
 """PointNav for N agents in lockstep over the embedded simulator."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import Episode, check_episodes, scene_path
+from navprune.scenes.episodes import Episode, EpisodeTable, check_episodes, scene_path
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, SceneLibrary, check_files
@@ -214,10 +213,8 @@ class Lockstep(Generic[World]):
             raise UserError("the split holds no episodes; choose another split or generate scenes")
         self.config = config or TaskConfig()
         self.num_envs = num_envs
-        self._all, self._data, self._order, self._load = list(episodes), data, order, load
-        self._by_scene: dict[str, list[Episode]] = {}
-        for episode in self._all:
-            self._by_scene.setdefault(episode.scene_id, []).append(episode)
+        self._all, self._data, self._order, self._load = EpisodeTable.of(episodes), data, order, load
+        self._by_scene = self._all.by_scene()
         for scene_id in self._by_scene:
             check_files(scene_path(data, scene_id))
         self._ready: dict[str, World] = {}
@@ -329,9 +326,7 @@ class Lockstep(Generic[World]):
     @cached_property
     def _digest(self) -> str:
         """What tells these episodes, in this order, from others."""
-        names = "\n".join(f"{episode.scene_id}\t{episode.episode_id}" for episode in self._all)
-        places = np.array([(*episode.start_position, *episode.goal_position) for episode in self._all])
-        return hashlib.sha256(names.encode() + places.tobytes()).hexdigest()
+        return self._all.digest()
 
 
 class PointNavEnv(Lockstep[Scene]):
