@@ -5,7 +5,7 @@ Rows come as the plain data that the commands write with --json: `cost`, `evalua
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 MISSING = "–"
@@ -171,6 +171,34 @@ def pruning_table(pruning: dict) -> Table:
     cells = [(name, significant(a), significant(b), percent(1 - b / a)) for name, (a, b) in pairs.items()]
     cells += [(name, str(a), str(b), percent(1 - b / a)) for name, (a, b) in pruning["widths"].items()]
     return Table(("", "before", "after", "cut"), tuple(cells))
+
+
+def parity_table(parity: dict) -> Table:
+    """Return what `navprune parity --json` says: a column for each scene, and what each is to reach."""
+    scenes = {name: dict(_dotted(figures)) for name, figures in parity["scenes"].items()}
+    cells = []
+    for way in dict.fromkeys(way for figures in scenes.values() for way in figures):
+        ((words, limit),) = parity["required"].get(way, {"": None}).items()
+        bound = f"{words.replace('_', ' ')} {_agreement(way, limit)}" if words else MISSING
+        name = way.replace(".", ", ").replace("_", " ")
+        cells.append((name, *(_agreement(way, figures.get(way)) for figures in scenes.values()), bound))
+    return Table(("agreement", *scenes, "required"), tuple(cells))
+
+
+def _dotted(figures: Mapping, prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """Yield the leaves of nested figures with the keys that lead to them, joined by dots."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _agreement(way: str, figure: float | None) -> str:
+    """Write a share in per cent, a relative error as it is."""
+    if way in ("geodesic.median", "geodesic.p99", "geodesic.max"):
+        return MISSING if figure is None else f"{figure:.1e}"
+    return MISSING if figure is None else f"{100 * figure:.2f} %"
 
 
 def rows_table(rows: Sequence[dict]) -> Table:

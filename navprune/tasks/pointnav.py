@@ -438,6 +438,11 @@ class PointNavEnv(Lockstep[Scene]):
             "steps": float(self._steps[env]),
         }
 
+    def place(self, env: int, position: np.ndarray, heading: float, distance: float) -> None:
+        """Puts an agent at a position [3], metres, of a heading, radians; distance is what its goal was last away."""
+        self.positions[env] = self._measured_at[env] = position
+        self.headings[env], self._distance[env] = heading, distance
+
     def running_measures(self, env: int, *, success: bool = False) -> dict[str, float]:
         """The measures of the running episode so far, as Habitat reports them after each step."""
         return self._measures(env, success)
