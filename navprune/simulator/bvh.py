@@ -1,12 +1,14 @@
 """A bounding volume hierarchy over the triangles of a scene, built by the surface area heuristic."""
 
+from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from navprune.scenes.mesh import SceneMesh
+from navprune.scenes.mesh import NO_LEVELS, Sampler, SceneMesh
 
 LEAF_TRIANGLES = 8
 BINS = 16
@@ -38,6 +40,7 @@ class Surface(NamedTuple):
     colours: uint8 [T, 3, 3]; uv: float32 [T, 3, 2]; texture: int32 [T], -1 for none.
     texels: uint8 [P, 4], all textures, each with its halved copies after it.
     levels: int32 [textures, L, 3], (first texel, height, width); height 0 beyond a texture's last level.
+    samplers: int32 [textures, 5], the fields of each texture's Sampler.
     """
 
     colours: NDArray[np.uint8]
@@ -45,6 +48,15 @@ class Surface(NamedTuple):
     texture: NDArray[np.int32]
     texels: NDArray[np.uint8]
     levels: NDArray[np.int32]
+    samplers: NDArray[np.int32]
+
+
+class Cutout(NamedTuple):
+    """What a scene with holes needs to be drawn: the fields of Masks in the order of the leaves, and its surface."""
+
+    alpha: NDArray[np.uint8]
+    cutoff: NDArray[np.float32]
+    surface: Surface
 
 
 class Bvh:
@@ -54,8 +66,21 @@ class Bvh:
         boxes, nodes, order = build_tree(mesh.vertices)
         corners = np.ascontiguousarray(mesh.vertices[order].reshape(-1, 9))
         self.tree = Tree(boxes, nodes, corners, front_planes(mesh.vertices[order]))
-        texels, levels = texture_levels(mesh.textures)
-        self.surface = Surface(mesh.colours[order], mesh.uv[order], mesh.texture[order], texels, levels)
+        self._corners = mesh.colours[order], mesh.uv[order], mesh.texture[order]
+        self._textures = mesh.textures
+        self._samplers = mesh.samplers or (Sampler(),) * len(mesh.textures)
+        self._masks = None if mesh.masks is None else (mesh.masks.alpha[order], mesh.masks.cutoff[order])
+
+    @cached_property
+    def surface(self) -> Surface:
+        """The colours, made when first asked for; UserError where an image of the file cannot be decoded."""
+        texels, levels = texture_levels(self._textures, self._samplers)
+        return Surface(*self._corners, texels, levels, np.array(self._samplers, np.int32).reshape(-1, len(Sampler())))
+
+    @cached_property
+    def cutout(self) -> Cutout | None:
+        """What tells where triangles have holes; None where all are whole."""
+        return None if self._masks is None else Cutout(*self._masks, self.surface)
 
     @property
     def triangles(self) -> int:
@@ -222,12 +247,14 @@ def _cheapest_bin(members, values, low, width, lower, upper):
     return best_cost, best_bin
 
 
-def texture_levels(textures: tuple[NDArray[np.uint8], ...]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Every texture with its chain of halved copies down to one texel: texels and levels as in `Surface`."""
+def texture_levels(
+    textures: Iterable[NDArray[np.uint8]], samplers: Iterable[Sampler]
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Every texture with its halved copies down to one texel, if its sampler uses them: as in `Surface`."""
     pieces = [np.zeros((1, 4), np.uint8)]
     table = []
     used = 1
-    for image in textures:
+    for image, sampler in zip(textures, samplers, strict=True):
         rows = []
         level = image.astype(np.float32)
         while True:
@@ -235,7 +262,7 @@ def texture_levels(textures: tuple[NDArray[np.uint8], ...]) -> tuple[NDArray[np.
             rows.append((used, height, width))
             pieces.append(np.rint(level).astype(np.uint8).reshape(-1, 4))
             used += height * width
-            if height == 1 and width == 1:
+            if (height == 1 and width == 1) or sampler.between_levels == NO_LEVELS:
                 break
             level = _halved(_halved(level, 0), 1)
         table.append(rows)

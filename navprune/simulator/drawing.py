@@ -8,6 +8,8 @@ The z-buffer holds closeness = 1 / depth, linear over the image of a triangle, a
 View coordinates: x to the right and y down, both times the focal length in pixels; z forward in metres. So
 (x / z, y / z) is a place in the image, in pixels from its middle.
 
+A scene with holes is drawn by the same code, compiled once more for a cutout that is not None.
+
 All of it is in one file because Numba's cache does not see changes in other files.
 """
 
@@ -16,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from navprune.scenes.mesh import CLAMP, LINEAR, MIRROR, NEAREST
 
 NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
 TILE = 8  # pixels; side of the squares in which hidden nodes are detected
@@ -54,21 +58,24 @@ class View(NamedTuple):
 
 
 @njit(**KERNEL)
-def draw_depth(tree, camera, eyes, rotations, focal, far, scale, depth, scratch):
+def draw_depth(tree, cutout, camera, eyes, rotations, focal, far, scale, depth, scratch):
     """Draws the depth of one camera into depth[camera]."""
     closeness = depth[camera]
     height, width = closeness.shape
-    _draw_tree(tree, _view(eyes[camera], rotations[camera], focal, height, width), closeness, None, scratch)
+    view = _view(eyes[camera], rotations[camera], focal, height, width)
+    _draw_tree(tree, cutout, view, closeness, None, scratch)
     _closeness_to_depth(closeness, far, scale)
 
 
 @njit(**KERNEL)
-def draw_depth_and_colour(tree, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch):
+def draw_depth_and_colour(
+    tree, cutout, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch
+):
     """Draws depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory."""
     closeness = depth[camera]
     height, width = closeness.shape
     view = _view(eyes[camera], rotations[camera], focal, height, width)
-    _draw_tree(tree, view, closeness, triangles, scratch)
+    _draw_tree(tree, cutout, view, closeness, triangles, scratch)
     _closeness_to_depth(closeness, far, scale)
     _shade(tree.corners, surface, view, triangles, rgb[camera])
 
@@ -93,8 +100,8 @@ def _view(eye, rotation, focal, height, width):
 
 
 @njit(**INNER)
-def _draw_tree(tree, view, closeness, triangles, scratch):
-    """Draws all triangles; triangles: which one each pixel shows, -1 for none; may itself be None."""
+def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
+    """Draws all triangles; triangles: which one each pixel shows, -1 for none; may itself be None, as may cutout."""
     closeness[:] = 0
     scratch.farthest[:] = 0
     scratch.stale[:] = False
@@ -117,7 +124,7 @@ def _draw_tree(tree, view, closeness, triangles, scratch):
             waiting += 2
         for triangle in range(first, first + count):
             if not _is_behind(tree.planes[triangle], view.eye32):
-                _draw_triangle(triangle, tree.corners[triangle], view, closeness, triangles, scratch)
+                _draw_triangle(triangle, tree.corners[triangle], cutout, view, closeness, triangles, scratch)
 
 
 @njit(**INNER)
@@ -237,7 +244,7 @@ def _edges(corners, view):
 
 
 @njit(**INNER)
-def _draw_triangle(triangle, corners, view, closeness, triangles, scratch):
+def _draw_triangle(triangle, corners, cutout, view, closeness, triangles, scratch):
     height, width = closeness.shape
     a = _corner(corners, 0, view)
     b = _corner(corners, 1, view)
@@ -294,6 +301,8 @@ def _draw_triangle(triangle, corners, view, closeness, triangles, scratch):
             value = base + step * np.float32(i)
             shown = closeness[row, first + i]
             nearer = value > shown
+            if cutout is not None:
+                nearer = nearer and _is_kept(cutout, triangle, corners, view, first + i + x, y)
             closeness[row, first + i] = value if nearer else shown
             if triangles is not None:
                 triangles[row, first + i] = triangle if nearer else triangles[row, first + i]
@@ -330,7 +339,7 @@ def _shade(corners, surface, view, triangles, rgb):
     height, width = triangles.shape
     known = -1  # the triangle that the following values belong to
     plain = False
-    texture = -1
+    textured = False
     edges = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     for row in range(height):
         y = row + (0.5 - height * 0.5)
@@ -342,31 +351,17 @@ def _shade(corners, surface, view, triangles, rgb):
             colours = surface.colours[triangle]
             if triangle != known:
                 known = triangle
-                texture = surface.texture[triangle]
-                plain = texture < 0 and _is_plain(colours)
+                textured = surface.texture[triangle] >= 0
+                plain = not textured and _is_plain(colours)
                 edges = _edges(corners[triangle], view)
             if plain:
                 for k in range(3):
                     rgb[row, column, k] = colours[0, k]
                 continue
-            x = column + (0.5 - width * 0.5)
-            (ax, ay, az), (bx, by, bz), (cx, cy, cz) = edges
-            a = ax * x + ay * y + az
-            b = bx * x + by * y + bz
-            c = cx * x + cy * y + cz
-            scale = 1.0 / (a + b + c)
-            a, b, c = a * scale, b * scale, c * scale
-            red, green, blue = 1.0, 1.0, 1.0
-            if texture >= 0:
-                uv = surface.uv[triangle]
-                u = a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0]
-                v = a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1]
-                du_dx = scale * (ax * (uv[0, 0] - u) + bx * (uv[1, 0] - u) + cx * (uv[2, 0] - u))
-                dv_dx = scale * (ax * (uv[0, 1] - v) + bx * (uv[1, 1] - v) + cx * (uv[2, 1] - v))
-                du_dy = scale * (ay * (uv[0, 0] - u) + by * (uv[1, 0] - u) + cy * (uv[2, 0] - u))
-                dv_dy = scale * (ay * (uv[0, 1] - v) + by * (uv[1, 1] - v) + cy * (uv[2, 1] - v))
-                red, green, blue = _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy)
-            for k, share in enumerate((red, green, blue)):
+            shares = _shares(edges, column + (0.5 - width * 0.5), y)
+            texel = _texel(surface, triangle, edges, shares) if textured else (1.0, 1.0, 1.0, 1.0)
+            a, b, c, _ = shares
+            for k, share in enumerate(texel[:3]):
                 colour = a * colours[0, k] + b * colours[1, k] + c * colours[2, k]
                 rgb[row, column, k] = np.uint8(min(max(colour * share, 0.0), 255.0) + 0.5)
 
@@ -381,46 +376,98 @@ def _is_plain(colours):
 
 
 @njit(**INNER)
+def _is_kept(cutout, triangle, corners, view, x, y):
+    """Whether a triangle covers a pixel: its alpha there is not below its cutoff."""
+    cutoff = cutout.cutoff[triangle]
+    if cutoff == 0:
+        return True
+    edges = _edges(corners, view)
+    shares = _shares(edges, x, y)
+    alpha = 0.0
+    for k in range(3):
+        alpha += shares[k] * cutout.alpha[triangle, k] / 255
+    if cutout.surface.texture[triangle] >= 0:
+        alpha *= _texel(cutout.surface, triangle, edges, shares)[3]
+    return alpha >= cutoff - 1e-6  # room for rounding, so that a cutoff of 1 keeps what is opaque
+
+
+@njit(**INNER)
+def _shares(edges, x, y):
+    """What a pixel shows of the three corners, in the world, and the inverse of what the edge functions add up to."""
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = edges
+    a = ax * x + ay * y + az
+    b = bx * x + by * y + bz
+    c = cx * x + cy * y + cz
+    scale = 1.0 / (a + b + c)
+    return a * scale, b * scale, c * scale, scale
+
+
+@njit(**INNER)
+def _texel(surface, triangle, edges, shares):
+    """Red, green, blue and alpha in [0, 1] of a triangle's texture at a pixel."""
+    (ax, ay, _), (bx, by, _), (cx, cy, _) = edges
+    a, b, c, scale = shares
+    uv = surface.uv[triangle]
+    u = a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0]
+    v = a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1]
+    du_dx = scale * (ax * (uv[0, 0] - u) + bx * (uv[1, 0] - u) + cx * (uv[2, 0] - u))
+    dv_dx = scale * (ax * (uv[0, 1] - v) + bx * (uv[1, 1] - v) + cx * (uv[2, 1] - v))
+    du_dy = scale * (ay * (uv[0, 0] - u) + by * (uv[1, 0] - u) + cy * (uv[2, 0] - u))
+    dv_dy = scale * (ay * (uv[0, 1] - v) + by * (uv[1, 1] - v) + cy * (uv[2, 1] - v))
+    return _filter(surface, surface.texture[triangle], u, v, du_dx, dv_dx, du_dy, dv_dy)
+
+
+@njit(**INNER)
 def _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy):
-    """Red, green and blue in [0, 1] of a texture, by trilinear filtering as in OpenGL."""
+    """A texture's colour where a pixel's sides span these differences; OpenGL 4.6, section 8.14."""
     levels = surface.levels[texture]
+    sampler = surface.samplers[texture]
+    _, _, magnify, minify, between_levels = sampler
     height = levels[0, 1]
     width = levels[0, 2]
-    footprint = max((du_dx * width) ** 2 + (dv_dx * height) ** 2, (du_dy * width) ** 2 + (dv_dy * height) ** 2)
-    # Half, for the footprint is squared.
-    detail = 0.5 * np.log2(footprint) if footprint > 1.0 else 0.0
-    level = int(detail)
     last = len(levels) - 1
     while levels[last, 1] == 0:
         last -= 1
-    if level >= last:
-        return _bilinear(surface.texels, levels[last], u, v)
-    fine = _bilinear(surface.texels, levels[level], u, v)
+    # Squared, in texels; its logarithm is twice the level that fits.
+    footprint = max((du_dx * width) ** 2 + (dv_dx * height) ** 2, (du_dy * width) ** 2 + (dv_dy * height) ** 2)
+    if footprint <= (2.0 if magnify == LINEAR and minify == NEAREST and last > 0 else 1.0):
+        return _read(surface.texels, levels[0], sampler, magnify, u, v)
+    detail = 0.5 * np.log2(footprint)
+    if between_levels != LINEAR:
+        detail = np.ceil(detail + 0.5) - 1
+    level = int(min(detail, float(last)))
+    fine = _read(surface.texels, levels[level], sampler, minify, u, v)
     share = detail - level
-    if share == 0:
+    if share == 0 or level == last:
         return fine
-    coarse = _bilinear(surface.texels, levels[level + 1], u, v)
+    coarse = _read(surface.texels, levels[level + 1], sampler, minify, u, v)
     return (
         fine[0] + (coarse[0] - fine[0]) * share,
         fine[1] + (coarse[1] - fine[1]) * share,
         fine[2] + (coarse[2] - fine[2]) * share,
+        fine[3] + (coarse[3] - fine[3]) * share,
     )
 
 
 @njit(**INNER)
-def _bilinear(texels, level, u, v):
-    """Red, green and blue in [0, 1] between the four nearest texels of one level, which repeats."""
+def _read(texels, level, sampler, smooth, u, v):
+    """Red, green, blue and alpha in [0, 1] of one level: of the nearest texel or between the four nearest."""
     first, height, width = level
-    x = (u - np.floor(u)) * width - 0.5
-    y = (v - np.floor(v)) * height - 0.5
-    column = int(np.floor(x))
-    row = int(np.floor(y))
-    right = x - column
-    down = y - row
-    upper = first + (row % height) * width
-    lower = first + ((row + 1) % height) * width
-    left_column = column % width
-    right_column = (column + 1) % width
+    wrap_u = sampler[0]
+    wrap_v = sampler[1]
+    x = _folded(u, wrap_u) * width
+    y = _folded(v, wrap_v) * height
+    if smooth == NEAREST:
+        texel = texels[first + _wrapped(int(y), height, wrap_v) * width + _wrapped(int(x), width, wrap_u)]
+        return texel[0] / 255, texel[1] / 255, texel[2] / 255, texel[3] / 255
+    column = int(np.floor(x - 0.5))
+    row = int(np.floor(y - 0.5))
+    right = x - 0.5 - column
+    down = y - 0.5 - row
+    upper = first + _wrapped(row, height, wrap_v) * width
+    lower = first + _wrapped(row + 1, height, wrap_v) * width
+    left_column = _wrapped(column, width, wrap_u)
+    right_column = _wrapped(column + 1, width, wrap_u)
     a = texels[upper + left_column]
     b = texels[upper + right_column]
     c = texels[lower + left_column]
@@ -433,4 +480,26 @@ def _bilinear(texels, level, u, v):
         a[0] * wa + b[0] * wb + c[0] * wc + d[0] * wd,
         a[1] * wa + b[1] * wb + c[1] * wc + d[1] * wd,
         a[2] * wa + b[2] * wb + c[2] * wc + d[2] * wd,
+        a[3] * wa + b[3] * wb + c[3] * wc + d[3] * wd,
     )
+
+
+@njit(**INNER)
+def _folded(t, wrap):
+    """A coordinate brought near the image, before rounding could matter: into [0, 1], or [0, 2] where it mirrors."""
+    if wrap == CLAMP:
+        return min(max(t, 0.0), 1.0)
+    if wrap == MIRROR:
+        return t - 2 * np.floor(t / 2)
+    return t - np.floor(t)
+
+
+@njit(**INNER)
+def _wrapped(index, size, wrap):
+    """The texel, from 0 to size - 1, that an index at or beyond the image's border means."""
+    if wrap == CLAMP:
+        return min(max(index, 0), size - 1)
+    if wrap == MIRROR:
+        index %= 2 * size
+        return min(index, 2 * size - 1 - index)
+    return index % size

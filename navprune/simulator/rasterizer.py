@@ -59,6 +59,7 @@ class Renderer:
         eyes: [N, 3], metres. rotations: [N, 4], x y z w; a camera looks along its -z, y up.
         depth: float32 [N, H, W], z-depth in metres (or clipped and scaled, see far), 0 where nothing is.
         rgb: uint8 [N, H, W, 3], black where nothing is.
+        UserError: colours are wanted of a scene with textures that cannot be decoded.
         """
         shape = (len(bvhs), self.height, self.width)
         if (rgb is not None) != self.colour:
@@ -68,6 +69,8 @@ class Renderer:
             _check_output("rgb", rgb, (*shape, 3), np.uint8)
         eyes = np.ascontiguousarray(eyes, dtype=np.float64)
         rotations = np.ascontiguousarray(rotations, dtype=np.float64)
+        for bvh in {id(bvh): bvh for bvh in bvhs}.values():  # once here, not at once in every thread
+            _ = bvh.cutout if rgb is None else (bvh.cutout, bvh.surface)
         # One iterator for all threads: whoever is free takes the next camera, since views differ in cost.
         work = (iter(range(len(bvhs))), bvhs, eyes, rotations, depth, rgb)
         helpers = []
@@ -92,9 +95,9 @@ class Renderer:
             bvh = bvhs[i]
             camera = (i, eyes, rotations, self._focal, self._far, self._scale, depth)
             if rgb is None:
-                draw_depth(bvh.tree, *camera, scratch)
+                draw_depth(bvh.tree, bvh.cutout, *camera, scratch)
             else:
-                draw_depth_and_colour(bvh.tree, bvh.surface, *camera, rgb, self._triangles[thread], scratch)
+                draw_depth_and_colour(bvh.tree, bvh.cutout, bvh.surface, *camera, rgb, self._triangles[thread], scratch)
 
     def close(self) -> None:
         """Ends the threads."""

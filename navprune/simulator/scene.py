@@ -30,16 +30,21 @@ def check_files(path: Path) -> None:
             )
 
 
-def load_scene(path: Path) -> Scene:
-    """Loads NAME.glb and the NAME.navmesh beside it; raises UserError where either is missing or broken."""
+def load_scene(path: Path, alpha_masks: bool = False) -> Scene:
+    """Loads NAME.glb and the NAME.navmesh beside it; raises UserError where either is missing or broken.
+
+    alpha_masks: see load_glb.
+    """
     check_files(path)
-    return Scene(path.stem, Bvh(load_glb(path)), PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
+    return Scene(path.stem, Bvh(load_glb(path, alpha_masks)), PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
 
 
 class SceneLibrary:
     """Loads each scene once, whichever thread asks first, and shares it among all environments."""
 
-    def __init__(self) -> None:
+    def __init__(self, alpha_masks: bool = False) -> None:
+        """alpha_masks: whether masked materials get holes, which habitat-sim does not draw; see load_glb."""
+        self._alpha_masks = alpha_masks
         self._scenes: dict[Path, Scene] = {}
         self._lock = threading.Lock()
 
@@ -47,5 +52,5 @@ class SceneLibrary:
         """The scene at this path, loaded on first use."""
         with self._lock:
             if path not in self._scenes:
-                self._scenes[path] = load_scene(path)
+                self._scenes[path] = load_scene(path, self._alpha_masks)
             return self._scenes[path]

@@ -1,0 +1,211 @@
+"""Reads binary glTF 2.0: the JSON part, accessors as arrays, and where each mesh of the scene stands.
+
+A wrong number in a file must not cost memory: whatever is allocated is first held against the bytes that are there.
+"""
+
+import importlib
+import json
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navprune.errors import UserError
+
+JSON_CHUNK = 0x4E4F534A
+BINARY_CHUNK = 0x004E4942
+COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
+POINTS_AND_LINES = (0, 1, 2, 3)
+TRIANGLES, STRIP, FAN = 4, 5, 6
+DRACO = "KHR_draco_mesh_compression"
+
+Attributes = dict[str, NDArray[np.float32]]
+
+
+class Glb:
+    """A binary glTF file in memory; `document` is its JSON part.
+
+    Methods raise UserError for what is compressed or lies outside the file, and whatever Python raises
+    (KeyError, TypeError, ValueError, ...) for parts that are missing or malformed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._data = path.read_bytes()
+        if self._data[:4] != b"glTF":
+            raise UserError(f"{path}: not a binary glTF file (.glb); export the scene as .glb")
+        version, _ = struct.unpack_from("<II", self._data, 4)
+        if version != 2:
+            raise UserError(f"{path}: glTF of version {version}; export the scene as glTF 2.0")
+        first, end = self._chunk(12, JSON_CHUNK)
+        self.document: dict[str, Any] = json.loads(self._data[first:end])
+        # Chunks are padded to four bytes; a file without the second one holds no data.
+        self._binary = self._chunk(end, BINARY_CHUNK) if end < len(self._data) else (end, end)
+
+    def _chunk(self, offset: int, kind: int) -> tuple[int, int]:
+        """First byte and end of what a chunk holds."""
+        size, found = struct.unpack_from("<II", self._data, offset)
+        if found != kind or offset + 8 + size > len(self._data):
+            raise ValueError("a chunk is cut off")
+        return offset + 8, offset + 8 + size
+
+    def item(self, kind: str, index: int) -> dict[str, Any]:
+        """An entry of one of the document's lists."""
+        return self.document[kind][_natural(index)]
+
+    def view(self, index: int) -> tuple[int, int, int]:
+        """First byte in the file, end, and stride (0: tightly packed) of a buffer view."""
+        view = self.item("bufferViews", index)
+        if any("meshopt" in name for name in view.get("extensions", {})):
+            raise self._compressed("meshopt")
+        if view["buffer"] != 0 or "uri" in self.item("buffers", 0):
+            raise UserError(f"{self.path}: its data lies outside the file; export the scene as one .glb")
+        first = self._binary[0] + _natural(view.get("byteOffset", 0))
+        end = first + _natural(view["byteLength"])
+        if end > self._binary[1]:
+            raise ValueError(f"buffer view {index} ends behind the data")
+        return first, end, _natural(view.get("byteStride", 0))
+
+    def _compressed(self, how: str) -> UserError:
+        return UserError(
+            f"{self.path}: its geometry is {how}-compressed, which nothing installed here decodes; convert it, for "
+            f"example with `gltf-transform copy {self.path.name} OUT.glb`, or import and export it with Blender"
+        )
+
+    def _rows(self, source: dict[str, Any], count: int, dtype: np.dtype, width: int) -> NDArray:
+        """Rows [count, width] in a buffer view, without copying."""
+        first, end, stride = self.view(source["bufferView"])
+        first += _natural(source.get("byteOffset", 0))
+        stride = stride or dtype.itemsize * width
+        if count and first + stride * (count - 1) + dtype.itemsize * width > end:
+            raise ValueError("an accessor reaches beyond its buffer view")
+        return np.ndarray((count, width), dtype, self._data, first, (stride, dtype.itemsize))
+
+    def accessor(self, index: int) -> NDArray:
+        """Rows [count, width] of an accessor in its own type."""
+        accessor = self.item("accessors", index)
+        dtype, width = np.dtype(COMPONENTS[accessor["componentType"]]), WIDTHS[accessor["type"]]
+        count = _natural(accessor["count"])
+        if "bufferView" in accessor:
+            rows = self._rows(accessor, count, dtype, width)
+        elif count > len(self._data):
+            raise ValueError(f"accessor {index} is longer than the file")
+        else:
+            rows = np.zeros((count, width), dtype)
+        if "sparse" in accessor:
+            sparse = accessor["sparse"]
+            index_type = np.dtype(COMPONENTS[sparse["indices"]["componentType"]])
+            changed = _natural(sparse["count"])
+            where = self._rows(sparse["indices"], changed, index_type, 1)[:, 0]
+            rows = rows.copy()
+            rows[where] = self._rows(sparse["values"], changed, dtype, width)
+        return rows
+
+    def floats(self, index: int, normalised: bool = False) -> NDArray[np.float32]:
+        """Rows of an accessor as numbers; integers count as shares of their maximum where it or the caller says so."""
+        return _floats(self.accessor(index), normalised or self.item("accessors", index).get("normalized", False))
+
+    def primitive(self, primitive: dict[str, Any], wanted: Iterable[str]) -> tuple[NDArray[np.int64], Attributes]:
+        """Triangles [F, 3] (indices of vertices) and the wanted attributes that a primitive has; none for lines."""
+        mode = primitive.get("mode", TRIANGLES)
+        names = primitive["attributes"]
+        if mode in POINTS_AND_LINES or "POSITION" not in names:
+            return np.zeros((0, 3), np.int64), {}
+        if DRACO in primitive.get("extensions", {}):
+            mode = TRIANGLES  # what Draco keeps of strips too
+            corners, attributes = self._draco(primitive, wanted)
+        else:
+            attributes = {name: self.floats(names[name], name == "COLOR_0") for name in wanted if name in names}
+            corners = np.arange(len(attributes["POSITION"]))
+            if "indices" in primitive:
+                corners = self.accessor(primitive["indices"])[:, 0].astype(np.int64)
+        counts = {len(rows) for rows in attributes.values()}
+        if len(counts) != 1 or (corners.size and not 0 <= corners.min() <= corners.max() < min(counts)):
+            raise ValueError("a primitive's indices or attributes do not fit together")
+        return triangles_of(corners, mode), attributes
+
+    def _draco(self, primitive: dict[str, Any], wanted: Iterable[str]) -> tuple[NDArray[np.int64], Attributes]:
+        """Corners of the triangles and attributes of a Draco-compressed primitive."""
+        try:
+            decoder = importlib.import_module("DracoPy")  # optional
+        except ImportError:
+            raise self._compressed("Draco") from None
+        compressed = primitive["extensions"][DRACO]
+        first, end, _ = self.view(compressed["bufferView"])
+        mesh = decoder.decode(self._data[first:end])
+        attributes = {}
+        for name in wanted:
+            if name in compressed["attributes"]:
+                rows = mesh.get_attribute_by_unique_id(compressed["attributes"][name])["data"]
+                said = self.item("accessors", primitive["attributes"][name])
+                attributes[name] = _floats(rows, name == "COLOR_0" or said.get("normalized", False))
+        return np.asarray(mesh.faces, np.int64).reshape(-1), attributes
+
+    def placed_meshes(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Index of the mesh and transform [4, 4] of each node with a mesh in the default scene."""
+        scene = self.item("scenes", self.document.get("scene", 0))
+        todo = deque((node, np.eye(4)) for node in scene.get("nodes", []))
+        seen = set()
+        while todo:
+            index, above = todo.popleft()
+            if index in seen:
+                raise ValueError(f"node {index} has two parents")
+            seen.add(index)
+            node = self.item("nodes", index)
+            transform = above @ _local_transform(node)
+            if "mesh" in node:
+                yield node["mesh"], transform
+            todo.extend((child, transform) for child in node.get("children", []))
+
+
+def _natural(value: Any) -> int:
+    """The value, an integer from 0 on; a negative index would quietly count from the end."""
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is not a size or an index")
+    return value
+
+
+def _floats(rows: NDArray, normalised: bool) -> NDArray[np.float32]:
+    if normalised and rows.dtype.kind in "iu":
+        return np.maximum(rows / np.iinfo(rows.dtype).max, -1.0).astype(np.float32)
+    return rows.astype(np.float32)
+
+
+def triangles_of(corners: NDArray[np.int64], mode: int) -> NDArray[np.int64]:
+    """Triangles [F, 3] of a list, strip or fan of corners, glTF's modes 4 to 6; its specification, 3.7.2.1."""
+    if mode == TRIANGLES:
+        return corners[: len(corners) // 3 * 3].reshape(-1, 3)
+    if mode not in (STRIP, FAN):
+        raise ValueError(f"{mode!r} is not a mode of primitives")
+    if len(corners) < 3:
+        return corners[:0].reshape(0, 3)
+    if mode == FAN:
+        return np.column_stack([corners[1:-1], corners[2:], np.full(len(corners) - 2, corners[0])])
+    triangles = np.column_stack([corners[:-2], corners[1:-1], corners[2:]])
+    triangles[1::2, 1:] = triangles[1::2, :0:-1]  # every other one is turned, so that all fronts agree
+    return triangles
+
+
+def _local_transform(node: dict[str, Any]) -> NDArray[np.float64]:
+    """A node's transform [4, 4], from its matrix or from translation, rotation and scale."""
+    if "matrix" in node:
+        return np.array(node["matrix"], np.float64).reshape(4, 4).T
+    x, y, z, w = node.get("rotation", (0.0, 0.0, 0.0, 1.0))
+    square = x * x + y * y + z * z + w * w
+    s = 2.0 / square if square else 0.0
+    rotation = np.array(
+        [
+            [1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w)],
+            [s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w)],
+            [s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)],
+        ]
+    )
+    transform = np.eye(4)
+    transform[:3, :3] = rotation * np.array(node.get("scale", (1.0, 1.0, 1.0)), np.float64)
+    transform[:3, 3] = node.get("translation", (0.0, 0.0, 0.0))
+    return transform
