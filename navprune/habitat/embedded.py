@@ -135,7 +135,7 @@ class EmbeddedSimulator(Simulator):
     def _act(self, action: int) -> None:
         if action in (LEFT, RIGHT):
             half = math.radians(self.habitat_config.turn_angle) / 2 * (1 if action == LEFT else -1)
-            self._rotation = self._rotation * np.quaternion(math.cos(half), 0.0, math.sin(half), 0.0)
+            self._rotation = self._rotation * quaternion.quaternion(math.cos(half), 0.0, math.sin(half), 0.0)
         elif action == FORWARD:
             start = self._position
             target = start + self.habitat_config.forward_step_size * quaternion.rotate_vectors(self._rotation, AHEAD)
@@ -286,13 +286,13 @@ class Camera:
     def __init__(self, sensors: Sequence[Sensor]) -> None:
         settings = sensors[0].config
         self._offset = np.array(settings.position, np.float64)
-        self._size = settings.height, settings.width
+        self._size = (settings.height, settings.width)
         self._depth = [sensor.uuid for sensor in sensors if isinstance(sensor, DepthSensor)]
         self._colour = [sensor.uuid for sensor in sensors if isinstance(sensor, RGBSensor)]
         # One camera gives one thread's work.
-        self._renderer = Renderer(*reversed(self._size), settings.hfov, colour=bool(self._colour), threads=1)
+        self._renderer = Renderer(settings.width, settings.height, settings.hfov, colour=bool(self._colour), threads=1)
 
-    def draw(self, bvh: Bvh, position: NDArray[np.float64], rotation: np.quaternion) -> dict[str, NDArray]:
+    def draw(self, bvh: Bvh, position: NDArray[np.float64], rotation: quaternion.quaternion) -> dict[str, NDArray]:
         """What each sensor gets, by its name: depth in metres float32 [H, W], colour uint8 [H, W, 3]."""
         eye = position + quaternion.rotate_vectors(rotation, self._offset)
         depth = np.empty((1, *self._size), np.float32)
@@ -320,12 +320,12 @@ def _cameras(sensors: Sequence[Sensor]) -> list[Camera]:
     return [Camera(group) for group in groups.values()]
 
 
-def _rotation(rotation: Any) -> np.quaternion:
+def _rotation(rotation: Any) -> quaternion.quaternion:
     """A quaternion from [x, y, z, w], or as it is."""
-    if isinstance(rotation, np.quaternion):
+    if isinstance(rotation, quaternion.quaternion):
         return rotation
     x, y, z, w = rotation
-    return np.quaternion(w, x, y, z)
+    return quaternion.quaternion(w, x, y, z)
 
 
 def _point(point: ArrayLike) -> NDArray[np.float64]:

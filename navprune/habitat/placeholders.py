@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import ModuleType
-from typing import Any, ClassVar
+from types import ModuleType, NoneType
+from typing import Any
 
 from navprune.errors import UserError
 
@@ -26,7 +26,9 @@ class Placeholder(ModuleType):
     Touched afterwards it raises UserError.
     """
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []  # a package: modules may be imported from it
 
     def __getattr__(self, name: str) -> "Placeholder":
         if name.startswith("__"):  # what Python itself asks of any object
@@ -85,9 +87,11 @@ def placeholders() -> Iterator[None]:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a top-level module is there, without importing it; placeholders do not count."""
-    module = sys.modules.get(name)
-    return not isinstance(module, Placeholder) and (module is not None or find_spec(name) is not None)
+    """Whether a top-level module is there, without importing it; placeholders and mere folders do not count."""
+    if name in sys.modules:
+        return not isinstance(sys.modules[name], (Placeholder, NoneType))
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def import_habitat_lab() -> None:
