@@ -46,7 +46,7 @@ class GlbFile:
     def texture(self, pixels, format="PNG", **sampler):
         """A texture of an image [H, W, 3 or 4], with a sampler if one is given."""
         encoded = io.BytesIO()
-        Image.fromarray(np.asarray(pixels, np.uint8)).save(encoded, format, **({"lossless": True} if format == "WEBP" else {}))
+        Image.fromarray(np.asarray(pixels, np.uint8)).save(encoded, format, lossless=True)
         image = self.add("images", {"bufferView": self.view(encoded.getvalue()), "mimeType": f"image/{format.lower()}"})
         texture = {"source": image}
         if sampler:
@@ -90,10 +90,10 @@ class GlbFile:
         """A square from -1 to 1 in x and y, seen from +z."""
         return self.place(self.mesh(self.primitive(QUAD, QUAD_FACES, material, TEXCOORD_0=uv)), **node)
 
-    def write(self, path):
-        """Writes the file and returns its path."""
+    def write(self, path, **buffer):
+        """Writes the file, with more about its buffer if anything is given, and returns its path."""
         if self.binary:
-            self.document["buffers"] = [{"byteLength": len(self.binary)}]
+            self.document["buffers"] = [{"byteLength": len(self.binary), **buffer}]
         text = json.dumps(self.document).encode()
         text += b" " * (-len(text) % 4)
         binary = bytes(self.binary) + b"\0" * (-len(self.binary) % 4)

@@ -120,8 +120,8 @@ class FileImages:
                     f"with `gltf-transform ktxdecompress {self._path.name} OUT.glb` (of HM3D take the plain .glb files)"
                 ) from error
             raise UserError(
-                f"{self._path}: texture {index} is damaged or of an unknown format ({error!r}); see depth only, or "
-                "export the scene with PNG, JPEG or WebP images"
+                f"{self._path}: texture {index} is damaged or of an unknown format ({type(error).__name__}); see depth "
+                "only, or export the scene with PNG, JPEG or WebP images"
             ) from error
 
 
@@ -193,7 +193,8 @@ def load_glb(path: str | Path, alpha_masks: bool = False) -> SceneMesh:
     if not path.is_file():
         raise UserError(f"{path}: scene not found; check the scenes folder and the name")
     try:
-        return _scene_mesh(Glb(path), alpha_masks)
+        with np.errstate(all="ignore"):  # what is not finite is refused in the end
+            return _scene_mesh(Glb(path), alpha_masks)
     except UserError:
         raise
     except Exception as error:  # whatever the broken part happens to trip over

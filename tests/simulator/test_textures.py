@@ -1,0 +1,218 @@
+"""What materials look like: squares from files, seen from above, so that one texel is one pixel or many are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
+from PIL import Image
+
+from navprune.errors import UserError
+from navprune.scenes.mesh import Masks, load_glb
+from navprune.simulator.bvh import Bvh
+from navprune.simulator.rasterizer import Renderer
+
+REFERENCE = Path(__file__).parents[1] / "data/reference"
+DOWN = np.array([[-np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)]])
+UP = DOWN * [[-1, 1, 1, 1]]
+WRAPS = {10497: "wrap", 33071: "edge", 33648: "symmetric"}  # of glTF, and what NumPy calls them
+NEAREST, LINEAR = 9728, 9729
+RANDOM = np.random.default_rng(5).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+
+
+def look(mesh, size=4, height=1.0, rotation=DOWN, colour=True):
+    """Depth, and colour unless it is not wanted, of a square view down; from height 1 it just holds glb.QUAD."""
+    depth = np.empty((1, size, size), np.float32)
+    rgb = np.empty((1, size, size, 3), np.uint8) if colour else None
+    eye = np.array([[0.0, height, 0.0]])
+    Renderer(size, size, colour=colour, threads=1).render([Bvh(mesh)], eye, rotation, depth, rgb)
+    return (depth[0], rgb[0].astype(int)) if rgb is not None else depth[0]
+
+
+def textured(folder, pixels, uv=QUAD_UV, **sampler):
+    """A square with a texture, in a file of its own, for images are read when they are needed."""
+    file = GlbFile()
+    file.quad(file.material(file.texture(pixels, **sampler)), uv.astype(np.float32))
+    return load_glb(file.write(folder / f"{len(list(folder.iterdir()))}.glb"))
+
+
+# ---- samplers
+
+
+@pytest.mark.parametrize("magnify", [NEAREST, LINEAR])
+@pytest.mark.parametrize("wrap_t", WRAPS)
+@pytest.mark.parametrize("wrap_s", WRAPS)
+def test_beyond_its_border_a_texture_repeats_stays_or_mirrors(tmp_path, wrap_s, wrap_t, magnify):
+    mesh = textured(tmp_path, RANDOM, QUAD_UV * 5 - 2, wrapS=wrap_s, wrapT=wrap_t, magFilter=magnify)
+    wide = np.pad(RANDOM, ((0, 0), (8, 8), (0, 0)), WRAPS[wrap_s])
+    expected = np.pad(wide, ((8, 8), (0, 0), (0, 0)), WRAPS[wrap_t])
+    _, rgb = look(mesh, size=20)
+    assert np.abs(rgb - expected).max() <= 1
+
+
+def test_without_a_sampler_a_texture_repeats_and_is_smooth(tmp_path):
+    plain = textured(tmp_path, RANDOM, QUAD_UV * 5 - 2)
+    said = textured(tmp_path, RANDOM, QUAD_UV * 5 - 2, wrapS=10497, wrapT=10497, magFilter=LINEAR, minFilter=9987)
+    for size in (5, 20, 50):
+        np.testing.assert_array_equal(look(plain, size)[1], look(said, size)[1])
+
+
+def test_magnified_textures_are_smooth_or_blocks(tmp_path):
+    step = np.array([[0, 240]], np.uint8)[..., None].repeat(3, -1)
+    smooth = look(textured(tmp_path, step, wrapS=33071, magFilter=LINEAR), size=16)[1][8, :, 0]
+    blocks = look(textured(tmp_path, step, wrapS=33071, magFilter=NEAREST), size=16)[1][8, :, 0]
+    np.testing.assert_array_equal(blocks, np.repeat([0, 240], 8))
+    share = np.clip((np.arange(16) + 0.5) / 8 - 0.5, 0, 1)
+    np.testing.assert_allclose(smooth, 240 * share, atol=1)
+
+
+@pytest.mark.parametrize(
+    "minify, greys", [(9728, {0, 255}), (9984, {128}), (9985, {128}), (9986, {128}), (9987, {128})]
+)
+def test_distant_textures_use_halved_copies_if_the_filter_does(tmp_path, minify, greys):
+    checker = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
+    _, rgb = look(textured(tmp_path, checker, minFilter=minify), size=13)
+    assert set(rgb.ravel()) == greys
+
+
+def test_the_nearest_level_is_that_whose_texels_are_most_like_pixels(tmp_path):
+    # The view shows 64 texels in 16 pixels: level 2, whose texels are pixels.
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    expected = noise.reshape(16, 4, 16, 4, 3).mean((1, 3))
+    for minify in (9984, 9985, 9986, 9987):
+        _, rgb = look(textured(tmp_path, noise, minFilter=minify), size=16)
+        assert np.abs(rgb - expected).max() <= 2
+
+
+# ---- sides
+
+
+def test_only_fronts_are_seen_of_double_sided_materials_and_in_mirrors(tmp_path):
+    for node in ({}, {"scale": [-1, 1, 1]}):
+        file = GlbFile()
+        file.quad(file.material(doubleSided=True), **node)
+        mesh = load_glb(file.write(tmp_path / "a.glb"))
+        assert (look(mesh, colour=False) > 0).all()
+        assert (look(mesh, height=-1.0, rotation=UP, colour=False) == 0).all()
+
+
+# ---- alpha
+
+
+def masked(tmp_path, alpha_masks=True, colours=None, factor_alpha=1.0, mode="MASK", texture=True, **more):
+    """A red square, whose left half is clear if its texture is used, over a white one a metre below."""
+    file = GlbFile()
+    pixels = np.full((4, 4, 4), 255, np.uint8)
+    pixels[:, :2, 3] = 0
+    image = file.texture(pixels, magFilter=NEAREST) if texture else None
+    material = file.material(image, factor=[1, 0, 0, factor_alpha], alphaMode=mode, **more)
+    attributes = {} if colours is None else {"COLOR_0": colours}
+    file.place(file.mesh(file.primitive(QUAD, QUAD_FACES, material, TEXCOORD_0=QUAD_UV, **attributes)))
+    file.quad(translation=[0, 0, -1], scale=[3, 3, 3])
+    return load_glb(file.write(tmp_path / "a.glb"), alpha_masks)
+
+
+def test_masked_pixels_are_holes_for_depth_and_colour(tmp_path):
+    mesh = masked(tmp_path)
+    depth, rgb = look(mesh)
+    np.testing.assert_allclose(depth, [[2, 2, 1, 1]] * 4, rtol=1e-5)
+    np.testing.assert_array_equal(rgb, [[[255] * 3] * 2 + [[255, 0, 0]] * 2] * 4)
+    np.testing.assert_array_equal(look(mesh, colour=False), depth)
+
+
+def test_masked_materials_are_whole_unless_holes_are_asked_for_as_in_habitat(tmp_path):
+    depth, rgb = look(masked(tmp_path, alpha_masks=False))
+    np.testing.assert_allclose(depth, 1, rtol=1e-5)
+    assert (rgb == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("mode", ["OPAQUE", "BLEND"])
+def test_alpha_of_other_modes_changes_nothing(tmp_path, mode):
+    mesh = masked(tmp_path, mode=mode)
+    assert mesh.masks is None
+    np.testing.assert_allclose(look(mesh, colour=False), 1, rtol=1e-5)
+
+
+def test_alpha_is_that_of_factor_vertices_and_texture_together(tmp_path):
+    def whole(**options):
+        return look(masked(tmp_path, **options), colour=False)[:, 2:].mean() < 1.01  # of the opaque half
+
+    fading = np.ones((4, 4), np.float32)
+    fading[:, 3] = 0.8
+    assert whole() and whole(alphaCutoff=1.0)
+    assert whole(factor_alpha=0.8) and not whole(factor_alpha=0.4)  # the cutoff is 0.5 if nothing is said
+    assert whole(colours=fading) and not whole(colours=fading, factor_alpha=0.6)
+    assert not whole(colours=fading, alphaCutoff=0.9)
+    assert whole(texture=False) and not whole(texture=False, factor_alpha=0.4)
+    assert whole(alphaCutoff=0.0)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_code_for_holes_draws_whole_triangles_alike(colour):
+    mesh = load_glb(REFERENCE / "scene_datasets/reference/duplex.glb")
+    count = len(mesh.vertices)
+    holes = replace(mesh, masks=Masks(np.zeros((count, 3), np.uint8), np.zeros(count, np.float32)))
+    with np.load(REFERENCE / "expected/duplex_images.npz") as images:
+        eyes, rotations = images["position"][:6] + np.array([0, 1.25, 0]), images["rotation_xyzw"][:6]
+    drawn = []
+    for scene in (mesh, holes):
+        depth, rgb = np.empty((6, 64, 64), np.float32), np.empty((6, 64, 64, 3), np.uint8) if colour else None
+        Renderer(64, 64, colour=colour, threads=1).render([Bvh(scene)] * 6, eyes, rotations, depth, rgb)
+        drawn.append((depth, rgb))
+    np.testing.assert_array_equal(*(depth for depth, _ in drawn))
+    np.testing.assert_array_equal(*(rgb for _, rgb in drawn))
+
+
+# ---- images that cannot be had
+
+
+def spoil(kind):
+    """A square with a texture that nothing here decodes, or that is not there."""
+    file = GlbFile()
+    texture = file.texture(RANDOM)
+    if kind == "outside":
+        file.document["images"][0] = {"uri": "house.png"}
+    else:
+        data = {"ktx2": b"\xabKTX 20\xbb\r\n\x1a\n", "basis": b"sB\x13\0", "noise": b"\1\2\3\4"}[kind] + bytes(60)
+        source = file.add("images", {"bufferView": file.view(data)})
+        extension = "KHR_texture_basisu" if kind == "ktx2" else "GOOGLE_texture_basis"
+        file.document["textures"][texture] = {"extensions": {extension: {"source": source}}}
+    file.quad(file.material(texture))
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind, advice",
+    [
+        ("ktx2", "gltf-transform ktxdecompress house.glb OUT.glb"),
+        ("basis", "gltf-transform ktxdecompress house.glb OUT.glb"),
+        ("noise", "damaged or of an unknown format"),
+        ("outside", "export the scene as one .glb"),
+    ],
+)
+def test_depth_works_without_textures_and_colour_says_what_to_do(tmp_path, kind, advice):
+    mesh = load_glb(spoil(kind).write(tmp_path / "house.glb"))
+    np.testing.assert_allclose(look(mesh, colour=False), 1, rtol=1e-5)
+    with pytest.raises(UserError, match=advice) as caught:
+        look(mesh)
+    assert "house.glb" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fallback_image_is_taken_where_there_is_one(tmp_path):
+    file = spoil("ktx2")
+    file.document["textures"][0]["source"] = 0
+    _, rgb = look(load_glb(file.write(tmp_path / "house.glb")))
+    assert np.abs(rgb - RANDOM).max() <= 1
+
+
+def test_depth_decodes_no_image(tmp_path, monkeypatch):
+    mesh = textured(tmp_path, RANDOM)
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(args) or original(*args))
+    look(mesh, colour=False)
+    assert not opened
+    look(mesh)
+    assert len(opened) == 1
