@@ -1,4 +1,4 @@
-"""`navprune cost, latency, compare, benchmark, doctor`: what measures."""
+"""`navprune cost, latency, compare, benchmark, parity, doctor`: what measures."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ def add_commands(commands: Any) -> None:
     _add_latency(commands)
     _add_compare(commands)
     _add_benchmark(commands)
+    _add_parity(commands)
     _add_doctor(commands)
 
 
@@ -174,6 +175,39 @@ def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
     )
     flat = [{**row, **{f"{k} s": v for k, v in row["seconds"].items()}} for row in answer["rows"]]
     print(rows_table([{k: v for k, v in row.items() if k != "seconds"} for row in flat]).text())
+    return answer
+
+
+def _add_parity(commands: Any) -> None:
+    parser = command(
+        commands,
+        "parity",
+        _parity,
+        "Compares the embedded simulator's answers with those recorded from Habitat.\n"
+        "Depth, colours, distances, snapping, steps and whole episodes; DIR holds scenes, episodes and answers as\n"
+        "docs/habitat.md describes them.",
+        "navprune parity tests/data/reference --json parity.json",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of recorded answers")
+    parser.add_argument("--scenes", metavar="NAME,NAME", help="only these scenes")
+
+
+def _parity(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.evaluation.parity import parity, shortfalls
+    from navprune.progress import ProgressLine
+    from navprune.reports.tables import parity_table
+
+    line = ProgressLine("comparing", 0, "files")
+
+    def show(done: int, total: int) -> None:
+        line.total = total
+        line.show(done)
+
+    scenes = options.scenes.split(",") if options.scenes else None
+    answer = parity(options.folder, scenes, progress=show)
+    print(parity_table(answer).text())
+    misses = shortfalls(answer)
+    print("\nmissed: " + "\nmissed: ".join(misses) if misses else "\nevery required figure is reached")
     return answer
 
 

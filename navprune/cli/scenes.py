@@ -7,11 +7,24 @@ from typing import Any
 
 from navprune.cli.parsers import command, natural, positive
 
+AGENT = {
+    "agent_radius": "metres kept from walls (default: 0.1)",
+    "agent_height": "metres of headroom (default: 1.5)",
+    "agent_max_climb": "metres of a step (default: 0.2)",
+    "agent_max_slope": "degrees of a ramp (default: 45)",
+    "cell_size": "metres of a voxel's sides (default: 0.05)",
+    "cell_height": "metres of a voxel's height (default: 0.2)",
+}
+"""Settings of a navmesh; Habitat's defaults."""
+
 
 def add_commands(commands: Any) -> None:
     """Adds the parsers of these commands."""
-    scenes = commands.add_parser("scenes", help="make scenes").add_subparsers(metavar="COMMAND", required=True)
+    scenes = commands.add_parser("scenes", help="make scenes and navmeshes").add_subparsers(
+        metavar="COMMAND", required=True
+    )
     _add_generate(scenes)
+    _add_navmesh(scenes)
 
 
 def _add_generate(commands: Any) -> None:
@@ -65,3 +78,42 @@ def _spreads(values: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
+
+
+def _add_navmesh(commands: Any) -> None:
+    parser = command(
+        commands,
+        "navmesh",
+        _navmesh,
+        "Builds the navigation meshes of scenes that have none, as Recast does in habitat-sim.\n"
+        "NAME.navmesh is written beside NAME.glb, in Detour's format, which habitat-sim loads, too.",
+        "navprune scenes navmesh data/scene_datasets/gibson/*.glb",
+    )
+    parser.add_argument("scenes", nargs="+", type=Path, metavar="SCENE.glb")
+    parser.add_argument("--overwrite", action="store_true", help="replace navmeshes that exist")
+    for name, meaning in AGENT.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=argparse.SUPPRESS, metavar="X", help=meaning
+        )
+
+
+def _navmesh(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.progress import ProgressLine
+    from navprune.reports.tables import rows_table
+    from navprune.scenes.navmesh import NavMeshSettings
+    from navprune.scenes.recast import build_for
+
+    changes = {name: getattr(options, name) for name in AGENT if hasattr(options, name)}
+    rows = []
+    for scene in options.scenes:
+        line = ProgressLine(scene.name, 100, "%")
+        rows.append(
+            build_for(
+                scene,
+                settings=NavMeshSettings(**changes),
+                overwrite=options.overwrite,
+                progress=lambda stage, share, line=line: line.show(round(100 * share), stage),  # type: ignore[misc]
+            )
+        )
+    print(rows_table(rows).text())
+    return {"scenes": rows}
