@@ -1,74 +1,200 @@
-"""Weights of policies that habitat-baselines trained."""
+"""Policies in habitat-baselines' files: read what any of its versions wrote, write what they load."""
 
 from __future__ import annotations
 
+import io
+import json
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.models.spec import EXPANSION, RESNETS, EncoderSpec, PolicySpec, encoder_spec
+from navprune.models.policy import EMBEDDING, PointNavPolicy
+from navprune.models.pth import read_state_dict
+from navprune.models.spec import CHANNELS, RESNETS, EncoderSpec, PolicySpec, build, encoder_spec
+from navprune.tasks import GOAL
 
-PREFIX = "actor_critic."  # of DD-PPO's published files
+PREFIX = "actor_critic."  # of files from DD-PPO's time, the published ones among them
+PARTS = ("net.", "action_distribution.", "critic.")  # what else a file holds is for training alone
 ENCODER = "net.visual_encoder."
+OLD_CONFIGS = ("yacs.", "argparse.", "habitat.config.default.Config")
 
 
 def read_foreign(path: str | Path) -> tuple[PolicySpec, dict[str, Tensor]]:
-    """Spec and state dict of a habitat-baselines `.pth` with a ResNet18, a ResNet50 or no encoder.
+    """Spec and state dict of a PointNav policy that habitat-baselines wrote: a ResNet of its own, or blind.
 
-    The spec follows from the shapes; images are taken to be square. Nothing but tensors and plain containers
-    is unpickled. Raises UserError for a file that cannot be read or holds another network.
+    The spec follows from the shapes. What they do not tell is taken to be as usual: square images, and of agents
+    that see colour and depth the order of 0.3.3 (depth, rgb), or of DD-PPO's time (rgb, depth) where the file holds
+    a configuration of then. F.json beside F.pth says otherwise: {"input": [C, H, W], "observations": [...]}, either
+    or both. Nothing in the file is executed. Raises UserError for a file that cannot be read or holds another
+    network.
     """
     path = Path(path)
+    everything, names = read_state_dict(path)
+    state = {key.removeprefix(PREFIX): value for key, value in everything.items()}
+    state = {key: value for key, value in state.items() if key.startswith(PARTS)}
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than tensors; save its 'state_dict' alone and load that") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    state = {key.removeprefix(PREFIX): value for key, value in state.items() if isinstance(value, Tensor)}
-    try:
-        return _policy_spec(state), state
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a PointNav policy of habitat-baselines ({error})") from error
+        hints = _read_hints(path.with_suffix(".json"))
+        order = ("rgb", "depth") if any(name.startswith(OLD_CONFIGS) for name in names) else ("depth", "rgb")
+        spec = _policy_spec(state, hints, order)
+        _check_fits(spec, state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return spec, state
 
 
-def _policy_spec(state: Mapping[str, Tensor]) -> PolicySpec:
+def foreign_bytes(policy: PointNavPolicy, config: Mapping[str, Any] | None = None) -> bytes:
+    """A policy as a file of habitat-baselines, with a configuration of plain values beside the weights if given.
+
+    Names carry the prefix that `rl.ddppo.pretrained_weights` expects in every version. Channels stand in the
+    order of 0.3.3: depth before rgb. `read_foreign` gives the same policy. Raises UserError for a network that
+    habitat-baselines cannot build, such as a pruned one.
+    """
+    _check_dense(policy.spec)
+    state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
+    order = _channel_order(policy.spec.encoder.observations)
+    if order != sorted(order):
+        for key in ("backbone.conv1.0.weight", "running_mean_and_var._mean", "running_mean_and_var._var"):
+            if ENCODER + key in state:
+                state[ENCODER + key] = state[ENCODER + key][:, order]
+    content: dict[str, Any] = {"state_dict": {PREFIX + key: value.contiguous() for key, value in state.items()}}
+    if config is not None:
+        content["config"] = dict(config)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _channel_order(observations: tuple[str, ...]) -> list[int]:
+    """Where the channels of the observations, taken in alphabetical order, stand now."""
+    places, start = {}, 0
+    for key in observations:
+        places[key] = list(range(start, start + CHANNELS[key]))
+        start += CHANNELS[key]
+    return [place for key in sorted(observations) for place in places[key]]
+
+
+def _check_dense(spec: PolicySpec) -> None:
+    encoder = spec.encoder
+    if encoder.family == "blind":
+        return
+    advice = "habitat-baselines cannot build this network, only a dense one"
+    name = _resnet_name(encoder.block, encoder.blocks)
+    if name is None:
+        raise UserError(f"{advice}: {encoder.family} {encoder.block} {encoder.blocks} is none of {', '.join(RESNETS)}")
+    dense = encoder_spec(name, encoder.input, encoder.by_name["stem"].channels, observations=encoder.observations)
+    for layer, full in zip(encoder.layers, dense.layers):
+        if layer != full:
+            raise UserError(f"{advice}: {layer.name} has {layer.channels} channels instead of {full.channels}")
+    if encoder.output != dense.output:
+        raise UserError(f"{advice}: its compression has {encoder.output} channels instead of {dense.output}")
+    if encoder.normalise != dense.normalise:
+        raise UserError(f"{advice}: running mean and variance go with rgb, and with rgb alone")
+    if spec.visual_features != spec.hidden_size:
+        raise UserError(f"{advice}: visual_features is {spec.visual_features} and hidden_size {spec.hidden_size}")
+
+
+class Hints(NamedTuple):
+    """What the user says about a policy in F.json, the file beside its weights; None leaves it open."""
+
+    file: Path
+    input: tuple[int, int, int] | None = None
+    observations: tuple[str, ...] | None = None
+
+
+def _policy_spec(state: Mapping[str, Tensor], hints: Hints, order: tuple[str, ...]) -> PolicySpec:
     layers = [key for key in state if re.fullmatch(r"net\.state_encoder\.rnn\.weight_hh_l\d+", key)]
-    gates, hidden = state["net.state_encoder.rnn.weight_hh_l0"].shape
-    visual = state.get("net.visual_fc.1.weight")
+    gates, hidden = _shape(state, "net.state_encoder.rnn.weight_hh_l0", 2)
+    rnn = {3 * hidden: "gru", 4 * hidden: "lstm"}.get(gates)
+    if rnn is None:
+        raise UserError(f"its recurrent layer has {gates} rows for {hidden} units, as neither GRU nor LSTM")
+    encoder, visual = encoder_spec("blind"), hidden
+    if "net.visual_fc.1.weight" in state:
+        visual, flat = _shape(state, "net.visual_fc.1.weight", 2)
+        encoder = _encoder_spec(state, flat, hints, order)
     return PolicySpec(
-        encoder=encoder_spec("blind") if visual is None else _encoder_spec(state, visual.shape[1]),
-        visual_features=hidden if visual is None else visual.shape[0],
+        encoder=encoder,
+        visual_features=visual,
         hidden_size=hidden,
-        rnn={3: "gru", 4: "lstm"}[gates // hidden],
+        rnn=rnn,
         rnn_layers=len(layers),
-        actions=len(state["action_distribution.linear.weight"]),
+        actions=_shape(state, "action_distribution.linear.weight", 2)[0],
     )
 
 
-def _encoder_spec(state: Mapping[str, Tensor], flat: int) -> EncoderSpec:
-    stem = state[f"{ENCODER}backbone.conv1.0.weight"]
-    block = "bottleneck" if f"{ENCODER}backbone.layer1.0.convs.6.weight" in state else "basic"
-    pattern = re.compile(re.escape(ENCODER) + r"backbone\.layer(\d+)\.(\d+)\.convs\.0\.weight")
+def _encoder_spec(state: Mapping[str, Tensor], flat: int, hints: Hints, order: tuple[str, ...]) -> EncoderSpec:
+    backbone = f"{ENCODER}backbone."
+    planes, channels = _shape(state, f"{backbone}conv1.0.weight", 4)[:2]
+    first = _shape(state, f"{backbone}layer1.0.convs.0.weight", 4)[0]
+    block = "basic"
+    if f"{backbone}layer1.0.convs.6.weight" in state:
+        block = "resnext" if first == 2 * planes else "bottleneck"
+    if f"{backbone}layer1.0.se.excite.0.weight" in state:
+        block = f"se_{block}"
+    pattern = re.compile(re.escape(backbone) + r"layer(\d+)\.(\d+)\.convs\.0\.weight")
     places = {match.groups() for match in map(pattern.fullmatch, state) if match}
     blocks = tuple(sum(stage == str(s) for stage, _ in places) for s in range(1, 5))
-    name = {structure: name for name, structure in RESNETS.items()}.get((block, blocks))
+    name = _resnet_name(block, blocks)
     if name is None:
-        raise ValueError(f"{block} blocks {blocks} are neither ResNet18 nor ResNet50")
-    planes, channels = stem.shape[:2]
-    inner = state[f"{ENCODER}backbone.layer4.0.convs.0.weight"]
-    if inner.shape[0] != 8 * planes or inner.shape[1] != 4 * planes * EXPANSION[block]:
-        raise ValueError("its widths are not ResNet's, as in ResNeXt")
-    side = 64 * math.isqrt(flat // len(state[f"{ENCODER}compression.0.weight"]))
-    normalise = f"{ENCODER}running_mean_and_var._mean" in state
-    return replace(encoder_spec(name, (channels, side, side), planes), normalise=normalise)
+        raise UserError(f"its encoder of {block} blocks {blocks} is none of {', '.join(RESNETS)}")
+    output = _shape(state, f"{ENCODER}compression.0.weight", 4)[0]
+    cells = flat // output
+    side = 64 * math.isqrt(cells)  # images are halved once and then five times more
+    if hints.input is None and (side // 64) ** 2 != cells:
+        example = json.dumps({"input": [channels, 192, 256]})
+        raise UserError(f"its images are not square; write their size into {hints.file}, as in {example}")
+    observations = hints.observations or (order if channels == 4 else None)
+    input = hints.input or (channels, side, side)
+    spec = encoder_spec(name, input, planes, output=output, observations=observations)
+    return replace(spec, normalise=f"{ENCODER}running_mean_and_var._mean" in state)
+
+
+def _resnet_name(block: str, blocks: tuple[int, ...]) -> str | None:
+    return {structure: name for name, structure in RESNETS.items()}.get((block, blocks))
+
+
+def _check_fits(spec: PolicySpec, state: Mapping[str, Tensor]) -> None:
+    """Raises UserError where the tensors are not those of the spec; shapes that clash cost no memory."""
+    with torch.device("meta"):
+        expected = {key: list(value.shape) for key, value in build(spec, seed=0).state_dict().items()}
+    for key in state:
+        if key not in expected:
+            raise UserError(f"holds {key}, which no agent has that is told {GOAL} and nothing else")
+    width = spec.encoder.family != "blind" and spec.visual_features
+    inputs = _shape(state, "net.state_encoder.rnn.weight_ih_l0", 2)[1] - width - 2 * EMBEDDING
+    if inputs > 0 and "net.tgt_embeding.weight" in state:
+        raise UserError(f"its recurrent layer reads {inputs} values beside images, {GOAL} and previous action")
+    for key, shape in expected.items():
+        if _shape(state, key) != tuple(shape):
+            raise UserError(f"{key} is {list(state[key].shape)} where its other shapes ask for {shape}")
+
+
+def _shape(state: Mapping[str, Tensor], key: str, dimensions: int | None = None) -> tuple[int, ...]:
+    if key not in state:
+        raise UserError(f"not a PointNav policy of habitat-baselines (it has no {key})")
+    shape = tuple(state[key].shape)
+    if dimensions is not None and len(shape) != dimensions:
+        raise UserError(f"{key} is {list(shape)}; {dimensions} dimensions are needed")
+    return shape
+
+
+def _read_hints(file: Path) -> Hints:
+    if not file.exists():
+        return Hints(file)
+    try:
+        said = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} beside it cannot be read: {error}") from error
+    known = {"input": int, "observations": str}
+    if not isinstance(said, dict) or not all(
+        key in known and isinstance(value, list) and all(type(entry) is known[key] for entry in value)
+        for key, value in said.items()
+    ):
+        raise UserError(f'{file} beside it must hold {{"input": [C, H, W], "observations": [...]}}, either or both')
+    return Hints(file, **{key: tuple(value) for key, value in said.items()})

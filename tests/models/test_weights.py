@@ -1,45 +1,94 @@
+import argparse
+import json
+import pickle
+import sys
+import types
+import zipfile
+from collections import defaultdict
+from dataclasses import make_dataclass, replace
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 import pytest
+import recorded_policies as recorded
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from navprune.errors import UserError
-from navprune.models.spec import PolicySpec, build, encoder_spec
-from navprune.models.weights import read_foreign
+from navprune.models.spec import RESNETS, PolicySpec, build, encoder_spec, with_widths
+from navprune.models.weights import ENCODER, PREFIX, foreign_bytes, read_foreign
+from navprune.tasks import GOAL
 
 POLICIES = Path(__file__).parents[1] / "data" / "reference" / "policy"
 NAMES = ("depth_resnet18_gru1", "depth_resnet50_lstm2")
+RNN_INPUT = "net.state_encoder.rnn.weight_ih_l0"
 
 
 def _state(name=NAMES[0]):
     return torch.load(POLICIES / f"{name}.pth", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recorded_answers_of_habitat_baselines_are_reproduced(name):
-    spec, state = read_foreign(POLICIES / f"{name}.pth")
-    policy = build(spec)
-    policy.load_state_dict(state)
-    recorded = {key: torch.from_numpy(value) for key, value in np.load(POLICIES / f"{name}.npz").items()}
-    observations = {k.removeprefix("obs_"): v for k, v in recorded.items() if k.startswith("obs_")}
+def _random(spec, seed=0):
+    """A policy whose every tensor, running statistics included, is random."""
+    policy = build(spec, seed)
+    policy.load_state_dict(recorded.weights({key: tuple(v.shape) for key, v in policy.state_dict().items()}))
+    return policy
+
+
+def _answers(policy, observations):
+    """What habitat-baselines' policy answers to observations with "prev_actions" and "masks"."""
     features = []
     policy.net.state_encoder.register_forward_hook(lambda module, inputs, output: features.append(output[0]))
+    seen = dict(observations)
+    previous, masks = seen.pop("prev_actions"), seen.pop("masks")
     with torch.inference_mode():
-        out = policy.sequence(
-            observations,
-            policy.initial_state(2),
-            recorded["prev_actions"].squeeze(-1),
-            recorded["masks"].squeeze(-1),
-        )
-    answers = {
+        out = policy.eval().sequence(seen, policy.initial_state(2), previous, masks)
+    return {
         "features": features[0],
         "values": out.values[..., None],
         "action_logits": out.logits.log_softmax(-1),  # recorded as normalised log-probabilities
         "recurrent_state": out.state,
     }
+
+
+def _assert_close(answers, expected):
     for key, answer in answers.items():
-        torch.testing.assert_close(answer, recorded[key], atol=1e-4, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(answer, expected[key], atol=1e-4, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def _loaded(path):
+    spec, state = read_foreign(path)
+    policy = build(spec)
+    policy.load_state_dict(state)
+    return policy
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_answers_of_habitat_baselines_are_reproduced(name):
+    expected = {key: torch.from_numpy(value) for key, value in np.load(POLICIES / f"{name}.npz").items()}
+    observations = {k.removeprefix("obs_"): v for k, v in expected.items() if k.startswith("obs_")}
+    observations |= {key: expected[key].squeeze(-1) for key in ("prev_actions", "masks")}
+    _assert_close(_answers(_loaded(POLICIES / f"{name}.pth"), observations), expected)
+
+
+@pytest.mark.parametrize("name", recorded.POLICIES)
+def test_recorded_answers_of_every_family_are_reproduced(tmp_path, name):
+    spec = recorded.POLICIES[name]
+    torch.save({"state_dict": {PREFIX + k: v for k, v in _random(spec).state_dict().items()}}, tmp_path / "a.pth")
+    policy = _loaded(tmp_path / "a.pth")
+    assert policy.spec == spec
+    expected = {k.split("/")[1]: torch.from_numpy(v) for k, v in np.load(recorded.ANSWERS).items() if name in k}
+    observations = recorded.observations(spec)
+    answers = _answers(policy, observations)
+    if spec.encoder.observations:
+        with torch.inference_mode():
+            images = policy.encoder.images({key: observations[key][0] for key in spec.encoder.observations})
+            answers["encoder"] = policy.encoder(images).flatten(1)[:, :: recorded.FEATURES]
+    assert answers.keys() == expected.keys()
+    _assert_close(answers, expected)
 
 
 @pytest.mark.parametrize("prefix, wrapped", [("actor_critic.", True), ("", False)])
@@ -51,20 +100,135 @@ def test_prefix_and_wrapping_do_not_matter(tmp_path, prefix, wrapped):
     assert read.keys() == _state().keys()
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        PolicySpec(encoder_spec("blind"), hidden_size=24, visual_features=24),
-        PolicySpec(encoder_spec("resnet50", (4, 256, 256), 4), 40, 24, "lstm", 3, actions=6),
-    ],
-)
-def test_spec_is_inferred_from_the_shapes(tmp_path, spec):
+@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("rnn, layers", [("gru", 1), ("lstm", 3)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_spec_is_inferred_from_the_shapes(tmp_path, name, rnn, layers, channels):
+    spec = PolicySpec(encoder_spec(name, (channels, 256, 256), 4), 40, 24, rnn, layers, actions=6)
     torch.save({"state_dict": build(spec).state_dict()}, tmp_path / "a.pth")
     assert read_foreign(tmp_path / "a.pth")[0] == spec
 
 
-def _without_goal_network(path):
-    torch.save({"state_dict": {"weight": torch.zeros(3)}}, path)
+def test_a_blind_agent_and_running_statistics_of_depth_are_seen(tmp_path):
+    blind = PolicySpec(encoder_spec("blind"), hidden_size=24, visual_features=24)
+    depth = PolicySpec(replace(encoder_spec("resnet18", (1, 64, 64), 8), normalise=True), 16, 16)
+    for spec in (blind, depth):
+        torch.save(build(spec).state_dict(), tmp_path / "a.pth")
+        assert read_foreign(tmp_path / "a.pth")[0] == spec
+
+
+# Configurations that files of every time hold
+
+
+def _install(cls):
+    """Puts a class into a module that is not installed, so that pickle finds it there."""
+    parts = cls.__module__.split(".")
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        sys.modules.setdefault(name, types.ModuleType(name))
+    setattr(sys.modules[cls.__module__], cls.__name__, cls)
+
+
+def _omegaconf():
+    sensor = make_dataclass("SensorConfig", [("width", int, 256), ("uuid", Optional[str], None)])  # noqa: UP045
+    sensor.__module__ = "habitat.config.default_structured_configs"  # where 0.3.3 has them
+    _install(sensor)
+    return OmegaConf.create({"sensors": ["depth"], "sensor": OmegaConf.structured(sensor), "seed": 7, "split": "???"})
+
+
+def _yacs():
+    node = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    config = type("Config", (node,), {"__module__": "habitat.config.default"})
+    _install(node)
+    _install(config)
+    written = config(RL=node(hidden_size=512), SENSORS=["RGB_SENSOR"])
+    written.__dict__["__immutable__"] = True
+    return written
+
+
+CONFIGS = {
+    "omegaconf": ("config", _omegaconf, False),
+    "yacs": ("config", _yacs, True),
+    "namespace": ("model_args", lambda: argparse.Namespace(backbone="resnet50", hidden=512), True),
+    "typing": ("extra_state", lambda: {"step": 3, "kind": Any, "count": defaultdict(int, a=1)}, False),
+    "plain": ("config", lambda: {"rl": {"hidden_size": 512}}, False),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_configurations_beside_the_weights_are_let_in_without_their_libraries(tmp_path, kind, zipped):
+    key, make, rgb_first = CONFIGS[kind]
+    installed = dict(sys.modules)
+    for name in [name for name in installed if name.split(".")[0] in ("habitat", "yacs")]:
+        del sys.modules[name]
+    policy = _random(PolicySpec(encoder_spec("resnet18", (4, 64, 64), 8), 16, 16))
+    state = {PREFIX + name: value for name, value in policy.state_dict().items()}
+    torch.save({"state_dict": state, key: make()}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("habitat", "yacs")]:
+        del sys.modules[name]
+    sys.modules.update(installed)
+    spec, read = read_foreign(tmp_path / "a.pth")
+    assert spec.encoder.observations == (("rgb", "depth") if rgb_first else ("depth", "rgb"))
+    assert replace(spec, encoder=policy.spec.encoder) == policy.spec
+    assert all(torch.equal(read[name], value) for name, value in policy.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "said, size",
+    [({"input": [1, 96, 160]}, (1, 96, 160)), ({"observations": ["depth"], "input": [1, 70, 130]}, (1, 70, 130))],
+)
+def test_images_that_are_not_square_are_told_beside_the_file(tmp_path, said, size):
+    spec = PolicySpec(encoder_spec("resnet18", size, 8), 16, 16)
+    torch.save(build(spec).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r'not square; write their size into .*a\.json, as in {"input": \[1, '):
+        read_foreign(tmp_path / "a.pth")
+    (tmp_path / "a.json").write_text(json.dumps(said))
+    assert read_foreign(tmp_path / "a.pth")[0] == spec
+
+
+def test_the_order_of_colour_and_depth_can_be_told_beside_the_file(tmp_path):
+    spec = PolicySpec(encoder_spec("resnet18", (4, 64, 64), 8, observations=("rgb", "depth")), 16, 16)
+    torch.save(build(spec).state_dict(), tmp_path / "a.pth")
+    (tmp_path / "a.json").write_text('{"observations": ["rgb", "depth"]}')
+    assert read_foreign(tmp_path / "a.pth")[0] == spec
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"width": 3}', '{"input": [1, "2", 3]}', '{"input": 3}', '{"input": [1]}']
+)
+def test_wrong_words_beside_the_file_are_told_in_one_line(tmp_path, text):
+    torch.save(_state(), tmp_path / "a.pth")
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.pth: ") as caught:
+        read_foreign(tmp_path / "a.pth")
+    assert "\n" not in str(caught.value)
+
+
+# What is refused
+
+
+class _Harmful:
+    def __reduce__(self):
+        return exec, ("raise SystemExit",)
+
+
+def _changed(**tensors):
+    return lambda path: torch.save(_state() | {key.replace("__", "."): value for key, value in tensors.items()}, path)
+
+
+def _without(*keys):
+    return lambda path: torch.save({k: v for k, v in _state().items() if k not in keys}, path)
+
+
+def _rows(key, count):
+    """One tensor with more columns."""
+    tensor = _state()[key]
+    return lambda path: torch.save(_state() | {key: torch.zeros(len(tensor), tensor.shape[1] + count)}, path)
+
+
+def _pickled(thing):
+    return lambda path: torch.save({"state_dict": _state(), "config": thing}, path)
 
 
 def _three_blocks_in_a_stage(path):
@@ -74,37 +238,125 @@ def _three_blocks_in_a_stage(path):
 
 
 def _wider_inside(path):
-    key = "net.visual_encoder.backbone.layer4.0.convs.0.weight"
-    torch.save({**_state(), key: torch.zeros(128, 32, 3, 3)}, path)
+    torch.save({**_state(), ENCODER + "backbone.layer4.0.convs.0.weight": torch.zeros(128, 32, 3, 3)}, path)
 
 
-def _pickled_object(path):
-    torch.save({"state_dict": _state(), "config": Path("somewhere")}, path)
+def _compressed(path):
+    with (
+        zipfile.ZipFile(POLICIES / f"{NAMES[0]}.pth") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in plain.namelist():
+            new.writestr(name, plain.read(name))
 
 
-def _cut_off(path):
-    path.write_bytes((POLICIES / f"{NAMES[0]}.pth").read_bytes()[:5000])
+def _declared_huge(path):
+    state = _state()
+    state["net.visual_fc.1.weight"] = torch.zeros(1).expand(10**6, 10**6)
+    torch.save(state, path)
 
 
-def _text(path):
-    path.write_text("not weights")
+def _declared_huge_between_lines(path):
+    """Shapes that fit each other as little as they fit into memory."""
+    state = _state()
+    state[ENCODER + "backbone.conv1.0.weight"] = torch.zeros(200_000, 1, 1, 1)
+    torch.save(state, path)
 
 
 @pytest.mark.parametrize(
-    "write",
+    "write, words",
     [
-        lambda path: None,
-        _without_goal_network,
-        _three_blocks_in_a_stage,
-        _wider_inside,
-        _pickled_object,
-        _cut_off,
-        _text,
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "directory"),
+        (lambda path: torch.save({"state_dict": {"weight": torch.zeros(3)}}, path), "not a PointNav policy"),
+        (lambda path: torch.save({"state_dict": [torch.zeros(3)]}, path), "is a list"),
+        (lambda path: torch.save([1, 2], path), "not a PointNav policy"),
+        (_three_blocks_in_a_stage, r"basic blocks \(2, 3, 2, 2\)"),
+        (_wider_inside, "layer4.0.convs.0.weight"),
+        (_pickled(Path("somewhere")), r"an object of pathlib\.\S+; save its 'state_dict' alone"),
+        (_pickled(_Harmful()), "an object of .*exec"),
+        (_pickled(torch.nn.Linear(2, 2)), "an object of torch.nn.modules.linear.Linear"),
+        (lambda path: path.write_bytes((POLICIES / f"{NAMES[0]}.pth").read_bytes()[:5000]), "fetch it again"),
+        (lambda path: path.write_text("not weights"), "no whole file of torch.save"),
+        (lambda path: path.write_bytes(b""), "no whole file of torch.save"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "no whole file of torch.save"),
+        (_compressed, "compressed"),
+        (_declared_huge, "claims the shape"),
+        (_declared_huge_between_lines, "other shapes ask for"),
+        (_changed(critic__fc__bias=torch.tensor([float("nan")])), "not finite"),
+        (_changed(critic__fc__bias=torch.zeros(1, dtype=torch.int64)), "real numbers"),
+        (_changed(critic__fc__bias=torch.zeros(0)), "claims the shape"),
+        (_changed(net__gps_embedding__weight=torch.zeros(32, 2)), f"net.gps_embedding.weight.*{GOAL} and nothing else"),
+        (_changed(net__tgt_embeding__weight=torch.zeros(32, 4)), r"tgt_embeding.weight is \[32, 4\]"),
+        (_without("net.tgt_embeding.weight", "net.tgt_embeding.bias"), "it has no net.tgt_embeding"),
+        (_without("action_distribution.linear.weight"), "it has no action_distribution.linear.weight"),
+        (_rows(RNN_INPUT, 5), "reads 5 values beside"),
+        (_changed(net__state_encoder__rnn__weight_hh_l0=torch.zeros(64, 64)), "neither GRU nor LSTM"),
     ],
 )
-def test_other_files_are_refused_in_one_line(tmp_path, write):
+def test_other_files_are_refused_in_one_line(tmp_path, write, words):
     path = tmp_path / "a.pth"
     write(path)
-    with pytest.raises(UserError, match=r"a\.pth") as caught:
+    with pytest.raises(UserError, match=rf"a\.pth: .*{words}") as caught:
         read_foreign(path)
+    assert "\n" not in str(caught.value)
+
+
+# What is written
+
+dense = st.builds(
+    lambda name, channels, size, hidden, rnn, layers: PolicySpec(
+        encoder_spec(name, (channels, *size), 8), hidden, hidden, rnn, layers
+    ),
+    st.sampled_from(["resnet18", "se_resneXt50", "blind"]),
+    st.sampled_from([1, 3, 4]),
+    st.sampled_from([(64, 64), (128, 128)]),
+    st.integers(1, 20),
+    st.sampled_from(["gru", "lstm"]),
+    st.integers(1, 3),
+)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(dense, st.sampled_from([None, {"seed": 7, "sensors": ["depth"]}]))
+def test_what_is_written_is_read_again(tmp_path_factory, spec, config):
+    policy = _random(spec)
+    path = tmp_path_factory.mktemp("export") / "a.pth"
+    path.write_bytes(foreign_bytes(policy, config))
+    read, state = read_foreign(path)
+    assert read == spec
+    assert state.keys() == policy.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in policy.state_dict().items())
+    written = torch.load(path, weights_only=True)
+    assert all(key.startswith(PREFIX) for key in written["state_dict"]) and written.get("config") == config
+
+
+def test_colour_and_depth_are_written_in_habitats_order(tmp_path):
+    encoder = encoder_spec("resnet18", (4, 64, 64), 8, observations=("rgb", "depth"))
+    policy = _random(PolicySpec(encoder, 16, 16))
+    (tmp_path / "a.pth").write_bytes(foreign_bytes(policy))
+    read = _loaded(tmp_path / "a.pth")
+    assert read.spec.encoder.observations == ("depth", "rgb")
+    observations = recorded.observations(recorded.POLICIES["rgbd_resnet50_lstm1"])
+    observations |= {key: observations[key][:, :, :64, :64] for key in ("rgb", "depth")}
+    _assert_close(_answers(policy, observations), _answers(read, observations))
+
+
+RESNET = encoder_spec("resnet18", (1, 64, 64), 8)
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        (PolicySpec(with_widths(RESNET, {"stage2.block0.conv1": 4}), 16, 16), "stage2.block0.conv1 has 4 channels"),
+        (PolicySpec(replace(RESNET, output=32), 16, 16), "32 channels instead of 2048"),
+        (PolicySpec(replace(RESNET, normalise=True), 16, 16), "running mean"),
+        (PolicySpec(RESNET, 16, 32), "visual_features is 16"),
+        (PolicySpec(encoder_spec("resnet18", (1, 64, 64), 8, groups=8), 16, 16), "stem"),
+        (PolicySpec(encoder_spec("simple_cnn", (1, 64, 64)), 16, 16), "simple_cnn"),
+    ],
+)
+def test_networks_that_habitat_baselines_cannot_build_are_not_written(spec, words):
+    with pytest.raises(UserError, match=rf"only a dense one: .*{words}") as caught:
+        foreign_bytes(build(spec))
     assert "\n" not in str(caught.value)

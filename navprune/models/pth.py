@@ -1,0 +1,124 @@
+"""Files of `torch.save` from anywhere: nothing in them is executed, and no size they declare is believed."""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch.serialization import safe_globals
+
+from navprune.errors import UserError
+
+ZIP_START = b"PK\x03\x04"
+PICKLES_BEFORE = 3  # in files from before torch 1.6: a magic number, the protocol, the machine
+INERT_PACKAGES = ("omegaconf.", "yacs.config.", "habitat.config.", "habitat_baselines.config.")
+INERT_NAMES = frozenset(
+    {"argparse.Namespace", "collections.defaultdict", "_operator.getitem", "operator.getitem"}
+    | {f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Sequence", "Tuple", "Union")}
+    | {f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "object", "set", "str")}
+    | {"builtins.tuple", "builtins.type"}
+)
+
+
+class Inert:
+    """Stands for every class of a stored configuration; instances are empty dictionaries that take any state."""
+
+    def __new__(cls, *args: object, **values: object) -> OrderedDict:  # type: ignore[misc]
+        """An empty dictionary."""
+        return OrderedDict()
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Tensors {name: float32} of a file, of its "state_dict" if it has one, and the classes that it names.
+
+    Zip archives and torch's older files are read, with `weights_only=True`. Objects of configurations beside the
+    tensors (`INERT_PACKAGES`, `INERT_NAMES`) are let in as `Inert`; any other object raises UserError, as does
+    a file that is damaged or whose tensors together claim to be larger than the file.
+    """
+    loaded, names = _load(path)
+    found = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: its 'state_dict' is a {type(found).__name__}; a dictionary of tensors is needed")
+    state = {key: value.detach() for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    room = path.stat().st_size
+    for key, value in state.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
+            raise UserError(f"{path}: {key} is no dense tensor of real numbers; these are no weights of a policy")
+        room -= value.numel() * value.element_size()
+        if room < 0 or not value.numel():
+            raise UserError(f"{path}: {key} claims the shape {list(value.shape)}, which is not there; fetch it again")
+    # Copies, since the file is only mapped into memory and may change.
+    state = {
+        key: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for key, value in state.items()
+    }
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(f"{path}: {key} has values that are not finite; fetch it again")
+    return state, names
+
+
+def _load(path: Path) -> tuple[Any, frozenset[str]]:
+    """What `torch.load` makes of a file, and the classes that it names."""
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(len(ZIP_START)) == ZIP_START
+            names = _names(_zipped_pickle(path)) if zipped else _legacy_names(file)
+        inert = [(Inert, name) for name in names if name.startswith(INERT_PACKAGES) or name in INERT_NAMES]
+        with warnings.catch_warnings(), safe_globals(inert):
+            warnings.simplefilter("ignore")  # of unusual pickles
+            # Mapped: a tensor that is declared larger than what is stored cannot reach beyond the file.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), names
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # over a damaged file, torch and pickle raise nearly anything
+        raise UserError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if refused:
+        return f"holds an object of {refused[1]}; save its 'state_dict' alone and load that"
+    first = (str(error).splitlines() or [""])[0].strip()[:100]
+    return f"is no whole file of torch.save ({type(error).__name__}: {first}); fetch it again"
+
+
+def _zipped_pickle(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path}: is a compressed archive; unpack it, or save the weights anew with torch.save")
+        (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
+        return archive.read(name)
+
+
+def _legacy_names(file: IO[bytes]) -> frozenset[str]:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for _ in range(PICKLES_BEFORE):
+            for _ in pickletools.genops(data):  # type: ignore[arg-type]  # read and readline suffice
+                pass
+        return _names(data)
+
+
+def _names(pickled: bytes | mmap.mmap) -> frozenset[str]:
+    """Full names of the classes and functions that a pickle refers to, in Python 3's spelling."""
+    names = set()
+    for opcode, argument, _ in pickletools.genops(pickled):  # type: ignore[arg-type]
+        if opcode.name == "GLOBAL":
+            module, name = str(argument).split(" ", 1)
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            names.add(f"{module}.{name}")
+    return frozenset(names)
