@@ -109,7 +109,7 @@ class Tile:
     details: np.ndarray  # DETAIL [P]
     detail_vertices: np.ndarray  # float32 [D, 3]
     detail_triangles: np.ndarray  # uint8 [T, 4]: corners (then detail vertices), and 2 bits for each edge
-    bv_nodes: np.ndarray  # BV_NODE [B]
+    bv_nodes: np.ndarray  # BV_NODE [B]; without any, queries look at every polygon
 
     @property
     def sections(self) -> tuple[np.ndarray, ...]:
@@ -198,7 +198,10 @@ def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
     tiles: list[Tile] = []
     places = set()
     for index in range(int(head["tile_count"])):
-        tile = _read_tile(source, index)
+        lead = source.take(TILE_LEAD, 1, f"lead of tile {index}")[0]
+        if not lead["reference"] or not lead["size"]:
+            break  # as Habitat does, whatever the count says
+        tile = _read_tile(source, index, lead)
         place = tuple(int(tile.header[key]) for key in ("x", "y", "layer"))
         if place in places:
             raise source.broken(f"two tiles lie at {place}")
@@ -218,8 +221,7 @@ def _settings(source: _Bytes) -> NavMeshSettings:
     return NavMeshSettings(*record["numbers"].tolist(), *(bool(value) for value in record["filters"]))
 
 
-def _read_tile(source: _Bytes, index: int) -> Tile:
-    lead = source.take(TILE_LEAD, 1, f"lead of tile {index}")[0]
+def _read_tile(source: _Bytes, index: int, lead: np.void) -> Tile:
     blob = _Bytes(source.take("u1", int(lead["size"]), f"bytes of tile {index}").tobytes(), source.name)
     header = blob.take(TILE_HEADER, 1, f"header of tile {index}")[0]
     if header["magic"] != TILE_MAGIC or header["version"] != TILE_VERSION:
@@ -278,8 +280,6 @@ def _fault(tile: Tile) -> str | None:
     ):
         return "has a detail triangle whose corner does not exist"
     index = tile.bv_nodes["index"].astype(np.int64)
-    if len(polygons) and not len(index):
-        return "has no bounding volumes"
     if np.any((index >= max(len(polygons), 1)) | (index < -len(index))):
         return "has a bounding volume that leads nowhere"
     return None

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-MAX_PATH = 256  # polygons of a corridor and points of a path in Habitat; a longer one counts as unreachable
+MAX_PATH = 256  # polygons of a corridor in Habitat; a longer one counts as unreachable, as does a path of 256 points
 MAX_NODES = 2048  # of a search in Habitat; one that needs more fails
-MAX_VISITED = 64  # polygons that a slide may touch, and how many may wait their turn
+MAX_TOUCHED = 64  # polygons that a slide may look at, and how many may wait their turn
 MAX_WAITING = 48
 
 # columns of the integer tables of a mesh
@@ -32,7 +32,7 @@ EQUAL_SQUARED = np.float32((1 / 16384) ** 2)
 NEAR_PORTAL_SQUARED = np.float32(0.001) * np.float32(0.001)
 SEARCH_MARGIN = np.float32(0.001)
 NUDGE = np.float32(1e-4)
-SAME_PLACE = np.float32(1e-10)  # squared distance, relative to the squared distance from the origin
+EQUAL = np.float32(1e-5)  # Magnum's tolerance for equal numbers: relative, and absolute near 0
 GAP_SCALE, GAP_MARGIN = np.float32(1.001), np.float32(1e-4)  # room for rounding, relative and square metres
 CLOSED, WAITING = 2, 1
 
@@ -51,7 +51,7 @@ class Mesh(NamedTuple):
     links: np.ndarray  # int32 [L, 3]: target polygon, edge, state in a search (by the side of the tile)
     portals: np.ndarray  # float32 [L, 2, 3]: left and right end of the way through
     nodes: np.ndarray  # int32 [B, 7]: lower and upper cell, then a polygon or minus the nodes to skip
-    tiles: np.ndarray  # int32 [M, 4]: column, row, range of nodes
+    tiles: np.ndarray  # int32 [M, 7]: in the order of visits column, row, ranges of nodes and polygons, row in boxes
     extents: np.ndarray  # float32 [P, 4]: least x and z, largest x and z
     boxes: np.ndarray  # float32 [M, 8]: lower and upper corner, cells per metre, climb
     grid: np.ndarray  # float32 [4]: origin x and z, width and height of a tile
@@ -97,6 +97,13 @@ def new_search(polygon_count):
 def _distance(ax, ay, az, bx, by, bz):
     dx, dy, dz = bx - ax, by - ay, bz - az
     return np.sqrt(dx * dx + dy * dy + dz * dz)
+
+
+@inner
+def _equal(a, b):
+    """Whether Magnum, with which Habitat compares positions, takes two coordinates for equal."""
+    away, size = abs(a - b), abs(a) + abs(b)
+    return away < EQUAL or (a != F0 and b != F0 and away / size < EQUAL)
 
 
 @inner
@@ -205,6 +212,32 @@ def _cell(value, lower, upper, scale):
 
 
 @inner
+def _corners_in_reach(mesh, polygon, x, y, z):
+    """Whether the box around a polygon's corners meets Habitat's box around a point."""
+    outside = False
+    for axis in range(3):
+        centre, reach = (x, y, z)[axis], (REACH_SIDE, REACH_UP, REACH_SIDE)[axis]
+        least, most = FAR, -FAR
+        for i in range(mesh.polygons[polygon, COUNT]):
+            least = min(least, mesh.corners[polygon, i, axis])
+            most = max(most, mesh.corners[polygon, i, axis])
+        outside = outside or centre - reach > most or centre + reach < least
+    return not outside
+
+
+@inner
+def _add_candidate(mesh, polygon, x, z, count, found, gaps):
+    """Notes an open polygon and the squared gap in the plane between its extent and a point."""
+    if not mesh.polygons[polygon, OPEN] or count == len(found):
+        return count
+    extent = mesh.extents[polygon]
+    dx = max(extent[0] - x, x - extent[2], F0)
+    dz = max(extent[1] - z, z - extent[3], F0)
+    found[count], gaps[count] = polygon, dx * dx + dz * dz
+    return count + 1
+
+
+@inner
 def _candidates(mesh, x, y, z, found, gaps):
     """Lists the open polygons in Habitat's box around a point, and the squared gap in the plane to each."""
     count = 0
@@ -216,7 +249,12 @@ def _candidates(mesh, x, y, z, found, gaps):
         column, row = mesh.tiles[tile, 0], mesh.tiles[tile, 1]
         if column < column_low or column > column_high or row < row_low or row > row_high:
             continue
-        box = mesh.boxes[tile]
+        n, end = mesh.tiles[tile, 2], mesh.tiles[tile, 3]
+        if n == end:  # no tree: every polygon is looked at
+            for polygon in range(mesh.tiles[tile, 4], mesh.tiles[tile, 5]):
+                if _corners_in_reach(mesh, polygon, x, y, z):
+                    count = _add_candidate(mesh, polygon, x, z, count, found, gaps)
+        box = mesh.boxes[mesh.tiles[tile, 6]]
         scale = box[6]
         low_x = int(_cell(x - REACH_SIDE, box[0], box[3], scale)) & 0xFFFE
         low_y = int(_cell(y - REACH_UP, box[1], box[4], scale)) & 0xFFFE
@@ -224,18 +262,13 @@ def _candidates(mesh, x, y, z, found, gaps):
         high_x = int(_cell(x + REACH_SIDE, box[0], box[3], scale) + F1) | 1
         high_y = int(_cell(y + REACH_UP, box[1], box[4], scale) + F1) | 1
         high_z = int(_cell(z + REACH_SIDE, box[2], box[5], scale) + F1) | 1
-        n, end = mesh.tiles[tile, 2], mesh.tiles[tile, 3]
         while n < end:
             node = mesh.nodes[n]
             polygon = node[6]
             overlap = low_x <= node[3] and high_x >= node[0] and low_z <= node[5] and high_z >= node[2]
             overlap = overlap and low_y <= node[4] and high_y >= node[1]
-            if polygon >= 0 and overlap and mesh.polygons[polygon, OPEN] and count < len(found):
-                extent = mesh.extents[polygon]
-                dx = max(extent[0] - x, x - extent[2], F0)
-                dz = max(extent[1] - z, z - extent[3], F0)
-                found[count], gaps[count] = polygon, dx * dx + dz * dz
-                count += 1
+            if polygon >= 0 and overlap:
+                count = _add_candidate(mesh, polygon, x, z, count, found, gaps)
             n += 1 if overlap or polygon >= 0 else -polygon
     return count
 
@@ -412,7 +445,7 @@ def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
     while node >= 0:
         length += 1
         node = search.parent[node]
-    if not complete or length >= MAX_PATH:
+    if not complete or length > MAX_PATH:
         length = 0
     node = last
     for i in range(length - 1, -1, -1):
@@ -434,7 +467,8 @@ def wall_distance(mesh, search, start, x, y, z, limit):
         polygon = search.key[best] >> 2
         origin = search.key[search.parent[best]] >> 2 if search.parent[best] >= 0 else -1
         for edge in range(mesh.polygons[polygon, COUNT]):
-            if _open_link(mesh, polygon, edge) < 0:
+            k = _first_link(mesh, polygon, edge)
+            if k < 0 or not mesh.polygons[mesh.links[k, TO], OPEN]:
                 away, _ = _to_edge(mesh, polygon, edge, x, z)
                 squared = min(squared, away)
         for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
@@ -460,12 +494,21 @@ def wall_distance(mesh, search, start, x, y, z, limit):
 
 
 @inner
-def _open_link(mesh, polygon, edge):
-    """The first link over an edge to an open polygon, -1 when the edge is a wall."""
+def _first_link(mesh, polygon, edge):
+    """The first link over an edge, which alone decides whether Detour measures to it as a wall; -1 for none."""
     for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
-        if mesh.links[k, EDGE] == edge and mesh.polygons[mesh.links[k, TO], OPEN]:
+        if mesh.links[k, EDGE] == edge:
             return k
     return -1
+
+
+@inner
+def _is_wall(mesh, polygon, edge):
+    """Whether no link over an edge leads to an open polygon."""
+    for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
+        if mesh.links[k, EDGE] == edge and mesh.polygons[mesh.links[k, TO], OPEN]:
+            return False
+    return True
 
 
 @inner
@@ -575,7 +618,7 @@ def _wall_crossing(mesh, polygon, sx, sz, ex, ez):
         vx, vz = b[0] - a[0], b[2] - a[2]
         px, pz = sx - a[0], sz - a[2]
         scale = ux * vz - uz * vx
-        if abs(scale) < EPSILON or _open_link(mesh, polygon, edge) >= 0:
+        if abs(scale) < EPSILON or not _is_wall(mesh, polygon, edge):
             continue
         s, t = (vx * pz - vz * px) / scale, (ux * pz - uz * px) / scale
         if F0 <= s <= F1 and F0 <= t <= F1:
@@ -592,28 +635,32 @@ def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
     is in habitat-sim, as its records show, though it lets corners be cut. Returns the last polygon, -1 for
     none, and the point reached, which is not yet at the surface's height.
     """
-    visited = np.empty(MAX_VISITED, np.int32)
-    parent = np.empty(MAX_VISITED, np.int32)
-    visited[0], parent[0] = start, -1
-    first, end = 0, 1
+    touched = np.empty(MAX_TOUCHED, np.int32)  # polygons in the order of first sight; each is a node of the search
+    parent = np.full(MAX_TOUCHED, -1, np.int32)
+    queued = np.zeros(MAX_TOUCHED, np.bool_)
+    queue = np.empty(MAX_TOUCHED, np.int32)
+    touched[0], queued[0], queue[0] = start, True, 0
+    nodes, first, end = 1, 0, 1
     best = FAR
     at, bx, by, bz = -1, sx, sy, sz
     mx, mz = sx + (ex - sx) * HALF, sz + (ez - sz) * HALF
     reach = _distance(sx, sy, sz, ex, ey, ez) * HALF + SEARCH_MARGIN
     reach *= reach
     while first < end:
-        polygon = visited[first]
+        here = queue[first]
+        first += 1
+        polygon = touched[here]
         if _inside(mesh, polygon, ex, ez):
-            at, bx, by, bz = first, ex, ey, ez
+            at, bx, by, bz = here, ex, ey, ez
             break
         count = mesh.polygons[polygon, COUNT]
         for i in range(count):
             edge = (i - 1) % count
-            if _open_link(mesh, polygon, edge) < 0:
+            if _is_wall(mesh, polygon, edge):
                 squared, t = _to_edge(mesh, polygon, edge, ex, ez)
                 if squared < best:
                     a, b = mesh.corners[polygon, edge], mesh.corners[polygon, i]
-                    best, at = squared, first
+                    best, at = squared, here
                     bx, by, bz = a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t
                 continue
             squared, _ = _to_edge(mesh, polygon, edge, mx, mz)
@@ -621,21 +668,25 @@ def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
                 target = mesh.links[k, TO]
                 if mesh.links[k, EDGE] != edge or not mesh.polygons[target, OPEN]:
                     continue
-                new = squared <= reach and end < MAX_VISITED and end - first <= MAX_WAITING
-                for other in range(end):
-                    new = new and visited[other] != target
-                if new:
-                    visited[end], parent[end] = target, first
+                node = 0
+                while node < nodes and touched[node] != target:
+                    node += 1
+                if node == MAX_TOUCHED:
+                    continue
+                if node == nodes:
+                    touched[node] = target
+                    nodes += 1
+                if not queued[node] and squared <= reach and end - first < MAX_WAITING:
+                    queue[end], queued[node], parent[node] = node, True, here
                     end += 1
-        first += 1
     here = -1 if sliding else at
     while here >= 0:
-        crossed, wx, wy, wz = _wall_crossing(mesh, visited[here], sx, sz, ex, ez)
+        crossed, wx, wy, wz = _wall_crossing(mesh, touched[here], sx, sz, ex, ez)
         if crossed:
             at, bx, by, bz = here, wx, wy, wz
             break
         here = parent[here]
-    return visited[at] if at >= 0 else -1, bx, by, bz
+    return touched[at] if at >= 0 else -1, bx, by, bz
 
 
 @inner
@@ -711,9 +762,7 @@ def _solve(mesh, search, start, end):
         return np.inf, 0
     points[0] = (sx, sy, sz)
     points[1] = (gx, gy, gz)
-    dx, dy, dz = gx - sx, gy - sy, gz - sz
-    smaller = min(sx * sx + sy * sy + sz * sz, gx * gx + gy * gy + gz * gz)
-    if dx * dx + dy * dy + dz * dz <= SAME_PLACE * smaller:
+    if _equal(sx, gx) and _equal(sy, gy) and _equal(sz, gz):
         return 0.0, 2
     if mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
         return np.inf, 0

@@ -37,11 +37,12 @@ class PathFinder:
 
     def __init__(self, navmesh: NavMesh):
         self.bounds = navmesh.bounds
-        self._mesh, areas = _flatten(navmesh)
+        self._mesh, areas, owner = _flatten(navmesh)
         self._radius = _find_islands(self._mesh)
+        # Only then are they closed: Habitat's islands may hang together by polygons that nobody can enter.
+        tiny = np.bincount(owner, areas, minlength=len(self._mesh.polygons)) < SMALLEST_AREA
+        self._mesh.polygons[tiny, OPEN] = 0
         is_open = self._mesh.polygons[:, OPEN] != 0
-        first, last = self._mesh.polygons[:, detour.TRIANGLE], self._mesh.polygons[:, detour.TRIANGLE_END]
-        owner = np.repeat(np.arange(len(first)), last - first)
         self._open_triangles = self._mesh.triangles[is_open[owner]]
         self._triangle_areas = areas[is_open[owner]]
         self.navigable_area = float(self._triangle_areas.sum())
@@ -114,8 +115,8 @@ def _pairs(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray
 # ---------------------------------------------------------------------------------------------- flattening
 
 
-def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
-    """The arrays that queries walk over, and the area of each detail triangle."""
+def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray, np.ndarray]:
+    """The arrays that queries walk over, and the area and the polygon of each detail triangle."""
     tiles = navmesh.tiles
     base = np.cumsum([0] + [len(tile.polygons) for tile in tiles])
     bv_base = np.cumsum([0] + [len(tile.bv_nodes) for tile in tiles])
@@ -125,7 +126,6 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
     owner = np.concatenate([part[0] + start for part, start in zip(parts, base)])
     wide = triangles.astype(np.float64)
     areas = np.linalg.norm(np.cross(wide[:, 1] - wide[:, 0], wide[:, 2] - wide[:, 1]), axis=1) / 2
-    total = np.bincount(owner, areas, minlength=base[-1])
     rows, ranges = _links(navmesh, base)
     lower, upper = corners.min(axis=1), corners.max(axis=1)
     np.minimum.at(lower, owner, triangles.min(axis=1))
@@ -133,15 +133,18 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
 
     polygons = np.zeros((base[-1], 8), np.int32)
     polygons[:, detour.COUNT] = np.concatenate([tile.polygons["corner_count"] for tile in tiles])
-    flags = np.concatenate([tile.polygons["flags"] for tile in tiles])
-    polygons[:, OPEN] = (flags & WALKABLE != 0) & (total >= SMALLEST_AREA)
+    polygons[:, OPEN] = np.concatenate([tile.polygons["flags"] for tile in tiles]) & WALKABLE
     polygons[:, detour.TILE] = np.repeat(np.arange(len(tiles)), np.diff(base))
     counts = np.bincount(owner, minlength=base[-1])
     polygons[:, detour.TRIANGLE_END] = np.cumsum(counts)
     polygons[:, detour.TRIANGLE] = np.cumsum(counts) - counts
     polygons[:, detour.LINK], polygons[:, detour.LINK_END] = ranges[:-1], ranges[1:]
 
-    places = [(tile.header["x"], tile.header["y"], bv_base[i], bv_base[i + 1]) for i, tile in enumerate(tiles)]
+    # Detour visits tiles row by row, and of those at one place the last added first.
+    order = sorted(range(len(tiles)), key=lambda i: (tiles[i].header["y"], tiles[i].header["x"], -i))
+    places = [
+        (tiles[i].header["x"], tiles[i].header["y"], bv_base[i], bv_base[i + 1], base[i], base[i + 1], i) for i in order
+    ]
     boxes = [
         (*tile.header["lower"], *tile.header["upper"], tile.header["bv_scale"], tile.header["walkable_climb"])
         for tile in tiles
@@ -160,7 +163,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray]:
         boxes=_array(boxes, np.float32),
         grid=_array([navmesh.origin[0], navmesh.origin[2], navmesh.tile_width, navmesh.tile_height], np.float32),
     )
-    return mesh, areas
+    return mesh, areas, owner
 
 
 def _array(values, dtype) -> np.ndarray:
@@ -290,22 +293,31 @@ def _overlap(a, b, c, d, along: int, climb: float) -> tuple[float, float] | None
 
 
 def _find_islands(mesh: detour.Mesh) -> np.ndarray:
-    """Numbers the connected sets of polygons in the mesh's island column; returns each island's radius."""
+    """Numbers the connected sets of polygons in the mesh's island column; returns each island's radius.
+
+    Any polygon may begin an island, and it grows over open ones. Sums are of float32, in Habitat's order.
+    """
     polygons = mesh.polygons
     polygons[:, ISLAND] = -1
-    targets = mesh.links[:, detour.TO]
+    is_open, targets = polygons[:, OPEN].tolist(), mesh.links[:, detour.TO].tolist()
+    starts, ends = polygons[:, detour.LINK].tolist(), polygons[:, detour.LINK_END].tolist()
+    island = [-1] * len(polygons)
     radii: list[float] = []
     for start in range(len(polygons)):
-        if polygons[start, ISLAND] >= 0:
+        if island[start] >= 0:
             continue
-        polygons[start, ISLAND] = len(radii)
-        members = [start]
-        for polygon in members:  # grows while it is walked
-            for target in targets[polygons[polygon, detour.LINK] : polygons[polygon, detour.LINK_END]]:
-                if polygons[target, ISLAND] < 0 and polygons[target, OPEN]:
-                    polygons[target, ISLAND] = len(radii)
-                    members.append(target)
+        island[start] = len(radii)
+        members, stack = [], [start]
+        while stack:
+            polygon = stack.pop()
+            members.append(polygon)
+            for target in targets[starts[polygon] : ends[polygon]]:
+                if island[target] < 0 and is_open[target]:
+                    island[target] = len(radii)
+                    stack.append(target)
         used = np.arange(6) < polygons[members, detour.COUNT][:, None]
-        points = mesh.corners[members][used].astype(np.float64)
-        radii.append(np.linalg.norm(points - points.mean(axis=0), axis=1).max())
+        points = mesh.corners[members][used]
+        centre = np.cumsum(points, axis=0, dtype=np.float32)[-1] / np.float32(len(points))
+        radii.append(float(np.linalg.norm(points - centre, axis=1).max()))
+    polygons[:, ISLAND] = island
     return np.array(radii)
