@@ -239,6 +239,12 @@ def split_scenes(data: str | os.PathLike, name: str, split: str, version: str = 
     return sorted(scenes)
 
 
+def count_episodes(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> int:
+    """How many episodes a split has; raises `UserError` for a missing split or damaged file."""
+    index, contents = split_files(data, name, split, version)
+    return sum(1 for path in (index, *contents) for _ in _read_file(path))
+
+
 def _read_file(path: Path) -> Iterator[Row]:
     """The episodes of a file, one at a time; raises `UserError` where it is damaged."""
     count = 0

@@ -1,0 +1,34 @@
+from dataclasses import replace
+
+import layouts
+import pytest
+
+from navprune.config import load_config
+from navprune.jobs import run_evaluation
+
+RECIPES = {"pointnav_gibson": layouts.gibson, "pointnav_mp3d": layouts.mp3d, "pointnav_hm3d": layouts.hm3d}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_are_habitats_task_with_ddppos_settings(recipe):
+    config = load_config(recipe)
+    task, ppo, agent = config.task, config.ppo, config.agent
+    assert (task.sensors, task.width, task.height, task.max_steps) == (("depth",), 256, 256, 500)
+    assert (ppo.epochs, ppo.minibatches, ppo.max_grad_norm, ppo.steps, ppo.lr) == (2, 2, 0.2, 128, 2.5e-4)
+    assert (ppo.clip, ppo.entropy_coefficient, ppo.value_coefficient, ppo.gae_lambda) == (0.2, 0.01, 0.5, 0.95)
+    assert not (ppo.linear_lr or ppo.linear_clip or ppo.normalise_advantages) and config.warm_start is None
+    assert (agent.encoder, agent.rnn, agent.rnn_layers, agent.hidden_size) == ("resnet50", "lstm", 2, 512)
+
+
+def test_recipes_differ_in_their_data_alone():
+    first, *others = map(load_config, RECIPES)
+    assert all(replace(other, run=first.run, data=first.data) == first for other in others)
+    assert len({config.data.name for config in (first, *others)}) == len({c.run for c in (first, *others)}) == 3
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_run_on_data_in_their_layout(recipe, tmp_path):
+    RECIPES[recipe](tmp_path)
+    config = load_config(recipe, [f"data.folder={tmp_path}", "task.width=8", "task.height=8"])
+    result, _ = run_evaluation("shortest-path", config, limit=4)
+    assert result.measures["success"]["mean"] == 1
