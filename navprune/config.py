@@ -64,6 +64,12 @@ class Config:
     """Folder of the run; an existing one is resumed."""
     environments: int = 6
     """Environments in lockstep."""
+    env: str = "embedded"
+    """Where they run: embedded (in this process) or habitat (in habitat-lab's worker processes)."""
+    simulator: str = "embedded"
+    """What moves and draws: embedded or habitat_sim, which implies env=habitat."""
+    gpu: int | None = None
+    """GPU that habitat_sim draws on; null takes those that are visible in turn, -1 none."""
     init: str | None = None
     """Checkpoint, spec.json or habitat-baselines .pth that gives the architecture and the initial weights."""
     init_weights: bool = True
@@ -80,6 +86,15 @@ class Config:
     """PPO."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Frames, seeds, checkpoints, logging."""
+
+    def __post_init__(self) -> None:
+        for key, known in (("env", ("embedded", "habitat")), ("simulator", ("embedded", "habitat_sim"))):
+            if getattr(self, key) not in known:
+                raise UserError(f"{key} is {' or '.join(known)}, not {getattr(self, key)}")
+        if self.gpu is not None and self.gpu < -1:
+            raise UserError(f"gpu is the number of a GPU, -1 for none or null for those there are, not {self.gpu}")
+        if self.simulator == "habitat_sim":
+            object.__setattr__(self, "env", "habitat")
 
 
 def recipes() -> list[str]:

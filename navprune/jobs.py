@@ -30,7 +30,7 @@ from navprune.rl.checkpoints import LATEST, find_checkpoint, load_policy, read_s
 from navprune.rl.trainer import TrainingResult, default_device, train
 from navprune.scenes.episodes import Episode, read_episodes
 from navprune.simulator.scene import SceneLibrary
-from navprune.tasks.pointnav import Once, PointNavEnv, Shuffled
+from navprune.tasks.pointnav import EpisodeOrder, Once, PointNavEnv, Shuffled, VectorEnv
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
 DEFAULT_RECIPE = "pointnav"
@@ -117,16 +117,44 @@ def check_sees(spec: EncoderSpec, config: Config) -> None:
         )
 
 
-def split_episodes(config: Config, split: str) -> list[Episode]:
+def split_episodes(config: Config, split: str) -> Sequence[Episode]:
     """The episodes of a split of the configured data set."""
     return read_episodes(Path(config.data.folder), config.data.name, split, version=config.data.version)
 
 
-def training_env(config: Config) -> PointNavEnv:
+def environment(
+    config: Config,
+    split: str,
+    episodes: Sequence[Episode],
+    order: EpisodeOrder,
+    count: int,
+    library: SceneLibrary | None = None,
+) -> VectorEnv:
+    """The kind of environment that a configuration asks for, over episodes of a split."""
+    if config.env == "habitat":
+        from navprune.habitat.vector import HabitatEnv  # habitat-lab is an extra
+
+        return HabitatEnv(
+            episodes,
+            config.data,
+            split,
+            order,
+            count,
+            config.task,
+            simulator=config.simulator,
+            gpu=config.gpu,
+            seed=config.trainer.seed,
+        )
+    return PointNavEnv(episodes, Path(config.data.folder), order, count, config.task, library=library)
+
+
+def training_env(config: Config) -> VectorEnv:
     """The environments that a configuration trains in."""
     episodes = split_episodes(config, config.data.train)
-    order = Shuffled(len(episodes), config.environments, config.trainer.seed)
-    return PointNavEnv(episodes, Path(config.data.folder), order, config.environments, config.task)
+    # A worker holds one scene, and loading takes it as long as many steps.
+    scenes = [episode.scene_id for episode in episodes] if config.env == "habitat" else None
+    order = Shuffled(len(episodes), config.environments, config.trainer.seed, scenes)
+    return environment(config, config.data.train, episodes, order, config.environments)
 
 
 def run_training(config: Config) -> TrainingResult:
@@ -149,7 +177,7 @@ class Shown:
     video: Path
 
 
-def agent_of(source: str, config: Config, env: PointNavEnv, greedy: bool) -> Agent:
+def agent_of(source: str, config: Config, env: VectorEnv, greedy: bool) -> Agent:
     """A control agent by name, or the policy of a checkpoint."""
     if source == "random":
         return RandomAgent(config.task)
@@ -188,8 +216,9 @@ def run_evaluation(
     """
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
-    data = Path(config.data.folder)
-    env = PointNavEnv(episodes, data, Once(len(episodes)), environments, config.task, library=library)
+    if config.env == "habitat":  # Each is a process with its own copy of the scene.
+        environments = min(environments, config.environments, len(episodes))
+    env = environment(config, split, episodes, Once(len(episodes)), environments, library)
     recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
     try:
         agent = agent_of(source, config, env, greedy)

@@ -22,6 +22,12 @@ def test_settings_change_what_they_name_and_nothing_else():
     assert after.task == before.task
 
 
+def test_habitat_sim_runs_in_habitat_labs_workers():
+    assert load_config("pointnav_homes").env == "embedded"
+    assert load_config("pointnav_homes", ["simulator=habitat_sim"]).env == "habitat"
+    assert load_config("pointnav_homes", ["env=habitat"]).simulator == "embedded"
+
+
 def test_a_phase_can_be_turned_off():
     assert load_config("pointnav_homes", ["warm_start=null"]).warm_start is None
 
@@ -36,6 +42,9 @@ def test_a_phase_can_be_turned_off():
         ("task.width=wide", "task.width: Value 'wide'"),
         ("ppo.clip=-1", "clip"),
         ("task.sensors=[sonar]", "depth and rgb, not sonar"),
+        ("env=gym", "env is embedded or habitat, not gym"),
+        ("simulator=habitat-sim", "simulator is embedded or habitat_sim, not habitat-sim"),
+        ("gpu=-2", "-1 for none"),
         ("task.width", "write key=value"),
     ],
 )

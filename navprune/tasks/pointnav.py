@@ -19,6 +19,9 @@ from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, SceneLibrary, check_files
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP, measures
 from navprune.tasks.expert import shortest_path_action
+from navprune.tasks.orders import EpisodeOrder as EpisodeOrder
+from navprune.tasks.orders import Once as Once
+from navprune.tasks.orders import Shuffled as Shuffled
 
 Observations = dict[str, Tensor]
 
@@ -118,67 +121,6 @@ class VectorEnv(Protocol):
 
     def close(self) -> None:
         """Frees what the environments hold."""
-
-
-class EpisodeOrder(Protocol):
-    """Says which episode an environment runs next, as an index, or None when nothing is left."""
-
-    def next(self, env: int) -> int | None:
-        """Index of the next episode of this environment."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Positions in the order."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to these positions."""
-
-
-class Shuffled:
-    """Each environment runs through permutations of its own, for ever; a function of seed, environment and count."""
-
-    def __init__(self, episodes: int, num_envs: int, seed: int) -> None:
-        self._episodes, self._seed = episodes, seed
-        self._counts = [0] * num_envs
-        self._permutations: dict[int, tuple[int, np.ndarray]] = {}
-
-    def next(self, env: int) -> int | None:
-        """Index of the next episode of this environment."""
-        epoch, position = divmod(self._counts[env], self._episodes)
-        self._counts[env] += 1
-        if self._permutations.get(env, (None,))[0] != epoch:
-            rng = np.random.default_rng([self._seed, env, epoch])
-            self._permutations[env] = (epoch, rng.permutation(self._episodes))
-        return int(self._permutations[env][1][position])
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many episodes each environment has begun."""
-        return {"counts": list(self._counts)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to these counts."""
-        self._counts = list(state["counts"])
-
-
-class Once:
-    """Every episode once, in the data set's order, to whichever environment is free."""
-
-    def __init__(self, episodes: int) -> None:
-        self._episodes, self._next = episodes, 0
-
-    def next(self, env: int) -> int | None:
-        """Index of the next episode, None when all were given out."""
-        if self._next == self._episodes:
-            return None
-        self._next += 1
-        return self._next - 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many episodes were given out."""
-        return {"next": self._next}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to this many."""
-        self._next = int(state["next"])
 
 
 class Ground(Protocol):

@@ -1,0 +1,162 @@
+"""PointNav for N agents in lockstep over habitat-lab's worker processes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from habitat.tasks.nav.nav import NavigationEpisode, NavigationGoal
+from torch import Tensor
+
+from navprune.errors import UserError
+from navprune.habitat.devices import check_habitat_sim, gpu_of
+from navprune.habitat.settings import Data, lab_config
+from navprune.habitat.workers import ACTIONS, Report, Workers
+from navprune.scenes.episodes import Episode, scene_path
+from navprune.scenes.navmesh import read_navmesh
+from navprune.simulator.pathfinder import PathFinder
+from navprune.tasks import STOP
+from navprune.tasks.pointnav import EpisodeOrder, Finished, Lockstep, Observations, Step, TaskConfig
+
+
+class Floor(NamedTuple):
+    """A scene as the main process needs it: for the expert and for maps, not for images."""
+
+    pathfinder: PathFinder
+
+
+def load_floor(path: Path) -> Floor:
+    """The navmesh beside a scene file; raises UserError where it is missing or broken."""
+    return Floor(PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
+
+
+class HabitatEnv(Lockstep[Floor]):
+    """N PointNav environments in habitat-lab's worker processes, over the embedded simulator or habitat-sim.
+
+    Implements VectorEnv with the answers of PointNavEnv, to habitat-lab's float32 positions. The processes begin at
+    reset. Raises what Workers raises, and UserError where the simulator is not installed.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        data: Data,
+        split: str,
+        order: EpisodeOrder,
+        num_envs: int,
+        config: TaskConfig | None = None,
+        *,
+        simulator: str = "embedded",
+        gpu: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Episodes of a split of the data; gpu: as `devices.gpu_of` takes it, for habitat_sim alone."""
+        super().__init__(episodes, Path(data.folder), order, num_envs, config, load_floor)
+        if simulator == "habitat_sim":
+            check_habitat_sim()
+        gpus = [gpu_of(worker, gpu) for worker in range(num_envs)]
+        configs = {gpu: lab_config(self.config, data, split, simulator, gpu, seed) for gpu in set(gpus)}
+        self._configs = [configs[gpu] for gpu in gpus]
+        self._workers: Workers | None = None
+        self._taken: list[list[int]] = [[] for _ in range(num_envs)]
+        self._measures: list[dict[str, float]] = [{} for _ in range(num_envs)]
+
+    def reset(self) -> Observations:
+        """Begins the first episodes; observations of all N."""
+        self._meet_scenes()
+        for env in range(self.num_envs):
+            self._assign(env, self._order.next(env))
+        return self._stack(range(self.num_envs), self._begin(range(self.num_envs)))
+
+    def step(self, actions: Tensor) -> Step:
+        """Moves all agents, int64 actions [N]; ended environments begin their next episode."""
+        chosen = {env: action for env, action in enumerate(self._chosen(actions)) if self._index[env] is not None}
+        for env, action in chosen.items():
+            if action not in ACTIONS:
+                raise ValueError(f"environment {env} was given action {action}; actions are 0 to 3")
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        seen: dict[int, Mapping[str, np.ndarray]] = {}
+        finished: list[Finished] = []
+        assert self._workers is not None, "step follows reset"
+        for env, (observations, gained, done, report) in self._workers.act(chosen).items():
+            seen[env], reward[env] = observations, gained
+            self._taken[env].append(chosen[env])
+            self._note(env, report)
+            terminated[env] = chosen[env] == STOP
+            truncated[env] = done and not terminated[env]
+            if done:
+                finished.append(Finished(env, self._all[self._index[env]], report.measures))  # type: ignore[index]
+        ends = np.flatnonzero(truncated)
+        final = self._stack(ends, seen) if len(ends) else None
+        for end in finished:
+            del seen[end.env]
+            self._taken[end.env] = []
+            self._assign(end.env, self._order.next(end.env))
+        seen |= self._begin(end.env for end in finished)
+        flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        return Step(self._stack(range(self.num_envs), seen), torch.from_numpy(reward), *flags, finished, final)
+
+    def running_measures(self, env: int) -> dict[str, float]:
+        """The measures of the running episode so far."""
+        return self._measures[env]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which episodes run, which come next, and the actions taken in the running ones."""
+        return {**self._course(), "actions": [list(taken) for taken in self._taken]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> Observations:
+        """Begins the running episodes anew and takes their actions again, as the simulators leave nothing to chance.
+
+        Raises UserError where the episodes were others or ran in another kind of environment.
+        """
+        self._take_course(state)
+        if "actions" not in state:
+            raise UserError("this run was saved by the embedded environments; go on with env=embedded")
+        self._taken = [list(taken) for taken in state["actions"]]
+        return self._stack(range(self.num_envs), self._begin(range(self.num_envs)))
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def _begin(self, envs: Iterable[int]) -> dict[int, Mapping[str, np.ndarray]]:
+        """Begins the episodes of those environments that have one; what is seen there."""
+        begun = {env: self._lab_episode(self._all[index]) for env in envs if (index := self._index[env]) is not None}
+        if self._workers is None:
+            idle = self._lab_episode(self._all[0])
+            self._workers = Workers(self._configs, [begun.get(env, idle) for env in range(self.num_envs)])
+        answers = self._workers.begin({env: (episode, self._taken[env]) for env, episode in begun.items()})
+        for env, (_, report) in answers.items():
+            self._note(env, report)
+        return {env: observations for env, (observations, _) in answers.items()}
+
+    def _lab_episode(self, episode: Episode) -> NavigationEpisode:
+        return NavigationEpisode(
+            episode_id=episode.episode_id,
+            scene_id=str(scene_path(self._data, episode.scene_id)),
+            start_position=[float(x) for x in episode.start_position],
+            start_rotation=[float(x) for x in episode.start_rotation],
+            goals=[NavigationGoal(position=[float(x) for x in episode.goal_position], radius=episode.goal_radius)],
+            info={"geodesic_distance": episode.geodesic_distance},
+        )
+
+    def _note(self, env: int, report: Report) -> None:
+        self.positions[env], self.headings[env] = report.position, report.heading
+        self._measures[env], self._distance[env] = report.measures, report.measures["distance_to_goal"]
+
+    def _stack(
+        self, envs: Sequence[int] | range | np.ndarray, seen: Mapping[int, Mapping[str, np.ndarray]]
+    ) -> Observations:
+        """The observations of these environments, zeros where nothing was seen."""
+        stacked = {}
+        for key, space in self.observation_space.items():
+            images = np.zeros((len(envs), *space.shape), space.dtype)
+            for row, env in enumerate(envs):
+                if env in seen:
+                    images[row] = seen[env][key]
+            stacked[key] = torch.from_numpy(images)
+        return stacked
