@@ -180,6 +180,8 @@ def _triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     owner, points, rows = detail_triangles(tile)
     edges = np.arange(3)
     border = rows[:, 3:] >> (2 * edges) & 1
+    bordered = np.bincount(owner, border.any(axis=1), minlength=len(tile.polygons)) > 0
+    border |= ~bordered[owner, None]  # a polygon without any mark must still have a nearest point
     seen_later = ~(rows[:, :3] < np.roll(rows[:, :3], -1, axis=1))
     outlines = np.sum((border << edges) | ((1 - border) * seen_later << (3 + edges)), axis=1)
     return owner, points, outlines.astype(np.uint8)

@@ -253,3 +253,11 @@ def test_places_that_magnum_takes_for_one_have_no_way_between():
     starts = np.array([[10.0, 0, 0.5]] * 2)
     near, far = finder.geodesic_distance(starts, starts + np.array([[0.00015, 0, 0], [0.0003, 0, 0]]))
     assert near == 0 and far == pytest.approx(3e-4, rel=0.1)
+
+
+def test_a_polygon_whose_border_is_not_marked_still_has_a_nearest_point():
+    navmesh = build([corners + np.float32([5, 0, 5]) for corners in squares(2, 2)])
+    outside = [[4.5, 0, 6.2], [8, 0.3, 5.5]]
+    expected = PathFinder(navmesh).snap(outside)
+    navmesh.tiles[0].detail_triangles[:, 3] = 0
+    assert np.allclose(PathFinder(navmesh).snap(outside), expected)
