@@ -72,7 +72,7 @@ def hm3d(data: Path) -> None:
         )
 
 
-def test_scenes(data: Path) -> None:
+def habitat_test_scenes(data: Path) -> None:
     """Habitat's test scenes: all episodes in the split's own file."""
     put_scene(data, "apartment", "habitat-test-scenes/apartment_1.glb")
     scene_id = "data/scene_datasets/habitat-test-scenes/apartment_1.glb"

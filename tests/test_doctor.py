@@ -9,7 +9,7 @@ def data(tmp_path):
     layouts.gibson(tmp_path)
     layouts.mp3d(tmp_path)
     layouts.hm3d(tmp_path)
-    layouts.test_scenes(tmp_path)
+    layouts.habitat_test_scenes(tmp_path)
     return tmp_path
 
 

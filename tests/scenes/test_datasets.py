@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     layouts.gibson(data, "v2")
     layouts.mp3d(data)
     layouts.hm3d(data)
-    layouts.test_scenes(data)
+    layouts.habitat_test_scenes(data)
     return data
 
 
@@ -114,7 +114,7 @@ def test_stairs_of_a_scene_with_several_floors_are_climbed(tmp_path):
 
 
 def test_a_generated_home_runs_from_mp3ds_place(tmp_path):
-    generate_dataset(tmp_path, "homes", train=1, val=0, area=(40, 60), episodes_per_scene=6, workers=1)
+    generate_dataset(tmp_path, "homes", train=1, val=1, area=(40, 60), episodes_per_scene=6, workers=1)
     episodes = read_episodes(tmp_path, "homes", "train")
     scene_id = episodes[0].scene_id
     source, name = scene_path(tmp_path, scene_id), scene_name(scene_id)
