@@ -1,7 +1,7 @@
 """Walks round the regions of a heightfield and straightens what it finds: Recast's contours.
 
-A contour is int32 [K, 3]: x, height and z of corners of cells, its region to the right of each edge seen from above with
-x to the right and z downwards.
+A contour is int32 [K, 3]: x, height and z of corners of cells, its region on the right of each
+edge seen from above with x to the right and z downwards.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ def trace(field: Field, is_open: np.ndarray, regions: np.ndarray, max_error: flo
     `max_length` cells (0: any length). Corners where three regions meet stay.
     """
     borders = _borders(field, regions)
+    scratch = np.empty((np.unpackbits(borders).sum(), 5), np.int32)
     contours = []
     for i in np.flatnonzero(borders):
         if borders[i] == 0 or borders[i] == 0xF:  # walked already, or a place alone
             borders[i] = 0
             continue
-        raw = _walk(field, is_open, regions, borders, i)
+        raw = _walk(field, is_open, regions, borders, i, scratch)
         points = _distinct(raw[_simplify(raw, np.float32(max_error), max_length), :3])
         if len(points) >= 3:
             contours.append(Contour(int(regions[i]), points))
@@ -82,21 +83,16 @@ def _corner_height(field, i, side):
 
 
 @njit(cache=True)
-def _walk(field, is_open, regions, borders, start):
-    """The raw contour int32 [K, 5] that passes a place, and takes its edges out of `borders`."""
+def _walk(field, is_open, regions, borders, start, points):
+    """Writes the raw contour that passes a place to `points` [K, 5], and takes its edges out of `borders`."""
     i, side = start, 0
     while not borders[i] & (1 << side):
         side += 1
     first_side = side
-    points = np.empty((64, 5), np.int32)
     count = 0
     for _ in range(8 * len(regions)):
         near = field.neighbours[i, side]
         if borders[i] & (1 << side):
-            if count == len(points):
-                more = np.empty((2 * count, 5), np.int32)
-                more[:count] = points
-                points = more
             points[count, 0] = field.x[i] + (side == 1 or side == 2)
             points[count, 1] = _corner_height(field, i, side)
             points[count, 2] = field.z[i] + (side == 0 or side == 1)
@@ -125,9 +121,7 @@ def _simplify(raw, max_error, max_length):
         a, b = kept[k], kept[(k + 1) % count]
         worst, error = _farthest(raw, a, b)
         if worst >= 0 and error > max_error * max_error:
-            kept[k + 2 : count + 1] = kept[k + 1 : count].copy()
-            kept[k + 1] = worst
-            count += 1
+            count = _insert(kept, count, k + 1, worst)
         else:
             k += 1
     k = 0
@@ -135,12 +129,18 @@ def _simplify(raw, max_error, max_length):
         a, b = kept[k], kept[(k + 1) % count]
         middle = _middle(raw, a, b, max_length)
         if middle >= 0:
-            kept[k + 2 : count + 1] = kept[k + 1 : count].copy()
-            kept[k + 1] = middle
-            count += 1
+            count = _insert(kept, count, k + 1, middle)
         else:
             k += 1
     return kept[:count]
+
+
+@njit(cache=True)
+def _insert(values, count, at, value):
+    for k in range(count, at, -1):
+        values[k] = values[k - 1]
+    values[at] = value
+    return count + 1
 
 
 @njit(cache=True)
@@ -149,13 +149,14 @@ def _fixed_points(raw):
     n = len(raw)
     kept = np.empty(n + 2, np.int64)
     count = 0
-    if np.any(raw[:, REGION] != 0):
-        for i in range(n):
-            after = (i + 1) % n
-            if raw[i, REGION] != raw[after, REGION] or raw[i, ERODED] != raw[after, ERODED]:
-                kept[count] = i
-                count += 1
-    if count == 0:
+    alone = True
+    for i in range(n):
+        after = (i + 1) % n
+        alone = alone and raw[i, REGION] == 0
+        if raw[i, REGION] != raw[after, REGION] or raw[i, ERODED] != raw[after, ERODED]:
+            kept[count] = i
+            count += 1
+    if count == 0 or alone:
         first, last = 0, 0
         for i in range(n):
             x, z = raw[i, 0], raw[i, 2]

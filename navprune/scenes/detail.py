@@ -10,14 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from navprune.scenes.heightfield import STEP_X, STEP_Z, Field
+from navprune.scenes.heightfield import Field
+from navprune.scenes.heights import UNSET, patch_around
 from navprune.scenes.polygons import NONE, PolygonMesh
 
-UNSET = 0xFFFF  # no height
 MOST_POINTS = 127  # of a polygon's detail
 MOST_ON_EDGE = 31  # pieces into which an edge is cut
 MOST_TRIANGLES = 255
-UNKNOWN, HULL = -1, -2  # faces beside an edge of the triangulation
+UNKNOWN, HULL = np.int64(-1), np.int64(-2)  # faces beside an edge of the triangulation
+FLAT, SOLID = np.float32(0), np.float32(1)  # whether heights count
 INFINITE = np.float32(3.4028235e38)
 
 
@@ -26,17 +27,6 @@ class Detail(NamedTuple):
 
     points: np.ndarray  # float32 [K, 3]
     triangles: np.ndarray  # int32 [T, 4]: corners, and 2 bits for each edge that says if it is one of the polygon
-
-
-class Patch(NamedTuple):
-    """Heights around one polygon."""
-
-    x: int  # of the first column
-    z: int  # of the first row
-    heights: np.ndarray  # int32 [rows, columns], UNSET where there is none
-    cell_size: np.float32
-    cell_height: np.float32
-    search: int  # cells to look around for a height
 
 
 def detail(
@@ -58,100 +48,10 @@ def detail(
     details = []
     for corners, region in zip(mesh.corners, mesh.regions):
         cells = mesh.vertices[corners[corners != NONE]]
-        (x0, z0), (x1, z1) = cells[:, [0, 2]].min(axis=0), cells[:, [0, 2]].max(axis=0)
-        x0, z0, x1, z1 = max(0, x0 - 1), max(0, z0 - 1), min(field.width, x1 + 1), min(field.depth, z1 + 1)
-        heights = _heights(field, regions, cells, region, x0, z0, np.full((z1 - z0, x1 - x0), UNSET, np.int32))
-        patch = Patch(int(x0), int(z0), heights, size, height, search)
+        patch = patch_around(field, regions, cells, int(region), size, height, search)
         outline = cells.astype(np.float32) * np.array([size, height, size], np.float32)
         details.append(Detail(*_detail(outline, patch, np.float32(sample_distance), np.float32(max_error))))
     return details
-
-
-# ---------------------------------------------------------------------------------------------- heights
-
-
-@njit(cache=True)
-def _heights(field, regions, corners, region, x0, z0, heights):
-    """Fills `heights` with the floors of a region, and spreads them to the places around it."""
-    rows, columns = heights.shape
-    queue = np.empty(rows * columns + 1, np.int32)
-    count, empty = 0, True
-    for z in range(rows):
-        for x in range(columns):
-            cell = x + x0 + (z + z0) * field.width
-            for i in range(field.first[cell], field.first[cell + 1]):
-                if regions[i] != region:
-                    continue
-                heights[z, x] = field.floor[i]
-                empty = False
-                for near in field.neighbours[i]:
-                    if near >= 0 and regions[near] != region:
-                        queue[count] = i
-                        count += 1
-                        break
-                break
-    if empty:
-        start = _centre(field, corners, x0, z0, heights)
-        if start < 0:
-            return heights
-        heights[field.z[start] - z0, field.x[start] - x0] = field.floor[start]
-        queue[0], count = start, 1
-    head = 0
-    while head < count:
-        i = queue[head]
-        head += 1
-        for near in field.neighbours[i]:
-            if near < 0:
-                continue
-            x, z = field.x[near] - x0, field.z[near] - z0
-            if 0 <= x < columns and 0 <= z < rows and heights[z, x] == UNSET:
-                heights[z, x] = field.floor[near]
-                queue[count] = near
-                count += 1
-    return heights
-
-
-@njit(cache=True)
-def _centre(field, corners, x0, z0, heights):
-    """A place at the middle of a polygon, or as near as one gets from its corners; -1 without any."""
-    rows, columns = heights.shape
-    start, nearest = -1, UNSET
-    for c in range(len(corners)):
-        for dx, dz in ((0, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0)):
-            x, z = corners[c, 0] + dx, corners[c, 2] + dz
-            if nearest == 0 or not (0 <= x - x0 < columns and 0 <= z - z0 < rows):
-                continue
-            cell = x + z * field.width
-            for i in range(field.first[cell], field.first[cell + 1]):
-                apart = abs(corners[c, 1] - field.floor[i])
-                if apart < nearest:
-                    start, nearest = i, apart
-    if start < 0:
-        return start
-    goal_x, goal_z = np.sum(corners[:, 0]) // len(corners), np.sum(corners[:, 2]) // len(corners)
-    seen = np.zeros(heights.shape, np.bool_)
-    stack = np.empty(rows * columns + 1, np.int32)
-    stack[0], depth = start, 1
-    i = start
-    while depth > 0:
-        depth -= 1
-        i = stack[depth]
-        x, z = field.x[i], field.z[i]
-        if x == goal_x and z == goal_z:
-            break
-        if x == goal_x:
-            direct = 1 if goal_z > z else 3
-        else:
-            direct = 2 if goal_x > x else 0
-        for k in range(4):  # the direct way last, to be taken first
-            side = direct if k == 3 else (3 if k == direct else k)
-            near = field.neighbours[i, side]
-            nx, nz = x + STEP_X[side] - x0, z + STEP_Z[side] - z0
-            if near >= 0 and 0 <= nx < columns and 0 <= nz < rows and not seen[nz, nx]:
-                seen[nz, nx] = True
-                stack[depth] = near
-                depth += 1
-    return i
 
 
 @njit(cache=True)
@@ -206,18 +106,17 @@ def _cross(a, b, c):
 
 
 @njit(cache=True)
-def _to_segment(p, a, b, flat):
-    """Squared distance of a point from a segment, in the plane if `flat`."""
-    along_x, along_z = b[0] - a[0], b[2] - a[2]
-    dx, dz = p[0] - a[0], p[2] - a[2]
-    along_y, dy = (np.float32(0), np.float32(0)) if flat else (b[1] - a[1], p[1] - a[1])
+def _to_segment(p, a, b, up):
+    """Squared distance of a point from a segment; heights count `up` times."""
+    along_x, along_y, along_z = b[0] - a[0], (b[1] - a[1]) * up, b[2] - a[2]
+    dx, dy, dz = p[0] - a[0], (p[1] - a[1]) * up, p[2] - a[2]
     length = along_x * along_x + along_y * along_y + along_z * along_z
     t = along_x * dx + along_y * dy + along_z * dz
     if length > 0:
         t /= length
     t = min(max(t, np.float32(0)), np.float32(1))
     dx, dz = a[0] + t * along_x - p[0], a[2] + t * along_z - p[2]
-    dy = np.float32(0) if flat else a[1] + t * along_y - p[1]
+    dy = (a[1] + t * along_y - p[1]) * up
     return dx * dx + dy * dy + dz * dz
 
 
@@ -230,7 +129,7 @@ def _inside_by(outline, x, z):
         a, b = outline[i], outline[i - 1]
         if (a[2] > z) != (b[2] > z) and x < (b[0] - a[0]) * (z - a[2]) / (b[2] - a[2]) + a[0]:
             inside = not inside
-        nearest = min(nearest, _to_segment(p, b, a, True))
+        nearest = min(nearest, _to_segment(p, b, a, FLAT))
     return nearest if inside else -nearest
 
 
@@ -243,7 +142,7 @@ def _narrowness(outline):
         most = np.float32(0)
         for j in range(n):
             if j != i and j != (i + 1) % n:
-                most = max(most, _to_segment(outline[j], outline[i], outline[(i + 1) % n], True))
+                most = max(most, _to_segment(outline[j], outline[i], outline[(i + 1) % n], FLAT))
         least = min(least, most)
     return np.sqrt(least)
 
@@ -282,23 +181,24 @@ def _fan(points, hull, corners):
         if round_trip < shortest:
             start, left, right, shortest = i, (i + 1) % n, (i - 1) % n, round_trip
     triangles = np.empty((n - 2, 3), np.int32)
-    triangles[0] = hull[start], hull[left], hull[right]
+    triangles[0, 0], triangles[0, 1], triangles[0, 2] = hull[start], hull[left], hull[right]
     for t in range(1, n - 2):
+        triangles[t, 0], triangles[t, 2] = hull[left], hull[right]
         after, before = (left + 1) % n, (right - 1) % n
         by_left = _apart(points[hull[left]], points[hull[after]]) + _apart(points[hull[after]], points[hull[right]])
         by_right = _apart(points[hull[right]], points[hull[before]]) + _apart(points[hull[left]], points[hull[before]])
         if by_left < by_right:
-            triangles[t] = hull[left], hull[after], hull[right]
+            triangles[t, 1] = hull[after]
             left = after
         else:
-            triangles[t] = hull[left], hull[before], hull[right]
+            triangles[t, 1] = hull[before]
             right = before
     return triangles
 
 
 @njit(cache=True)
-def _find(edges, count, a, b):
-    for k in range(count):
+def _find(edges, a, b):
+    for k in range(len(edges)):
         if (edges[k, 0] == a and edges[k, 1] == b) or (edges[k, 0] == b and edges[k, 1] == a):
             return k
     return -1
@@ -330,9 +230,9 @@ def _circle(a, b, c):
 
 
 @njit(cache=True)
-def _crosses_any(points, edges, count, a, b):
+def _crosses_any(points, edges, a, b):
     """Whether the line between two points crosses an edge that has no end in common with it."""
-    for k in range(count):
+    for k in range(len(edges)):
         c, d = edges[k, 0], edges[k, 1]
         if c == a or c == b or d == a or d == b:
             continue
@@ -345,7 +245,7 @@ def _crosses_any(points, edges, count, a, b):
 
 
 @njit(cache=True)
-def _third(points, edges, count, a, b):
+def _third(points, edges, a, b):
     """The point to the left of an edge whose circle holds no other, or -1."""
     best = -1
     tolerance = np.float32(0.001)
@@ -358,7 +258,7 @@ def _third(points, edges, count, a, b):
             if distance > radius * (np.float32(1) + tolerance):
                 continue
             if distance >= radius * (np.float32(1) - tolerance) and (
-                _crosses_any(points, edges, count, a, k) or _crosses_any(points, edges, count, b, k)
+                _crosses_any(points, edges, a, k) or _crosses_any(points, edges, b, k)
             ):
                 continue
         best = k
@@ -370,27 +270,25 @@ def _third(points, edges, count, a, b):
 def _delaunay(points, hull):
     """Triangles int32 [T, 3] of points inside a ring."""
     edges = np.empty((10 * len(points), 4), np.int64)
-    count, faces = 0, 0
-    for i in range(len(hull)):
-        edges[count] = hull[i - 1], hull[i], HULL, UNKNOWN
-        count += 1
-    k = 0
+    count, faces, k = len(hull), np.int64(0), np.int64(0)
+    for i in range(count):
+        edges[i, 0], edges[i, 1], edges[i, 2], edges[i, 3] = hull[i - 1], hull[i], HULL, UNKNOWN
     while k < count:
         for face in (2, 3):
             if edges[k, face] != UNKNOWN:
                 continue
             a, b = edges[k, face - 2], edges[k, 3 - face]
-            c = _third(points, edges, count, a, b)
+            c = _third(points, edges[:count], a, b)
             if c < 0:
                 _set_face(edges, k, a, b, HULL)
                 continue
             _set_face(edges, k, a, b, faces)
             for start, end in ((c, a), (b, c)):
-                known = _find(edges, count, start, end)
+                known = _find(edges[:count], start, end)
                 if known >= 0:
                     _set_face(edges, known, start, end, faces)
                 elif count < len(edges):
-                    edges[count] = start, end, faces, UNKNOWN
+                    edges[count, 0], edges[count, 1], edges[count, 2], edges[count, 3] = start, end, faces, UNKNOWN
                     count += 1
             faces += 1
         k += 1
@@ -414,9 +312,10 @@ def _triangles_of(edges, faces):
                 triangles[face, 2] = b
     t = 0
     while t < faces:
-        if np.min(triangles[t]) < 0:
+        if triangles[t, 0] < 0 or triangles[t, 1] < 0 or triangles[t, 2] < 0:
             faces -= 1
-            triangles[t] = triangles[faces]
+            for k in range(3):
+                triangles[t, k] = triangles[faces, k]
         else:
             t += 1
     return triangles[:faces]
@@ -430,7 +329,9 @@ def _detail(outline, patch, spacing, max_error):
     """Points and triangles of a polygon that follow the heights of a patch."""
     n = len(outline)
     points = np.empty((MOST_POINTS + 1, 3), np.float32)
-    points[:n] = outline
+    for i in range(n):
+        for k in range(3):
+            points[i, k] = outline[i, k]
     count = n
     hull = np.arange(n)
     if spacing > 0:
@@ -451,7 +352,8 @@ def _detail(outline, patch, spacing, max_error):
         if worst < 0 or error <= max_error:
             break
         samples[worst, 3] = 1
-        points[count] = samples[worst, :3]
+        for k in range(3):
+            points[count, k] = samples[worst, k]
         count += 1
         triangles = _delaunay(points[:count], hull)
     return points[:count], _with_borders(points, triangles[:MOST_TRIANGLES], outline)
@@ -461,14 +363,14 @@ def _detail(outline, patch, spacing, max_error):
 def _with_borders(points, triangles, outline):
     """Triangles int32 [T, 4] whose last column marks the edges that lie on the polygon's, to a millimetre."""
     rows = np.zeros((len(triangles), 4), np.int32)
-    rows[:, :3] = triangles
     near = np.float32(0.001) * np.float32(0.001)
     for t in range(len(triangles)):
         for k in range(3):
+            rows[t, k] = triangles[t, k]
             a, b = points[triangles[t, k]], points[triangles[t, (k + 1) % 3]]
             for i in range(len(outline)):
                 c, d = outline[i - 1], outline[i]
-                if _to_segment(a, c, d, True) < near and _to_segment(b, c, d, True) < near:
+                if _to_segment(a, c, d, FLAT) < near and _to_segment(b, c, d, FLAT) < near:
                     rows[t, 3] |= 1 << (2 * k)
                     break
     return rows
@@ -500,11 +402,12 @@ def _along_edges(outline, patch, spacing, max_error, points):
         while k < used - 1:
             worst, error = -1, np.float32(0)
             for m in range(kept[k] + 1, kept[k + 1]):
-                off = _to_segment(edge[m], edge[kept[k]], edge[kept[k + 1]], False)
+                off = _to_segment(edge[m], edge[kept[k]], edge[kept[k + 1]], SOLID)
                 if off > error:
                     worst, error = m, off
             if worst >= 0 and error > max_error * max_error:
-                kept[k + 2 : used + 1] = kept[k + 1 : used].copy()
+                for m in range(used, k + 1, -1):
+                    kept[m] = kept[m - 1]
                 kept[k + 1] = worst
                 used += 1
             else:
@@ -512,7 +415,8 @@ def _along_edges(outline, patch, spacing, max_error, points):
         hull[size] = before
         size += 1
         for k in range(1, used - 1):
-            points[count] = edge[kept[used - 1 - k if turned else k]]
+            for axis in range(3):
+                points[count, axis] = edge[kept[used - 1 - k if turned else k], axis]
             hull[size] = count
             size += 1
             count += 1

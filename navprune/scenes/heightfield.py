@@ -72,12 +72,11 @@ def _split(polygon, count, near, far, at, axis):
             on_near, on_far = after > 0, after < 0  # a corner on the plane is the one just added
         else:
             on_near, on_far = after >= 0, after <= 0
-        if on_near:
-            near[near_count] = polygon[i]
-            near_count += 1
-        if on_far:
-            far[far_count] = polygon[i]
-            far_count += 1
+        for k in range(3):
+            near[near_count, k] = polygon[i, k]
+            far[far_count, k] = polygon[i, k]
+        near_count += on_near
+        far_count += on_far
         j = i
     return near_count, far_count
 
@@ -127,18 +126,22 @@ def rasterise(triangles, walkable, lower, upper, cell_size, cell_height, width, 
     """
     heads = np.full(width * depth, -1, np.int32)
     spans = np.empty((4096, 4), np.int32)
-    used = 0
+    used, across_x, across_z = np.int64(0), np.int64(0), np.int64(2)  # literals would compile the callees once each
     buffers = np.empty((4, 12, 3), np.float32)
     whole, row, column, rest = buffers[0], buffers[1], buffers[2], buffers[3]
     per_size, per_height = np.float32(1) / cell_size, np.float32(1) / cell_height
     tall = upper[1] - lower[1]
     for t in range(len(triangles)):
-        count = 3
-        whole[:3] = triangles[t]
+        count = np.int64(3)
+        for i in range(3):
+            for k in range(3):
+                whole[i, k] = triangles[t, i, k]
         z_low, z_high = min(whole[0, 2], whole[1, 2], whole[2, 2]), max(whole[0, 2], whole[1, 2], whole[2, 2])
         z_end = min(int((z_high - lower[2]) * per_size), depth - 1)
         for z in range(min(int((z_low - lower[2]) * per_size), depth - 1), z_end + 1):
-            row_count, count = _split(whole, count, row, rest, lower[2] + np.float32(z) * cell_size + cell_size, 2)
+            row_count, count = _split(
+                whole, count, row, rest, lower[2] + np.float32(z) * cell_size + cell_size, across_z
+            )
             whole, rest = rest, whole
             if row_count < 3:
                 continue
@@ -147,7 +150,9 @@ def rasterise(triangles, walkable, lower, upper, cell_size, cell_height, width, 
                 x_low, x_high = min(x_low, row[i, 0]), max(x_high, row[i, 0])
             x_end = min(int((x_high - lower[0]) * per_size), width - 1)
             for x in range(min(int((x_low - lower[0]) * per_size), width - 1), x_end + 1):
-                n, row_count = _split(row, row_count, column, rest, lower[0] + np.float32(x) * cell_size + cell_size, 0)
+                n, row_count = _split(
+                    row, row_count, column, rest, lower[0] + np.float32(x) * cell_size + cell_size, across_x
+                )
                 row, rest = rest, row
                 if n < 3:
                     continue
@@ -307,8 +312,9 @@ def erode(field, radius):
     """Which places are at least `radius` cells from any edge: bool [N]."""
     distance = np.full(len(field.floor), FAR, np.int32)
     for i in range(len(distance)):
-        if np.min(field.neighbours[i]) < 0:
-            distance[i] = 0
+        for near in field.neighbours[i]:
+            if near < 0:
+                distance[i] = 0
     _spread(field, distance)
     return distance >= 2 * radius
 

@@ -142,7 +142,8 @@ def join_holes(contours: list[Contour]) -> list[Contour]:
             holes[contour.region].append(k)
         else:
             outlines[contour.region] = k
-    joined: list[Contour | None] = list(contours)
+    joined = list(contours)
+    used = set()
     for region, members in holes.items():
         if region not in outlines:
             continue
@@ -152,9 +153,9 @@ def join_holes(contours: list[Contour]) -> list[Contour]:
             points, merged = _join(joined[outline].points, [contours[k].points for k in waiting])
             joined[outline] = Contour(region, points)
             if merged:
-                joined[waiting[0]] = None
+                used.add(waiting[0])
             waiting = waiting[1:]
-    return [contour for contour in joined if contour is not None]
+    return [contour for k, contour in enumerate(joined) if k not in used]
 
 
 def _is_hole(points: np.ndarray) -> bool:
@@ -286,17 +287,20 @@ def _triangulate(points):
         if i < 0:
             return triangles[:count]
         ear = (i + 1) % n
-        triangles[count] = ring[i] & ~EAR, ring[ear] & ~EAR, ring[(i + 2) % n] & ~EAR
+        for k in range(3):
+            triangles[count, k] = ring[(i + k) % n] & ~EAR
         count += 1
         n -= 1
-        ring[ear:n] = ring[ear + 1 : n + 1].copy()
+        for k in range(ear, n):
+            ring[k] = ring[k + 1]
         after = ear if ear < n else 0
         before = after - 1 if after else n - 1
         for apex, left, right in ((before, (before - 1) % n, after), (after, before, (after + 1) % n)):
             ring[apex] &= ~EAR
             if _is_diagonal(points, ring, n, left, right, False):
                 ring[apex] |= EAR
-    triangles[count] = ring[0] & ~EAR, ring[1] & ~EAR, ring[2] & ~EAR
+    for k in range(3):
+        triangles[count, k] = ring[k] & ~EAR
     return triangles[: count + 1]
 
 
@@ -308,7 +312,9 @@ def _merge_convex(triangles, vertices, most):
     """Puts triangles together across their longest common edges while they stay convex: int32 [P, most]."""
     count = len(triangles)
     polygons = np.full((count, most), NONE, np.int32)
-    polygons[:, :3] = triangles
+    for j in range(count):
+        for k in range(3):
+            polygons[j, k] = triangles[j, k]
     sizes = np.full(count, 3)
     while True:
         best, a, b, edge_a, edge_b = 0, 0, 0, 0, 0
@@ -331,7 +337,9 @@ def _merge_convex(triangles, vertices, most):
             size += 1
         sizes[a] = size
         count -= 1
-        polygons[b], sizes[b] = polygons[count], sizes[count]
+        sizes[b] = sizes[count]
+        for k in range(most):
+            polygons[b, k] = polygons[count, k]
 
 
 @njit(cache=True)

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +48,11 @@ CELL_BYTES = 16  # of each cell of the grid, over the stages
 SPAN_BYTES = 80  # of each span in it
 MAX_CELLS = 0xFFFF  # along x or z; Recast keeps corners as ushort
 DISABLED = 4  # Habitat's polygon flag for those it closes
+POSITIVE = ("cell_size", "cell_height", "agent_height")  # settings that may not be 0
 SMALLEST_AREA = 1e-5  # m2; Habitat closes smaller polygons
 TURN_ERROR = np.float32(2.0**-23)  # of the matrix by which habitat-sim turns a stage from z up to y up
+
+DEFAULTS = NavMeshSettings()
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of the stages that is behind
 
@@ -70,7 +73,7 @@ class _Grid:
 
 
 def build_navmesh(
-    triangles: np.ndarray, settings: NavMeshSettings = NavMeshSettings(), progress: Progress | None = None
+    triangles: np.ndarray, settings: NavMeshSettings = DEFAULTS, progress: Progress | None = None
 ) -> NavMesh:
     """The navigation mesh of a scene.
 
@@ -110,10 +113,10 @@ def build_navmesh(
         field,
         regions,
         mesh,
-        grid.cell_size,
-        grid.cell_height,
-        spacing if settings.detail_sample_distance >= 0.9 else 0.0,
-        grid.cell_height * np.float32(settings.detail_sample_max_error),
+        float(grid.cell_size),
+        float(grid.cell_height),
+        float(spacing) if settings.detail_sample_distance >= 0.9 else 0.0,
+        float(grid.cell_height * np.float32(settings.detail_sample_max_error)),
         max(1, math.ceil(np.float32(settings.edge_max_error))),
     )
     tile = _tile(mesh, details, grid, settings)
@@ -126,7 +129,7 @@ def build_navmesh(
 def build_for(
     glb: Path,
     out: Path | None = None,
-    settings: NavMeshSettings = NavMeshSettings(),
+    settings: NavMeshSettings = DEFAULTS,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
@@ -185,15 +188,10 @@ def _write(path: Path, navmesh: NavMesh) -> None:
 
 
 def _check_settings(settings: NavMeshSettings) -> None:
-    positive = ("cell_size", "cell_height", "agent_height")
-    others = ("agent_radius", "agent_max_climb", "agent_max_slope", "region_min_size", "region_merge_size")
-    others += ("edge_max_length", "edge_max_error", "detail_sample_distance", "detail_sample_max_error")
-    for name in positive + others:
-        value = getattr(settings, name)
-        if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
-            raise UserError(
-                f"the navmesh setting {name} is {value}; give a number above 0" + " or 0" * (name in others)
-            )
+    for name, value in asdict(settings).items():
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in POSITIVE):
+            wanted = "a number above 0" if name in POSITIVE else "0 or a number above it"
+            raise UserError(f"the navmesh setting {name} is {value}; give {wanted}")
     if not 3 <= int(settings.corners_per_polygon) <= MAX_CORNERS:
         raise UserError(f"a navmesh polygon has 3 to {MAX_CORNERS} corners, not {settings.corners_per_polygon:g}")
 
@@ -215,8 +213,8 @@ def _grid(triangles: np.ndarray, settings: NavMeshSettings) -> _Grid:
     width, depth = (int((upper[k] - lower[k]) / size + np.float32(0.5)) for k in (0, 2))
     if (upper[1] - lower[1]) / height >= voxels.MAX_HEIGHT:
         raise UserError(
-            f"the scene is {upper[1] - lower[1]:.0f} m tall, more than {voxels.MAX_HEIGHT} cells; take a cell height of "
-            f"{float(upper[1] - lower[1]) / voxels.MAX_HEIGHT * 1.1:.2g} m or more"
+            f"the scene is {upper[1] - lower[1]:.0f} m tall, more than {voxels.MAX_HEIGHT} cells; take a cell height "
+            f"of {float(upper[1] - lower[1]) / voxels.MAX_HEIGHT * 1.1:.2g} m or more"
         )
     if max(width, depth) > MAX_CELLS or width * depth * CELL_BYTES > MEMORY:
         factor = max(max(width, depth) / MAX_CELLS, math.sqrt(width * depth * CELL_BYTES / MEMORY))

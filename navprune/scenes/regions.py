@@ -6,7 +6,8 @@ Water rises from the places farthest from any edge; where two pools meet there i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field as attribute
+from dataclasses import dataclass
+from dataclasses import field as attribute
 
 import numpy as np
 from numba import njit
@@ -32,11 +33,12 @@ def partition(field: Field, is_open: np.ndarray, least: int, merge_below: int) -
 
 
 @njit(cache=True)
-def _grow(field, is_open, regions, steps, work, count, most):
-    """Lets regions spread over the places in `work[:count]`, `most` times or for ever (0).
+def _grow(field, is_open, regions, steps, work, most):
+    """Lets regions spread over the places in `work` [K], `most` times or for ever (0), and returns the places left.
 
-    Returns how many places are left, in order at the front of `work`. `steps` counts how far a region has come.
+    `work` is used up. `steps` [N] counts how far a region has come.
     """
+    count = len(work)
     reached = np.empty((count, 3), np.int32)
     turn = 0
     while count > 0:
@@ -59,7 +61,7 @@ def _grow(field, is_open, regions, steps, work, count, most):
         turn += 1
         if new == 0 or turn == most:
             break
-    return count
+    return work[:count]
 
 
 @njit(cache=True)
@@ -99,58 +101,31 @@ def _touches_another(field, is_open, regions, i, region):
 
 
 @njit(cache=True)
-def _by_level(is_open, regions, distance, level):
-    """The places without region, sorted into batches of two levels from `level` downwards, and where each ends."""
-    ends = np.zeros(BATCHES + 1, np.int64)
-    batch = np.full(len(regions), BATCHES, np.int32)
-    for i in range(len(regions)):
-        if is_open[i] and regions[i] == 0:
-            batch[i] = min(max((level >> 1) - (distance[i] >> 1), 0), BATCHES)
-            if batch[i] < BATCHES:
-                ends[batch[i] + 1] += 1
-    ends = np.cumsum(ends)
-    places, cursor = np.empty(ends[-1], np.int32), ends.copy()
-    for i in range(len(regions)):
-        if batch[i] < BATCHES:
-            places[cursor[batch[i]]] = i
-            cursor[batch[i]] += 1
-    return places, ends
+def _flood_all(field, is_open, regions, steps, distance, work, level, region, stack):
+    """Fills regions, numbered from `region`, from those places in `work` that have none; returns the next number."""
+    for i in work:
+        if regions[i] == 0 and _flood(field, is_open, regions, steps, distance, i, level, region, stack):
+            region += 1
+    return region
 
 
-@njit(cache=True)
-def _watershed(field, is_open, distance, highest):
-    total = len(distance)
-    regions, steps = np.zeros(total, np.int32), np.zeros(total, np.int32)
-    work, stack = np.empty(total, np.int32), np.empty(total, np.int32)
-    count, region, batch = 0, 1, -1
-    level = (highest + 1) & ~1
-    places, ends = np.empty(0, np.int32), np.zeros(BATCHES + 1, np.int64)
-    while level > 0:
-        level = max(level - 2, 0)
-        batch = (batch + 1) % BATCHES
-        if batch == 0:
-            places, ends = _by_level(is_open, regions, distance, level)
-            count = 0
-        fresh = places[ends[batch] : ends[batch + 1]]
-        left = 0
-        older = work[:count].copy()
-        for k in range(len(fresh) + count):  # those of this level first, then what earlier ones left
-            i = fresh[k] if k < len(fresh) else older[k - len(fresh)]
-            if regions[i] == 0:
-                work[left] = i
-                left += 1
-        count = _grow(field, is_open, regions, steps, work, left, SPREAD if level > 0 else 0)
-        for k in range(count):
-            if regions[work[k]] == 0 and _flood(
-                field, is_open, regions, steps, distance, work[k], level, region, stack
-            ):
-                region += 1
-    count = 0
-    for i in range(total):
-        if is_open[i] and regions[i] == 0:
-            work[count] = i
-            count += 1
-    _grow(field, is_open, regions, steps, work, count, 0)
+def _watershed(field: Field, is_open: np.ndarray, distance: np.ndarray, highest: int) -> np.ndarray:
+    """Regions of at most one summit each, int32 [N]."""
+    regions, steps, stack = (np.zeros(len(distance), np.int32) for _ in range(3))
+    region = 1
+    batches: list[np.ndarray] = []
+    work = np.empty(0, np.int64)
+    for turn, level in enumerate(range(((highest + 1) & ~1) - 2, -1, -2)):
+        if turn % BATCHES == 0:
+            waiting = np.flatnonzero(is_open & (regions == 0))
+            batch = np.maximum((level >> 1) - (distance[waiting] >> 1), 0)
+            batches = [waiting[batch == k] for k in range(BATCHES)]
+            work = work[:0]
+        work = np.concatenate([batches[turn % BATCHES], work])  # what earlier levels left comes last
+        work = work[regions[work] == 0]
+        work = _grow(field, is_open, regions, steps, work, SPREAD if level else 0)
+        region = _flood_all(field, is_open, regions, steps, distance, work, level, region, stack)
+    _grow(field, is_open, regions, steps, np.flatnonzero(is_open & (regions == 0)), 0)
     return regions
 
 
@@ -304,7 +279,11 @@ def _neighbour_ring(field, regions, start, side):
 @njit(cache=True)
 def _stacked(field, regions):
     """Pairs of regions [K, 2] that have places in one cell; repeated."""
-    pairs = np.empty((1024, 2), np.int32)
+    most = 0
+    for cell in range(field.width * field.depth):
+        places = field.first[cell + 1] - field.first[cell]
+        most += places * (places - 1)
+    pairs = np.empty((most, 2), np.int32)
     count = 0
     for cell in range(field.width * field.depth):
         for i in range(field.first[cell], field.first[cell + 1]):
@@ -313,10 +292,6 @@ def _stacked(field, regions):
                     continue
                 if count and pairs[count - 1, 0] == regions[i] and pairs[count - 1, 1] == regions[j]:
                     continue
-                if count == len(pairs):
-                    more = np.empty((2 * count, 2), np.int32)
-                    more[:count] = pairs
-                    pairs = more
                 pairs[count, 0], pairs[count, 1] = regions[i], regions[j]
                 count += 1
     return pairs[:count]
