@@ -28,7 +28,7 @@ from navprune.reports.plots import Curve, read_curve
 from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
 from navprune.rl.checkpoints import LATEST, find_checkpoint, load_policy, read_spec, save_checkpoint, write_file
 from navprune.rl.trainer import TrainingResult, default_device, train
-from navprune.scenes.episodes import Episode, read_episodes
+from navprune.scenes.episodes import Episode, EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import EpisodeOrder, Once, PointNavEnv, Shuffled, VectorEnv
 
@@ -117,9 +117,10 @@ def check_sees(spec: EncoderSpec, config: Config) -> None:
         )
 
 
-def split_episodes(config: Config, split: str) -> Sequence[Episode]:
+def split_episodes(config: Config, split: str) -> EpisodeTable:
     """The episodes of a split of the configured data set."""
-    return read_episodes(Path(config.data.folder), config.data.name, split, version=config.data.version)
+    data = config.data
+    return read_episodes(data.folder, data.name, split, data.version, data.scenes)
 
 
 def environment(
@@ -152,7 +153,7 @@ def training_env(config: Config) -> VectorEnv:
     """The environments that a configuration trains in."""
     episodes = split_episodes(config, config.data.train)
     # A worker holds one scene, and loading takes it as long as many steps.
-    scenes = [episode.scene_id for episode in episodes] if config.env == "habitat" else None
+    scenes = episodes.scene_numbers if config.env == "habitat" else None
     order = Shuffled(len(episodes), config.environments, config.trainer.seed, scenes)
     return environment(config, config.data.train, episodes, order, config.environments)
 

@@ -121,6 +121,11 @@ class EpisodeTable(Sequence[Episode]):
                 tables[scene] = self._part(slice(rows[0], rows[-1] + 1) if together else rows)
         return tables
 
+    @property
+    def scene_numbers(self) -> NDArray[np.int32]:
+        """The number of each episode's scene [N]."""
+        return self._scene
+
     def starts_and_goals(self) -> NDArray[np.float64]:
         """Where the episodes begin and end: positions [N, 6] in metres."""
         return self._numbers[:, [0, 1, 2, 7, 8, 9]]

@@ -1,6 +1,5 @@
 """Which environment runs which episode next."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,10 +25,10 @@ class EpisodeOrder(Protocol):
 class Shuffled:
     """Each environment runs through permutations of its own, for ever; a function of seed, environment and count."""
 
-    def __init__(self, episodes: int, num_envs: int, seed: int, scenes: Sequence[str] | None = None) -> None:
-        """Number of episodes; with the scene of each, an environment runs STAY episodes of a scene in a row."""
+    def __init__(self, episodes: int, num_envs: int, seed: int, scenes: NDArray[np.integer] | None = None) -> None:
+        """Number of episodes; with the scene's number of each [E], an environment runs STAY of a scene in a row."""
         self._episodes, self._seed = episodes, seed
-        self._scenes = None if scenes is None else np.unique(np.array(scenes), return_inverse=True)[1]
+        self._scenes = scenes
         self._counts = [0] * num_envs
         self._permutations: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -76,7 +75,7 @@ class Once:
         self._next = int(state["next"])
 
 
-def grouped(kinds: NDArray[np.int64], stay: int) -> NDArray[np.int64]:
+def grouped(kinds: NDArray[np.integer], stay: int) -> NDArray[np.int64]:
     """Positions [E] in an order that draws items of one kind together, `stay` at a time.
 
     kinds [E] says of which kind each item is. A group comes where its first item was among those of other groups,
