@@ -12,7 +12,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], frozenset[str]]:
     state = {key: value.detach() for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
     room = path.stat().st_size
     for key, value in state.items():
+        if not key.isprintable():
+            raise UserError(f"{path}: a tensor is named {key!r}; fetch it again")
         if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
             raise UserError(f"{path}: {key} is no dense tensor of real numbers; these are no weights of a policy")
         room -= value.numel() * value.element_size()
@@ -73,19 +75,18 @@ def _load(path: Path) -> tuple[Any, frozenset[str]]:
     try:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP_START)) == ZIP_START
-            names = _names(_zipped_pickle(path)) if zipped else _legacy_names(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        names = _names(_zipped_pickle(path)) if zipped else _legacy_names(path)
         inert = [(Inert, name) for name in names if name.startswith(INERT_PACKAGES) or name in INERT_NAMES]
         with warnings.catch_warnings(), safe_globals(inert):
             warnings.simplefilter("ignore")  # of unusual pickles
             # Mapped: a tensor that is declared larger than what is stored cannot reach beyond the file.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), names
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UserError:
         raise
-    except Exception as error:  # over a damaged file, torch and pickle raise nearly anything
+    except Exception as error:  # over a damaged file, torch, zipfile and pickle raise nearly anything
         raise UserError(f"{path}: {_reason(error)}") from error
 
 
@@ -93,8 +94,7 @@ def _reason(error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if refused:
         return f"holds an object of {refused[1]}; save its 'state_dict' alone and load that"
-    first = (str(error).splitlines() or [""])[0].strip()[:100]
-    return f"is no whole file of torch.save ({type(error).__name__}: {first}); fetch it again"
+    return "is no file of torch.save, or a damaged one; fetch it again"
 
 
 def _zipped_pickle(path: Path) -> bytes:
@@ -105,8 +105,8 @@ def _zipped_pickle(path: Path) -> bytes:
         return archive.read(name)
 
 
-def _legacy_names(file: IO[bytes]) -> frozenset[str]:
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+def _legacy_names(path: Path) -> frozenset[str]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for _ in range(PICKLES_BEFORE):
             for _ in pickletools.genops(data):  # type: ignore[arg-type]  # read and readline suffice
                 pass

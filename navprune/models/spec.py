@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from navprune.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from navprune.models.classifiers import ClassifierSpec
 
 CHANNELS = {"rgb": 3, "depth": 1}
 EXPANSION = {"basic": 1, "bottleneck": 4, "se_bottleneck": 4, "resnext": 2, "se_resnext": 2}
@@ -31,6 +34,7 @@ RESNETS = {
 }  # spelt as habitat-baselines spells them
 NAMES = (*RESNETS, "simple_cnn", "blind")
 FLAT_SIZE = 2048  # habitat-baselines compresses the last stage to about this many values
+BLOCK = re.compile(r"(?:stage|layer)(\d+)\.(?:block)?(\d+)")  # in the name of a width or of a module
 SQUEEZE = 16  # a squeeze-and-excitation has this many times fewer channels than its trunk
 
 
@@ -129,7 +133,7 @@ class EncoderSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
         """The spec that `to_json` wrote; raises UserError for anything else."""
-        values = _known_fields(cls, data)
+        values = known_fields(cls, data)
         try:
             for key in ("input", "observations", "blocks"):
                 values[key] = tuple(values.get(key, ()))
@@ -143,7 +147,7 @@ class EncoderSpec:
 
     def digest(self) -> str:
         """16 hexadecimal digits that change with anything in the spec."""
-        return _digest(self)
+        return digest(self)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ class PolicySpec:
         if self.rnn not in ("gru", "lstm"):
             raise UserError(f"policy: rnn is {self.rnn!r}; use 'gru' or 'lstm'")
         for name in ("visual_features", "hidden_size", "rnn_layers", "actions"):
-            _check_positive(f"policy: {name}", getattr(self, name))
+            check_positive(f"policy: {name}", getattr(self, name))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
@@ -171,14 +175,17 @@ class PolicySpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicySpec:
         """The spec that `to_json` wrote; raises UserError for anything else."""
-        values = _known_fields(cls, data)
+        values = known_fields(cls, data)
         if "encoder" not in values:
             raise UserError("not a policy's spec: 'encoder' is missing")
         return cls(**{**values, "encoder": EncoderSpec.from_json(values["encoder"])})
 
     def digest(self) -> str:
         """16 hexadecimal digits that change with anything in the spec."""
-        return _digest(self)
+        return digest(self)
+
+
+Widened = TypeVar("Widened", bound="EncoderSpec | ClassifierSpec")  # a spec with widths of its own
 
 
 def encoder_spec(
@@ -224,22 +231,58 @@ def encoder_spec(
     return EncoderSpec("resnet", input, observations, block, blocks, layers, output, "rgb" in observations)
 
 
-def widths(spec: EncoderSpec) -> dict[str, int]:
-    """The free widths of an encoder, {name: channels}: the handles that pruning uses."""
-    return {layer.name: layer.channels for layer in spec.layers}
+def widths(spec: EncoderSpec | ClassifierSpec) -> dict[str, int]:
+    """The free widths of an encoder or a classifier, {name: channels}: the handles that pruning uses."""
+    return {o.name: o.channels for o in spec.layers} if isinstance(spec, EncoderSpec) else dict(spec.widths)
 
 
-def with_widths(spec: EncoderSpec, channels: Mapping[str, int]) -> EncoderSpec:
-    """The same encoder with some widths replaced; norms keep their group size and so have fewer groups.
+def with_widths(spec: Widened, channels: Mapping[str, int]) -> Widened:
+    """The same network with some widths replaced; norms keep their group size and so have fewer groups.
 
     So do grouped convolutions. Raises UserError for an unknown name, or a width that is not a positive multiple of
     its group size.
     """
+    present = widths(spec)
     for name in channels:
-        if name not in spec.by_name:
-            raise UserError(f"{_title(spec)} has no width {name!r}; it has {', '.join(spec.by_name)}")
+        if name not in present:
+            raise UserError(f"{_title(spec)} has no width {name!r}; it has {', '.join(present)}")
+    if not isinstance(spec, EncoderSpec):
+        return replace(spec, widths={**present, **channels})
     layers = tuple(Layer(o.name, channels.get(o.name, o.channels), o.group) for o in spec.layers)
     return replace(spec, layers=layers)
+
+
+def removable_blocks(spec: EncoderSpec) -> dict[str, str]:
+    """Blocks that lead from a trunk to the same trunk ("stage2.block1"), each with the last norm of its branch."""
+    convs = [conv for conv in convolutions(spec) if spec.family == "resnet" and BLOCK.search(conv.module)]
+    projected = {conv.module.rpartition(".downsample.")[0] for conv in convs}
+    last = {conv.module.rpartition(".convs.")[0]: conv.norm or "" for conv in convs if ".convs." in conv.module}
+    return {
+        BLOCK.sub(r"stage\1.block\2", place.removeprefix("backbone.")): norm
+        for place, norm in last.items()
+        if place not in projected
+    }
+
+
+def without_blocks(spec: EncoderSpec, removed: Collection[tuple[int, int]]) -> EncoderSpec:
+    """The same encoder without some blocks, each (stage from 1, index from 0); those behind move up.
+
+    Raises UserError where a stage would lose the block that changes its resolution or width.
+    """
+    layers = (Layer(renumbered(o.name, removed) or "", o.channels, o.group) for o in spec.layers)
+    blocks = tuple(count - sum(s == stage for s, _ in removed) for stage, count in enumerate(spec.blocks, start=1))
+    return replace(spec, layers=tuple(layer for layer in layers if layer.name), blocks=blocks)
+
+
+def renumbered(name: str, removed: Collection[tuple[int, int]]) -> str | None:
+    """The name of a width or a module once blocks (stage, index) are removed; None of what lay in one of them."""
+    match = BLOCK.search(name)
+    if match is None:
+        return name
+    stage, index = int(match[1]), int(match[2])
+    if (stage, index) in removed:
+        return None
+    return f"{name[: match.start(2)]}{index - sum(s == stage and i < index for s, i in removed)}{name[match.end(2) :]}"
 
 
 def trunk_name(block: str, stage: int) -> str:
@@ -257,19 +300,31 @@ def convolutions(spec: EncoderSpec, size: tuple[int, int] | None = None) -> tupl
     return _convolutions(spec.family, spec.block, spec.blocks, *(size or spec.pooled))
 
 
-def build(spec: EncoderSpec | PolicySpec, seed: int | None = None) -> nn.Module:
-    """The module of a spec: an encoder, or a `PointNavPolicy`.
+def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | ClassifierSpec:
+    """The spec of whichever kind that its `to_json` wrote; raises UserError for anything else."""
+    from navprune.models.classifiers import ClassifierSpec
+
+    kinds = {"encoder": PolicySpec, "classes": ClassifierSpec}
+    found = (kind for key, kind in kinds.items() if isinstance(data, Mapping) and key in data)
+    return next(found, EncoderSpec).from_json(data)
+
+
+def build(spec: EncoderSpec | PolicySpec | ClassifierSpec, seed: int | None = None) -> nn.Module:
+    """The module of a spec: an encoder, a `PointNavPolicy`, or a classifier.
 
     With a `seed` its random weights depend on that alone, and torch's global generator is left as it was.
     """
     import torch
 
+    from navprune.models.classifiers import ClassifierSpec, build_classifier
     from navprune.models.encoders import build_encoder
     from navprune.models.policy import PointNavPolicy
 
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU, too
+        if isinstance(spec, ClassifierSpec):
+            return build_classifier(spec)
         return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)
 
 
@@ -363,15 +418,17 @@ def _narrow(layer: Layer, width: float, per_group: int = 1) -> Layer:
     return replace(layer, channels=max(1, round(width * layer.channels / unit)) * unit)
 
 
-def _title(spec: EncoderSpec) -> str:
-    return f"{spec.family} encoder"
+def _title(spec: EncoderSpec | ClassifierSpec) -> str:
+    return f"{spec.family} encoder" if isinstance(spec, EncoderSpec) else spec.family
 
 
-def _digest(spec: EncoderSpec | PolicySpec) -> str:
+def digest(spec: EncoderSpec | PolicySpec | ClassifierSpec) -> str:
+    """16 hexadecimal digits that change with anything in the spec."""
     return hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+def known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of JSON data that has no keys but the fields of a dataclass; else raises UserError."""
     if not isinstance(data, Mapping):
         raise UserError(f"not a spec: expected an object with keys, found {type(data).__name__}")
     known = [f.name for f in fields(cls)]
@@ -381,7 +438,8 @@ def _known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(data)
 
 
-def _check_positive(what: str, value: object) -> None:
+def check_positive(what: str, value: object) -> None:
+    """Raises UserError unless the value is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{what} is {value!r}; it must be a whole number of at least 1")
 
@@ -396,13 +454,13 @@ def _check_encoder(spec: EncoderSpec) -> None:
         _check_blocks(spec)
     if spec.family != "blind":
         _check_input(spec)
-        _check_positive(f"{title}: output", spec.output)
+        check_positive(f"{title}: output", spec.output)
     expected = _layer_names(spec.family, spec.block, spec.blocks)
     if tuple(layer.name for layer in spec.layers) != expected:
         raise UserError(f"{title}: layers must be, in this order: {', '.join(expected) or 'none'}")
     for layer in spec.layers:
-        _check_positive(f"{title}: group size of {layer.name}", layer.group)
-        _check_positive(f"{title}: width of {layer.name}", layer.channels)
+        check_positive(f"{title}: group size of {layer.name}", layer.group)
+        check_positive(f"{title}: width of {layer.name}", layer.channels)
         if layer.channels % spec.units[layer.name]:
             size = f"{layer.channels} channels, no multiple of its group size {spec.units[layer.name]}"
             raise UserError(f"{title}: {layer.name} has {size}")
@@ -411,7 +469,7 @@ def _check_encoder(spec: EncoderSpec) -> None:
 def _check_input(spec: EncoderSpec) -> None:
     title = _title(spec)
     for what, value in zip(("channels", "height", "width"), _shape(spec.input)):
-        _check_positive(f"{title}: input {what}", value)
+        check_positive(f"{title}: input {what}", value)
     if not spec.observations or any(key not in CHANNELS for key in spec.observations):
         raise UserError(f"{title}: observations are {spec.observations}; they must be of {', '.join(CHANNELS)}")
     if sum(CHANNELS[key] for key in spec.observations) != spec.input[0]:

@@ -52,6 +52,15 @@ def test_budgets_are_met_from_below_within_one_per_cent(name, method, budget):
     assert min(after for _, after in result.widths.values()) >= 1
 
 
+@pytest.mark.parametrize("method", ["magnitude", GATES])
+def test_excited_and_grouped_networks_meet_their_budget(method):
+    spec = encoder_spec("se_resneXt50", (1, 64, 64), 8)
+    result = prune(spec, method, {"macs": 0.5}, table1, batches=batches(64, 1), tolerance=0.05)
+    assert 0.475 <= result.reached["macs"] <= 0.5
+    assert all(after % spec.units[name] == 0 for name, (_, after) in result.widths.items())
+    assert any(name.endswith(".se") and after < before for name, (before, after) in result.widths.items())
+
+
 @pytest.mark.parametrize("method", [*SCORES, GATES])
 def test_the_same_seed_gives_the_same_network(method):
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
