@@ -34,6 +34,12 @@ class DataConfig:
     """Split to train on."""
     val: str = "val"
     """Split to evaluate on."""
+    scenes: tuple[str, ...] | None = None
+    """Scenes that are used, by name; null for all of the split."""
+
+    def __post_init__(self) -> None:
+        if self.scenes is not None:
+            object.__setattr__(self, "scenes", tuple(self.scenes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@ from dataclasses import replace
 import layouts
 import pytest
 
-from navprune.config import load_config
-from navprune.jobs import run_evaluation
+from navprune.config import load_config, to_yaml
+from navprune.jobs import run_evaluation, split_episodes
 
 RECIPES = {"pointnav_gibson": layouts.gibson, "pointnav_mp3d": layouts.mp3d, "pointnav_hm3d": layouts.hm3d}
 
@@ -32,3 +32,12 @@ def test_recipes_run_on_data_in_their_layout(recipe, tmp_path):
     config = load_config(recipe, [f"data.folder={tmp_path}", "task.width=8", "task.height=8"])
     result, _ = run_evaluation("shortest-path", config, limit=4)
     assert result.measures["success"]["mean"] == 1
+
+
+def test_scenes_are_chosen_by_configuration(tmp_path):
+    layouts.mp3d(tmp_path)
+    config = load_config("pointnav_mp3d", [f"data.folder={tmp_path}", "data.scenes=[2azQ1b91cZZ]"])
+    assert {episode.scene_id for episode in split_episodes(config, "val")} == {"mp3d/2azQ1b91cZZ/2azQ1b91cZZ.glb"}
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(str(file)) == config
