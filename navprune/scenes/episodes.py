@@ -217,7 +217,9 @@ def read_episodes(
         columns.add(rows if scenes is None else (row for row in rows if scene_name(row[0]) in scenes))
     absent = sorted(set(scenes or ()) - set(map(scene_name, columns.scenes)))
     if absent:
-        raise UserError(f"{index.parent} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)")
+        raise UserError(
+            f"{index.parent} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)"
+        )
     if not columns.scenes:
         raise UserError(f"{index.parent} holds no episodes; generate the data set anew")
     _check_scenes_exist(data, split, sorted(columns.scenes))
