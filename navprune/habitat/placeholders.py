@@ -49,7 +49,7 @@ class Placeholder(ModuleType):
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             raise UserError(
                 f"habitat-sim is not installed, so there is no {self.__name__}.{name}; "
-                "install habitat-sim with conda or use simulator=embedded"
+                "build habitat-sim for this Python or use simulator=embedded"
             )
         return Placeholder(f"{self.__name__}.{name}")
 

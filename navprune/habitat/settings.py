@@ -47,7 +47,7 @@ def lab_config(
     if simulator not in SIMULATORS:
         raise UserError(f"simulator knows {' and '.join(SIMULATORS)}, not {simulator}")
     if simulator == "habitat_sim" and not is_installed("habitat_sim"):
-        raise UserError("habitat-sim is not installed; install it with conda or use simulator=embedded")
+        raise UserError("habitat-sim is not installed; build it for this Python or use simulator=embedded")
     config = get_config(TASK)
     with read_write(config):
         lab = config.habitat
