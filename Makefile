@@ -34,4 +34,4 @@ test-main: setup
 # The import comes first: without habitat-lab its tests would be skipped. A cache of its own, so that the kernels compile here too.
 test-habitat: setup-habitat
 	$(HABITAT)/python -c 'import navprune.habitat'
-	NUMBA_CACHE_DIR=.venv-habitat/numba $(HABITAT)/pytest tests/habitat tests/simulator tests/tasks tests/models
+	NUMBA_CACHE_DIR=$(CURDIR)/.venv-habitat/numba $(HABITAT)/pytest tests/habitat tests/simulator tests/tasks tests/models
