@@ -171,17 +171,19 @@ def turned_like_habitat(vertices: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, navmesh: NavMesh) -> None:
+    """Writes a navmesh beside its place, syncs it and puts it there."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_navmesh(temporary, navmesh)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            write_navmesh(temporary, navmesh)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the navmesh {path}: {error.strerror or error}; choose another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------- the grid
