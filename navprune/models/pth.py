@@ -22,6 +22,7 @@ from navprune.errors import UserError
 
 ZIP_START = b"PK\x03\x04"
 PICKLES_BEFORE = 3  # in files from before torch 1.6: a magic number, the protocol, the machine
+NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1")
 INERT_PACKAGES = ("omegaconf.", "yacs.config.", "habitat.config.", "habitat_baselines.config.")
 INERT_NAMES = frozenset(
     {"argparse.Namespace", "collections.defaultdict", "_operator.getitem", "operator.getitem"}
@@ -78,7 +79,7 @@ def _load(path: Path) -> tuple[Any, frozenset[str]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        names = _names(_zipped_pickle(path)) if zipped else _legacy_names(path)
+        names = _zipped_names(path) if zipped else _legacy_names(path)
         inert = [(Inert, name) for name in names if name.startswith(INERT_PACKAGES) or name in INERT_NAMES]
         with warnings.catch_warnings(), safe_globals(inert):
             warnings.simplefilter("ignore")  # of unusual pickles
@@ -97,12 +98,12 @@ def _reason(error: Exception) -> str:
     return "is no file of torch.save, or a damaged one; fetch it again"
 
 
-def _zipped_pickle(path: Path) -> bytes:
+def _zipped_names(path: Path) -> frozenset[str]:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise UserError(f"{path}: is a compressed archive; unpack it, or save the weights anew with torch.save")
+            raise UserError(f"{path}: is a compressed archive; save the weights anew with torch.save")
         (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-        return archive.read(name)
+        return _names(archive.read(name), room=path.stat().st_size)
 
 
 def _legacy_names(path: Path) -> frozenset[str]:
@@ -110,14 +111,24 @@ def _legacy_names(path: Path) -> frozenset[str]:
         for _ in range(PICKLES_BEFORE):
             for _ in pickletools.genops(data):  # type: ignore[arg-type]  # read and readline suffice
                 pass
-        return _names(data)
+        return _names(data, room=len(data))
 
 
-def _names(pickled: bytes | mmap.mmap) -> frozenset[str]:
-    """Full names of the classes and functions that a pickle refers to, in Python 3's spelling."""
-    names = set()
+def _names(pickled: bytes | mmap.mmap, room: int) -> frozenset[str]:
+    """Full names of the classes and functions that a pickle refers to, in Python 3's spelling.
+
+    Raises ValueError where a tensor's storage is declared to have more elements than there is `room` for in bytes:
+    old files make torch set aside whatever they ask for.
+    """
+    names, largest = set(), 0
     for opcode, argument, _ in pickletools.genops(pickled):  # type: ignore[arg-type]
-        if opcode.name == "GLOBAL":
+        if opcode.name == "MARK":  # a storage follows: its type, name, place and number of elements
+            largest = 0
+        elif opcode.name in NUMBERS:
+            largest = max(largest, int(argument or 0))
+        elif opcode.name == "BINPERSID" and largest > room:
+            raise ValueError(f"a storage of {largest} elements in a file of {room} bytes")
+        elif opcode.name == "GLOBAL":
             module, name = str(argument).split(" ", 1)
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
             names.add(f"{module}.{name}")

@@ -304,9 +304,11 @@ def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | Classi
     """The spec of whichever kind that its `to_json` wrote; raises UserError for anything else."""
     from navprune.models.classifiers import ClassifierSpec
 
-    kinds = {"encoder": PolicySpec, "classes": ClassifierSpec}
-    found = (kind for key, kind in kinds.items() if isinstance(data, Mapping) and key in data)
-    return next(found, EncoderSpec).from_json(data)
+    if isinstance(data, Mapping) and "encoder" in data:
+        return PolicySpec.from_json(data)
+    if isinstance(data, Mapping) and "classes" in data:
+        return ClassifierSpec.from_json(data)
+    return EncoderSpec.from_json(data)
 
 
 def build(spec: EncoderSpec | PolicySpec | ClassifierSpec, seed: int | None = None) -> nn.Module:

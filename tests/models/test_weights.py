@@ -263,6 +263,29 @@ def _declared_huge_between_lines(path):
     torch.save(state, path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_storages_declared_larger_than_the_file_are_not_set_aside(tmp_path, zipped):
+    """7 x 11 numbers claim to be 2^30, as an old file would have torch allocate."""
+    path = tmp_path / "a.pth"
+    torch.save({"critic.fc.weight": torch.rand(7, 11)}, path, _use_new_zipfile_serialization=zipped)
+
+    def enlarged(data):
+        assert data.count(b"K\x4d") == 1  # BININT1 77
+        return data.replace(b"K\x4d", b"J" + (2**30).to_bytes(4, "little"))
+
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, enlarged(data) if name.endswith("data.pkl") else data)
+    else:
+        path.write_bytes(enlarged(path.read_bytes()))
+    with pytest.raises(UserError, match="a damaged one") as caught:
+        read_foreign(path)
+    assert str(2**30) in str(caught.value.__cause__)
+
+
 @pytest.mark.parametrize(
     "write, words",
     [
