@@ -83,6 +83,12 @@ class Bvh:
         return None if self._masks is None else Cutout(*self._masks, self.surface)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that stand in memory now; those of the colours count once they are made."""
+        made = self.__dict__.get("surface", self._corners)
+        return sum(array.nbytes for array in (*self.tree, *made))
+
+    @property
     def triangles(self) -> int:
         """How many triangles the scene has."""
         return len(self.tree.corners)

@@ -1,8 +1,11 @@
 """Scenes in memory: what is seen and where one can walk, each file loaded once and shared."""
 
+import os
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from navprune.errors import UserError
 from navprune.scenes.mesh import load_glb
@@ -40,17 +43,30 @@ def load_scene(path: Path, alpha_masks: bool = False) -> Scene:
 
 
 class SceneLibrary:
-    """Loads each scene once, whichever thread asks first, and shares it among all environments."""
+    """Loads scenes on first use, whichever thread asks, and shares them among all environments.
 
-    def __init__(self, alpha_masks: bool = False) -> None:
-        """alpha_masks: whether masked materials get holes, which habitat-sim does not draw; see load_glb."""
+    A scene stays as long as anyone uses it; of the others, those used last, within a quarter of the memory.
+    """
+
+    def __init__(self, alpha_masks: bool = False, limit: int | None = None) -> None:
+        """alpha_masks: whether masked materials get holes, which habitat-sim does not draw; see load_glb.
+
+        limit: bytes of scenes to keep, by default a quarter of this machine's memory.
+        """
         self._alpha_masks = alpha_masks
-        self._scenes: dict[Path, Scene] = {}
+        self._limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        self._used: WeakValueDictionary[Path, Scene] = WeakValueDictionary()
+        self._kept: OrderedDict[Path, Scene] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, path: Path) -> Scene:
-        """The scene at this path, loaded on first use."""
+        """The scene at this path."""
         with self._lock:
-            if path not in self._scenes:
-                self._scenes[path] = load_scene(path, self._alpha_masks)
-            return self._scenes[path]
+            scene = self._used.get(path)
+            if scene is None:
+                scene = self._used[path] = load_scene(path, self._alpha_masks)
+            self._kept[path] = scene
+            self._kept.move_to_end(path)
+            while len(self._kept) > 1 and sum(kept.bvh.nbytes for kept in self._kept.values()) > self._limit:
+                self._kept.popitem(last=False)
+            return scene

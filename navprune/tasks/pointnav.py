@@ -159,7 +159,7 @@ class Lockstep(Generic[World]):
         self._by_scene = self._all.by_scene()
         for scene_id in self._by_scene:
             check_files(scene_path(data, scene_id))
-        self._ready: dict[str, World] = {}
+        self._checked: set[str] = set()
         self._turn = math.radians(self.config.turn_angle)
         self._index: list[int | None] = [None] * num_envs
         self._scenes: list[World | None] = [None] * num_envs
@@ -228,11 +228,11 @@ class Lockstep(Generic[World]):
 
     def _scene_of(self, scene_id: str) -> World:
         """A scene that is fit for all its episodes, which are checked on its first use."""
-        if scene_id not in self._ready:
-            scene = self._load(scene_path(self._data, scene_id))
+        scene = self._load(scene_path(self._data, scene_id))
+        if scene_id not in self._checked:
             check_episodes(self._by_scene[scene_id], scene.pathfinder)
-            self._ready[scene_id] = scene
-        return self._ready[scene_id]
+            self._checked.add(scene_id)
+        return scene
 
     def _meet_scenes(self) -> None:
         """Loads every scene where all episodes will run: a fault in the last must not cost the others' results."""
