@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import Episode, read_episodes
+from navprune.scenes.episodes import Episode, read_episodes, scene_name
 
 Floats = NDArray[np.float64]
 Columns = dict[str, Floats]
@@ -88,11 +88,12 @@ def find_answers(folder: Path, scenes: Sequence[str] | None = None) -> dict[str,
 
 
 def find_scene(folder: Path, name: str) -> Path:
-    """NAME.glb somewhere below scene_datasets; UserError where there is none."""
-    paths = sorted((Path(folder) / "scene_datasets").rglob(f"{name}.glb"))
+    """NAME.glb, or NAME.basis.glb, somewhere below scene_datasets; UserError where there is neither."""
+    files = (Path(folder) / "scene_datasets").rglob("*.glb")
+    paths = [path for path in files if scene_name(path.name) == scene_name(name)]
     if not paths:
         raise UserError(f"there is no {name}.glb below {Path(folder) / 'scene_datasets'}; put the scene there")
-    return paths[0]
+    return min(paths, key=lambda path: (path.stem != name, path))
 
 
 def read_images(path: Path) -> Images:
@@ -155,13 +156,14 @@ def read_rollouts(path: Path, folder: Path, scene: str) -> list[Rollout]:
 
 def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
     """The episodes of a scene in every split of every data set that has a file of them."""
-    contents = sorted((Path(folder) / "datasets" / "pointnav").glob(f"*/v*/*/content/{scene}.json.gz"))
+    files = (Path(folder) / "datasets" / "pointnav").glob("*/v*/*/content/*.json.gz")
+    contents = sorted(file for file in files if scene_name(file.name) == scene_name(scene))
     if not contents:
         raise UserError(f"there is no content/{scene}.json.gz below {folder}/datasets/pointnav; put the episodes there")
     episodes: list[Episode] = []
     for file in contents:
         name, version, split = file.parts[-5:-2]
-        episodes += read_episodes(folder, name, split, version, [scene])
+        episodes += read_episodes(folder, name, split, version, [scene_name(scene)])
     return episodes
 
 

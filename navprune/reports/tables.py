@@ -195,10 +195,10 @@ def _dotted(figures: Mapping, prefix: str = "") -> Iterator[tuple[str, float | N
 
 
 def _agreement(way: str, figure: float | None) -> str:
-    """Write a share in per cent, a relative error as it is."""
+    """Write a share in per cent, cut off so that 100 means all, and a relative error as it is."""
     if way in ("geodesic.median", "geodesic.p99", "geodesic.max"):
         return MISSING if figure is None else f"{figure:.1e}"
-    return MISSING if figure is None else f"{100 * figure:.2f} %"
+    return MISSING if figure is None else f"{round(1e6 * figure) // 100 / 100:.2f} %"
 
 
 def rows_table(rows: Sequence[dict]) -> Table:
