@@ -1,7 +1,7 @@
 """Walks round the regions of a heightfield and straightens what it finds: Recast's contours.
 
-A contour is int32 [K, 3]: x, height and z of corners of cells, its region on the right of each
-edge seen from above with x to the right and z downwards.
+A contour is int32 [K, 3]: x, height and z of corners of cells. Seen from above, with x to the right and z downwards,
+its region lies to the left of each edge.
 """
 
 from __future__ import annotations

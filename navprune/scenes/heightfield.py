@@ -165,7 +165,7 @@ def rasterise(triangles, walkable, lower, upper, cell_size, cell_height, width, 
                 if used == len(spans):
                     if used >= limit:
                         return heads, spans[:0]
-                    more = np.empty((2 * used, 4), np.int32)
+                    more = np.empty((min(2 * used, limit), 4), np.int32)
                     more[:used] = spans
                     spans = more
                 used = _insert(heads, spans, used, x + z * width, bottom, top, int(walkable[t]), climb)

@@ -36,7 +36,8 @@ def patch_around(
     x0, z0 = (int(max(corners[:, k].min() - 1, 0)) for k in (0, 2))
     x1, z1 = int(min(corners[:, 0].max() + 1, field.width)), int(min(corners[:, 2].max() + 1, field.depth))
     heights = np.full((z1 - z0, x1 - x0), UNSET, np.int32)
-    return Patch(x0, z0, _fill(field, regions, corners, region, x0, z0, heights), cell_size, cell_height, search)
+    heights = _fill(field, regions, corners, region, x0, z0, heights)
+    return Patch(x0, z0, heights, cell_size, cell_height, min(search, max(heights.shape)))
 
 
 @njit(cache=True)

@@ -45,10 +45,11 @@ from navprune.scenes.regions import partition
 
 MEMORY = 2 << 30  # bytes that a build may take
 CELL_BYTES = 16  # of each cell of the grid, over the stages
-SPAN_BYTES = 80  # of each span in it
+SPAN_BYTES = 100  # of each span in it
 MAX_CELLS = 0xFFFF  # along x or z; Recast keeps corners as ushort
 DISABLED = 4  # Habitat's polygon flag for those it closes
 POSITIVE = ("cell_size", "cell_height", "agent_height")  # settings that may not be 0
+SMALLEST_LENGTH = 1e-4  # metres that those may be
 SMALLEST_AREA = 1e-5  # m2; Habitat closes smaller polygons
 TURN_ERROR = np.float32(2.0**-23)  # of the matrix by which habitat-sim turns a stage from z up to y up
 
@@ -96,7 +97,7 @@ def build_navmesh(
     smallest, merged = int(settings.region_min_size**2), int(settings.region_merge_size**2)
     regions = partition(field, is_open, smallest, merged)
     say("drawing contours", 0.7)
-    longest = int(np.float32(settings.edge_max_length) / grid.cell_size)
+    longest = min(int(np.float32(settings.edge_max_length) / grid.cell_size), 2 * MAX_CELLS)
     contours = trace(field, is_open, regions, settings.edge_max_error, longest)
     say("cutting polygons", 0.8)
     mesh = polygon_mesh(contours, int(settings.corners_per_polygon))
@@ -191,9 +192,11 @@ def _write(path: Path, navmesh: NavMesh) -> None:
 
 def _check_settings(settings: NavMeshSettings) -> None:
     for name, value in asdict(settings).items():
-        if not math.isfinite(value) or value < 0 or (value == 0 and name in POSITIVE):
-            wanted = "a number above 0" if name in POSITIVE else "0 or a number above it"
-            raise UserError(f"the navmesh setting {name} is {value}; give {wanted}")
+        least = SMALLEST_LENGTH if name in POSITIVE else 0
+        if not least <= value <= MAX_COORDINATE:
+            raise UserError(
+                f"the navmesh setting {name} is {value}; give a number from {least:g} to {MAX_COORDINATE:g}"
+            )
     if not 3 <= int(settings.corners_per_polygon) <= MAX_CORNERS:
         raise UserError(f"a navmesh polygon has 3 to {MAX_CORNERS} corners, not {settings.corners_per_polygon:g}")
 

@@ -242,6 +242,8 @@ def test_a_world_without_an_answer_is_refused_in_one_line(world, message):
         {"cell_height": float("nan")},
         {"agent_radius": -1.0},
         {"agent_height": float("inf")},
+        {"cell_height": 1e-300},
+        {"edge_max_length": 1e39},
         {"corners_per_polygon": 7.0},
         {"corners_per_polygon": 2.0},
     ],
