@@ -218,6 +218,8 @@ def encoder_spec(
         return EncoderSpec(name, input, observations, layers=layers, output=output or 32)
     block, blocks = RESNETS[name]
     groups = base_planes // 2 if groups is None else groups
+    if block.endswith("resnext") and base_planes % 2:
+        raise UserError(f"{name}: {base_planes} base planes; its grouped convolutions need an even number")
     if groups < 1 or base_planes % groups:
         raise UserError(f"{name}: {base_planes} base planes cannot be split into {groups} norm groups")
     layers = tuple(

@@ -84,20 +84,21 @@ def _check_dense(spec: PolicySpec) -> None:
     encoder = spec.encoder
     if encoder.family == "blind":
         return
-    advice = "habitat-baselines cannot build this network, only a dense one"
+    refusal = "habitat-baselines cannot build this network, only a dense one"
     name = _resnet_name(encoder.block, encoder.blocks)
     if name is None:
-        raise UserError(f"{advice}: {encoder.family} {encoder.block} {encoder.blocks} is none of {', '.join(RESNETS)}")
+        raise UserError(f"{refusal}: {encoder.family} {encoder.block} {encoder.blocks} is none of {', '.join(RESNETS)}")
     dense = encoder_spec(name, encoder.input, encoder.by_name["stem"].channels, observations=encoder.observations)
     for layer, full in zip(encoder.layers, dense.layers):
         if layer != full:
-            raise UserError(f"{advice}: {layer.name} has {layer.channels} channels instead of {full.channels}")
+            sizes = f"{layer.channels} channels in groups of {layer.group}, not {full.channels} of {full.group}"
+            raise UserError(f"{refusal}: {layer.name} has {sizes}")
     if encoder.output != dense.output:
-        raise UserError(f"{advice}: its compression has {encoder.output} channels instead of {dense.output}")
+        raise UserError(f"{refusal}: its compression has {encoder.output} channels instead of {dense.output}")
     if encoder.normalise != dense.normalise:
-        raise UserError(f"{advice}: running mean and variance go with rgb, and with rgb alone")
+        raise UserError(f"{refusal}: running mean and variance go with rgb, and with rgb alone")
     if spec.visual_features != spec.hidden_size:
-        raise UserError(f"{advice}: visual_features is {spec.visual_features} and hidden_size {spec.hidden_size}")
+        raise UserError(f"{refusal}: visual_features is {spec.visual_features} and hidden_size {spec.hidden_size}")
 
 
 class Hints(NamedTuple):

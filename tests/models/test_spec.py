@@ -142,6 +142,7 @@ def test_build_with_a_seed_repeats_itself_and_leaves_the_global_generator_alone(
     "make, words",
     [
         (lambda: encoder_spec("resnet51"), "resnet51"),
+        (lambda: encoder_spec("resneXt50", base_planes=9, groups=3), "even number"),
         (lambda: encoder_spec("resnet18", base_planes=24, groups=16), "24 base planes"),
         (lambda: encoder_spec("resnet18", (2, 64, 64)), "observations"),
         (lambda: encoder_spec("resnet18", (3, 64, 64), observations=("depth",)), "3 channels"),
