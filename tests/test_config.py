@@ -1,9 +1,12 @@
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from navprune.config import Config, load_config, recipes, to_yaml
 from navprune.errors import UserError
+from navprune.jobs import training_env
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -26,6 +29,14 @@ def test_habitat_sim_runs_in_habitat_labs_workers():
     assert load_config("pointnav_homes").env == "embedded"
     assert load_config("pointnav_homes", ["simulator=habitat_sim"]).env == "habitat"
     assert load_config("pointnav_homes", ["env=habitat"]).simulator == "embedded"
+
+
+@pytest.mark.skipif(find_spec("quaternion") is not None, reason="habitat-lab is installed")
+def test_without_habitat_lab_its_environments_say_what_to_install():
+    reference = Path(__file__).parent / "data" / "reference"
+    settings = ["env=habitat", f"data.folder={reference}", "data.name=reference", "data.train=val"]
+    with pytest.raises(UserError, match="pip install"):
+        training_env(load_config("pointnav", settings))
 
 
 def test_a_phase_can_be_turned_off():

@@ -1,6 +1,7 @@
 """PointNav for N agents in lockstep over habitat-lab's worker processes."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ class Floor(NamedTuple):
     pathfinder: PathFinder
 
 
+@cache
 def load_floor(path: Path) -> Floor:
-    """The navmesh beside a scene file; raises UserError where it is missing or broken."""
+    """The navmesh beside a scene file, read once; raises UserError where it is missing or broken."""
     return Floor(PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
 
 
@@ -65,6 +67,7 @@ class HabitatEnv(Lockstep[Floor]):
     def reset(self) -> Observations:
         """Begins the first episodes; observations of all N."""
         self._meet_scenes()
+        self._taken = [[] for _ in range(self.num_envs)]
         for env in range(self.num_envs):
             self._assign(env, self._order.next(env))
         return self._stack(range(self.num_envs), self._begin(range(self.num_envs)))

@@ -197,6 +197,24 @@ def test_a_worker_that_dies_in_a_step_is_named_at_once(make_env, number, text):
     env.close()
 
 
+def test_workers_have_one_thread_and_the_main_process_keeps_its_surroundings(make_env):
+    before = dict(os.environ), signal.getsignal(signal.SIGINT)
+    env = make_env()
+    env.reset()
+    assert (dict(os.environ), signal.getsignal(signal.SIGINT)) == before
+    for process in processes(env):
+        there = Path("/proc") / str(process.pid)
+        assert b"NUMBA_NUM_THREADS=1" in (there / "environ").read_bytes()
+        assert len(list((there / "task").iterdir())) == 1
+
+
+def test_a_second_reset_begins_anew(make_env):
+    ours, theirs = PointNavEnv(EPISODES, REFERENCE, Once(len(EPISODES)), 2, SMALL, threads=1), make_env()
+    ours.reset(), theirs.reset()
+    theirs.step(torch.tensor([LEFT, LEFT]))
+    assert same(theirs.reset(), ours.reset())
+
+
 def test_closing_waits_for_nobody_for_long(make_env, monkeypatch):
     monkeypatch.setattr(workers, "CLOSING_SECONDS", 0.2)
     env = make_env()
@@ -211,11 +229,13 @@ def test_ctrl_c_saves_and_ends_without_a_word_from_the_workers(tmp_path):
     command = [sys.executable, "-m", "navprune.cli", "train", "--config", "pointnav", *TINY, "env=habitat"]
     command += ["trainer.total_frames=1000000", "warm_start=null", f"run={tmp_path / 'run'}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list((tmp_path / "run").glob("tensorboard/*")):
-        assert process.poll() is None and time.sleep(0.1) is None
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    try:
+        while not list((tmp_path / "run").glob("tensorboard/*")):
+            assert process.poll() is None and time.sleep(0.1) is None
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert "stopped and saved" in error and "Traceback" not in error and "Worker" not in error
     assert (tmp_path / "run" / "latest").exists()
