@@ -148,7 +148,8 @@ class Workers(VectorEnv):
                 else:
                     write((CLOSE_COMMAND, None))
         deadline = time.monotonic() + CLOSING_SECONDS
-        for process in self._workers:
+        # Ctrl-C may have come before the last of them was started.
+        for process in (process for process in self._workers if process.pid is not None):
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
