@@ -101,6 +101,8 @@ class Config:
             raise UserError(f"gpu is the number of a GPU, -1 for none or null for those there are, not {self.gpu}")
         if self.simulator == "habitat_sim":
             object.__setattr__(self, "env", "habitat")
+        if self.task.alpha_masks and self.env == "habitat":
+            raise UserError("task.alpha_masks needs env=embedded: habitat-lab's simulators draw masked materials whole")
 
 
 def recipes() -> list[str]:

@@ -48,25 +48,22 @@ class SceneLibrary:
     A scene stays as long as anyone uses it; of the others, those used last, within a quarter of the memory.
     """
 
-    def __init__(self, alpha_masks: bool = False, limit: int | None = None) -> None:
-        """alpha_masks: whether masked materials get holes, which habitat-sim does not draw; see load_glb.
-
-        limit: bytes of scenes to keep, by default a quarter of this machine's memory.
-        """
-        self._alpha_masks = alpha_masks
+    def __init__(self, limit: int | None = None) -> None:
+        """limit: bytes of scenes to keep, by default a quarter of this machine's memory."""
         self._limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-        self._used: WeakValueDictionary[Path, Scene] = WeakValueDictionary()
-        self._kept: OrderedDict[Path, Scene] = OrderedDict()
+        self._used: WeakValueDictionary[tuple[Path, bool], Scene] = WeakValueDictionary()
+        self._kept: OrderedDict[tuple[Path, bool], Scene] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path) -> Scene:
-        """The scene at this path."""
+    def get(self, path: Path, alpha_masks: bool = False) -> Scene:
+        """The scene at this path; alpha_masks: whether its masked materials have holes, see load_glb."""
+        key = path, alpha_masks
         with self._lock:
-            scene = self._used.get(path)
+            scene = self._used.get(key)
             if scene is None:
-                scene = self._used[path] = load_scene(path, self._alpha_masks)
-            self._kept[path] = scene
-            self._kept.move_to_end(path)
+                scene = self._used[key] = load_scene(path, alpha_masks)
+            self._kept[key] = scene
+            self._kept.move_to_end(key)
             while len(self._kept) > 1 and sum(kept.bvh.nbytes for kept in self._kept.values()) > self._limit:
                 self._kept.popitem(last=False)
             return scene

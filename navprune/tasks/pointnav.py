@@ -56,6 +56,8 @@ class TaskConfig:
     """Reward of each step."""
     sliding: bool = True
     """Whether the agent slides along what it runs into."""
+    alpha_masks: bool = False
+    """Whether masked materials have holes, as glTF says; habitat-sim draws them whole."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sensors", tuple(self.sensors))
@@ -289,8 +291,9 @@ class PointNavEnv(Lockstep[Scene]):
         threads: int | None = None,
     ) -> None:
         """Episodes of a split, the data folder that holds their scenes; threads render (None: all cores)."""
-        super().__init__(episodes, data, order, num_envs, config, (library or SceneLibrary()).get)
+        super().__init__(episodes, data, order, num_envs, config, self._load_scene)
         task = self.config
+        self._library = library or SceneLibrary()
         self._renderer = Renderer(
             task.width,
             task.height,
@@ -302,6 +305,9 @@ class PointNavEnv(Lockstep[Scene]):
         self._measured_at = np.zeros((num_envs, 3))
         self._shortest, self._travelled, self._return = np.zeros((3, num_envs))
         self._steps, self._collisions = np.zeros((2, num_envs), dtype=np.int64)
+
+    def _load_scene(self, path: Path) -> Scene:
+        return self._library.get(path, self.config.alpha_masks)
 
     def reset(self) -> Observations:
         """Begins the first episodes; observations of all N."""

@@ -29,3 +29,8 @@ def test_a_full_library_keeps_what_is_used_and_what_was_used_last():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.glb does not exist"):
         SceneLibrary().get(tmp_path / "nowhere.glb")
+
+
+def test_a_scene_with_and_without_holes_are_two():
+    library = SceneLibrary()
+    assert library.get(APARTMENT, alpha_masks=True) is not library.get(APARTMENT)
