@@ -3,9 +3,20 @@
 GATES = "gates"
 
 METHODS = {
-    GATES: "pruning from scratch: gates learned on wider, random weights (Wang et al., AAAI 2020)",
-    "magnitude": "L1 norm of a unit's filters over its layer's mean (after Li et al., ICLR 2017)",
-    "magnitude-l2": "L2 norm of a unit's filters over its layer's mean (after Li et al., ICLR 2017)",
+    GATES: "pruning from scratch: gates learned on wider, random weights (Wang et al., AAAI 2020; needs batches)",
+    "l1": "L1 norm of a unit's filters over its layer's mean (after Li et al., ICLR 2017)",
+    "l2": "L2 norm of a unit's filters over its layer's mean (after Li et al., ICLR 2017)",
+    "magnitude": "another name of l1",
+    "mean-abs": "mean absolute weight of a unit's filters (the public code behind the VGG16 table)",
+    "group-lasso": "strength of the group lasso that sets a unit's filters to zero (Wen et al., NeurIPS 2016)",
+    "group-lasso-channel": "the same for the weights that read a unit (Wen et al., NeurIPS 2016)",
+    "group-lasso-both": "the same for both together (Wen et al., NeurIPS 2016; DepGraph: Fang et al., CVPR 2023)",
+    "geometric-median": "distance of a unit's filters to all others of its layer (FPGM: He et al., CVPR 2019)",
+    "norm-scale": "mean |scale| of a unit's norms (network slimming: Liu et al., ICCV 2017)",
+    "taylor": "first-order change of the loss without a unit (Molchanov et al., CVPR 2019; needs batches)",
+    "activation": "mean |activation| of a unit behind its norm (Molchanov et al., ICLR 2017; needs batches)",
     "uniform": "control: the same share of every layer, the filters of largest L1 norm stay",
     "random": "control: units drawn at random (Blalock et al., MLSys 2020)",
 }
+
+NEEDS_BATCHES = {GATES, "taylor", "activation"}

@@ -1,62 +1,338 @@
-"""Scores of the units of a model: the higher, the sooner kept.
+"""Scores of the units of a network: the higher, the sooner kept.
 
-A score is a function `(model, generator) -> {group name: float [units]}` whose values can be compared across
-groups; to add one, write it, name it in `SCORES` and say what it is in `methods`.
+A score takes a model and an `Evidence` and gives {group name: float64 [units]}, comparable across groups. To add
+one that looks at one group at a time, write a function (model, group) -> [units], name it in `SCORES` and say what
+it is in `methods`. Scores know groups alone, so that they serve encoders, policies, classifiers and any network
+that `groups_of` can follow. None changes the model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.groups import groups_of, units
+from navprune.models.spec import BLOCK
+from navprune.pruning.groups import encoder_in, groups_of, scaled, units
+from navprune.pruning.trace import Example
 
 Scores = dict[str, Tensor]
 
+Loss = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> scalar. A batch is whatever the loss reads."""
 
-def random(model: nn.Module, generator: torch.Generator) -> Scores:
+FILTERS, CHANNELS, BOTH = "filters", "channels", "both"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a score may look at beside the weights.
+
+    `generator` is what chance comes from; `batches` and `loss` are asked for by some scores alone. `example` and
+    `blocks` are those of `groups_of`: an input of a network that comes from elsewhere, and whether residual blocks
+    are scored, too.
+    """
+
+    generator: torch.Generator
+    batches: Iterable[Any] | None = None
+    loss: Loss | None = None
+    example: Example | None = None
+    blocks: bool = False
+
+    def groups(self, model: nn.Module) -> list[ChannelGroup]:
+        """The groups to score."""
+        return groups_of(model, self.example, blocks=self.blocks)
+
+
+Score = Callable[[nn.Module, Evidence], Scores]
+
+
+# Weights of a group ------------------------------------------------------------------------------
+
+
+def unit_weights(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> list[Tensor]:
+    """The weights of convolutions and linear layers that belong to each unit, layer by layer, each [units, n].
+
+    Over "filters": those that write it, rows of its producers; over "channels": those that read it, columns of its
+    readers; over "both": either. To a residual block belong all weights in it. Differentiable.
+    """
+    count = units(group)
+    if group.block:
+        return [layer.weight.reshape(1, -1) for layer in block_layers(model, group) if layer.weight.dim() > 1]
+    rows = [model.get_parameter(f"{name}.weight").reshape(count, -1) for name in group.producers]
+    columns = [_columns(model.get_parameter(f"{name}.weight"), count) for name in group.readers]
+    return (rows if over != CHANNELS else []) + (columns if over != FILTERS else [])
+
+
+def block_layers(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
+    """The layers with weights inside a residual block."""
+    match = BLOCK.search(group.norms[0])
+    assert match is not None
+    block = model.get_submodule(group.norms[0][: match.end()])
+    return [layer for layer in block.modules() if isinstance(getattr(layer, "weight", None), Tensor)]
+
+
+def _columns(weight: Tensor, count: int) -> Tensor:
+    return weight.reshape(len(weight), count, -1).movedim(1, 0).reshape(count, -1)
+
+
+def weight_norm(model: nn.Module, group: ChannelGroup, over: str = FILTERS, order: int = 2) -> Tensor:
+    """Norm of the weights of each unit, (sum |w|^order)^(1/order), float64 [units]."""
+    total = torch.zeros(units(group), dtype=torch.float64)
+    for weight in unit_weights(model, group, over):
+        total += weight.detach().double().abs().pow(order).sum(1).cpu()
+    return total.pow(1 / order)
+
+
+def weight_count(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> int:
+    """Number of weights of each unit, |g|."""
+    return sum(weight.shape[1] for weight in unit_weights(model, group, over))
+
+
+# Scores of one group at a time -------------------------------------------------------------------
+
+
+def mean_abs(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """||W_g||_1 / |g|: the score of the public code behind the VGG16 table."""
+    return weight_norm(model, group, order=1) / weight_count(model, group)
+
+
+def group_lasso_strength(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> Tensor:
+    """||W_g||_2 / sqrt(|g|): the strength at which a proximal step of the group lasso sets the group to zero.
+
+    Wen et al., Learning Structured Sparsity in Deep Neural Networks, NeurIPS 2016; Yuan & Lin, JRSS B 2006. Groups
+    of all sizes compare, as in training with the penalty; without it, layers of small weights go first.
+    """
+    return weight_norm(model, group, over) / max(1, weight_count(model, group, over)) ** 0.5
+
+
+def geometric_median(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """sum over v of ||W_u - W_v||_2: units near the geometric median of their group say what others say.
+
+    He et al., Filter Pruning via Geometric Median, CVPR 2019.
+    """
+    if group.block:
+        raise UserError("'geometric-median' does not compare residual blocks, whose shapes differ: prune widths alone")
+    filters = torch.cat(unit_weights(model, group), dim=1).detach().double()
+    # Not by scalar products, whose rounding would depend on the order of the units.
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+def norm_scale(model: nn.Module, group: ChannelGroup) -> Tensor | None:
+    """Mean |scale| of a unit's channels over all its norms; None where there is no norm with scales.
+
+    Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017.
+    """
+    scales = [model.get_submodule(name).weight for name in group.norms]
+    found = [scale.detach().double().abs().reshape(units(group), -1) for scale in scales if isinstance(scale, Tensor)]
+    return torch.cat(found, dim=1).mean(1) if found else None
+
+
+def _each(measure: Callable[[nn.Module, ChannelGroup], Tensor | None], model: nn.Module, evidence: Evidence) -> Scores:
+    """A score from a function of one group; groups for which it has no answer get no score, and so stay whole."""
+    scores = {group.name: measure(model, group) for group in evidence.groups(model)}
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def _relative(measure: Callable[[nn.Module, ChannelGroup], Tensor], model: nn.Module, evidence: Evidence) -> Scores:
+    """The same, over the mean of the group."""
+    groups = evidence.groups(model)
+    return _over_means(groups, {group.name: measure(model, group) for group in groups})
+
+
+def _over_means(groups: Sequence[ChannelGroup], scores: Scores) -> Scores:
+    """Scores over the mean of their group, so that layers of different fan-in compare; of blocks, over all blocks."""
+    blocks = [scores[group.name] for group in groups if group.block]
+    means = {group.name: torch.cat(blocks).mean() for group in groups if group.block}
+    tiny = torch.finfo(torch.float64).tiny
+    return {name: score / means.get(name, score.mean()).clamp_min(tiny) for name, score in scores.items()}
+
+
+# Scores of the whole network ---------------------------------------------------------------------
+
+
+def random(model: nn.Module, evidence: Evidence) -> Scores:
     """Uniform in [0, 1): the control that any other method must beat (Blalock et al., MLSys 2020)."""
     return {
-        group.name: torch.rand(units(group), generator=generator, dtype=torch.float64) for group in groups_of(model)
+        group.name: torch.rand(units(group), generator=evidence.generator, dtype=torch.float64)
+        for group in evidence.groups(model)
     }
 
 
-def uniform(model: nn.Module, generator: torch.Generator) -> Scores:
+def uniform(model: nn.Module, evidence: Evidence) -> Scores:
     """The same share of every group, its largest filters first.
 
-    The unit at rank r of n, by L1 magnitude, scores 1 - (r + 1/2) / n: a threshold cuts all groups alike.
+    The unit at rank r of n, by L1 norm, scores 1 - (r + 1/2) / n: a threshold cuts all groups alike. Residual
+    blocks are ranked together.
     """
-    shares = {}
-    for name, score in magnitude(model, generator).items():
-        rank = score.argsort(descending=True, stable=True).argsort()
-        shares[name] = 1 - (rank + 0.5) / len(score)
-    return shares
+    norms = SCORES["l1"](model, evidence)
+    blocks = [group.name for group in evidence.groups(model) if group.block]
+    together = dict(zip(blocks, _ranks(torch.cat([norms[name] for name in blocks])).split(1))) if blocks else {}
+    return {name: together[name] if name in together else _ranks(norm) for name, norm in norms.items()}
 
 
-def magnitude(model: nn.Module, _generator: torch.Generator, order: int = 1) -> Scores:
-    """L1 (or L2) norm of a unit's filters over all coupled producers, relative to its group's mean.
+def _ranks(score: Tensor) -> Tensor:
+    rank = score.argsort(descending=True, stable=True).argsort()
+    return 1 - (rank + 0.5) / len(score)
 
-    score_u = (sum over producers W and channels c of u of |W[c]|^order)^(1/order) / mean over the group.
-    Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; the division makes layers of
-    different fan-in comparable.
+
+def taylor(model: nn.Module, evidence: Evidence) -> Scores:
+    """Mean over batches of |d loss / d gate|, a gate of 1 on each unit behind its norm.
+
+    To first order the change of the loss when the unit goes, hence comparable across groups: the sum of activation
+    x gradient and, equally, of weight x gradient over the norm's scale and shift. Molchanov et al., Importance
+    Estimation for Neural Network Pruning, CVPR 2019. The filters' own weight x gradient would not do: a norm divides
+    by their scale, so that over a norm group it sums to zero.
     """
-    return {group.name: _magnitude(model, group, order) for group in groups_of(model)}
+    if evidence.loss is None:
+        raise UserError("'taylor' scores follow a loss: give one, such as classification_loss")
+    gates = {
+        group.name: torch.ones(units(group), device=_device(model), dtype=_dtype(model), requires_grad=True)
+        for group in evidence.groups(model)
+    }
+    totals = {name: torch.zeros(len(gate), dtype=torch.float64) for name, gate in gates.items()}
+    count = 0
+    with _evaluating(model), scaled(model, gates, evidence.example):
+        for batch in _batches("taylor", evidence):
+            slopes = torch.autograd.grad(evidence.loss(model, batch), list(gates.values()), allow_unused=True)
+            for total, slope in zip(totals.values(), slopes):
+                total += 0 if slope is None else slope.double().abs().cpu()
+            count += 1
+    if not any(total.any() for total in totals.values()):
+        raise UserError("'taylor' scores are all zero: the loss has no slope here, as of a copy of its own teacher")
+    return {name: total / count for name, total in totals.items()}
 
 
-def _magnitude(model: nn.Module, group: ChannelGroup, order: int) -> Tensor:
-    total = torch.zeros(units(group), dtype=torch.float64)
-    for name in group.producers:
-        weight = model.get_parameter(f"{name}.weight").detach().double().cpu()
-        total += weight.abs().pow(order).reshape(units(group), -1).sum(1)
-    norm = total.pow(1 / order)
-    return norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
+def activation(model: nn.Module, evidence: Evidence) -> Scores:
+    """Mean |activation| of a unit behind its norm, over images and pixels, relative to its group's mean.
+
+    Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017. The loss,
+    where one is given, says how a batch is run through the model.
+    """
+    groups = evidence.groups(model)
+    totals = {group.name: torch.zeros(units(group), dtype=torch.float64) for group in groups}
+
+    def adding(total: Tensor) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            each = output.detach().double().abs().transpose(0, 1).reshape(len(total), -1).mean(1)
+            total.add_(each.cpu(), alpha=len(output))  # a sum over images: the last batch may be smaller
+
+        return hook
+
+    run = evidence.loss or outputs
+    handles = [
+        model.get_submodule(layer).register_forward_hook(adding(totals[group.name]))
+        for group in groups
+        for layer in group.ends
+    ]
+    try:
+        with _evaluating(model), torch.no_grad():
+            for batch in _batches("activation", evidence):
+                run(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _over_means(groups, totals)
 
 
-SCORES: dict[str, Callable[[nn.Module, torch.Generator], Scores]] = {
-    "random": random,
-    "uniform": uniform,
-    "magnitude": magnitude,
-    "magnitude-l2": partial(magnitude, order=2),
+# Losses ------------------------------------------------------------------------------------------
+
+
+def outputs(model: nn.Module, batch: Any) -> Tensor:
+    """What a model says of a batch: images, (images, labels), or observations by name, which its encoder reads."""
+    if isinstance(batch, Mapping):
+        _, encoder = encoder_in(model)
+        return encoder(encoder.images({name: value.to(_device(model)) for name, value in batch.items()}))
+    images = batch if isinstance(batch, Tensor) else batch[0]
+    return model(images.to(_device(model)))
+
+
+def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of (images [B, C, H, W], labels int64 [B]), the mean over the batch."""
+    logits = outputs(model, batch)
+    return F.cross_entropy(logits, batch[1].to(logits.device))
+
+
+def distillation_loss(teacher: nn.Module) -> Loss:
+    """The loss that compares a model's outputs with a teacher's: their mean squared difference.
+
+    Of an encoder or a policy, the encoder's features; of a classifier, the logits (Ba & Caruana, NeurIPS 2014). It
+    has no slope at the teacher itself.
+    """
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad(), _evaluating(teacher):
+            wanted = outputs(teacher, batch)
+        found = outputs(model, batch)
+        return F.mse_loss(found, wanted.to(found))
+
+    return loss
+
+
+def _batches(method: str, evidence: Evidence) -> Iterator[Any]:
+    empty = True
+    for batch in evidence.batches or ():
+        empty = False
+        yield batch
+    if empty:
+        raise UserError(f"{method!r} scores need batches of the network's inputs: give at least one")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context norms and dropout do as in evaluation, and so leave no trace in the model."""
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        module.training = isinstance(module, nn.RNNBase)  # cuDNN cannot differentiate a recurrent core otherwise
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _checked(method: str, score: Score) -> Score:
+    def checked(model: nn.Module, evidence: Evidence) -> Scores:
+        scores = {name: values.double().cpu() for name, values in score(model, evidence).items()}
+        if not scores:
+            raise UserError(f"{method!r} finds nothing to score in {type(model).__name__}: choose another method")
+        for name, values in scores.items():
+            if not torch.isfinite(values).all():
+                raise UserError(f"{method!r} scores of {name!r} are not finite: look for NaN in weights or batches")
+        return scores
+
+    return checked
+
+
+SCORES: dict[str, Score] = {
+    name: _checked(name, score)
+    for name, score in {
+        "l1": partial(_relative, partial(weight_norm, order=1)),
+        "l2": partial(_relative, weight_norm),
+        "magnitude": partial(_relative, partial(weight_norm, order=1)),
+        "mean-abs": partial(_each, mean_abs),
+        "group-lasso": partial(_each, group_lasso_strength),
+        "group-lasso-channel": partial(_each, partial(group_lasso_strength, over=CHANNELS)),
+        "group-lasso-both": partial(_each, partial(group_lasso_strength, over=BOTH)),
+        "geometric-median": partial(_relative, geometric_median),
+        "norm-scale": partial(_each, norm_scale),
+        "taylor": taylor,
+        "activation": activation,
+        "uniform": uniform,
+        "random": random,
+    }.items()
 }
