@@ -103,6 +103,29 @@ def test_generate_then_doctor(tmp_path):
     assert any(not f["ok"] and "missing" in f["found"] for f in findings if f["name"].startswith("homes"))
 
 
+def test_parity_with_the_recorded_answers(tmp_path):
+    result = answer(tmp_path, "parity", REFERENCE, "--scenes", "duplex")
+    assert result["scenes"]["duplex"]["rollouts"]["free"]["spl"] == 1
+
+
+def test_a_navmesh_is_built_beside_its_scene(tmp_path, capsys):
+    scene = tmp_path / "duplex.glb"
+    shutil.copy(REFERENCE / "scene_datasets" / "reference" / "duplex.glb", scene)
+    first = answer(tmp_path, "scenes", "navmesh", scene)["scenes"][0]
+    assert Path(first["path"]) == scene.with_suffix(".navmesh") and first["area"] == pytest.approx(94.48, rel=1e-3)
+    assert "exists already" in mistake(capsys, "scenes", "navmesh", scene)
+    wider = answer(tmp_path, "scenes", "navmesh", scene, "--overwrite", "--agent-radius", 0.2)["scenes"][0]
+    assert wider["area"] < first["area"]
+
+
+def test_a_dense_policy_is_exported_and_a_pruned_one_is_not(tmp_path, capsys):
+    published = REFERENCE / "policy" / "depth_resnet18_gru1.pth"
+    result = answer(tmp_path, "export", published, "--out", tmp_path / "a.pth")
+    assert answer(tmp_path, "export", result["out"], "--out", tmp_path / "b.pth")["spec"] == result["spec"]
+    pruned = Path(__file__).parents[1] / "checkpoints" / "resnet50-pruned"
+    assert "only a dense one" in mistake(capsys, "export", pruned, "--out", tmp_path / "c.pth")
+
+
 def test_help_answers_and_lists_every_pruning_method():
     out = subprocess.run([sys.executable, "-m", "navprune.cli", "prune", "--help"], capture_output=True, text=True)
     assert out.returncode == 0

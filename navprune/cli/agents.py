@@ -1,4 +1,4 @@
-"""`navprune train, evaluate, prune, demo`: what has to do with agents."""
+"""`navprune train, evaluate, prune, export, demo`: what has to do with agents."""
 
 import argparse
 from pathlib import Path
@@ -12,6 +12,7 @@ def add_commands(commands: Any) -> None:
     _add_train(commands)
     _add_evaluate(commands)
     _add_prune(commands)
+    _add_export(commands)
     _add_demo(commands)
 
 
@@ -141,6 +142,31 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     )
     print(f"  {command}")
     return answer
+
+
+def _add_export(commands: Any) -> None:
+    parser = command(
+        commands,
+        "export",
+        _export,
+        "Writes a dense policy as a file that habitat-baselines loads.\n"
+        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a .pth of theirs.",
+        "navprune export runs/r50 --format habitat-baselines --out r50.pth",
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("--format", choices=["habitat-baselines"], default="habitat-baselines")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth", help="an existing file is replaced")
+
+
+def _export(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.jobs import policy_of
+    from navprune.models.weights import foreign_bytes
+    from navprune.rl.checkpoints import write_file
+
+    policy = policy_of(options.source)
+    write_file(options.out, foreign_bytes(policy))
+    print(options.out)
+    return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
 
 
 def _add_demo(commands: Any) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ def read_foreign(path: str | Path) -> tuple[PolicySpec, dict[str, Tensor]]:
     return spec, state
 
 
-def foreign_bytes(policy: PointNavPolicy, config: Mapping[str, Any] | None = None) -> bytes:
-    """A policy as a file of habitat-baselines, with a configuration of plain values beside the weights if given.
+def foreign_bytes(policy: PointNavPolicy) -> bytes:
+    """A policy as a file of habitat-baselines.
 
     Names carry the prefix that `rl.ddppo.pretrained_weights` expects in every version. Channels stand in the
     order of 0.3.3: depth before rgb. `read_foreign` gives the same policy. Raises UserError for a network that
@@ -63,11 +63,8 @@ def foreign_bytes(policy: PointNavPolicy, config: Mapping[str, Any] | None = Non
         for key in ("backbone.conv1.0.weight", "running_mean_and_var._mean", "running_mean_and_var._var"):
             if ENCODER + key in state:
                 state[ENCODER + key] = state[ENCODER + key][:, order]
-    content: dict[str, Any] = {"state_dict": {PREFIX + key: value.contiguous() for key, value in state.items()}}
-    if config is not None:
-        content["config"] = dict(config)
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save({"state_dict": {PREFIX + key: value.contiguous() for key, value in state.items()}}, buffer)
     return buffer.getvalue()
 
 

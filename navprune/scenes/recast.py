@@ -143,7 +143,7 @@ def build_for(
     glb = Path(glb)
     out = glb.with_suffix(".navmesh") if out is None else Path(out)
     if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already; say so to overwrite it, or choose another place")
+        raise UserError(f"{out} exists already; pass --overwrite (overwrite=True) to replace it")
     triangles = turned_like_habitat(load_glb(glb).vertices)
     try:
         navmesh = build_navmesh(triangles, settings, progress)
