@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
+from navprune.rl.callbacks import Callback
 from navprune.rl.rollouts import Actor, Rollout, collect, log_probability
 
 if TYPE_CHECKING:
-    from navprune.models.policy import PointNavPolicy
+    from navprune.models.policy import PointNavPolicy, PolicyOutput
 
 
 def check_ranges(section: str, config: object, **ranges: tuple[float, float]) -> None:
@@ -153,21 +154,47 @@ def gradient_step(policy: nn.Module, optimiser: torch.optim.Optimizer, loss: Ten
     optimiser.step()
 
 
+class Loss(NamedTuple):
+    """PPO's loss of a mini-batch, a scalar; its parts [3]: value, action, entropy; and the policy's answer."""
+
+    total: Tensor
+    parts: Tensor
+    output: PolicyOutput
+
+
 class PPO:
     """Collects rollouts with the actor's policy and improves it."""
 
     name = "ppo"
 
-    def __init__(self, policy: PointNavPolicy, actor: Actor, config: PPOConfig) -> None:
+    def __init__(
+        self, policy: PointNavPolicy, actor: Actor, config: PPOConfig, callbacks: Sequence[Callback] = ()
+    ) -> None:
         if config.minibatches > actor.env.num_envs:
             raise UserError(
                 f"{config.minibatches} mini-batches cannot be made of {actor.env.num_envs} environments; "
                 "ask for as many environments or fewer mini-batches"
             )
-        self.policy, self.actor, self.config = policy, actor, config
-        self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=config.eps)
+        self.actor, self.config, self.callbacks = actor, config, tuple(callbacks)
         self.rollout = Rollout.like(actor, config.steps)
+        self.advantage = self.returns = torch.zeros_like(self.rollout.values)
+        self.clip = config.clip
         self.updates = 0
+        self.replace(policy, None)
+
+    def replace(self, policy: PointNavPolicy, optimiser: dict[str, Any] | None) -> None:
+        """Go on with another network and its optimiser's state (None: a fresh one)."""
+        self.actor.policy = policy
+        self.optimiser = torch.optim.Adam(policy.parameters(), lr=self.config.lr, eps=self.config.eps)
+        if optimiser is not None:
+            self.optimiser.load_state_dict(optimiser)
+        for callback in self.callbacks:
+            callback.attach(self)
+
+    @property
+    def policy(self) -> PointNavPolicy:
+        """The network that acts and learns."""
+        return self.actor.policy
 
     @property
     def frames_per_update(self) -> int:
@@ -182,48 +209,60 @@ class PPO:
             group["lr"] = lr
         collect(self.actor, self.rollout)
         with self.actor.timers("learn"):
-            clip = config.clip * (1 - progress) if config.linear_clip else config.clip
+            self.clip = config.clip * (1 - progress) if config.linear_clip else config.clip
             if self.updates < config.critic_updates:
                 with only_critic(self.policy):
-                    losses = self._learn(clip, critic_only=True)
+                    losses = self._learn(critic_only=True)
             else:
-                losses = self._learn(clip, critic_only=False)
+                losses = self._learn(critic_only=False)
         self.updates += 1
         return {**losses, "learning_rate": lr}
 
-    def _learn(self, clip: float, *, critic_only: bool) -> dict[str, float]:
-        config, rollout = self.config, self.rollout
+    def _learn(self, *, critic_only: bool) -> dict[str, float]:
+        config = self.config
         self.policy.train()
-        advantage = self._advantages()
-        returns = advantage + rollout.values
+        self.advantage = self._advantages()
+        self.returns = self.advantage + self.rollout.values
         if config.normalise_advantages:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-5)
+            self.advantage = (self.advantage - self.advantage.mean()) / (self.advantage.std() + 1e-5)
+        for callback in self.callbacks:
+            callback.on_rollout(self)
         sums = torch.zeros(3)
         for _ in range(config.epochs):
-            for rows in rollout.minibatches(config.minibatches, self.actor.generator):
-                with self.actor.autocast():
-                    output = self.policy.sequence(
-                        {name: value[:, rows] for name, value in rollout.observations.items()},
-                        rollout.state[rows],
-                        rollout.previous[:, rows],
-                        rollout.masks[:, rows],
-                    )
-                log_probs = log_probability(output.logits, rollout.actions[:, rows])
-                action = policy_loss(log_probs, rollout.log_probs[:, rows], advantage[:, rows], clip)
-                value = value_loss(
-                    output.values.float(),
-                    rollout.values[:, rows],
-                    returns[:, rows],
-                    clip if config.clip_values and not critic_only else None,
-                )
-                spread = entropy(output.logits)
-                loss = config.value_coefficient * value
+            for rows in self.rollout.minibatches(config.minibatches, self.actor.generator):
+                loss = self.loss(self.policy, rows, critic_only=critic_only)
+                total = loss.total
                 if not critic_only:
-                    loss = loss + action - config.entropy_coefficient * spread
-                gradient_step(self.policy, self.optimiser, loss, config.max_grad_norm)
-                sums += torch.stack([value, action, spread]).detach().cpu()
+                    for callback in self.callbacks:
+                        total = total + callback.loss(rows, loss.output)
+                gradient_step(self.policy, self.optimiser, total, config.max_grad_norm)
+                sums += loss.parts.detach().cpu()
         value, action, spread = (sums / (config.epochs * config.minibatches)).tolist()
         return {"value_loss": value, "action_loss": action, "dist_entropy": spread}
+
+    def loss(self, policy: PointNavPolicy, rows: Tensor, *, critic_only: bool = False) -> Loss:
+        """Return the loss of `policy` on the latest rollout's environments `rows` (indices)."""
+        config, rollout = self.config, self.rollout
+        with self.actor.autocast():
+            output = policy.sequence(
+                {name: value[:, rows] for name, value in rollout.observations.items()},
+                rollout.state[rows],
+                rollout.previous[:, rows],
+                rollout.masks[:, rows],
+            )
+        log_probs = log_probability(output.logits, rollout.actions[:, rows])
+        action = policy_loss(log_probs, rollout.log_probs[:, rows], self.advantage[:, rows], self.clip)
+        value = value_loss(
+            output.values.float(),
+            rollout.values[:, rows],
+            self.returns[:, rows],
+            self.clip if config.clip_values and not critic_only else None,
+        )
+        spread = entropy(output.logits)
+        total = config.value_coefficient * value
+        if not critic_only:
+            total = total + action - config.entropy_coefficient * spread
+        return Loss(total, torch.stack([value, action, spread]), output)
 
     def _advantages(self) -> Tensor:
         rollout, config = self.rollout, self.config

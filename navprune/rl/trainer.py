@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec, build
 from navprune.progress import ProgressLine
 from navprune.rl import checkpoints
+from navprune.rl.callbacks import Callback
 from navprune.rl.imitation import WarmStart, WarmStartConfig, forget_rounds, rounds_after
 from navprune.rl.monitor import EpisodeWindow, Scalars, Timers
 from navprune.rl.ppo import PPO, PPOConfig, check_ranges
@@ -95,14 +96,15 @@ def train(
     warm_start: WarmStartConfig | None,
     run_dir: Path | str,
     config_yaml: str = "",
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Train `policy` (its present weights, or seeded ones of a spec) in `env`, which the caller closes.
 
-    Goes on from the newest whole checkpoint in `run_dir`. Ctrl-C ends the running update, writes a checkpoint
+    `callbacks` go along with PPO. Goes on from the newest whole checkpoint in `run_dir`. Ctrl-C ends the running update, writes a checkpoint
     and exits with status 130. Raises UserError for a run folder, checkpoint or configuration that cannot be
     used, and when a checkpoint cannot be written.
     """
-    return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml).run()
+    return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml, callbacks).run()
 
 
 class Trainer:
@@ -117,21 +119,23 @@ class Trainer:
         warm_start: WarmStartConfig | None,
         run_dir: Path | str,
         config_yaml: str = "",
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.ppo, self.warm_start, self.config_yaml = config, ppo, warm_start, config_yaml
+        self.callbacks = callbacks
         self.folder = Path(run_dir)
         if config.threads:
             torch.set_num_threads(config.threads)
         device = device_of(config.device)
         policy = cast(PointNavPolicy, build(policy, config.seed)) if isinstance(policy, PolicySpec) else policy
-        self.policy = policy.to(device)
+        self.initial = policy.spec
         self.generator = torch.Generator().manual_seed(config.seed)
         self.window, self.timers = EpisodeWindow(config.window), Timers()
         self.actor = Actor(
-            env, self.policy, device=device, generator=self.generator,
+            env, policy.to(device), device=device, generator=self.generator,
             window=self.window, timers=self.timers, bf16=config.bf16,
         )  # fmt: skip
-        self.frames = self.updates = self.phase_start = 0
+        self.frames = self.updates = self.phase_start = self.schedule_start = 0
         self.best_spl, self.best_frames = -1.0, 0
         self.learner: PPO | WarmStart
         self._begin()
@@ -139,6 +143,11 @@ class Trainer:
         self.stop = False
         if config.compile:
             self.policy.encoder.compile()
+
+    @property
+    def policy(self) -> PointNavPolicy:
+        """The network that acts and learns: callbacks may have replaced the one that the run began with."""
+        return self.actor.policy
 
     def _begin(self) -> None:
         if (self.folder / checkpoints.SPEC).exists():
@@ -159,14 +168,23 @@ class Trainer:
         raise UserError(f"no checkpoint in {self.folder / 'checkpoints'} is whole; choose another run folder")
 
     def _resume(self, folder: Path) -> None:
+        spec = checkpoints.read_spec(folder)
+        if spec != self.policy.spec:
+            self.actor.policy = PointNavPolicy(spec).to(self.actor.device)
         state = checkpoints.load_trainer(folder, self.policy)
+        if PolicySpec.from_json(state.get("initial", spec.to_json())) != self.initial:
+            raise UserError(f"{folder} is of a run that began with another spec; use another run folder or that spec")
         for name in ("frames", "updates", "phase_start", "best_spl", "best_frames"):
             setattr(self, name, state[name])
+        self.schedule_start = state.get("schedule_start", self.phase_start)
         self.generator.set_state(state["generator"])
         self.window.load_state_dict(state["window"])
         self.actor.load_state_dict(state["actor"])
         self.learner = self._learner(state["phase"])
         self.learner.load_state_dict(state["learner"])
+        for callback in self.callbacks:
+            if callback.name in state.get("callbacks", {}):
+                callback.load_state_dict(state["callbacks"][callback.name])
         if not self._checkpoint(self.best_frames).exists():  # a later one was better, and is lost
             self.best_spl, self.best_frames = -1.0, self.frames
         self._tidy()
@@ -179,7 +197,7 @@ class Trainer:
                     "add it, or use another run folder"
                 )
             return WarmStart(self.policy, self.actor, self.warm_start, self.folder / "warm_start")
-        return PPO(self.policy, self.actor, self.ppo)
+        return PPO(self.policy, self.actor, self.ppo, self.callbacks)
 
     @property
     def warm_end(self) -> int:
@@ -188,9 +206,9 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the running phase that is done, in [0, 1]."""
+        """Share of the running phase's schedules that is done, in [0, 1]."""
         end = self.warm_end if isinstance(self.learner, WarmStart) else self.config.total_frames
-        return (self.frames - self.phase_start) / max(end - self.phase_start, 1)
+        return (self.frames - self.schedule_start) / max(end - self.schedule_start, 1)
 
     def run(self) -> TrainingResult:
         """Train to the end."""
@@ -223,7 +241,7 @@ class Trainer:
 
     def _update(self) -> dict[str, float]:
         if isinstance(self.learner, WarmStart) and self.frames >= self.warm_end:
-            self.phase_start = self.frames
+            self.phase_start = self.schedule_start = self.frames
             self.learner = self._learner(PPO.name)
             # The warm start's episodes were partly the expert's: they say little of the policy.
             self.window.clear()
@@ -231,7 +249,21 @@ class Trainer:
         losses = self.learner.update(self.progress)
         self.frames += self.learner.frames_per_update
         self.updates += 1
+        if isinstance(self.learner, PPO):
+            self._call_back(self.learner)
         return losses
+
+    def _call_back(self, learner: PPO) -> None:
+        """Let the callbacks act between two updates, each on what the one before it left."""
+        for callback in self.callbacks:
+            with self.timers("callbacks"):
+                replacement = callback.on_update(learner, self.frames)
+            if replacement is not None:
+                learner.replace(replacement.policy, replacement.optimiser)
+                if replacement.restart:
+                    self.schedule_start = self.frames
+                if self.config.compile:
+                    self.policy.encoder.compile()
 
     def _note(self) -> str:
         means = self.window.mean()
@@ -246,6 +278,8 @@ class Trainer:
             scalars["reward"] = means["reward"]
         scalars["learning_rate"] = losses.pop("learning_rate")
         scalars |= {f"learner/{name}": value for name, value in losses.items()}
+        for callback in self.callbacks:
+            scalars |= callback.scalars()
         scalars["perf/fps"] = (self.frames - first) / self.timers.total
         scalars |= {f"perf/{name}": seconds for name, seconds in self.timers.phases().items()}
         writer.add(scalars, self.frames)
@@ -276,6 +310,8 @@ class Trainer:
             "frames": self.frames,
             "updates": self.updates,
             "phase_start": self.phase_start,
+            "schedule_start": self.schedule_start,
+            "initial": self.initial.to_json(),
             "best_spl": self.best_spl,
             "best_frames": self.best_frames,
             "generator": self.generator.get_state(),
@@ -283,6 +319,7 @@ class Trainer:
             "actor": self.actor.state_dict(),
             "phase": self.learner.name,
             "learner": self.learner.state_dict(),
+            "callbacks": {callback.name: callback.state_dict() for callback in self.callbacks},
         }
 
     def _checkpoint(self, frames: int) -> Path:

@@ -1,0 +1,59 @@
+"""What may go along with PPO: add to its loss, act on its steps, and replace its network between updates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from navprune.models.policy import PointNavPolicy, PolicyOutput
+    from navprune.rl.ppo import PPO
+
+
+class Replacement(NamedTuple):
+    """A network to go on with, of the same recurrent state and actions as the one before.
+
+    `optimiser` is Adam's state for it, None for a fresh one. With `restart` the schedules of learning rate and clip
+    begin anew.
+    """
+
+    policy: PointNavPolicy
+    optimiser: dict[str, Any] | None = None
+    restart: bool = False
+
+
+class Callback:
+    """The hooks in the order in which they are called; these do nothing.
+
+    A subclass that chooses anything at random keeps its own generator, and all that it needs to go on from a
+    checkpoint in `state_dict`.
+    """
+
+    name: str
+    """Under which its state is kept in a checkpoint."""
+
+    def attach(self, ppo: PPO) -> None:
+        """Meet a network and its optimiser: when PPO begins, and after each replacement."""
+
+    def on_rollout(self, ppo: PPO) -> None:
+        """See what was collected, before anything is learnt from it."""
+
+    def loss(self, rows: Tensor, output: PolicyOutput) -> Tensor | float:
+        """Return what to add to the loss of a mini-batch: the environments `rows`, answered by `output` [T, B]."""
+        return 0.0
+
+    def on_update(self, ppo: PPO, frames: int) -> Replacement | None:
+        """Act between two updates, `frames` into the run; what is returned takes the network's place."""
+        return None
+
+    def scalars(self) -> dict[str, float]:
+        """Return what TensorBoard shall show, by name."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is needed to go on from here bit for bit: plain data, tensors and arrays."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
