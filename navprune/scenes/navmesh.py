@@ -22,6 +22,7 @@ MAX_CORNERS = 6
 MAX_VERTICES = 0xFFFE  # corners are ushort, and 0xffff means none
 MAX_POLYGONS = 0x7FFE  # neighbours are ushort index + 1, and the top bit marks an edge to another tile
 MAX_COORDINATE = 1e6  # metres; beyond it float32 products lose all meaning
+SMALLEST_AREA = 1e-5  # m2; Habitat closes smaller polygons, which confuse its queries
 WALKABLE = 1  # Habitat's polygon flag for the ground
 EXTERNAL = 0x8000  # bit of a neighbour entry: the edge lies on a tile border
 INTERNAL_SIDE = 0xFF  # side of a link inside a tile
@@ -375,7 +376,7 @@ def navmesh_from_polygons(
     details["triangle_base"] = np.cumsum(counts - 2) - (counts - 2)
     lower, upper = points.min(axis=0), points.max(axis=0)
     scale = np.float32(1 / settings.cell_size)
-    bv_nodes = _bounding_volumes(points, polygons, lower, scale)
+    bv_nodes = bounding_volumes(points, polygons, lower, scale)
     header = np.zeros((), TILE_HEADER)
     for key, value in {
         "magic": TILE_MAGIC,
@@ -442,7 +443,7 @@ def _fans(counts: np.ndarray) -> np.ndarray:
     return np.array(rows, np.uint8).reshape(-1, 4)
 
 
-def _bounding_volumes(
+def bounding_volumes(
     points: np.ndarray, polygons: Sequence[Sequence[int]], lower: np.ndarray, scale: np.float32
 ) -> np.ndarray:
     """The bounding-volume tree BV_NODE [2 P] in preorder, split at the median of the longest axis.

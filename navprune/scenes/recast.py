@@ -29,6 +29,7 @@ from navprune.scenes.navmesh import (
     MAX_POLYGONS,
     MAX_VERTICES,
     POLYGON,
+    SMALLEST_AREA,
     TILE_HEADER,
     TILE_MAGIC,
     TILE_VERSION,
@@ -36,7 +37,7 @@ from navprune.scenes.navmesh import (
     NavMesh,
     NavMeshSettings,
     Tile,
-    _bounding_volumes,
+    bounding_volumes,
     detail_triangles,
     write_navmesh,
 )
@@ -50,7 +51,6 @@ MAX_CELLS = 0xFFFF  # along x or z; Recast keeps corners as ushort
 DISABLED = 4  # Habitat's polygon flag for those it closes
 POSITIVE = ("cell_size", "cell_height", "agent_height")  # settings that may not be 0
 SMALLEST_LENGTH = 1e-4  # metres that those may be
-SMALLEST_AREA = 1e-5  # m2; Habitat closes smaller polygons
 TURN_ERROR = np.float32(2.0**-23)  # of the matrix by which habitat-sim turns a stage from z up to y up
 
 DEFAULTS = NavMeshSettings()
@@ -305,7 +305,7 @@ def _tile(mesh: PolygonMesh, details: list[Detail], grid: _Grid, settings: NavMe
         rows,
         np.concatenate([part[count:] for part, count in zip(points, counts)]).astype(np.float32).reshape(-1, 3),
         np.concatenate([part.triangles for part in details]).astype(np.uint8),
-        _bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell).astype(BV_NODE),
+        bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell).astype(BV_NODE),
     )
     _fill_header(tile, grid.lower, upper, per_cell, settings)
     records["flags"] = np.where(_areas(tile) < SMALLEST_AREA, DISABLED, WALKABLE)

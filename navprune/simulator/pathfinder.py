@@ -11,11 +11,18 @@ from typing import NamedTuple
 import numpy as np
 
 from navprune.errors import UserError
-from navprune.scenes.navmesh import EXTERNAL, INTERNAL_SIDE, WALKABLE, NavMesh, Tile, detail_triangles
+from navprune.scenes.navmesh import (
+    EXTERNAL,
+    INTERNAL_SIDE,
+    SMALLEST_AREA,
+    WALKABLE,
+    NavMesh,
+    Tile,
+    detail_triangles,
+)
 from navprune.simulator import detour
 from navprune.simulator.detour import ISLAND, OPEN
 
-SMALLEST_AREA = 1e-5  # m2; Habitat closes smaller polygons, which confuse its queries
 MAX_SHIFT = 1e-2  # metres in the plane that a navigable point may be off the mesh
 OVERLAP_MARGIN = 0.01  # metres by which edges on a tile border must overlap
 SIDE_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
