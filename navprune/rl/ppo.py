@@ -207,7 +207,7 @@ class PPO:
         lr = config.lr * (1 - progress) if config.linear_lr else config.lr
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        collect(self.actor, self.rollout)
+        self.collect()
         with self.actor.timers("learn"):
             self.clip = config.clip * (1 - progress) if config.linear_clip else config.clip
             if self.updates < config.critic_updates:
@@ -218,13 +218,17 @@ class PPO:
         self.updates += 1
         return {**losses, "learning_rate": lr}
 
+    def collect(self) -> None:
+        """Act for one rollout, and work out its advantages and returns: what `loss` needs."""
+        collect(self.actor, self.rollout)
+        self.advantage = self._advantages()
+        self.returns = self.advantage + self.rollout.values
+        if self.config.normalise_advantages:
+            self.advantage = (self.advantage - self.advantage.mean()) / (self.advantage.std() + 1e-5)
+
     def _learn(self, *, critic_only: bool) -> dict[str, float]:
         config = self.config
         self.policy.train()
-        self.advantage = self._advantages()
-        self.returns = self.advantage + self.rollout.values
-        if config.normalise_advantages:
-            self.advantage = (self.advantage - self.advantage.mean()) / (self.advantage.std() + 1e-5)
         for callback in self.callbacks:
             callback.on_rollout(self)
         sums = torch.zeros(3)
