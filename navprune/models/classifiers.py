@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from navprune.errors import UserError
-from navprune.models.spec import check_positive, digest, known_fields, renumbered
+from navprune.models.spec import check_positive, digest, fewer_blocks, known_fields, renumbered
 
 
 class ResNetFamily(NamedTuple):
@@ -70,6 +70,17 @@ class ClassifierSpec:
         # In the order of execution, whatever the order of a JSON object.
         object.__setattr__(self, "widths", {name: self.widths[name] for name in names})
 
+    def removable_blocks(self) -> dict[str, str]:
+        """Blocks from a trunk to the same trunk ("layer2.1"), each with the last norm of its branch."""
+        blocks = _blocks(self.family, self.blocks)
+        return {b.place: f"{b.place}.bn{len(b.inner) + 1}" for b in blocks if b.source == b.target}
+
+    def without_blocks(self, removed: Collection[str]) -> ClassifierSpec:
+        """The same classifier without some of its `removable_blocks`; those behind move up."""
+        names = {name: renumbered(name, removed) for name in self.widths}
+        widths = {new: self.widths[old] for old, new in names.items() if new}
+        return replace(self, widths=widths, blocks=fewer_blocks(self.blocks, removed))
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
         own = {"family": self.family, "input": self.input, "classes": self.classes}
@@ -118,19 +129,6 @@ def dense_widths(family: str, blocks: tuple[int, ...]) -> dict[str, int]:
         return widths
     widths = {f"features.{index}": channels for index, channels in _vgg_layers() if channels}
     return widths | ({"classifier.0": HIDDEN, "classifier.3": HIDDEN} if family == "vgg16_bn" else {})
-
-
-def removable_blocks(spec: ClassifierSpec) -> dict[str, str]:
-    """Blocks that lead from a trunk to the same trunk, each with the last norm of its branch."""
-    last = 3 if spec.family in RESNETS and RESNETS[spec.family].expansion > 1 else 2
-    return {b.place: f"{b.place}.bn{last}" for b in _blocks(spec.family, spec.blocks) if b.source == b.target}
-
-
-def without_blocks(spec: ClassifierSpec, removed: Collection[tuple[int, int]]) -> ClassifierSpec:
-    """The same classifier without some blocks, each (stage from 1, index from 0); those behind move up."""
-    names = {name: renumbered(name, removed) for name in spec.widths}
-    blocks = tuple(count - sum(s == stage for s, _ in removed) for stage, count in enumerate(spec.blocks, start=1))
-    return replace(spec, widths={new: spec.widths[old] for old, new in names.items() if new}, blocks=blocks)
 
 
 class Classifier(nn.Module):

@@ -19,12 +19,16 @@ VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
 class ChannelGroup:
     """Channels that can only be cut together. Module names are relative to the encoder.
 
-    `name` is that of the width in the spec; `unit` channels make one norm group (of ResNeXt: whole groups of norm
+    `name` is that of the width in the spec, or of what has no spec, the first layer that writes it; `unit` channels make one norm group (of ResNeXt: whole groups of norm
     and grouped convolution) and go or stay together. `producers` are the convolutions whose output channels these
     are, `norms` the norms behind them (in the same order; none in SimpleCNN and behind a squeeze), `readers` the
     layers whose input channels these are. A grouped convolution is a producer alone, since the input channels of
     each of its groups stay as many. `multipliers` are the excitations that scale these channels: they lose what
     the producers lose, but a channel that is silent before them is so behind them, whatever they say.
+    `ends` are the layers behind which channels are masked and scaled: by default the norms, or the producers where
+    there are none. A `trunk` is written by residual sums or read by several layers. A `block` is no width but a whole
+    residual block, a single unit whose one norm is the last of its branch: scaled by 0 it leaves its trunk as it is.
+    Readers and norms may have several features a channel, one behind the other, as behind a flatten.
     """
 
     name: str
@@ -34,6 +38,12 @@ class ChannelGroup:
     norms: tuple[str, ...]
     readers: tuple[str, ...]
     multipliers: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    trunk: bool = False
+    block: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "ends", self.ends or self.norms or self.producers)
 
 
 def channel_groups(spec: EncoderSpec) -> list[ChannelGroup]:
@@ -52,6 +62,7 @@ def channel_groups(spec: EncoderSpec) -> list[ChannelGroup]:
                     conv.module for conv in convolutions(spec) if conv.source == layer.name and not conv.per_group
                 ),
                 multipliers=tuple(conv.module for conv in convs if conv.multiplies),
+                trunk=layer.name == "stem" or layer.name.endswith(".trunk"),
             )
         )
     return groups

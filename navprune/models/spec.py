@@ -124,6 +124,23 @@ class EncoderSpec:
         _, height, width = self.input
         return (height // 2, width // 2) if self.family == "resnet" else (height, width)
 
+    def removable_blocks(self) -> dict[str, str]:
+        """Blocks from a trunk to the same trunk ("stage2.block1"), each with the last norm of its branch."""
+        convs = [conv for conv in convolutions(self) if self.family == "resnet" and BLOCK.search(conv.module)]
+        projected = {conv.module.rpartition(".downsample.")[0] for conv in convs}
+        last = {conv.module.rpartition(".convs.")[0]: conv.norm or "" for conv in convs if ".convs." in conv.module}
+        return {
+            BLOCK.sub(r"stage\1.block\2", place.removeprefix("backbone.")): norm
+            for place, norm in last.items()
+            if place not in projected
+        }
+
+    def without_blocks(self, removed: Collection[str]) -> EncoderSpec:
+        """The same encoder without some of its `removable_blocks`; those behind move up."""
+        moved = ((renumbered(layer.name, removed), layer) for layer in self.layers)
+        layers = tuple(replace(layer, name=name) for name, layer in moved if name)
+        return replace(self, layers=layers, blocks=fewer_blocks(self.blocks, removed))
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data; `layers` become {name: [channels, group]}."""
         data = asdict(self)
@@ -254,37 +271,22 @@ def with_widths(spec: Widened, channels: Mapping[str, int]) -> Widened:
     return replace(spec, layers=layers)
 
 
-def removable_blocks(spec: EncoderSpec) -> dict[str, str]:
-    """Blocks that lead from a trunk to the same trunk ("stage2.block1"), each with the last norm of its branch."""
-    convs = [conv for conv in convolutions(spec) if spec.family == "resnet" and BLOCK.search(conv.module)]
-    projected = {conv.module.rpartition(".downsample.")[0] for conv in convs}
-    last = {conv.module.rpartition(".convs.")[0]: conv.norm or "" for conv in convs if ".convs." in conv.module}
-    return {
-        BLOCK.sub(r"stage\1.block\2", place.removeprefix("backbone.")): norm
-        for place, norm in last.items()
-        if place not in projected
-    }
-
-
-def without_blocks(spec: EncoderSpec, removed: Collection[tuple[int, int]]) -> EncoderSpec:
-    """The same encoder without some blocks, each (stage from 1, index from 0); those behind move up.
-
-    Raises UserError where a stage would lose the block that changes its resolution or width.
-    """
-    layers = (Layer(renumbered(o.name, removed) or "", o.channels, o.group) for o in spec.layers)
-    blocks = tuple(count - sum(s == stage for s, _ in removed) for stage, count in enumerate(spec.blocks, start=1))
-    return replace(spec, layers=tuple(layer for layer in layers if layer.name), blocks=blocks)
-
-
-def renumbered(name: str, removed: Collection[tuple[int, int]]) -> str | None:
-    """The name of a width or a module once blocks (stage, index) are removed; None of what lay in one of them."""
+def renumbered(name: str, removed: Collection[str]) -> str | None:
+    """The name of a width or a module once blocks are removed ("stage2.block1" or "layer2.1"); None within these."""
     match = BLOCK.search(name)
     if match is None:
         return name
-    stage, index = int(match[1]), int(match[2])
-    if (stage, index) in removed:
+    stage, index = match.groups()
+    gone = [other[2] for other in map(BLOCK.fullmatch, removed) if other and other[1] == stage]
+    if index in gone:
         return None
-    return f"{name[: match.start(2)]}{index - sum(s == stage and i < index for s, i in removed)}{name[match.end(2) :]}"
+    return f"{name[: match.start(2)]}{int(index) - sum(int(i) < int(index) for i in gone)}{name[match.end(2) :]}"
+
+
+def fewer_blocks(blocks: tuple[int, ...], removed: Collection[str]) -> tuple[int, ...]:
+    """The number of blocks of each stage once some are removed."""
+    gone = [int(match[1]) for match in map(BLOCK.fullmatch, removed) if match]
+    return tuple(count - gone.count(stage) for stage, count in enumerate(blocks, start=1))
 
 
 def trunk_name(block: str, stage: int) -> str:

@@ -3,12 +3,16 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
+from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
+from navprune.models.spec import build
+from navprune.pruning.trace import Example, trace
 
 Keep = Mapping[str, Tensor]
 
@@ -21,29 +25,52 @@ def encoder_in(model: nn.Module) -> tuple[str, Encoder]:
     for name, module in model.named_modules():
         if isinstance(module, Encoder) and module.groups():
             return f"{name}." if name else "", module
-    raise UserError(f"{type(model).__name__} has no channels to prune: give a model with a visual encoder")
+    what = "give a model with a visual encoder, or any other with an example of its input"
+    raise UserError(f"{type(model).__name__} has no channels to prune: {what}")
 
 
-def groups_of(model: nn.Module) -> list[ChannelGroup]:
-    """Channel groups of an encoder or a policy, with layer names as `model.get_submodule` takes them.
+def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool = False) -> list[ChannelGroup]:
+    """Channel groups of any network, with layer names as `model.get_submodule` takes them.
 
-    Raises UserError when there are none.
+    Encoders, policies and classifiers know theirs; what comes from elsewhere is traced with an `example` input, a
+    tensor [B, C, ...] or the tuple of its inputs. With `blocks` the residual blocks that can be removed whole follow
+    behind the widths; only encoders, policies and classifiers offer them. Raises UserError when there is nothing to
+    cut, or the trace cannot be followed.
     """
+    if isinstance(model, Classifier):
+        traced = list(_classifier_groups(model.spec))
+        return traced + (_blocks("", model.spec.removable_blocks()) if blocks else [])
+    if not any(isinstance(module, Encoder) for module in model.modules()) and example is not None:
+        if groups := list(trace(model, example).groups):
+            return groups
     prefix, encoder = encoder_in(model)
 
     def within(layers: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(prefix + layer for layer in layers)
 
-    return [
+    groups = [
         replace(
             group,
             producers=within(group.producers),
             norms=within(group.norms),
             readers=within(group.readers),
             multipliers=within(group.multipliers),
+            ends=within(group.ends),
         )
         for group in encoder.groups()
     ]
+    return groups + (_blocks(prefix, encoder.spec.removable_blocks()) if blocks else [])
+
+
+def _blocks(prefix: str, norms: Mapping[str, str]) -> list[ChannelGroup]:
+    return [ChannelGroup(name, 1, 1, (), (prefix + norm,), (), block=True) for name, norm in norms.items()]
+
+
+@lru_cache(maxsize=32)
+def _classifier_groups(spec: ClassifierSpec) -> tuple[ChannelGroup, ...]:
+    with torch.device("meta"):
+        model = build(spec)
+    return trace(model, torch.empty(1, *spec.input)).groups
 
 
 def units(group: ChannelGroup) -> int:
@@ -53,13 +80,13 @@ def units(group: ChannelGroup) -> int:
 
 def is_inner(group: ChannelGroup) -> bool:
     """Whether a group lies inside a residual block or in a plain chain, not on the stem or a trunk."""
-    return group.name != "stem" and not group.name.endswith(".trunk")
+    return not group.trunk and not group.block
 
 
 def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     """`keep` completed for all groups: {name: bool [units]}; groups it does not name are kept whole.
 
-    Raises UserError on a name that does not exist, a wrong length, or a group that would vanish.
+    Raises UserError on a name that does not exist, a wrong length, or a width that would vanish.
     """
     if unknown := set(keep) - {group.name for group in groups}:
         raise UserError(f"no channel group {sorted(unknown)[0]!r}: there are {', '.join(g.name for g in groups)}")
@@ -68,24 +95,25 @@ def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
         kept = torch.as_tensor(keep.get(group.name, torch.ones(units(group), dtype=torch.bool)))
         if kept.shape != (units(group),) or kept.dtype != torch.bool:
             raise UserError(f"keep of {group.name!r} is {kept.dtype} {list(kept.shape)}: give bool [{units(group)}]")
-        if not kept.any():
+        if not group.block and not kept.any():
             raise UserError(f"keep of {group.name!r} removes every channel: keep at least one unit")
         full[group.name] = kept
     return full
 
 
 @contextmanager
-def scaled(model: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+def scaled(model: nn.Module, factors: Mapping[str, Tensor], example: Example | None = None) -> Iterator[nn.Module]:
     """Within the context each unit's channels are multiplied by its factor, after their norm.
 
-    `factors` is {group name: float [units]}; gradients flow into it. Groups it does not name stay the same.
+    `factors` is {group name: float [units]}, blocks among them; gradients flow into it. Groups it does not name stay
+    the same. `example` is that of `groups_of`.
     """
     handles = []
     try:
-        for group in groups_of(model):
+        for group in groups_of(model, example, blocks=True):
             if group.name in factors:
-                hook = _scaling_hook(factors[group.name], group.unit)
-                for layer in group.norms or group.producers:
+                hook = _scaling_hook(factors[group.name])
+                for layer in group.ends:
                     handles.append(model.get_submodule(layer).register_forward_hook(hook))
         yield model
     finally:
@@ -94,21 +122,22 @@ def scaled(model: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[nn.Modul
 
 
 @contextmanager
-def mask(model: nn.Module, keep: Keep) -> Iterator[nn.Module]:
+def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterator[nn.Module]:
     """Within the context the channels that `keep` drops are zero after their norm: what `slim` must equal.
 
-    `keep` is {group name: bool [units]}. Raises UserError on a keep that does not fit the model.
+    `keep` is {group name: bool [units]}, False for a block that is skipped; `example` is that of `groups_of`. Raises
+    UserError on a keep that does not fit the model.
     """
-    groups = groups_of(model)
+    groups = groups_of(model, example, blocks=True)
     reference = next(model.parameters())
     full = checked_keep(groups, keep)
-    with scaled(model, {name: kept.to(reference) for name, kept in full.items()}):
+    with scaled(model, {name: kept.to(reference) for name, kept in full.items()}, example):
         yield model
 
 
-def _scaling_hook(factor: Tensor, unit: int):
+def _scaling_hook(factor: Tensor):
     def hook(_module, _inputs, output: Tensor) -> Tensor:
-        channels = factor.repeat_interleave(unit)
-        return output * channels.view(-1, *[1] * (output.dim() - 2))
+        each = factor.repeat_interleave(output.shape[1] // len(factor))  # of a block all, behind a flatten several
+        return output * each.view(-1, *[1] * (output.dim() - 2))
 
     return hook

@@ -1,34 +1,48 @@
-"""Slimming: a smaller spec and the kept slices of the weights, nothing else."""
+"""Slimming: the kept slices of the weights in a smaller network, nothing else."""
 
+import copy
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
+from navprune.models.classifiers import ClassifierSpec
 from navprune.models.encoders import ChannelGroup
-from navprune.models.spec import EncoderSpec, PolicySpec, build, with_widths
+from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, with_widths
 from navprune.pruning.groups import Keep, checked_keep, groups_of
+from navprune.pruning.trace import Example
 
-Spec = EncoderSpec | PolicySpec
+Spec = EncoderSpec | PolicySpec | ClassifierSpec
 
 
-def slim(model: nn.Module, keep: Keep) -> nn.Module:
+def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Module:
     """The smaller model that computes what `mask(model, keep)` computes, to float rounding.
 
-    `model` comes from `build`, an encoder or a whole policy; whatever lies outside the encoder is copied.
-    `keep` is {group name: bool [units]}; groups it does not name are kept whole.
-    The answer is an ordinary `build(smaller spec)`. Raises UserError on a keep that does not fit the model.
+    `keep` is {group name: bool [units]}; groups it does not name are kept whole, blocks at False removed. Of what
+    comes from `build` (an encoder, a whole policy, a classifier) the answer is an ordinary `build(smaller spec)`;
+    whatever lies outside the encoder is copied. Of any other network, traced with the `example` of `groups_of`, it is
+    a deep copy with narrower layers. With BatchNorm it computes the same in training mode, too, since each channel has
+    its own statistics; dropout draws other numbers. Raises UserError on a keep that does not fit the model.
     """
-    groups = groups_of(model)
+    groups = groups_of(model, example, blocks=True)
     full = checked_keep(groups, keep)
-    channels = {group.name: int(full[group.name].sum()) * group.unit for group in groups}
+    widths = [group for group in groups if not group.block]
+    if not isinstance(getattr(model, "spec", None), Spec):
+        small = copy.deepcopy(model)
+        for group in widths:
+            _narrow(small, group, full[group.name])
+        return small
+    removed = [group.name for group in groups if group.block and not full[group.name]]
+    channels = {group.name: int(full[group.name].sum()) * group.unit for group in widths}
     spec = cast(Spec, model.spec)
-    small = build(with_encoder(spec, with_widths(encoder_of(spec), channels)), seed=0)
+    small = build(with_encoder(spec, with_widths(encoder_of(spec), channels).without_blocks(removed)), seed=0)
     small.to(next(model.parameters())).train(model.training)
     weights = model.state_dict()
-    for group in groups:
+    for group in widths:
         cut_group(weights, group, full[group.name])
-    small.load_state_dict(weights)
+    names = {name: renumbered(name, removed) for name in weights}
+    small.load_state_dict({new: weights[old] for old, new in names.items() if new})
     return small
 
 
@@ -37,23 +51,57 @@ def cut_group(weights: dict[str, Tensor], group: ChannelGroup, kept: Tensor) -> 
 
     `kept` is bool [units]. Producers, norms and multipliers lose entries of dimension 0, readers of dimension 1.
     """
-    index = kept.repeat_interleave(group.unit).nonzero().flatten()
-    owners = {*group.producers, *group.norms, *group.multipliers}
-    for name, tensor in weights.items():
-        layer = name.rpartition(".")[0]
-        index = index.to(tensor.device)
-        if layer in owners and tensor.dim() > 0:
-            tensor = tensor.index_select(0, index)
-        if layer in group.readers and tensor.dim() > 1:
-            tensor = tensor.index_select(1, index)
-        weights[name] = tensor
+    for name in weights:
+        for dimension in _dimensions(group, name.rpartition(".")[0]):
+            weights[name] = _cut(weights[name], dimension, kept)
 
 
-def encoder_of(spec: Spec) -> EncoderSpec:
-    """The encoder's spec of either kind of spec."""
+def encoder_of(spec: Spec) -> EncoderSpec | ClassifierSpec:
+    """The spec that holds the widths: of a policy its encoder's, otherwise the spec itself."""
     return spec.encoder if isinstance(spec, PolicySpec) else spec
 
 
-def with_encoder(spec: Spec, encoder: EncoderSpec) -> Spec:
-    """The same kind of spec with another encoder."""
-    return replace(spec, encoder=encoder) if isinstance(spec, PolicySpec) else encoder
+def with_encoder(spec: Spec, encoder: EncoderSpec | ClassifierSpec) -> Spec:
+    """The same kind of spec with other widths."""
+    return replace(spec, encoder=cast(EncoderSpec, encoder)) if isinstance(spec, PolicySpec) else encoder
+
+
+def _dimensions(group: ChannelGroup, layer: str) -> list[int]:
+    """The dimensions of a layer's tensors along which a group's channels lie."""
+    written = layer in (*group.producers, *group.norms, *group.multipliers)
+    return [0] * written + [1] * (layer in group.readers)
+
+
+def _cut(tensor: Tensor, dimension: int, kept: Tensor) -> Tensor:
+    """The kept part of a tensor; each unit is one run of entries along the dimension, however long."""
+    if tensor.dim() <= dimension:
+        return tensor
+    index = kept.repeat_interleave(tensor.shape[dimension] // len(kept)).nonzero().flatten()
+    return tensor.index_select(dimension, index.to(tensor.device))
+
+
+def _narrow(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
+    """Cuts one group's channels out of a network's layers, in place."""
+    for name in {*group.producers, *group.norms, *group.multipliers, *group.readers}:
+        layer = model.get_submodule(name)
+        for dimension in _dimensions(group, name):
+            for key, parameter in layer._parameters.items():
+                if parameter is not None:
+                    with torch.no_grad():
+                        smaller = _cut(parameter, dimension, kept).to(memory_format=torch.preserve_format)
+                    setattr(layer, key, nn.Parameter(smaller, parameter.requires_grad))
+            for key, buffer in layer._buffers.items():
+                if buffer is not None:
+                    setattr(layer, key, _cut(buffer, dimension, kept))
+            _rename_sizes(layer, dimension, len(kept), int(kept.sum()))
+
+
+def _rename_sizes(layer: nn.Module, dimension: int, units: int, left: int) -> None:
+    """Corrects what a layer says of its own widths."""
+    inputs = ("in_channels", "in_features")
+    outputs = ("out_channels", "out_features", "num_features", "num_channels", "num_groups")
+    if getattr(layer, "groups", 1) > 1:
+        outputs = (*outputs, "in_channels", "groups")
+    for name in inputs if dimension else outputs:
+        if hasattr(layer, name):
+            setattr(layer, name, getattr(layer, name) * left // units)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from navprune.errors import UserError
-from navprune.models.classifiers import NAMES, ClassifierSpec, classifier_spec, dense_widths, without_blocks
+from navprune.models.classifiers import NAMES, ClassifierSpec, classifier_spec, dense_widths
 from navprune.models.spec import build, encoder_spec, spec_from_json, widths, with_widths
 
 
@@ -73,14 +73,15 @@ def test_equal_seeds_give_equal_weights():
 
 def test_blocks_behind_a_removed_one_move_up():
     spec = classifier_spec("cifar_resnet56", 10)
-    fewer = without_blocks(with_widths(spec, {"layer1.3.conv1": 5, "layer2.0.conv2": 7}), {(1, 0), (1, 2), (3, 8)})
+    fewer = with_widths(spec, {"layer1.3.conv1": 5, "layer2.0.conv2": 7})
+    fewer = fewer.without_blocks({"layer1.0", "layer1.2", "layer3.8"})
     assert fewer.blocks == (7, 9, 8)
     assert fewer.widths["layer1.1.conv1"] == 5 and fewer.widths["layer2.0.conv2"] == 7
     assert build(fewer, 0)(torch.rand(1, 3, 32, 32)).shape == (1, 10)
-    none = without_blocks(spec, {(1, index) for index in range(9)})
+    none = spec.without_blocks([f"layer1.{index}" for index in range(9)])
     assert none.blocks == (0, 9, 9) and build(none, 0)(torch.rand(1, 3, 32, 32)).shape == (1, 10)
     with pytest.raises(UserError, match=r"'layer2\.0\.conv2' is missing"):
-        without_blocks(spec, {(2, 0)})  # which changes the width
+        spec.without_blocks({"layer2.0"})  # which changes the width
 
 
 def test_kinds_of_specs_are_told_apart():

@@ -1,0 +1,462 @@
+"""Channel groups and costs of any convolutional network, by following a symbolic trace of it (torch.fx).
+
+Every tensor has channels along dimension 1; behind a flatten each of them is several features wide. Layers that
+write the same channels, or write what is added together, share one set of them, in units of whole norm groups
+and whole groups of grouped convolutions. Sets that reach an input or an output of the network stay as they are.
+A channel may be cut if it is *silent* wherever a layer reads it: once its producers and norms say 0, it is 0.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from navprune.errors import UserError
+from navprune.models.encoders import ChannelGroup, Conv2d
+
+Example = Tensor | tuple[Tensor, ...]
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm)
+WEIGHTED = (nn.Conv2d, nn.Linear, *NORMS)
+ELEMENTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+    nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
+    nn.Softshrink, nn.Hardshrink, nn.Dropout, nn.Dropout2d, nn.Identity,
+)  # fmt: skip
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
+ELEMENTWISE_NAMES = {
+    *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid sigmoid logsigmoid".split(),
+    *"softplus softsign tanh tanhshrink softshrink hardshrink clamp clamp_min clamp_max abs neg square pow exp".split(),
+    *"dropout dropout2d contiguous clone detach to float double half add sub rsub mul div truediv".split(),
+}
+POOL_NAMES = {*"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()}
+REDUCTIONS = {"mean", "sum", "amax"}
+SUMS = {"add", "sub", "maximum", "minimum"}  # nothing comes of nothing
+RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "getitem"}
+SIZES = {"size", "getattr", "dim", "numel"}
+ADVICE = "prune the parts around it, or write it with convolutions, norms, linear layers, sums and pooling"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one convolution, linear layer or norm costs; see `module_cost`.
+
+    `source` and `target` name groups, or are None where the width is fixed; `inputs` and `outputs` are features for
+    each channel of those groups, or all of them. Each of `positions` takes `taps` multiply-accumulates for each pair
+    of input and output; `vectors` counts parameters for each output: a bias, or a norm's scale and shift.
+    """
+
+    module: str
+    source: str | None
+    inputs: int
+    target: str | None
+    outputs: int
+    taps: int
+    positions: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The groups of a network, in order of execution, its layers, and parameters that no cut changes."""
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[Layer, ...]
+    parameters: int
+
+    def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.
+
+        Groups that are not named keep their channels; a name that leads to 0 channels removes the block it names.
+        """
+        channels = {group.name: group.channels for group in self.groups} | dict(widths)
+        removed = tuple(f"{name}." for name, count in widths.items() if count == 0)
+        macs, parameters = 0, self.parameters
+        for layer in self.layers:
+            if removed and layer.module.startswith(removed):
+                continue
+            outputs = layer.outputs * (channels[layer.target] if layer.target else 1)
+            weights = layer.taps * layer.inputs * (channels[layer.source] if layer.source else 1) * outputs
+            macs += layer.positions * weights
+            parameters += weights + layer.vectors * outputs
+        return {"macs": macs, "parameters": parameters}
+
+
+def trace(module: nn.Module, example: Example) -> Trace:
+    """The groups and costs of a network of convolutions, norms, linear layers, pooling, flattening and sums.
+
+    `example` is an input [B, C, ...] of it, or the tuple of its inputs; only shapes are used, and nothing is
+    computed. Layers that are called twice have both their inputs and outputs coupled. Raises UserError, naming
+    operation and layer, where channels that could be cut meet anything else.
+    """
+    _check_weights(module)
+    inputs = example if isinstance(example, tuple) else (example,)
+    try:
+        ghost = _without_values(module).eval()
+        graph = _Tracer().trace(ghost)
+    except Exception as error:  # whatever the user's forward raises when it is given no values
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = "its forward must not branch on values; prune the modules inside it"
+        raise UserError(f"{type(module).__name__} cannot be traced ({reason}): {advice}") from error
+    try:
+        with torch.no_grad():
+            _Shapes(fx.GraphModule(ghost, graph)).run(*(tensor.to("meta") for tensor in inputs))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise UserError(
+            f"{type(module).__name__} does not take an example of {shapes} ({reason}): give another"
+        ) from error
+    return _Follower(ghost).follow(graph)
+
+
+def module_cost(module: nn.Module, example: Example) -> Callable[[Mapping[str, int]], dict[str, int]]:
+    """Multiply-accumulates and parameters of a network as a function of its widths, without running it.
+
+    The answer takes {group name: channels} and gives {"macs", "parameters"}; see `Trace.cost`. Multiply-accumulates
+    are those of convolutions, padding included, and linear layers, for one input. Raises UserError as `trace`.
+    """
+    return trace(module, example).cost
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Subclasses that compute what their base computes are layers, too; others are looked into."""
+        forward = type(m).forward
+        known = next((kind for kind in (*WEIGHTED, *ELEMENTWISE, *POOLS) if forward is kind.forward), None)
+        if known in (nn.Conv2d, None) and isinstance(m, nn.Conv2d):
+            return isinstance(m, Conv2d) or (known is not None and type(m)._conv_forward is nn.Conv2d._conv_forward)
+        return known is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        """Notes each result, a tensor without values, beside its node."""
+        n.meta["result"] = result = super().run_node(n)
+        return result
+
+
+@dataclass(eq=False)
+class _Channels:
+    """A set of channels that layers share; sets that turn out to be one have the same `root`."""
+
+    size: int
+    unit: int = 1
+    fixed: bool = False
+    trunk: bool = False
+    parent: _Channels | None = None
+
+    @property
+    def root(self) -> _Channels:
+        return self if self.parent is None else self.parent.root
+
+    def join(self, other: _Channels) -> None:
+        first, second = self.root, other.root
+        if first is not second:
+            first.unit = math.lcm(first.unit, second.unit)
+            first.fixed |= second.fixed
+            first.trunk |= second.trunk
+            second.parent = first
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor: its channels, whether cut ones are 0 in it, and the layers that have written them."""
+
+    channels: _Channels
+    silent: bool = True
+    writers: frozenset[str] = frozenset()
+
+    @property
+    def free(self) -> bool:
+        return not self.channels.root.fixed
+
+
+@dataclass
+class _Call:
+    """A convolution, linear layer or norm and the channels it joins; `source` is None where inputs stay as many."""
+
+    module: nn.Module
+    source: _Channels | None
+    target: _Channels
+    positions: int
+    behind_norm: bool = False
+
+
+@dataclass
+class _Follower:
+    """Walks the graph in order of execution and keeps what it has seen."""
+
+    module: nn.Module
+    values: dict[fx.Node, _Value] = field(default_factory=dict)
+    calls: dict[str, _Call] = field(default_factory=dict)
+    speaking: set[str] = field(default_factory=set)
+    multiplying: set[str] = field(default_factory=set)
+
+    def follow(self, graph: fx.Graph) -> Trace:
+        for node in graph.nodes:
+            if node.op == "output":
+                for value in self._inputs(node):
+                    value.channels.root.fixed = True
+                    self.speaking |= value.writers
+            else:
+                value = self._value(node)
+                if value is not None:
+                    self.values[node] = value
+                    if node.op != "call_module" and _is_in_place(node):
+                        self.values[node.all_input_nodes[0]] = value
+        return self._result()
+
+    def _inputs(self, node: fx.Node) -> list[_Value]:
+        return [self.values[n] for n in node.all_input_nodes if n in self.values]
+
+    def _value(self, node: fx.Node) -> _Value | None:
+        """The value of a node; None where it is no tensor."""
+        inputs = self._inputs(node)
+        result = node.meta["result"]
+        name = _operation(node)
+        if node.op == "call_module" and isinstance(layer := self._layer(node), WEIGHTED):
+            if result.dim() in {nn.Linear: (2,), nn.Conv2d: (4,)}.get(_kind(layer), (2, 4)):
+                return self._weighted(node, inputs[0])
+        if not any(value.free for value in inputs):
+            return _Value(_Channels(_width(result), fixed=True)) if isinstance(result, Tensor) else None
+        if name in SIZES and not isinstance(result, Tensor):
+            return None
+        tensors = [n for n in node.all_input_nodes if n in self.values]
+        if isinstance(result, Tensor) and len(tensors) == 2 and name in SUMS | {"mul"}:
+            return self._joined(node, *tensors)
+        if isinstance(result, Tensor) and len(tensors) == 1:
+            value = inputs[0]
+            if self._is_per_channel(node, name):
+                return value
+            if name in ELEMENTWISE_NAMES or (node.op == "call_module" and isinstance(self._layer(node), ELEMENTWISE)):
+                return self._elementwise(node, value)
+        raise self._refusal(node, name)
+
+    def _layer(self, node: fx.Node) -> nn.Module:
+        return self.module.get_submodule(str(node.target))
+
+    def _weighted(self, node: fx.Node, value: _Value) -> _Value:
+        """A convolution, linear layer or norm."""
+        name, layer, result = str(node.target), self._layer(node), node.meta["result"]
+        if isinstance(layer, NORMS):
+            target, source = value.channels, None
+            if isinstance(layer, nn.GroupNorm):
+                if value.free and _width(result) != value.channels.size:
+                    raise self._refusal(node, "GroupNorm behind flatten")
+                target.root.unit = math.lcm(target.root.unit, layer.num_channels // layer.num_groups)
+        elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            target, source = self._grouped(layer, value), None
+        else:
+            if value.free and not value.silent:
+                reason = f"{name} reads channels that are not 0 where cut ones are 0"
+                raise UserError(f"cannot prune before {name}: {reason} (sigmoid, added constant); use ReLU or the like")
+            self.speaking |= value.writers
+            target, source = _Channels(_width(result)), value.channels
+        positions = 0 if isinstance(layer, NORMS) else math.prod(result.shape[2:])
+        only_norms = all(u.op == "call_module" and isinstance(self._layer(u), NORMS) for u in node.users)
+        if earlier := self.calls.get(name):
+            earlier.positions += positions
+            earlier.behind_norm &= only_norms
+            self._join(node, earlier.target, target)
+            if source and earlier.source:
+                self._join(node, earlier.source, source)
+        else:
+            self.calls[name] = _Call(layer, source, target, positions, only_norms)
+        before = value.writers if source is None else frozenset()
+        return _Value(target, writers=before | {name})
+
+    def _grouped(self, layer: nn.Conv2d, value: _Value) -> _Channels:
+        if layer.in_channels == layer.out_channels:
+            root = value.channels.root
+            root.unit = math.lcm(root.unit, layer.in_channels // layer.groups)
+            return root
+        # Units on both sides would have to be cut together in different sizes: they stay.
+        value.channels.root.fixed = True
+        return _Channels(layer.out_channels, fixed=True)
+
+    def _joined(self, node: fx.Node, a: fx.Node, b: fx.Node) -> _Value:
+        """A sum or a product of two tensors."""
+        first, second = self.values[a], self.values[b]
+        shapes = a.meta["result"].shape, b.meta["result"].shape
+        if len(shapes[0]) != len(shapes[1]) or shapes[0][1:2] != shapes[1][1:2]:
+            raise self._refusal(node, f"{_operation(node)} of {list(shapes[0])} and {list(shapes[1])}")
+        self._join(node, first.channels, second.channels)
+        writers = first.writers | second.writers
+        if _operation(node) in SUMS:
+            first.channels.root.trunk = True
+            return _Value(first.channels, first.silent and second.silent, writers)
+        for value, other in ((first, second), (second, first)):
+            if not value.silent and other.silent:
+                self.multiplying |= value.writers
+                writers = other.writers
+        return _Value(first.channels, first.silent or second.silent, writers)
+
+    def _join(self, node: fx.Node, first: _Channels, second: _Channels) -> None:
+        if first.root.size != second.root.size:
+            raise self._refusal(node, f"{_operation(node)} of {first.size} and {second.size} channels")
+        first.join(second)
+
+    def _is_per_channel(self, node: fx.Node, name: str) -> bool:
+        """Whether an operation treats every channel by itself and leaves a silent one silent."""
+        shape = node.all_input_nodes[0].meta["result"].shape
+        result = node.meta["result"].shape
+        if node.op == "call_module":
+            layer = self._layer(node)
+            return isinstance(layer, POOLS) or (
+                isinstance(layer, nn.Flatten) and self._keeps_order(node, shape, result)
+            )
+        if name in REDUCTIONS:
+            dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+            dims = dims if isinstance(dims, tuple | list) else (dims,)
+            return bool(dims) and all(isinstance(d, int) and d % len(shape) >= 2 for d in dims)
+        if name == "getitem":
+            index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+            whole = index[:2] == (slice(None), slice(None))
+            simple = all(i is None or isinstance(i, int | slice) for i in index[2:])
+            return whole and simple and self._keeps_order(node, shape, result)
+        if name in RESHAPES:
+            self._check_not_written_out(node, name)
+            return self._keeps_order(node, shape, result)
+        return name in POOL_NAMES
+
+    def _keeps_order(self, node: fx.Node, shape: torch.Size, result: torch.Size) -> bool:
+        """Whether batch and channels still come first, each channel with all of its features in a row."""
+        size = self.values[node.all_input_nodes[0]].channels.size
+        return len(result) >= 2 and result[0] == shape[0] and result[1] % size == 0
+
+    def _check_not_written_out(self, node: fx.Node, name: str) -> None:
+        """A width that stands as a number in `view` or `reshape` would be wrong in the smaller network."""
+        sizes = node.args[1:] if len(node.args) != 2 or isinstance(node.args[1], int) else node.args[1]
+        if name in ("view", "reshape") and isinstance(sizes, tuple | list) and len(sizes) > 1:
+            if isinstance(sizes[1], int) and sizes[1] != -1:
+                raise UserError(
+                    f"cannot prune before {name}(..., {sizes[1]}, ...) {self._place(node)}: the width stands there as "
+                    "a number; write flatten(1), or -1 in its place"
+                )
+
+    def _elementwise(self, node: fx.Node, value: _Value) -> _Value:
+        """An operation on each value alone; what it makes of 0 is found by computing it."""
+        zero = torch.zeros(1, 1, 1, 1, device="cpu")
+        if node.op == "call_module":
+            answer = self._layer(node)(zero)
+        else:
+            if len(node.all_input_nodes) > 1:
+                raise self._refusal(node, f"{_operation(node)} with a number computed in forward")
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: zero)
+            function = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+            answer = function(*args, **kwargs)
+        return _Value(value.channels, value.silent and not answer.any(), value.writers)
+
+    def _place(self, node: fx.Node) -> str:
+        stack = node.meta.get("nn_module_stack") or {}
+        layer = str(node.target) if node.op == "call_module" else next(reversed(stack), "")
+        return f"at {layer}" if layer else "in forward"
+
+    def _refusal(self, node: fx.Node, name: str) -> UserError:
+        if node.op == "call_module":
+            name = name if " " in name else type(self._layer(node)).__name__
+        return UserError(f"cannot follow channels through {name} {self._place(node)}: {ADVICE}")
+
+    def _result(self) -> Trace:
+        free: dict[_Channels, list[str]] = {}
+        for name, call in self.calls.items():
+            if not isinstance(call.module, NORMS) and not call.target.root.fixed:
+                free.setdefault(call.target.root, []).append(name)
+        names = {channels: writers[0] for channels, writers in free.items()}
+        groups = tuple(self._group(channels, writers) for channels, writers in free.items())
+        layers = tuple(_layer(name, call, names) for name, call in self.calls.items())
+        counted = Trace(groups, layers, 0).cost({})["parameters"]
+        return Trace(groups, layers, sum(p.numel() for p in self.module.parameters()) - counted)
+
+    def _group(self, channels: _Channels, writers: list[str]) -> ChannelGroup:
+        silenced = self.multiplying - self.speaking
+        norms = [n for n, c in self.calls.items() if isinstance(c.module, NORMS) and c.target.root is channels]
+        readers = [n for n, c in self.calls.items() if c.source and c.source.root is channels]
+        norms_here = tuple(name for name in norms if name not in silenced)
+        producers = tuple(name for name in writers if name not in silenced)
+        bare = tuple(name for name in producers if not self.calls[name].behind_norm)
+        return ChannelGroup(
+            writers[0],
+            channels.size,
+            channels.unit,
+            producers,
+            norms_here,
+            tuple(readers),
+            multipliers=tuple(name for name in (*writers, *norms) if name in silenced),
+            ends=(*norms_here, *bare),
+            trunk=channels.trunk or len(readers) > 1,
+        )
+
+
+def _layer(name: str, call: _Call, names: Mapping[_Channels, str]) -> Layer:
+    """One entry of the costs, of a layer as it is before any cut."""
+    module = call.module
+    source = names.get(call.source.root) if call.source else None
+    target = names.get(call.target.root)
+    inputs, outputs, taps, vectors = 0, call.target.size, 0, 0
+    if isinstance(module, nn.Conv2d):
+        inputs, taps = module.in_channels // module.groups, math.prod(module.kernel_size)
+        vectors = int(module.bias is not None)
+    elif isinstance(module, nn.Linear):
+        inputs, taps, vectors = module.in_features, 1, int(module.bias is not None)
+    else:
+        vectors = sum(p is not None for p in module._parameters.values())
+        outputs = next((len(p) for p in module.parameters()), outputs)
+    if source and call.source:
+        inputs //= call.source.size
+    if target:
+        outputs //= call.target.size
+    return Layer(name, source, inputs, target, outputs, taps, call.positions, vectors)
+
+
+def _kind(layer: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in (nn.Conv2d, nn.Linear) if isinstance(layer, kind)), None)
+
+
+def _operation(node: fx.Node) -> str:
+    """The name of an operation, the same for function, method, operator and in-place form."""
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", str(node.target))
+        return {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name).strip("_")
+    return str(node.target).rstrip("_") if node.op == "call_method" else node.op
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return bool(node.all_input_nodes) and (name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv"))
+
+
+def _width(tensor: Tensor) -> int:
+    return tensor.shape[1] if tensor.dim() > 1 else 1
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """A copy whose tensors have shapes and nothing else."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
+            if isinstance(tensor, Tensor):
+                ghost = torch.empty_like(tensor, device="meta")
+                memo[id(tensor)] = nn.Parameter(ghost) if isinstance(tensor, nn.Parameter) else ghost
+    return copy.deepcopy(module, memo)
+
+
+def _check_weights(module: nn.Module) -> None:
+    """Raises UserError where a layer's weights are another layer's, too, or are computed from others."""
+    owners: dict[int, str] = {}
+    for name, part in module.named_modules():
+        computed = isinstance(part, WEIGHTED) and "weight" not in part._parameters
+        if computed or parametrize.is_parametrized(part):
+            raise UserError(f"weights of {name} are computed (parametrised): make them plain parameters first")
+        for parameter in part.parameters(recurse=False):
+            other = owners.setdefault(id(parameter), name)
+            if other != name:
+                raise UserError(f"{other} and {name} share a parameter: give each its own, or use one layer twice")
