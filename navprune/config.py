@@ -47,7 +47,7 @@ class AgentConfig:
     """The network, where it is not taken from `init`."""
 
     encoder: str = "resnet18"
-    """A ResNet of Habitat (resnet18, resnet50, resneXt50, se_resnet50, se_resneXt50, se_resneXt101), simple_cnn or blind."""
+    """resnet18, resnet50, resneXt50, se_resnet50, se_resneXt50, se_resneXt101, simple_cnn or blind."""
     base_planes: int = 32
     """Width of the stem; Habitat's is 32."""
     compression: int | None = None
