@@ -72,10 +72,15 @@ def unit_weights(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> 
 
 def block_layers(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
     """The layers with weights inside a residual block."""
+    block = model.get_submodule(block_of(group))
+    return [layer for layer in block.modules() if isinstance(getattr(layer, "weight", None), Tensor)]
+
+
+def block_of(group: ChannelGroup) -> str:
+    """The name of the module of a residual block ("backbone.layer2.1"), from that of its last norm."""
     match = BLOCK.search(group.norms[0])
     assert match is not None
-    block = model.get_submodule(group.norms[0][: match.end()])
-    return [layer for layer in block.modules() if isinstance(getattr(layer, "weight", None), Tensor)]
+    return group.norms[0][: match.end()]
 
 
 def _columns(weight: Tensor, count: int) -> Tensor:
@@ -90,17 +95,19 @@ def weight_norm(model: nn.Module, group: ChannelGroup, over: str = FILTERS, orde
     return total.pow(1 / order)
 
 
-def weight_count(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> int:
-    """Number of weights of each unit, |g|."""
-    return sum(weight.shape[1] for weight in unit_weights(model, group, over))
+def group_size(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> Tensor:
+    """|g| of each unit, int64 [units] on the model's device: its weights that are not zero."""
+    counts = [weight.detach().ne(0).sum(1) for weight in unit_weights(model, group, over)]
+    return torch.stack(counts).sum(0)
 
 
 # Scores of one group at a time -------------------------------------------------------------------
 
 
 def mean_abs(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """||W_g||_1 / |g|: the score of the public code behind the VGG16 table."""
-    return weight_norm(model, group, order=1) / weight_count(model, group)
+    """Mean |w| over the unit's filters: the score of the public code behind the VGG16 table."""
+    count = sum(weight.shape[1] for weight in unit_weights(model, group))
+    return weight_norm(model, group, order=1) / count
 
 
 def group_lasso_strength(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> Tensor:
@@ -109,7 +116,7 @@ def group_lasso_strength(model: nn.Module, group: ChannelGroup, over: str = FILT
     Wen et al., Learning Structured Sparsity in Deep Neural Networks, NeurIPS 2016; Yuan & Lin, JRSS B 2006. Groups
     of all sizes compare, as in training with the penalty; without it, layers of small weights go first.
     """
-    return weight_norm(model, group, over) / max(1, weight_count(model, group, over)) ** 0.5
+    return weight_norm(model, group, over) / group_size(model, group, over).cpu().double().clamp_min(1).sqrt()
 
 
 def geometric_median(model: nn.Module, group: ChannelGroup) -> Tensor:
@@ -198,7 +205,7 @@ def taylor(model: nn.Module, evidence: Evidence) -> Scores:
     }
     totals = {name: torch.zeros(len(gate), dtype=torch.float64) for name, gate in gates.items()}
     count = 0
-    with _evaluating(model), scaled(model, gates, evidence.example):
+    with evaluating(model), scaled(model, gates, evidence.example):
         for batch in _batches("taylor", evidence):
             slopes = torch.autograd.grad(evidence.loss(model, batch), list(gates.values()), allow_unused=True)
             for total, slope in zip(totals.values(), slopes):
@@ -232,7 +239,7 @@ def activation(model: nn.Module, evidence: Evidence) -> Scores:
         for layer in group.ends
     ]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in _batches("activation", evidence):
                 run(model, batch)
     finally:
@@ -267,7 +274,7 @@ def distillation_loss(teacher: nn.Module) -> Loss:
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        with torch.no_grad(), _evaluating(teacher):
+        with torch.no_grad(), evaluating(teacher):
             wanted = outputs(teacher, batch)
         found = outputs(model, batch)
         return F.mse_loss(found, wanted.to(found))
@@ -285,7 +292,7 @@ def _batches(method: str, evidence: Evidence) -> Iterator[Any]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Within the context norms and dropout do as in evaluation, and so leave no trace in the model."""
     modes = {module: module.training for module in model.modules()}
     for module in modes:

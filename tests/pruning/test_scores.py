@@ -1,59 +1,327 @@
+"""Scores of units: what every one keeps to, and what each says."""
+
+import copy
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
-from navprune.models.spec import build, encoder_spec
-from navprune.pruning.groups import groups_of, units
-from navprune.pruning.methods import GATES, METHODS
-from navprune.pruning.scores import SCORES, magnitude, random, uniform
+from navprune.errors import UserError
+from navprune.models.classifiers import classifier_spec
+from navprune.models.spec import PolicySpec, build, encoder_spec
+from navprune.pruning.groups import groups_of, scaled, units
+from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES
+from navprune.pruning.penalties import proximal_step
+from navprune.pruning.prune import weights_hash
+from navprune.pruning.scores import (
+    SCORES,
+    Evidence,
+    classification_loss,
+    distillation_loss,
+    geometric_median,
+    outputs,
+    unit_weights,
+)
 
-
-@pytest.fixture
-def model():
-    return build(encoder_spec("resnet50", (1, 64, 64), 8), 0)
+LAW = settings(max_examples=5, deadline=None, derandomize=True)
+OF_WEIGHTS = sorted(set(SCORES) - NEEDS_BATCHES - {"random"})
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_every_score_has_a_line_of_help():
-    assert set(METHODS) == {*SCORES, GATES}
+def encoder(seed=0, name="resnet50"):
+    model = build(encoder_spec(name, (1, 32, 32), base_planes=8), seed).double()
+    shake(model, seed)
+    return model
 
 
+def shake(model, seed=0):
+    """Makes norms random, too."""
+    chance = generator(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.rand(parameter.shape, generator=chance, dtype=parameter.dtype))
+
+
+def images(count=3, seed=0):
+    return torch.rand(count, 1, 32, 32, generator=generator(seed), dtype=torch.float64)
+
+
+def mean_square(model, batch):
+    return outputs(model, batch).square().mean()
+
+
+def evidence(**changes):
+    return Evidence(**{"generator": generator(), "batches": [images()], "loss": mean_square} | changes)
+
+
+def test_every_method_has_a_line_of_help_with_its_source():
+    assert set(METHODS) >= {*SCORES, GATES}
+    for name, line in METHODS.items():
+        assert "\n" not in line and len(line) < 110
+        assert ("needs batches" in line) == (name in NEEDS_BATCHES)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_finite_for_each_unit_and_repeats(name, model):
-    scores = SCORES[name](model, generator())
-    again = SCORES[name](model, generator())
-    for group in groups_of(model):
-        assert scores[group.name].shape == (units(group),)
+def test_every_score_is_finite_repeats_and_leaves_no_trace(name, blocks):
+    model = encoder().train()
+    model.backbone.layer1.eval()
+    before, modes = weights_hash(model), [module.training for module in model.modules()]
+    if blocks and name == "geometric-median":
+        with pytest.raises(UserError, match="does not compare residual blocks"):
+            SCORES[name](model, evidence(blocks=blocks))
+        return
+    scores, again = (SCORES[name](model, evidence(blocks=blocks)) for _ in range(2))
+    groups = groups_of(model, blocks=blocks)
+    assert scores.keys() == {group.name for group in groups}
+    for group in groups:
+        assert scores[group.name].shape == (units(group),) and scores[group.name].dtype == torch.float64
         assert scores[group.name].isfinite().all()
         assert torch.equal(scores[group.name], again[group.name])
+    assert weights_hash(model) == before
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_random_scores_follow_the_generator(model):
-    assert not torch.equal(random(model, generator(0))["stem"], random(model, generator(1))["stem"])
+def reordered(model, name, order):
+    """The same network with the units of one group in another order."""
+    group = next(group for group in groups_of(model) if group.name == name)
+    index = torch.arange(group.channels).view(-1, group.unit)[order].flatten()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in (*group.producers, *group.norms):
+            for parameter in other.get_submodule(layer).parameters():
+                parameter.copy_(parameter[index])
+        for layer in group.readers:
+            weight = other.get_submodule(layer).weight
+            weight.copy_(weight[:, index])
+    return other
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_magnitude_is_the_norm_over_coupled_filters(model, order):
+@pytest.mark.parametrize("method", [*OF_WEIGHTS, "taylor", "activation"])
+@LAW
+@given(seed=st.integers(0, 100), name=st.sampled_from(["stem", "stage2.block1.conv1", "stage2.trunk"]))
+def test_a_score_follows_its_unit_wherever_it_stands(method, seed, name):
+    model = encoder(seed, "resnet18")
+    before = SCORES[method](model, evidence())
+    order = torch.randperm(len(before[name]), generator=generator(seed))
+    after = SCORES[method](reordered(model, name, order), evidence())
+    for group, scores in after.items():
+        torch.testing.assert_close(scores, before[group][order] if group == name else before[group])
+
+
+@LAW
+@given(st.floats(0.1, 10), st.integers(0, 100))
+def test_scaling_laws(factor, seed):
+    model = encoder(seed, "resnet18")
+    name = "stage2.block0.conv1"
+    before = {method: SCORES[method](model, evidence())[name] for method in (*OF_WEIGHTS, "activation")}
+    with torch.no_grad():
+        model.backbone.layer2[0].convs[0].weight.mul_(factor)
+        model.backbone.layer2[0].convs[1].weight.mul_(factor)
+        model.backbone.layer2[0].convs[1].bias.mul_(factor)
+    for method, scores in before.items():
+        after = SCORES[method](model, evidence())[name]
+        if method in ("mean-abs", "group-lasso", "norm-scale"):
+            torch.testing.assert_close(after, factor * scores)
+        elif method != "group-lasso-both":
+            torch.testing.assert_close(after, scores, rtol=1e-3, atol=1e-3)  # a norm's epsilon
+
+
+@pytest.mark.parametrize(("method", "order"), [("l1", 1), ("magnitude", 1), ("l2", 2)])
+def test_magnitude_is_the_norm_over_coupled_filters(method, order):
+    model = encoder()
     group = next(g for g in groups_of(model) if g.name == "stage2.trunk")
     filters = [model.get_submodule(name).weight for name in group.producers]
-    together = torch.cat([w.reshape(units(group), -1) for w in filters], dim=1).double()
-    norms = torch.linalg.vector_norm(together, ord=order, dim=1)
+    norms = torch.linalg.vector_norm(torch.cat([w.reshape(units(group), -1) for w in filters], dim=1), ord=order, dim=1)
     assert len(filters) == 5  # four blocks and the shortcut
-    torch.testing.assert_close(magnitude(model, generator(), order)["stage2.trunk"], norms / norms.mean())
+    torch.testing.assert_close(SCORES[method](model, evidence())["stage2.trunk"], (norms / norms.mean()).detach())
 
 
-def test_magnitude_does_not_see_the_scale_of_a_layer(model):
-    before = magnitude(model, generator())["stage1.block0.conv1"]
+def test_what_reads_a_unit_is_found_behind_a_flatten_too():
+    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5))
+    group = groups_of(model, torch.zeros(1, 1, 3, 3))[0]
+    (columns,) = unit_weights(model, group, "channels")
+    assert torch.equal(columns[1], model[3].weight[:, 4:8].flatten())
+    both = unit_weights(model, group, "both")
+    assert [weight.shape for weight in both] == [(3, 4), (3, 20)]
+
+
+@pytest.mark.parametrize("method", ["group-lasso", "group-lasso-channel", "group-lasso-both"])
+def test_group_lasso_is_the_strength_that_sets_a_unit_to_zero(method):
+    over = {"group-lasso": "filters", "group-lasso-channel": "channels", "group-lasso-both": "both"}[method]
+    scores = SCORES[method](encoder(), evidence())["stage1.block0.conv1"]
+    strength = scores.median().item() * (1 + 1e-9)
+    model = encoder()
+    group = [g for g in groups_of(model) if g.name == "stage1.block0.conv1"]
+    proximal_step(model, group, strength, over)
+    alive = torch.cat(unit_weights(model, group[0], over), dim=1).any(dim=1)
+    assert torch.equal(alive, scores > strength) and 0 < alive.sum() < len(alive)
+
+
+def test_geometric_median_is_the_sum_of_distances():
+    model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Conv2d(3, 1, 1))
     with torch.no_grad():
-        model.backbone.layer1[0].convs[0].weight.mul_(100)
-    torch.testing.assert_close(magnitude(model, generator())["stage1.block0.conv1"], before)
+        model[0].weight.copy_(torch.tensor([0.0, 1.0, 5.0])[:, None, None, None])
+    group = groups_of(model, torch.zeros(1, 1, 2, 2))[0]
+    assert geometric_median(model, group).tolist() == [6, 5, 9]
 
 
-def test_uniform_cuts_the_same_share_of_every_group_and_keeps_its_largest_filters(model):
-    shares, magnitudes = uniform(model, generator()), magnitude(model, generator())
+def test_norm_scale_reads_the_norms_and_leaves_groups_without_norm_alone():
+    model = encoder(name="se_resnet50")
+    scores = SCORES["norm-scale"](model, evidence())
+    scale = model.backbone.layer1[0].convs[1].weight.detach().abs()
+    torch.testing.assert_close(
+        scores["stage1.block0.conv1"], scale.view(len(scores["stage1.block0.conv1"]), -1).mean(1)
+    )
+    assert "stage1.block0.se" not in scores and "stage1.trunk" in scores
+
+
+def test_taylor_is_the_slope_of_the_loss_along_each_unit():
+    model = encoder().eval()
+    scores = SCORES["taylor"](model, evidence())
+    for name in ("stage1.block1.conv2", "stage3.trunk", "stage2.block1"):
+        size = len(scores[name]) if name in scores else 1
+        step = torch.ones(size, dtype=torch.float64)
+        step[0] += 1e-5
+        with scaled(model, {name: step}):
+            more = mean_square(model, images())
+        slope = (more - mean_square(model, images())) / 1e-5
+        found = SCORES["taylor"](model, evidence(blocks=True))[name][0]
+        torch.testing.assert_close(found, slope.detach().abs(), rtol=1e-3, atol=1e-7)
+
+
+def test_weight_times_gradient_of_filters_before_a_norm_would_say_nothing():
+    """Why `taylor` looks behind the norm: there, scale and shift times their gradients are the same slope."""
+    model = encoder().eval()
+    conv, norm = model.backbone.layer1[0].convs[:2]
+    mean_square(model, images()).backward()
+    score = SCORES["taylor"](model, evidence())["stage1.block0.conv1"]
+
+    def products(parameter):
+        return (parameter * parameter.grad).reshape(len(score), -1).sum(1).detach()
+
+    torch.testing.assert_close(score, (products(norm.weight) + products(norm.bias)).abs())
+    assert (products(conv.weight).abs() < 1e-3 * score).all()  # not quite zero: a norm's epsilon
+
+
+def test_taylor_is_the_mean_over_batches():
+    parts = [SCORES["taylor"](encoder(), evidence(batches=[images(seed=seed)])) for seed in (0, 1)]
+    both = SCORES["taylor"](encoder(), evidence(batches=[images(seed=0), images(seed=1)]))
+    for name, scores in both.items():
+        torch.testing.assert_close(scores, (parts[0][name] + parts[1][name]) / 2)
+
+
+def test_activation_weighs_a_small_last_batch_by_its_size():
+    whole = SCORES["activation"](encoder(), evidence(batches=[images(5)], loss=None))
+    split = SCORES["activation"](encoder(), evidence(batches=images(5).split(4), loss=None))
+    for name, scores in whole.items():
+        torch.testing.assert_close(split[name], scores)
+
+
+def test_a_silent_unit_scores_zero_where_the_norm_or_the_activation_is_asked():
+    model = encoder()
+    norm = model.backbone.layer2[1].convs[1]
+    with torch.no_grad():
+        norm.weight[:4] = 0  # a norm group
+        norm.bias[:4] = 0
+    for method in ("norm-scale", "taylor", "activation"):
+        scores = SCORES[method](model, evidence())["stage2.block1.conv1"]
+        assert scores[0] == 0 and (scores[1:] > 0).all()
+
+
+def test_blocks_compare_with_each_other():
+    model = encoder()
+    with torch.no_grad():
+        for parameter in model.backbone.layer3[2].parameters():
+            parameter.mul_(0.01)
+    for method in ("l1", "l2", "mean-abs", "group-lasso", "norm-scale", "activation", "uniform"):
+        scores = SCORES[method](model, evidence(blocks=True))
+        blocks = {group.name: float(scores[group.name]) for group in groups_of(model, blocks=True) if group.block}
+        assert min(blocks, key=blocks.get) == "stage3.block2", method
+        assert len(blocks) == 12
+
+
+def test_uniform_cuts_the_same_share_of_every_group_and_keeps_its_largest_filters():
+    model = encoder()
+    shares, magnitudes = SCORES["uniform"](model, evidence()), SCORES["l1"](model, evidence())
     for group in groups_of(model):
         kept = shares[group.name] > 0.5
         assert kept.sum() == units(group) // 2
         assert magnitudes[group.name][kept].min() >= magnitudes[group.name][~kept].max()
+
+
+def test_random_scores_follow_the_generator():
+    first, second = (SCORES["random"](encoder(), evidence(generator=generator(seed)))["stem"] for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", SCORES)
+def test_scores_serve_policies_classifiers_and_other_networks(method):
+    policy = build(PolicySpec(encoder_spec("resnet18", (1, 32, 32), 8), 16, 16), 0)
+    seen = [{"depth": torch.rand(2, 32, 32, 1)}]
+    classifier = build(classifier_spec("cifar_resnet56", 4, width=0.25), 0)
+    labelled = [(torch.rand(2, 3, 32, 32), torch.tensor([0, 3]))]
+    own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    rest = {"loss": classification_loss, "example": torch.zeros(1, 3, 8, 8)}
+    for model, given_evidence in (
+        (policy, evidence(batches=seen)),
+        (classifier, evidence(batches=labelled, loss=classification_loss)),
+        (own, evidence(batches=[(torch.rand(2, 3, 8, 8), torch.tensor([0, 3]))], **rest)),
+    ):
+        scores = SCORES[method](model, given_evidence)
+        assert {len(values) for values in scores.values()} <= {units(g) for g in given_evidence.groups(model)}
+        assert scores
+
+
+def test_distillation_has_a_slope_only_away_from_the_teacher():
+    teacher = encoder(0)
+    student = encoder(1)
+    assert SCORES["taylor"](student, evidence(loss=distillation_loss(teacher)))["stem"].any()
+    with pytest.raises(UserError, match="copy of its own teacher"):
+        SCORES["taylor"](copy.deepcopy(teacher), evidence(loss=distillation_loss(teacher)))
+    torch.testing.assert_close(
+        distillation_loss(teacher)(student, images()),
+        (outputs(student, images()) - outputs(teacher, images())).square().mean(),
+    )
+
+
+def broken():
+    model = encoder()
+    with torch.no_grad():
+        model.backbone.layer2[0].convs[1].weight[0] = float("nan")
+        model.backbone.layer2[0].convs[0].weight[0] = float("inf")
+    return model
+
+
+@pytest.mark.parametrize("method", sorted(set(SCORES) - {"random"}))
+def test_scores_that_are_not_finite_are_refused_by_name(method):
+    with pytest.raises(UserError, match=r"scores of '[a-z0-9.]+' are not finite") as refusal:
+        SCORES[method](broken(), evidence())
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "complaint"),
+    [
+        ("taylor", {"batches": None}, "'taylor' scores need batches"),
+        ("taylor", {"batches": []}, "'taylor' scores need batches"),
+        ("taylor", {"loss": None}, "'taylor' scores follow a loss"),
+        ("activation", {"batches": None}, "'activation' scores need batches"),
+    ],
+)
+def test_what_a_score_needs_is_asked_for(method, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        SCORES[method](encoder(), evidence(**changes))
+
+
+def test_a_network_without_norms_has_no_norm_scales():
+    with pytest.raises(UserError, match="'norm-scale' finds nothing to score"):
+        SCORES["norm-scale"](build(encoder_spec("simple_cnn", (1, 40, 40)), 0), evidence())

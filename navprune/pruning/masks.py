@@ -1,0 +1,261 @@
+"""Masks of single weights or of whole units, and the metrics by which pruned networks are compared.
+
+After Blalock et al., What is the State of Neural Network Pruning?, MLSys 2020 (ShrinkBench): a strategy maps a model,
+one batch and a compression ratio to {parameter name: bool mask}. Unlike its code, nothing here is seeded once the
+model is built (chance comes from the generator of the `Evidence`), a compression ratio is met to the weight, ties
+fall to the earlier weight, the last batch of an evaluation counts by its size, and no epoch is chosen by the set that
+is reported.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from navprune.errors import UserError
+from navprune.models.encoders import ChannelGroup
+from navprune.pruning.groups import Keep, checked_keep, units
+from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, outputs
+from navprune.pruning.search import search
+from navprune.pruning.slim import cut_group
+
+Masks = dict[str, Tensor]
+"""{parameter name: bool, of the parameter's shape}; parameters that are not named stay whole."""
+
+
+# What may be masked ------------------------------------------------------------------------------
+
+
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions and linear layers by name, in order of definition."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+def prunable(model: nn.Module, classifier: bool = False) -> dict[str, Tensor]:
+    """Weights and biases of convolutions and linear layers, by parameter name; as in ShrinkBench.
+
+    The last of the layers, which says the classes, is left out unless `classifier` is set: pruned, it makes some
+    classes impossible.
+    """
+    layers = list(weighted_layers(model).items())
+    chosen = layers if classifier else layers[:-1]
+    return {f"{name}.{own}": values for name, layer in chosen for own, values in layer.named_parameters(recurse=False)}
+
+
+def kept_weights(model: nn.Module, chosen: Mapping[str, Tensor], compression: float) -> int:
+    """How many of the `chosen` weights stay so that all parameters shrink by the ratio, to the weight.
+
+    Raises UserError for a ratio below 1 or one that the other parameters alone exceed.
+    """
+    if not compression >= 1:
+        raise UserError(
+            f"compression {compression:g} is not a ratio of at least 1, such as 4 for a quarter of the size"
+        )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    free = sum(parameter.numel() for parameter in chosen.values())
+    kept = int(total / compression) - (total - free)
+    if kept < 1:
+        most = total / (total - free + 1)
+        raise UserError(f"compression {compression:g} is out of reach: what is not pruned allows {most:.4g} at most")
+    return kept
+
+
+# Strategies over single weights ------------------------------------------------------------------
+
+Importance = Callable[[nn.Module, Mapping[str, Tensor], Evidence], dict[str, Tensor]]
+
+
+def magnitude(_model: nn.Module, chosen: Mapping[str, Tensor], _evidence: Evidence) -> dict[str, Tensor]:
+    """|w| (Han et al., NeurIPS 2015)."""
+    return {name: weight.detach().abs() for name, weight in chosen.items()}
+
+
+def magnitude_gradient(model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
+    """|w x gradient| of the loss on one batch (Blalock et al., MLSys 2020; after Mozer & Smolensky, NIPS 1988)."""
+    batch = next(iter(evidence.batches or ()), None)
+    if batch is None or evidence.loss is None:
+        raise UserError("magnitude x gradient follows a loss on one batch: give a batch and a loss")
+    with evaluating(model):
+        slopes = torch.autograd.grad(evidence.loss(model, batch), list(chosen.values()), allow_unused=True)
+    pairs = zip(chosen.items(), slopes)
+    return {name: (w.detach() * (0 if slope is None else slope)).abs() for (name, w), slope in pairs}
+
+
+def chance(_model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
+    """Uniform in [0, 1): the control that any other strategy must beat."""
+    return {name: torch.rand(weight.shape, generator=evidence.generator) for name, weight in chosen.items()}
+
+
+def global_masks(
+    importance: Importance, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False
+) -> Masks:
+    """Keeps the most important weights of all layers together."""
+    chosen = prunable(model, classifier)
+    kept = kept_weights(model, chosen, compression)
+    found = _finite(importance(model, chosen, evidence))
+    masks = largest(torch.cat([values.flatten() for values in found.values()]), kept).split(
+        [values.numel() for values in found.values()]
+    )
+    return {name: mask.view(found[name].shape) for name, mask in zip(found, masks)}
+
+
+def layerwise_masks(
+    importance: Importance, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False
+) -> Masks:
+    """Keeps the same share of every parameter, rounded so that the whole is met (largest remainders first)."""
+    chosen = prunable(model, classifier)
+    kept = kept_weights(model, chosen, compression)
+    found = _finite(importance(model, chosen, evidence))
+    counts = apportioned(kept, [values.numel() for values in found.values()])
+    pairs = zip(found.items(), counts)
+    return {name: largest(values.flatten(), count).view(values.shape) for (name, values), count in pairs}
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` of the values [n], the largest; ties go to the earlier."""
+    if count <= 0 or count >= len(values):
+        return torch.full(values.shape, count > 0, dtype=torch.bool)
+    threshold = values.kthvalue(len(values) - count + 1).values
+    mask = values > threshold
+    mask[(values == threshold).nonzero().flatten()[: count - int(mask.sum())]] = True
+    return mask
+
+
+def apportioned(count: int, sizes: Sequence[int]) -> list[int]:
+    """Splits `count` in proportion to sizes: whole numbers with that sum, each off by less than 1; ties go first."""
+    total = sum(sizes)
+    shares = [count * size // total for size in sizes]
+    remainders = [count * size % total for size in sizes]
+    for place in sorted(range(len(sizes)), key=lambda i: -remainders[i])[: count - sum(shares)]:
+        shares[place] += 1
+    return shares
+
+
+# Strategies over whole units ---------------------------------------------------------------------
+
+
+def structured_masks(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep) -> Masks:
+    """Masks of exactly the weights that `slim` takes away at this `keep`, {group name: bool [units]}."""
+    masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}
+    places = {name: torch.arange(mask.numel(), dtype=torch.int32).view(mask.shape) for name, mask in masks.items()}
+    for name, place in _cut(places, groups, checked_keep(list(groups), keep)).items():
+        masks[name].view(-1)[place.flatten().long()] = True
+    return masks
+
+
+def _cut(tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
+    """What is left of tensors that have the shapes of a model's parameters."""
+    gone = tuple(f"{block_of(group)}." for group in groups if group.block and not keep[group.name])
+    left = {name: tensor for name, tensor in tensors.items() if not (gone and name.startswith(gone))}
+    for group in groups:
+        if not group.block:
+            cut_group(left, group, keep[group.name])
+    return left
+
+
+def unit_masks(score: str, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False) -> Masks:
+    """Keeps the units of best score, as `search` does, until all parameters shrink by the ratio within 1 %.
+
+    What the last layer says is no unit, whatever `classifier` says.
+    """
+    groups = evidence.groups(model)
+    scores = SCORES[score](model, evidence)
+    kept_weights(model, dict(model.named_parameters()), compression)
+    keep = search(groups, scores, _size_of(model, groups), {"parameters": 1 / compression})
+    return structured_masks(model, groups, keep)
+
+
+def _size_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> Callable[[Mapping[str, int]], dict[str, float]]:
+    """{group name: channels} -> the share of the parameters that is left."""
+    shapes = {name: torch.empty(p.shape, device="meta") for name, p in model.named_parameters()}
+    total = sum(shape.numel() for shape in shapes.values())
+
+    def share(widths: Mapping[str, int]) -> dict[str, float]:
+        keep = {group.name: torch.arange(units(group)) < widths[group.name] // group.unit for group in groups}
+        return {"parameters": sum(tensor.numel() for tensor in _cut(shapes, groups, keep).values()) / total}
+
+    return share
+
+
+Strategy = Callable[..., Masks]
+"""(model, evidence, compression, classifier=False) -> masks."""
+
+STRATEGIES: dict[str, Strategy] = {
+    "global-magnitude": partial(global_masks, magnitude),
+    "layer-magnitude": partial(layerwise_masks, magnitude),
+    "global-magnitude-gradient": partial(global_masks, magnitude_gradient),
+    "layer-magnitude-gradient": partial(layerwise_masks, magnitude_gradient),
+    "global-random": partial(global_masks, chance),
+    "layer-random": partial(layerwise_masks, chance),
+    **{f"structured-{score}": partial(unit_masks, score) for score in SCORES},
+}
+
+
+# Use and metrics ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Sets masked weights to zero in place; call it behind each step of an optimiser to keep them there."""
+    for name, mask in masks.items():
+        parameter = model.get_parameter(name)
+        parameter.mul_(mask.to(parameter))
+
+
+def compression_ratio(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
+    """Parameters over those left by the masks: original / remaining size."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    left = sum(int(masks[name].sum()) if name in masks else size for name, size in sizes.items())
+    return sum(sizes.values()) / left if left else float("inf")
+
+
+def theoretical_speedup(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor) -> float:
+    """Multiply-adds of convolutions and linear layers over those left when masked weights cost nothing."""
+    layers = weighted_layers(model)
+    positions = dict.fromkeys(layers, 0)
+
+    def counting(name: str, channels: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            positions[name] += output.numel() // channels
+
+        return hook
+
+    handles = [layer.register_forward_hook(counting(name, len(layer.weight))) for name, layer in layers.items()]
+    try:
+        with evaluating(model), torch.no_grad():
+            outputs(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    weights = {name: layer.weight.numel() for name, layer in layers.items()}
+    left = {name: int(masks[f"{name}.weight"].sum()) if f"{name}.weight" in masks else weights[name] for name in layers}
+    spent = sum(positions[name] * left[name] for name in layers)
+    return sum(positions[name] * weights[name] for name in layers) / spent if spent else float("inf")
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Shares of right answers among all images, {"top1", "top5"}; every image counts the same in any batch.
+
+    A batch is (images [B, C, H, W], labels int64 [B]). Raises UserError when there is none.
+    """
+    right, count = {1: 0, 5: 0}, 0
+    with evaluating(model):
+        for images, labels in batches:
+            logits = outputs(model, images)
+            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.to(logits.device)[:, None]
+            for top in right:
+                right[top] += int(hits[:, :top].any(1).sum())
+            count += len(labels)
+    if not count:
+        raise UserError("accuracy needs at least one batch of images and labels")
+    return {f"top{top}": hit / count for top, hit in right.items()}
+
+
+def _finite(importance: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, values in importance.items():
+        if not torch.isfinite(values).all():
+            raise UserError(f"the importance of {name!r} is not finite: look for NaN in weights or batch")
+    return {name: values.cpu() for name, values in importance.items()}

@@ -1,0 +1,102 @@
+"""The group lasso over coupled channels: what drives whole units to zero while a network trains.
+
+    penalty = sum over groups g of sqrt(|g|) * ||W_g||_2        (Yuan & Lin, JRSS B 2006)
+
+A group g holds the weights of one unit: the filters that write it, the channels of the filters that read it, both,
+or all weights of a residual block (Wen et al., Learning Structured Sparsity in Deep Neural Networks, NeurIPS 2016),
+in all layers that are coupled. |g| counts the weights that are not zero, so that a network with masked weights and
+the slim network pay the same. Either add strength * `group_lasso` to the loss (the gradient never reaches zero), or
+call `proximal_step` behind each step of the optimiser (it does).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from navprune.models.encoders import ChannelGroup
+from navprune.pruning.scores import CHANNELS, FILTERS, block_layers, group_size, unit_weights
+
+
+def group_lasso(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILTERS) -> Tensor:
+    """The penalty, a differentiable scalar, over "filters", "channels" or "both" of widths; of blocks, over all.
+
+    Its gradient at a group of zeros is zero.
+    """
+    terms = [
+        (_root_sizes(model, group, over) * _norms(model, group, over)).sum()
+        for group in groups
+        if unit_weights(model, group, over)
+    ]
+    return torch.stack(terms).sum()
+
+
+@torch.no_grad()
+def proximal_step(model: nn.Module, groups: Sequence[ChannelGroup], threshold: float, over: str = FILTERS) -> None:
+    """Shrinks each group in place: W_g <- max(0, 1 - threshold * sqrt(|g|) / ||W_g||_2) * W_g.
+
+    `threshold` is the optimiser's learning rate x the penalty's strength. This is the penalty's proximal operator
+    (group soft threshold; Yuan & Lin 2006) where groups do not overlap; over "both", where a weight lies in the
+    groups of its row and of its column, both factors apply, each from the norms before the step. A unit whose
+    filters, or a block whose weights, come to zero loses its biases and its norms' scale and shift as well: behind
+    a norm, filters of zero would still leave a constant. So `slim` to the `survivors` changes nothing.
+    """
+    factors = [_shrinkage(model, group, threshold, over) for group in groups]
+    for group, factor in zip(groups, factors):
+        if group.block:
+            for layer in block_layers(model, group):
+                _scale(layer, 0, factor if layer.get_parameter("weight").dim() > 1 else (factor > 0), factor > 0)
+            continue
+        if over != CHANNELS:
+            for name in group.producers:
+                _scale(model.get_submodule(name), 0, factor, factor > 0)
+            for name in group.norms:
+                _scale(model.get_submodule(name), 0, factor > 0, factor > 0)
+        if over != FILTERS:
+            for name in group.readers:
+                _scale(model.get_submodule(name), 1, factor)
+
+
+def survivors(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILTERS) -> dict[str, Tensor]:
+    """The units whose group is not zero, {group name: bool [units]}, as `slim` takes them; of a width at least one."""
+    keep = {}
+    for group in groups:
+        alive = _alive(model, group, over)
+        if not group.block and not alive.any():
+            alive[0] = True
+        keep[group.name] = alive
+    return keep
+
+
+def _norms(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
+    # Over all layers at once: the gradient of a root of a sum would be NaN at zero.
+    return torch.linalg.vector_norm(torch.cat(unit_weights(model, group, over), dim=1), dim=1)
+
+
+def _root_sizes(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
+    return group_size(model, group, over).to(unit_weights(model, group, over)[0].dtype).sqrt()
+
+
+def _alive(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
+    weights = unit_weights(model, group, over)
+    if not weights:
+        return torch.ones(group.channels // group.unit, dtype=torch.bool)
+    return torch.cat(weights, dim=1).detach().ne(0).any(1).cpu()
+
+
+def _shrinkage(model: nn.Module, group: ChannelGroup, threshold: float, over: str) -> Tensor:
+    if not unit_weights(model, group, over):
+        return torch.ones(group.channels // group.unit)
+    norms = _norms(model, group, over)
+    return (1 - threshold * _root_sizes(model, group, over) / norms.clamp_min(1e-38)).clamp_min(0)
+
+
+def _scale(layer: nn.Module, dim: int, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Multiplies weights along a dimension, and biases, by a factor for each unit."""
+    for name, factor in (("weight", weight), ("bias", bias)):
+        parameter = getattr(layer, name, None)
+        if isinstance(parameter, Tensor) and factor is not None:
+            each = factor.repeat_interleave(parameter.shape[dim] // len(factor))
+            shape = [1] * parameter.dim()
+            shape[dim] = -1
+            parameter.mul_(each.view(shape).to(parameter))
