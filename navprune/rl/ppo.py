@@ -245,7 +245,7 @@ class PPO:
         return {"value_loss": value, "action_loss": action, "dist_entropy": spread}
 
     def loss(self, policy: PointNavPolicy, rows: Tensor, *, critic_only: bool = False) -> Loss:
-        """Return the loss of `policy` on the latest rollout's environments `rows` (indices)."""
+        """Return the loss of `policy` on the collected rollout's environments `rows`, indices [K]."""
         config, rollout = self.config, self.rollout
         with self.actor.autocast():
             output = policy.sequence(

@@ -100,9 +100,9 @@ def train(
 ) -> TrainingResult:
     """Train `policy` (its present weights, or seeded ones of a spec) in `env`, which the caller closes.
 
-    `callbacks` go along with PPO. Goes on from the newest whole checkpoint in `run_dir`. Ctrl-C ends the running update, writes a checkpoint
-    and exits with status 130. Raises UserError for a run folder, checkpoint or configuration that cannot be
-    used, and when a checkpoint cannot be written.
+    `callbacks` go along with PPO. Goes on from the newest whole checkpoint in `run_dir`. Ctrl-C ends the running
+    update, writes a checkpoint and exits with status 130. Raises UserError for a run folder, checkpoint or
+    configuration that cannot be used, and when a checkpoint cannot be written.
     """
     return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml, callbacks).run()
 
@@ -243,9 +243,7 @@ class Trainer:
         if isinstance(self.learner, WarmStart) and self.frames >= self.warm_end:
             self.phase_start = self.schedule_start = self.frames
             self.learner = self._learner(PPO.name)
-            # The warm start's episodes were partly the expert's: they say little of the policy.
-            self.window.clear()
-            self.best_spl, self.best_frames = -1.0, 0
+            self._forget_episodes()
         losses = self.learner.update(self.progress)
         self.frames += self.learner.frames_per_update
         self.updates += 1
@@ -260,10 +258,16 @@ class Trainer:
                 replacement = callback.on_update(learner, self.frames)
             if replacement is not None:
                 learner.replace(replacement.policy, replacement.optimiser)
+                self._forget_episodes()
                 if replacement.restart:
                     self.schedule_start = self.frames
                 if self.config.compile:
                     self.policy.encoder.compile()
+
+    def _forget_episodes(self) -> None:
+        """What other drivers or another network achieved says little of this one."""
+        self.window.clear()
+        self.best_spl, self.best_frames = -1.0, 0
 
     def _note(self) -> str:
         means = self.window.mean()
