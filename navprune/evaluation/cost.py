@@ -10,10 +10,14 @@ linear layer behind the encoder is part of neither, since pruning leaves it as i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from navprune.models.spec import Conv, EncoderSpec, PolicySpec, convolutions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 TABLE1_SIZE = (256, 256)
 GI, MI = 2**30, 2**20
@@ -86,6 +90,53 @@ def breakdown(spec: EncoderSpec | PolicySpec) -> list[ConvCost]:
         )
         for conv in convolutions(encoder)
     ]
+
+
+class Count(NamedTuple):
+    """Multiply-accumulates of convolutions and linear layers for one input, all parameters, thop's operations."""
+
+    macs: int
+    parameters: int
+    thop: int
+
+
+def count(module: nn.Module, example: Tensor) -> Count:
+    """What any network costs, by running it once on `example` [B, C, ...]; on the meta device nothing is computed.
+
+    thop adds to the multiply-accumulates 1 for each output of a convolution with bias, 2 for each element behind a
+    BatchNorm, and of adaptive average pooling, for each output, the cells averaged and 1 (so 2 where the size stays).
+    """
+    import torch
+    from torch import nn
+
+    totals = {"macs": 0, "thop": 0}
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        elements = output.numel() // len(example)
+        macs, others = 0, 0
+        if isinstance(layer, nn.Conv2d):
+            macs = elements * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+            others = elements * (layer.bias is not None)
+        elif isinstance(layer, nn.Linear):
+            macs = elements * layer.in_features
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            others = 2 * elements
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            others = elements * (math.prod(a // b for a, b in zip(inputs[0].shape[2:], output.shape[2:])) + 1)
+        totals["macs"] += macs
+        totals["thop"] += macs + others
+
+    trains = [part.training for part in module.modules()]
+    handles = [part.register_forward_hook(hook) for part in module.modules() if not [*part.children()]]
+    try:
+        with torch.no_grad():
+            module.eval()(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part, flag in zip(module.modules(), trains):
+            part.training = flag
+    return Count(totals["macs"], sum(p.numel() for p in module.parameters()), totals["thop"])
 
 
 def _fan(conv: Conv, channels: dict[str, int]) -> int:

@@ -19,12 +19,13 @@ VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
 class ChannelGroup:
     """Channels that can only be cut together. Module names are relative to the encoder.
 
-    `name` is that of the width in the spec, or of what has no spec, the first layer that writes it; `unit` channels make one norm group (of ResNeXt: whole groups of norm
-    and grouped convolution) and go or stay together. `producers` are the convolutions whose output channels these
-    are, `norms` the norms behind them (in the same order; none in SimpleCNN and behind a squeeze), `readers` the
-    layers whose input channels these are. A grouped convolution is a producer alone, since the input channels of
-    each of its groups stay as many. `multipliers` are the excitations that scale these channels: they lose what
-    the producers lose, but a channel that is silent before them is so behind them, whatever they say.
+    `name` is that of the width in the spec, or of what has no spec, the first layer that writes it; `unit` channels
+    make one norm group (of ResNeXt: whole groups of norm and grouped convolution) and go or stay together.
+    `producers` are the convolutions and linear layers whose outputs these are, `norms` the norms behind them (none in
+    SimpleCNN and behind a squeeze), `readers` the layers whose inputs these are. A grouped convolution is a producer
+    alone, since the input channels of each of its groups stay as many. `multipliers` are the excitations that scale
+    these channels: they lose what the producers lose, but a channel that is silent before them is so behind them,
+    whatever they say.
     `ends` are the layers behind which channels are masked and scaled: by default the norms, or the producers where
     there are none. A `trunk` is written by residual sums or read by several layers. A `block` is no width but a whole
     residual block, a single unit whose one norm is the last of its branch: scaled by 0 it leaves its trunk as it is.

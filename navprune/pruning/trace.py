@@ -99,7 +99,7 @@ def trace(module: nn.Module, example: Example) -> Trace:
     _check_weights(module)
     inputs = example if isinstance(example, tuple) else (example,)
     try:
-        ghost = _without_values(module).eval()
+        ghost = _without_values(module).float().eval()  # the example need not have its precision
         graph = _Tracer().trace(ghost)
     except Exception as error:  # whatever the user's forward raises when it is given no values
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -107,7 +107,7 @@ def trace(module: nn.Module, example: Example) -> Trace:
         raise UserError(f"{type(module).__name__} cannot be traced ({reason}): {advice}") from error
     try:
         with torch.no_grad():
-            _Shapes(fx.GraphModule(ghost, graph)).run(*(tensor.to("meta") for tensor in inputs))
+            _Shapes(fx.GraphModule(ghost, graph)).run(*(_ghost(tensor) for tensor in inputs))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
@@ -438,6 +438,10 @@ def _width(tensor: Tensor) -> int:
     return tensor.shape[1] if tensor.dim() > 1 else 1
 
 
+def _ghost(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
+
+
 def _without_values(module: nn.Module) -> nn.Module:
     """A copy whose tensors have shapes and nothing else."""
     memo: dict[int, Any] = {}
@@ -446,7 +450,11 @@ def _without_values(module: nn.Module) -> nn.Module:
             if isinstance(tensor, Tensor):
                 ghost = torch.empty_like(tensor, device="meta")
                 memo[id(tensor)] = nn.Parameter(ghost) if isinstance(tensor, nn.Parameter) else ghost
-    return copy.deepcopy(module, memo)
+    ghost = copy.deepcopy(module, memo)
+    for part in ghost.modules():
+        part._forward_hooks.clear()  # they are the user's, and meant for values
+        part._forward_pre_hooks.clear()
+    return ghost
 
 
 def _check_weights(module: nn.Module) -> None:

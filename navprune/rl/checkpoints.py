@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import safetensors.torch
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
+from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import PolicySpec
+from navprune.models.spec import EncoderSpec, PolicySpec, build, spec_from_json
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
@@ -46,7 +47,7 @@ class LoadedPolicy(NamedTuple):
 
 def save_checkpoint(
     folder: Path | str,
-    policy: PointNavPolicy,
+    policy: PointNavPolicy | Classifier,
     *,
     config: str = "",
     metrics: Mapping[str, Any] | None = None,
@@ -87,6 +88,17 @@ def load_policy(path: Path | str, device: torch.device | str = "cpu") -> LoadedP
     return LoadedPolicy(policy.to(device).eval(), metrics, config, folder)
 
 
+def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """Read the classifier of a checkpoint folder, in evaluation mode; raises UserError as `load_policy`."""
+    folder = find_checkpoint(path)
+    spec = _read_any_spec(folder)
+    if not isinstance(spec, ClassifierSpec):
+        raise UserError(f"{folder} holds no classifier; give a checkpoint of one")
+    classifier = cast(Classifier, build(spec))
+    load_weights(folder, classifier)
+    return classifier.to(device).eval()
+
+
 def find_checkpoint(path: Path | str, names: tuple[str, ...] = (LATEST, BEST)) -> Path:
     """Return the checkpoint folder that `path` is or, of a run folder, the first of its links `names`.
 
@@ -105,10 +117,17 @@ def find_checkpoint(path: Path | str, names: tuple[str, ...] = (LATEST, BEST)) -
 
 def read_spec(folder: Path) -> PolicySpec:
     """Read the architecture of a checkpoint; raises UserError when it is missing, cut off or no policy's."""
-    return PolicySpec.from_json(_read(folder / SPEC, lambda data: json.loads(data)))
+    spec = _read_any_spec(folder)
+    if not isinstance(spec, PolicySpec):
+        raise UserError(f"{folder} holds no policy but a {spec.family} alone; give a checkpoint of a policy")
+    return spec
 
 
-def load_weights(folder: Path, policy: PointNavPolicy) -> None:
+def _read_any_spec(folder: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
+    return spec_from_json(_read(folder / SPEC, lambda data: json.loads(data)))
+
+
+def load_weights(folder: Path, policy: PointNavPolicy | Classifier) -> None:
     """Load a checkpoint's weights into `policy`; raises UserError when they are cut off or do not fit."""
     weights = _read(folder / WEIGHTS, safetensors.torch.load)
     own = {name: tuple(value.shape) for name, value in policy.state_dict().items()}

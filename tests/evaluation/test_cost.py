@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from navprune.evaluation.cost import GI, MI, breakdown, cost
+from navprune.evaluation.cost import GI, MI, breakdown, cost, count
+from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, build, encoder_spec, with_widths
 
 PUBLISHED = {"resnet50": (1.2310, 5.5913), "resnet18": (0.5396, 2.6617)}
@@ -90,3 +91,17 @@ def test_a_policy_costs_what_its_encoder_costs():
     assert cost(PolicySpec(spec)) == cost(spec)
     blind = cost(encoder_spec("blind"))
     assert blind.macs == blind.parameters == blind.table1_macs == 0
+
+
+def test_vgg_costs_what_thop_counts():
+    with torch.device("meta"):
+        model = build(classifier_spec("vgg16_bn", 100))
+        counted = count(model.train(), torch.empty(2, 3, 224, 224))
+    assert counted == (15_466_577_920, 134_678_692, 15_507_270_656)
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+def test_counting_a_module_agrees_with_the_spec():
+    spec = encoder_spec("se_resneXt50", (1, 64, 64), 8)
+    counted = count(build(spec, 0), torch.rand(1, 1, 64, 64))
+    assert counted.parameters == cost(spec).parameters

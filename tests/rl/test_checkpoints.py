@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
+from navprune.models.classifiers import classifier_spec
+from navprune.models.spec import build
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import (
     find_checkpoint,
+    load_classifier,
     load_policy,
     load_trainer,
     pack,
@@ -169,3 +172,15 @@ def test_a_real_full_device(toys, saved, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         save_checkpoint(saved, toys.policy(seed=6))
     assert load_policy(saved).metrics == {"spl": 0.5}
+
+
+def test_a_slim_classifier_comes_back_as_it_was(tmp_path, saved):
+    small = build(classifier_spec("cifar_resnet56", 10, width=0.1).without_blocks({"layer2.1"}), 0)
+    folder = save_checkpoint(tmp_path / "classifier", small, metrics={"top1": 0.1})
+    again = load_classifier(folder)
+    assert again.spec == small.spec and again.spec.blocks == (9, 8, 9) and not again.training
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in small.state_dict().items())
+    with pytest.raises(UserError, match="holds no policy but a cifar_resnet56"):
+        load_policy(folder)
+    with pytest.raises(UserError, match="holds no classifier"):
+        load_classifier(saved)

@@ -1,0 +1,262 @@
+"""Networks that are not ours: their groups by tracing, the law for them, their costs, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from navprune.errors import UserError
+from navprune.evaluation.cost import cost, count
+from navprune.models.classifiers import classifier_spec
+from navprune.models.spec import build, encoder_spec, with_widths
+from navprune.pruning.groups import groups_of, mask, units
+from navprune.pruning.slim import slim
+from navprune.pruning.trace import module_cost, trace
+
+LAW = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+class Net(nn.Module):
+    """Layers by name, and a forward given as a function of them and the input."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.compute = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
+def norm(kind, channels, rng):
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        return nn.GroupNorm(channels // int(rng.choice([s for s in (1, 2, 3, 4) if channels % s == 0])), channels)
+    return nn.InstanceNorm2d(channels, affine=True) if kind == "instance" else nn.Identity()
+
+
+class Residual(nn.Module):
+    """conv, norm, activation, grouped or depthwise conv, norm, added to the input in one of several ways."""
+
+    def __init__(self, channels, rng):
+        super().__init__()
+        inner = int(rng.choice([4, 6]))
+        groups = int(rng.choice([1, 2, inner]))
+        kinds = rng.choice(["batch", "group", "instance", "none"], 3)
+        self.before = norm(kinds[0], channels, rng) if rng.random() < 0.3 else None
+        self.first, self.norm1 = (
+            nn.Conv2d(channels, inner, 1, bias=bool(rng.random() < 0.5)),
+            norm(kinds[1], inner, rng),
+        )
+        self.middle = nn.Conv2d(inner, inner, 3, padding=1, groups=groups)
+        self.last, self.norm2 = nn.Conv2d(inner, channels, 3, padding=1), norm(kinds[2], channels, rng)
+        self.excite = nn.Conv2d(channels, channels, 1) if rng.random() < 0.4 else None
+        self.way = rng.choice(["plus", "in place", "torch"])
+
+    def forward(self, x):
+        y = x if self.before is None else F.relu(self.before(x))
+        y = self.norm2(self.last(F.silu(self.middle(torch.relu(self.norm1(self.first(y)))))))
+        if self.excite is not None:
+            y = y * torch.sigmoid(self.excite(F.adaptive_avg_pool2d(y, 1)))
+        if self.way == "in place":
+            y += x
+            return y
+        return torch.add(y, x) if self.way == "torch" else y + x
+
+
+def random_net(rng):
+    """A chain of convolutions, residual blocks and pools, ended by linear layers behind one of several flattenings."""
+    layers, channels = [], 2
+    for _ in range(rng.integers(1, 4)):
+        wider = int(rng.choice([4, 6, 8]))
+        layers += [nn.Conv2d(channels, wider, 3, padding=1), norm(rng.choice(["batch", "group", "none"]), wider, rng)]
+        layers += [nn.ReLU(), nn.MaxPool2d(2)] if rng.random() < 0.4 else [nn.LeakyReLU(0.1, inplace=True)]
+        layers += [Residual(wider, rng) for _ in range(rng.integers(0, 3))]
+        channels = wider
+    layers.append(nn.AdaptiveAvgPool2d(int(rng.choice([1, 2]))))
+    cells = layers[-1].output_size ** 2
+    features = nn.Sequential(*layers)
+    head = nn.Sequential(nn.Linear(channels * cells, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    ways = [
+        lambda m, x: m.head(m.features(x).flatten(1)),
+        lambda m, x: m.head(torch.flatten(m.features(x), 1)),
+        lambda m, x: m.head((y := m.features(x)).view(y.size(0), -1)),
+        lambda m, x: m.head((y := m.features(x)).reshape(y.shape[0], y.shape[1] * y.shape[2] * y.shape[3])),
+    ]
+    if cells == 1:
+        ways += [lambda m, x: m.head(m.features(x).mean((2, 3))), lambda m, x: m.head(m.features(x)[:, :, 0, 0])]
+    return Net(ways[rng.integers(len(ways))], features=features, head=head)
+
+
+def shaken(model, rng):
+    """The model in float64 and evaluation mode, with random norms and statistics."""
+    model = model.double().eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.dim() <= 1:
+            tensor.add_(torch.from_numpy(rng.random(tensor.shape)))
+    return model
+
+
+def random_keep(groups, rng):
+    keep = {group.name: torch.from_numpy(rng.random(units(group)) < 0.6) for group in groups}
+    for flags in keep.values():
+        flags[rng.integers(len(flags))] = True
+    return keep
+
+
+@LAW
+@given(st.integers(0, 10**6))
+def test_slim_equals_mask_and_costs_are_those_of_the_slim_module(seed):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    model, example = shaken(random_net(rng), rng), torch.rand(2, 2, 9, 8)
+    groups = groups_of(model, example)
+    keep = random_keep(groups, rng)
+    images = torch.rand(3, 2, 9, 8, dtype=torch.float64)
+    with torch.no_grad():
+        with mask(model, keep, example):
+            masked = model(images)
+        small = slim(model, keep, example)
+        assert (small(images) - masked).abs().max() < 1e-10
+        assert torch.equal(model(images), slim(model, {}, example)(images))
+    widths = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
+    counted = count(small, images)
+    assert module_cost(model, example)(widths) == {"macs": counted.macs, "parameters": counted.parameters}
+    # A grouped convolution with one group left is a plain one, which has a width of its own.
+    assert all(group.channels == widths.get(group.name, group.channels) for group in groups_of(small, example))
+    model.train(), small.train()
+    with mask(model, keep, example):
+        masked = model(images)
+    assert (small(images) - masked).abs().max() < 1e-6  # small batches magnify rounding
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "se_resnet50", "resneXt50", "se_resneXt50", "simple_cnn"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_trace_finds_the_groups_that_our_encoders_declare(name, channels):
+    def facts(group):
+        layers = (group.producers, group.norms, group.readers, group.multipliers, group.ends)
+        return group.channels, group.unit, group.trunk, group.block, *map(frozenset, layers)
+
+    spec = encoder_spec(name, (channels, 64, 48), 8)
+    model = build(spec, 0)
+    traced = trace(model, torch.empty(1, channels, 64, 48))
+    assert {facts(group) for group in traced.groups} == {facts(group) for group in groups_of(model)}
+    assert traced.cost({})["parameters"] == cost(spec).parameters
+    assert traced.cost({})["macs"] == cost(spec).macs
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet56", "imagenet_resnet50", "vgg16_bn"])
+def test_costs_of_classifiers_follow_widths_and_blocks(name):
+    spec = classifier_spec(name, 10, (3, 64, 64), width=0.1)
+    widths = {layer: max(1, channels // 2) for layer, channels in spec.widths.items()}
+    removed = list(spec.removable_blocks())[1::2]
+    with torch.device("meta"):
+        estimate = module_cost(build(spec), torch.empty(1, 3, 64, 64))
+        for blocks in ([], removed):
+            smaller = build(with_widths(spec, widths).without_blocks(blocks))
+            counted = count(smaller, torch.empty(1, 3, 64, 64))
+            cut = estimate({**widths, **dict.fromkeys(blocks, 0)})
+            assert cut == {"macs": counted.macs, "parameters": counted.parameters}
+
+
+def test_widths_of_a_slim_module_are_told_by_its_layers():
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, groups=3), nn.GroupNorm(2, 6), nn.Flatten(), nn.Linear(6 * 4, 3)
+    )
+    group = groups_of(model, torch.rand(1, 2, 4, 4))[0]
+    assert (group.name, group.unit, group.producers) == ("0", 6, ("0", "1"))  # groups of 2 and of 3
+    model[2] = nn.GroupNorm(3, 6)
+    model[4].requires_grad_(False)
+    model[4].register_forward_hook(lambda *_: calls.append(1))
+    calls = []
+    small = slim(model.train(), {"0": torch.tensor([True, False, True])}, torch.rand(1, 2, 4, 4))
+    small(torch.rand(1, 2, 4, 4))
+    assert str(small[1]) == "Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), groups=2)"
+    assert (small[2].num_groups, small[2].num_channels) == (2, 4)
+    assert str(small[4]) == "Linear(in_features=16, out_features=3, bias=True)"
+    assert calls == [1] and small.training and not small[4].weight.requires_grad
+    assert torch.equal(small[4].weight, model[4].weight.view(3, 6, 4)[:, [0, 1, 4, 5]].flatten(1))
+    assert model[0].out_channels == 6 and model[0].weight.shape[0] == 6
+
+
+def test_a_layer_that_is_used_twice_couples_its_inputs_and_outputs():
+    model = Net(
+        lambda m, x: m.out(m.twice(m.twice(m.stem(x)).relu())),
+        stem=nn.Conv2d(2, 4, 1), twice=nn.Conv2d(4, 4, 3, padding=1), out=nn.Conv2d(4, 1, 1),
+    )  # fmt: skip
+    example = torch.rand(2, 2, 5, 5)
+    (group,) = groups_of(model, example)
+    assert (group.producers, group.readers) == (("stem", "twice"), ("twice", "out"))
+    keep = {"stem": torch.tensor([True, False, True, True])}
+    with mask(model, keep, example):
+        masked = model(example)
+    small = slim(model, keep, example)
+    torch.testing.assert_close(small(example), masked)
+    assert module_cost(model, example)({"stem": 3})["macs"] == count(small, example).macs
+
+
+def test_inputs_outputs_and_grouped_convolutions_of_two_widths_stay():
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 8, 1, groups=2), nn.Conv2d(8, 3, 1), nn.Conv2d(3, 3, 1))
+    assert [group.name for group in groups_of(model, torch.rand(1, 2, 4, 4))] == ["2"]
+    with pytest.raises(UserError, match="no channels to prune"):
+        groups_of(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 4, 4))
+
+
+def conv(source=3, target=4):
+    return nn.Conv2d(source, target, 3, padding=1)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 3), conv(3, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (Net(lambda m, x: m.b(torch.cat([m.a(x), x], 1)), a=conv(), b=conv(7)), "through cat in forward"),
+        (nn.Sequential(conv(), nn.Sequential(nn.PixelShuffle(2)), conv(1)), "through PixelShuffle at 1.0"),
+        (nn.Sequential(conv(), nn.LayerNorm([4, 6, 6]), conv(4)), "through LayerNorm at 1"),
+        (nn.Sequential(conv(), nn.ConvTranspose2d(4, 4, 1), conv(4)), "through ConvTranspose2d at 1"),
+        (nn.Sequential(conv(), nn.Sigmoid(), conv(4)), "2 reads channels that are not 0"),
+        (Net(lambda m, x: m.b(m.a(x) + 1), a=conv(), b=conv(4)), "b reads channels that are not 0"),
+        (Net(lambda m, x: m.b(m.a(x).view(-1, 144)), a=conv(), b=nn.Linear(144, 2)), r"view\(..., 144, ...\).*-1"),
+        (Net(lambda m, x: m.b(m.a(x) / x.shape[1]), a=conv(), b=conv(4)), "truediv with a number computed"),
+        (Net(lambda m, x: m.b(m.a(x).transpose(1, 2)), a=conv(), b=conv(6)), "through transpose"),
+        (Net(lambda m, x: m.b(m.a(x).mean(1, keepdim=True)), a=conv(), b=conv(1)), "through mean"),
+        (Net(lambda m, x: m.b(m.a(x).chunk(2, 1)[0]), a=conv(), b=conv(2)), "through chunk"),
+        (Net(lambda m, x: m.b(m.a(x)[:, [1, 0, 2, 3]]), a=conv(), b=conv(4)), "through getitem"),
+        (Net(lambda m, x: m.b(m.a(x)[:, :2]), a=conv(), b=conv(2)), "through getitem"),
+        (Net(lambda m, x: m.b(m.a(x) if x.sum() > 0 else x), a=conv(3, 3), b=conv()), "cannot be traced"),
+        (nn.Sequential(conv(), conv(5)), "does not take an example"),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), conv(4)), "weights of 0 are computed"),
+        (Tied(), "a and b share a parameter"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_followed_is_named(model, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        groups_of(model, torch.rand(2, 3, 6, 6))
+    assert "\n" not in str(error.value)
+
+
+def test_without_an_example_nothing_can_be_traced():
+    with pytest.raises(UserError, match="an example of its input"):
+        groups_of(nn.Sequential(conv(), conv(4)))
+
+
+def test_only_shapes_of_the_example_matter_and_the_model_is_left_alone():
+    model = nn.Sequential(conv(), nn.BatchNorm2d(4), conv(4)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert groups_of(model, torch.full((1, 3, 6, 6), float("nan"))) == groups_of(model, torch.empty(5, 3, 6, 6))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
