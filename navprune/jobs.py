@@ -19,7 +19,8 @@ from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, build, encoder_spec, with_widths
 from navprune.models.weights import read_foreign
 from navprune.progress import ProgressLine
-from navprune.pruning.gates import GateConfig, collect_observations, shuffled_batches
+from navprune.pruning.gates import GateConfig
+from navprune.pruning.losses import collect_observations, shuffled_batches
 from navprune.pruning.prune import GATES, PruningResult, prune
 from navprune.pruning.slim import encoder_of
 from navprune.reports import maps, video

@@ -1,44 +1,34 @@
 """Pruning from scratch: gates on random weights say which channels a task needs, before anything is trained.
 
 Wang et al., Pruning from Scratch, AAAI 2020. One gate a unit, initially 1, multiplies its channels after the
-norm and before the activation, inside residual blocks only. The weights stay at their random initialisation;
-the gates minimise
+norm and before the activation, inside residual blocks only; in plain networks, behind every layer. The weights
+stay at their random initialisation; the gates minimise
 
     task loss + penalty * (mean |gate| - target)^2
 
-by Adam, clamped to [0, 1] after each step.
-
-The task loss here is the cross-entropy of the shortest-path expert's action. A frozen random policy head
-would carry no signal, so one linear readout, from the encoder's features and the goal to the action, learns
-along with the gates and is thrown away. So the gates measure which random features are linearly useful for
-the next action, without memory: less than what the recurrent policy will ask of the encoder.
+by Adam, clamped to [0, 1] after each step. What the task's loss may be is in `losses`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from navprune.errors import UserError
-from navprune.models.encoders import Encoder
-from navprune.pruning.groups import encoder_in, groups_of, is_inner, scaled, units
-from navprune.pruning.scores import Scores
-from navprune.tasks import GOAL
+from navprune.models.encoders import Encoder, RunningMeanAndVar
+from navprune.pruning.groups import groups_of, is_inner, scaled, units
+from navprune.pruning.scores import Loss, Scores
+from navprune.pruning.trace import Example
 
-if TYPE_CHECKING:
-    from navprune.tasks.pointnav import VectorEnv
-
-EXPERT = "expert"
-ACTIONS = 4  # stop, forward, left, right
-
-Batch = Mapping[str, Tensor]
+STABLE_OVER = 20
+"""Steps between two looks at the ranking, which decide on an early stop."""
+NEAR_TARGET = 0.1
+"""The mean gate must have come so near to its target before an early stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +54,10 @@ class GateConfig:
     learning_rate: float = 0.01
     """Adam's rate for the gates; above 0."""
     readout_learning_rate: float = 1e-3
-    """Adam's rate for the linear readout; above 0."""
+    """Adam's rate for what learns along with them behind the encoder; above 0."""
+    stable: float = 1.0
+    """Stop once the gates' ranking correlates by this much (Spearman) with that of 20 steps before, and their mean is
+    within 0.1 of the target; above 0, and 1 goes through all batches."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
@@ -73,115 +66,147 @@ class GateConfig:
             raise UserError(f"gates.expansion must be at least 1, not {self.expansion:g}")
         if self.penalty < 0 or min(self.learning_rate, self.readout_learning_rate) <= 0:
             raise UserError("gates.penalty must be at least 0, and both learning rates above 0")
+        if not 0 < self.stable <= 1:
+            raise UserError(f"gates.stable is a correlation above 0, up to 1, not {self.stable:g}")
+
+
+class Recipe(NamedTuple):
+    """Gates' settings with the passes over the data and the size of its batches."""
+
+    config: GateConfig
+    epochs: int
+    batch_size: int
+
+
+PAPER = {
+    "cifar": Recipe(GateConfig(penalty=0.5), epochs=10, batch_size=128),
+    "imagenet": Recipe(GateConfig(penalty=0.05), epochs=1, batch_size=100),
+}
+"""The paper's settings for classification."""
 
 
 class LearnedGates(NamedTuple):
-    """Gates of the inner groups, {group name: float [units]} in [0, 1], and the task loss of each batch."""
+    """Gates of the inner groups, {group name: float [units]} in [0, 1], and the task loss of each step."""
 
     gates: Scores
     losses: list[float]
 
 
 def learn_gates(
-    model: nn.Module, batches: Iterable[Batch], config: GateConfig, generator: torch.Generator
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    config: GateConfig,
+    *,
+    example: Example | None = None,
+    blocks: bool = False,
 ) -> LearnedGates:
-    """Learns one gate for each unit inside the residual blocks; the weights of `model` are left as they are.
+    """Learns one gate for each unit inside the residual blocks; `model` is left as it was.
 
-    A batch holds observations [B, ...] and, under "expert", int64 actions [B]; it makes one step of the
-    gates. Nothing is random but the readout's initial weights, which come from `generator`. Raises UserError
-    when there is no batch.
+    Each batch makes one step, on `loss(model, batch)`, a scalar. The weights stand still, of a policy those of its
+    encoder: what lies behind it learns along and is put back, since untrained heads carry no signal; so do the
+    parameters of a loss that is a module. Norms work as in training. `example` and `blocks` are those of `groups_of`;
+    with `blocks` whole residual blocks have gates, too. Batches are drawn while the gates are in place. Raises
+    UserError when there is no batch, or one does not fit the network.
     """
-    _, encoder = encoder_in(model)
-    device = next(encoder.parameters()).device
-    gates = {
-        group.name: torch.ones(units(group), device=device, requires_grad=True)
-        for group in groups_of(encoder)
-        if is_inner(group)
-    }
-    learns = [parameter.requires_grad for parameter in encoder.parameters()]
-    trains = encoder.training
-    encoder.requires_grad_(False).eval()
-    try:
-        losses = _descend(encoder, gates, batches, config, generator)
-    finally:
-        encoder.train(trains)
-        for parameter, flag in zip(encoder.parameters(), learns):
-            parameter.requires_grad_(flag)
+    groups = [group for group in groups_of(model, example, blocks=blocks) if is_inner(group) or group.block]
+    if not groups:
+        raise UserError(f"{type(model).__name__} has no channels inside residual blocks: gates have nothing to cut")
+    device = next(model.parameters()).device
+    gates = {group.name: torch.ones(units(group), device=device, requires_grad=True) for group in groups}
+    along = [*_behind_encoder(model), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    with _put_back(model, along), scaled(model, gates, example):
+        losses = _descend(model, gates, along, batches, loss, config)
     if not losses:
         raise UserError("gates cannot be learned from no observations: give at least one batch")
-    return LearnedGates({name: gate.detach().cpu() for name, gate in gates.items()}, losses)
+    return LearnedGates({name: gate.detach().double().cpu() for name, gate in gates.items()}, losses)
+
+
+def _behind_encoder(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a policy outside its encoder; none of any other network."""
+    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
+    inside = {id(parameter) for encoder in encoders for parameter in encoder.parameters()}
+    return [parameter for parameter in model.parameters() if inside and id(parameter) not in inside]
 
 
 def _descend(
-    encoder: Encoder,
-    gates: Scores,
-    batches: Iterable[Batch],
-    config: GateConfig,
-    generator: torch.Generator,
+    model: nn.Module, gates: Scores, along: list[nn.Parameter], batches: Iterable[Any], loss: Loss, config: GateConfig
 ) -> list[float]:
     """Moves the gates in place, one step a batch, and returns the task losses."""
-    device = next(iter(gates.values())).device
-    readout = _readout(encoder, generator).to(device)
-    optimiser = torch.optim.Adam(
-        [
-            {"params": list(gates.values()), "lr": config.learning_rate},
-            {"params": readout.parameters(), "lr": config.readout_learning_rate},
-        ]
-    )
-    losses = []
+    settings = [{"params": list(gates.values()), "lr": config.learning_rate}]
+    if along:
+        settings.append({"params": along, "lr": config.readout_learning_rate})
+    optimiser = torch.optim.Adam(settings)
+    losses: list[float] = []
+    before = None
     for batch in batches:
-        here = {name: tensor.to(device) for name, tensor in batch.items()}
-        with scaled(encoder, gates):
-            features = encoder(encoder.images(here)).flatten(1)
-        logits = readout(torch.cat([features, here[GOAL]], dim=1))
-        loss = F.cross_entropy(logits, here[EXPERT])
+        _set_modes(model)  # whatever draws batches may have put the network into evaluation
+        value = _checked(loss, model, batch)
         excess = torch.cat(list(gates.values())).abs().mean() - config.target
         optimiser.zero_grad()
-        (loss + config.penalty * excess**2).backward()
+        (value + config.penalty * excess**2).backward()
         optimiser.step()
         with torch.no_grad():
             for gate in gates.values():
                 gate.clamp_(0, 1)
-        losses.append(loss.item())
+        losses.append(value.item())
+        if config.stable < 1 and len(losses) % STABLE_OVER == 0:
+            now = torch.cat(list(gates.values())).detach().clone()
+            near = abs(now.mean().item() - config.target) <= NEAR_TARGET
+            if before is not None and near and rank_correlation(before, now) >= config.stable:
+                break
+            before = now
     return losses
 
 
-def _readout(encoder: Encoder, generator: torch.Generator) -> nn.Module:
-    """Features and goal -> action logits; standardised, since the scale of random features is arbitrary."""
-    inputs = math.prod(encoder.output_shape) + 2  # features, and the goal's distance and angle
-    linear = nn.utils.skip_init(nn.Linear, inputs, ACTIONS)
-    nn.init.normal_(linear.weight, std=inputs**-0.5, generator=generator)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.BatchNorm1d(inputs, affine=False), linear)
+def _checked(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
+    try:
+        value = loss(model, batch)
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"gates: a batch does not fit the network ({reason}); check the shapes it holds") from error
+    if not torch.isfinite(value).all():
+        raise UserError(f"gates: the loss of a batch is {value.item():g}: look for NaN in the observations")
+    return value
 
 
-def collect_observations(
-    env: VectorEnv, steps: int, rng: np.random.Generator, wander: float = 0.2
-) -> dict[str, Tensor]:
-    """Observations along the expert's paths, tensors [steps * N, ...], with its actions under "expert".
+@contextmanager
+def _put_back(model: nn.Module, along: list[nn.Parameter]) -> Iterator[None]:
+    """Within the context only `along` learns; behind it the model has its values, modes and flags of before."""
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in along:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        model.load_state_dict(state)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for parameter in along:
+            parameter.grad = None
 
-    With probability `wander` an environment moves or turns at random instead, so that recoveries are seen.
-    """
-    observations = env.reset()
-    seen: list[dict[str, Tensor]] = []
-    for _ in range(steps):
-        expert = env.expert_actions()
-        seen.append({**observations, EXPERT: expert})
-        strays = torch.from_numpy(rng.random(env.num_envs) < wander)
-        moves = torch.from_numpy(rng.integers(1, ACTIONS, env.num_envs))
-        observations = env.step(torch.where(strays, moves, expert)).observations
-    return {name: torch.cat([step[name] for step in seen]) for name in seen[0]}
+
+def _set_modes(model: nn.Module) -> None:
+    """Norms and recurrent cores as in training, everything else (dropout) as in evaluation."""
+    for module in model.modules():
+        module.training = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RNNBase | RunningMeanAndVar)
 
 
-def shuffled_batches(data: Batch, size: int, epochs: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
-    """Goes `epochs` times through `data` [M, ...] in random order, by batches of `size`; no short last batch.
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's correlation of two vectors [n], from -1 to 1; ties have their mean rank, and constants give 0."""
+    ranks = torch.stack([_mean_ranks(values.detach().double().cpu()) for values in (first, second)])
+    ranks = ranks - ranks.mean(1, keepdim=True)
+    norms = ranks.norm(dim=1)
+    return float(ranks[0] @ ranks[1] / norms.prod()) if norms.min() > 0 else 0.0
 
-    Raises UserError when a batch cannot be filled or holds less than two observations.
-    """
-    count = len(data[EXPERT])
-    if not 2 <= size <= count:
-        raise UserError(f"batches of {size} cannot be made from {count} observations: use 2 to {count}")
-    for _ in range(epochs):
-        for batch in torch.randperm(count, generator=generator).split(size):
-            if len(batch) == size:
-                yield {name: tensor[batch] for name, tensor in data.items()}
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    _, places, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[places]

@@ -3,65 +3,91 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
-from navprune.models.spec import EncoderSpec, build, widths, with_widths
-from navprune.pruning.gates import Batch, GateConfig, learn_gates
+from navprune.models.classifiers import ClassifierSpec
+from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, widths, with_widths
+from navprune.pruning.gates import GateConfig, LearnedGates, learn_gates
 from navprune.pruning.groups import groups_of
+from navprune.pruning.losses import Imitation
 from navprune.pruning.methods import GATES, METHODS
-from navprune.pruning.scores import SCORES, Scores
-from navprune.pruning.search import MEASURES, Budget, check_budget, search
+from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
+from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
+from navprune.pruning.trace import Example, module_cost
 
 CountCost = Callable[[EncoderSpec], Mapping[str, float]]
 """An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
+
+Batches = Iterable[Any] | Callable[[nn.Module], Iterable[Any]]
+"""Batches, or a function of the network that is looked at that draws them."""
 
 
 @dataclass(frozen=True)
 class PruningResult:
     """A pruned network and how it came about.
 
-    `model` holds the weights kept; `fresh(seed)` gives the same spec with new random weights.
-    `widths` is {name: (before, after)} channels; before is the dense network asked about. `keep` and `scores`
-    are those of the network that was searched, which with gates is wider than the dense one.
+    `model` holds the weights kept; `fresh(seed)` gives the same spec with new random weights; `dense` is the spec
+    that was asked about, None of a network that has none. `widths` is {name: (before, after)} channels, before in the
+    dense network, after 0 in removed `blocks`. `keep` and `scores` are those of the network that was searched, which
+    with gates is wider than the dense one. `seconds` is all the time taken, `search_seconds` that of scores or gates
+    and of the search. `losses` are those of the gates' steps.
     """
 
     model: nn.Module
+    dense: Spec | None
     method: str
     budget: dict[str, float]
     reached: dict[str, float]
     widths: dict[str, tuple[int, int]]
+    blocks: tuple[str, ...]
     keep: dict[str, Tensor]
     scores: Scores
     seed: int
     seconds: float
+    search_seconds: float
     initial_weights: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
 
     @property
     def spec(self) -> Spec:
-        """The slim spec."""
+        """The slim spec; raises UserError for a network that has none."""
+        if self.dense is None:
+            raise UserError(f"{type(self.model).__name__} comes from no spec; keep the pruned module itself")
         return cast(Spec, self.model.spec)
 
+    @property
+    def equal_compute(self) -> float:
+        """How many times the dense network's training fits the same multiply-accumulates: 1 / the share reached."""
+        return 1 / self.reached["macs"]
+
     def fresh(self, seed: int) -> nn.Module:
-        """The slim network with new random weights, for training from scratch."""
+        """The slim network with new random weights, for training from scratch; raises UserError without a spec."""
         return build(self.spec, seed)
 
     def to_json(self) -> dict[str, Any]:
         """What `pruning.json` holds: everything but the weights."""
         return {
             "method": self.method,
+            "settings": self.settings,
             "budget": self.budget,
             "reached": self.reached,
+            "equal_compute": self.equal_compute,
             "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "blocks_removed": list(self.blocks),
             "keep": {name: kept.int().tolist() for name, kept in self.keep.items()},
             "scores": {name: score.tolist() for name, score in self.scores.items()},
+            "losses": list(self.losses),
             "seed": self.seed,
             "seconds": self.seconds,
+            "search_seconds": self.search_seconds,
             "initial_weights": self.initial_weights,
         }
 
@@ -70,69 +96,156 @@ def prune(
     network: nn.Module | Spec,
     method: str,
     budget: Budget,
-    cost: CountCost,
+    cost: CountCost | None = None,
     *,
     seed: int = 0,
-    batches: Iterable[Batch] | None = None,
+    batches: Batches | None = None,
+    loss: Loss | None = None,
     gates: GateConfig | None = None,
-    minimum: int = 1,
-    tolerance: float = 0.01,
+    config: SearchConfig | None = None,
+    costs: Mapping[str, Callable[[Widths], float]] | None = None,
+    blocks: bool = False,
+    example: Example | None = None,
 ) -> PruningResult:
-    """Prunes an encoder or a whole policy, given as a module or as a spec (then with random weights).
+    """Prunes an encoder, a policy, a classifier or any module that can be traced with an `example` of its input.
 
-    `budget` {"macs" or "parameters": share} refers to `cost` of the dense network and is met from below
-    within `tolerance` (relative); `minimum` units of each group stay. Gates need `batches` of observations
-    with expert actions; they start from random weights of `gates.expansion` times the width whatever
-    `network` holds, and leave trunks and stem at that width. Raises UserError for an unknown method, or a
-    budget that cannot be met.
+    A spec begins with random weights from `seed`. `budget` {measure: share} refers to the dense network and is met
+    from below as `search` says under `config`: "macs" and "parameters" by `cost` of an encoder's spec, by default
+    those of the whole network as it runs (`module_cost`), and further measures by `costs`, {name: widths -> share}.
+    With `blocks` residual blocks may go whole.
+
+    Scores that need them look at `batches`, some through `loss(model, batch)`. Gates need batches, too; their loss is
+    by default imitation, of classifiers classification; they start from random weights of `gates.expansion` times the
+    width whatever `network` holds (of a module without a spec, from its own weights and widths), and leave trunks and
+    stem at that width. Raises UserError for an unknown method, weights that do not fit the spec, or a budget that
+    cannot be met.
     """
     if method not in METHODS:
         raise UserError(f"unknown pruning method {method!r}; known are {', '.join(METHODS)}")
-    check_budget(budget)
+    config = config or SearchConfig()
+    check_budget(budget, (*MEASURES, *(costs or {})))
     began = time.perf_counter()
-    dense = cast(Spec, network.spec) if isinstance(network, nn.Module) else network
     generator = torch.Generator().manual_seed(seed)
+    dense = _spec_of(network)
+    model = network if isinstance(network, nn.Module) else build(network, seed)
+    settings: dict[str, Any] = {"search": asdict(config), "blocks": blocks}
     if method == GATES:
-        if batches is None:
-            raise UserError("gates are learned on observations: give batches with expert actions")
-        config = gates or GateConfig()
-        model = build(expanded(dense, config.expansion), seed)
-        initial = weights_hash(model)
-        scores = learn_gates(model, batches, config, generator).gates
-    else:
-        model = network if isinstance(network, nn.Module) else build(dense, seed)
-        initial = weights_hash(model)
-        scores = SCORES[method](model, generator)
-    encoder = encoder_of(dense)
-    whole = cost(encoder)
-
-    def share(channels: Mapping[str, int]) -> dict[str, float]:
-        counts = cost(with_widths(encoder, channels))
-        return {name: counts[name] / whole[name] for name in MEASURES}
-
-    keep = search(groups_of(model), scores, share, budget, minimum, tolerance)
-    small = slim(model, keep)
-    after = widths(encoder_of(cast(Spec, small.spec)))
+        gates = gates or GateConfig()
+        model = build(expanded(dense, gates.expansion), seed) if dense else model
+        settings["gates"] = asdict(gates)
+    groups = groups_of(model, example, blocks=blocks)
+    initial = weights_hash(model)
+    shares = _shares(dense if dense else model, cost, example)
+    drawn = batches(model) if callable(batches) else batches
+    learned = _scored(model, method, Evidence(generator, drawn, loss, example, blocks), gates)
+    measured = {name: _remembered(share) for name, share in (costs or {}).items() if name in budget}
+    keep = search(groups, learned.gates, shares, budget, config, measured)
+    search_seconds = time.perf_counter() - began
+    kept = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
+    before = {group.name: group.channels for group in groups if not group.block}
+    if dense:
+        before = widths(encoder_of(dense))
+    removed = tuple(group.name for group in groups if group.block and not kept[group.name])
     return PruningResult(
-        model=small,
+        model=slim(model, keep, example),
+        dense=dense,
         method=method,
         budget=dict(budget),
-        reached=share(after),
-        widths={name: (before, after[name]) for name, before in widths(encoder).items()},
+        reached={**shares(kept), **{name: share(kept) for name, share in measured.items()}},
+        widths={name: (count, kept[name] if renumbered(name, removed) else 0) for name, count in before.items()},
+        blocks=removed,
         keep=keep,
-        scores=scores,
+        scores=learned.gates,
         seed=seed,
         seconds=time.perf_counter() - began,
+        search_seconds=search_seconds,
         initial_weights=initial,
+        settings=settings,
+        losses=tuple(learned.losses),
     )
 
 
+def _spec_of(network: nn.Module | Spec) -> Spec | None:
+    """The spec of a network; raises UserError where its weights are of other shapes."""
+    if not isinstance(network, nn.Module):
+        return network
+    spec = getattr(network, "spec", None)
+    if not isinstance(spec, Spec):
+        return None
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in build(spec).state_dict().items()}
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    for name in sorted({*shapes, *own}):
+        if shapes.get(name) != own.get(name):
+            there, here = (list(s[name]) if name in s else "absent" for s in (own, shapes))
+            raise UserError(f"the network does not fit its spec: {name} is {there} in it, {here} by the spec")
+    return spec
+
+
+def _scored(model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None) -> LearnedGates:
+    """Scores of the units, and the losses of gates."""
+    classifier = isinstance(getattr(model, "spec", None), ClassifierSpec)
+    loss = evidence.loss or (classification_loss if classifier else None)
+    if gates is None:
+        evidence = Evidence(evidence.generator, evidence.batches, loss, evidence.example, evidence.blocks)
+        return LearnedGates(SCORES[method](model, evidence), [])
+    if evidence.batches is None:
+        raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
+    loss = loss or Imitation(model, evidence.generator)
+    return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
+
+
+def _shares(
+    network: nn.Module | Spec, cost: CountCost | None, example: Example | None
+) -> Callable[[Widths], dict[str, float]]:
+    """Widths -> shares of multiply-accumulates and parameters of the dense network."""
+    count = _count(network, cost, example)
+    whole = count({})
+
+    def shares(channels: Widths) -> dict[str, float]:
+        counts = count(channels)
+        return {name: counts[name] / whole[name] for name in MEASURES}
+
+    return shares
+
+
+def _count(
+    network: nn.Module | Spec, cost: CountCost | None, example: Example | None
+) -> Callable[[Widths], Mapping[str, float]]:
+    """Widths -> multiply-accumulates and parameters."""
+    if isinstance(network, EncoderSpec | PolicySpec):
+        encoder = cast(EncoderSpec, encoder_of(network))
+        if cost is None:
+            raise UserError("what an encoder costs depends on the convention: give `cost`, such as jobs.count_cost")
+        return lambda channels: cost(resized(encoder, channels))
+    if isinstance(network, ClassifierSpec):
+        example = torch.empty(1, *network.input)
+        with torch.device("meta"):
+            network = build(network)
+    if example is None:
+        raise UserError(f"{type(network).__name__} comes from no spec: give an example of its input")
+    return module_cost(network, example)
+
+
+def resized(spec: EncoderSpec, channels: Widths) -> EncoderSpec:
+    """An encoder with other widths; blocks whose entry is 0 are removed."""
+    present = widths(spec)
+    other = with_widths(spec, {name: count for name, count in channels.items() if name in present})
+    return other.without_blocks([name for name, count in channels.items() if count == 0])
+
+
+def _remembered(share: Callable[[Widths], float]) -> Callable[[Widths], float]:
+    """The same function, asked once for the same widths: a measurement does not repeat."""
+    ask = lru_cache(maxsize=None)(lambda items: share(dict(items)))
+    return lambda channels: ask(tuple(sorted(channels.items())))
+
+
 def expanded(spec: Spec, factor: float) -> Spec:
-    """The same network with every encoder width multiplied by `factor`, rounded to whole units."""
-    encoder = encoder_of(spec)
-    channels, units = widths(encoder), encoder.units
-    wider = {name: max(1, round(factor * channels[name] / unit)) * unit for name, unit in units.items()}
-    return with_encoder(spec, with_widths(encoder, wider))
+    """The same network with every free width multiplied by `factor`, rounded to whole units."""
+    own = encoder_of(spec)
+    units = own.units if isinstance(own, EncoderSpec) else dict.fromkeys(own.widths, 1)
+    wider = {name: max(1, round(factor * count / units[name])) * units[name] for name, count in widths(own).items()}
+    return with_encoder(spec, with_widths(own, wider))
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -1,10 +1,23 @@
-"""Search for the units to keep: one global threshold on the scores that meets a budget from below."""
+"""Search for the units to keep: one global threshold on the scores that meets every budget from below.
+
+Two budgets, multiply-accumulates and parameters, seldom bind at one threshold. So that both are reached, the
+ranking is then tilted: at rank r of n a unit of group g sorts by
+
+    r / n - theta * z_g,    z_g = log(its share of the slack measure / its share of the tight one), scaled to [0, 1]
+
+with the theta in [0, 1] of least size at which neither is slack. Within a group the order of the scores stays.
+"""
+
+from __future__ import annotations
 
 import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,45 +27,90 @@ from navprune.models.encoders import ChannelGroup
 from navprune.pruning.groups import units
 
 MEASURES = ("macs", "parameters")
+LATENCY = "latency"
+SCOPES = ("global", "layer")
+MEASURED_TOLERANCE = 0.05
+"""How far below its budget a measured cost may end (relative): clocks do not repeat to one per cent."""
+TILTS = 14
+"""Halvings of theta: beyond, no unit changes its place."""
 
 Budget = Mapping[str, float]
 """Largest share of the dense network for each measure, in (0, 1]."""
 
-Unit = tuple[str, int]
-"""A unit: its group's name and its number in the group."""
+Widths = Mapping[str, int]
+"""{group name: channels}; of a block 1, or 0 where it is removed."""
 
-Cost = Callable[[Mapping[str, int]], Mapping[str, float]]
-"""Widths {group name: channels} -> share of the dense network by measure; never falls when a width grows."""
+Cost = Callable[[Widths], Mapping[str, float]]
+"""Widths -> share of the dense network by measure; never falls when a width grows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What a search may cut, and how."""
+
+    scope: str = "global"
+    """global: one threshold for all layers; layer: the same share of each, its best units."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Largest kept share of layers by pattern, such as {"stage4.*": 0.3}; in (0, 1]."""
+    minimum: int = 1
+    """Units that stay of every width; at least 1."""
+    minimum_share: float = 0.0
+    """Share that stays of every width; from 0 to 1."""
+    multiple: int = 1
+    """Kept channels are multiples of this, and at least so many, or all of a width; at least 1."""
+    tolerance: float = 0.01
+    """How far below its budget the tightest measure may end, relative; from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise UserError(f"search: scope is {self.scope!r}; use {' or '.join(SCOPES)}")
+        if self.minimum < 1 or self.multiple < 1:
+            raise UserError("search: at least one unit of every width must stay; minimum and multiple are 1 or more")
+        if not (0 <= self.minimum_share <= 1 and 0 <= self.tolerance <= 1):
+            raise UserError("search: minimum_share and tolerance are shares from 0 to 1")
+        for pattern, share in self.limits.items():
+            if not 0 < share <= 1:
+                raise UserError(f"limits: {pattern}={share:g} is not a share of the layer; give 0 < share <= 1")
+
+
+def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str, float]:
+    """Reads `macs=0.5,parameters=0.45`: each of `names` (or any name) at most once, with a number.
+
+    Raises UserError, naming the `option`, on anything else.
+    """
+    shares: dict[str, float] = {}
+    known = " or ".join(names) or "NAME=SHARE"
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or name in shares or (names and name not in names):
+            example = f"{names[0] if names else 'stage4.*'}=0.5"
+            raise UserError(
+                f"{option} {text!r}: cannot read {part.strip()!r}; write {known}, each once, as in {example}"
+            )
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            raise UserError(f"{option} {text!r}: {value!r} is not a number; write a share such as 0.5") from None
+    return shares
 
 
 def parse_budget(text: str) -> dict[str, float]:
-    """Reads `macs=0.5,parameters=0.45`: shares of the dense network, 0 < share <= 1.
+    """Reads `macs=0.5,parameters=0.45` or `latency=0.7`: shares of the dense network, 0 < share <= 1.
 
     Raises UserError on anything else.
     """
-    budget: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or name not in MEASURES or name in budget:
-            raise UserError(
-                f"budget {text!r}: cannot read {part.strip()!r}; write {' or '.join(MEASURES)}, each once, "
-                "as in macs=0.5,parameters=0.45"
-            )
-        try:
-            budget[name] = float(value)
-        except ValueError:
-            raise UserError(f"budget {text!r}: {value!r} is not a number; write a share such as 0.5") from None
-    check_budget(budget)
+    budget = parse_shares("budget", text, (*MEASURES, LATENCY))
+    check_budget(budget, (*MEASURES, LATENCY))
     return budget
 
 
-def check_budget(budget: Budget) -> None:
+def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
     """Raises UserError unless every entry is a share in (0, 1] of a known measure."""
     if not budget:
-        raise UserError(f"the budget is empty: give a share of {' or '.join(MEASURES)}")
+        raise UserError(f"the budget is empty: give a share of {' or '.join(known)}")
     for name, share in budget.items():
-        if name not in MEASURES:
-            raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(MEASURES)}")
+        if name not in known:
+            raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(known)}")
         if not 0 < share <= 1:
             raise UserError(f"budget: {name}={share:g} is not a share of the dense network; give 0 < {name} <= 1")
 
@@ -62,81 +120,256 @@ def search(
     scores: Mapping[str, Tensor],
     cost: Cost,
     budget: Budget,
-    minimum: int = 1,
-    tolerance: float = 0.01,
+    config: SearchConfig | None = None,
+    measured: Mapping[str, Callable[[Widths], float]] | None = None,
 ) -> dict[str, Tensor]:
     """The units to keep, {group name: bool [units]}, so that every measure is within its budget.
 
-    Bisects for the lowest global threshold on the scores (float [units] a group) that meets the budget. Where
-    one unit is worth more than `tolerance` of it, the room left is filled with the best units below the
-    threshold that still fit, if need be in place of one above it (the worst possible), until the tightest
-    measure is within `tolerance` (relative) of its budget. Ties go to the earlier group, then to the lower
-    unit. The `minimum` best units of a group always stay; groups without scores stay whole. Raises UserError,
-    with the nearest there is, when the budget cannot be met.
+    Bisects for the lowest threshold on the scores (float [units] a group) that meets the budget. Where one unit is
+    worth more than the tolerance, the room left is filled with the best units below the threshold that still fit, if
+    need be in place of one above it, until the tightest measure is within the tolerance of its budget; of two
+    measures both, where a tilted ranking brings them together (see above), else the tightest. Ties go to the earlier
+    group, then to the lower unit. Groups without scores stay whole.
+
+    `measured` are shares that are costly to ask and noisy, such as milliseconds: they are asked only in bisections
+    along the ranking and met within `MEASURED_TOLERANCE`. Raises UserError for scores and limits that do not fit,
+    and with the nearest there is when the budget cannot be met.
     """
-    check_budget(budget)
-    if minimum < 1:
-        raise UserError(f"at least one unit of every group must stay, not {minimum}")
-    required, order = _ranked(groups, scores, minimum)
-    sizes = {group.name: group.unit for group in groups}
-
-    def channels(chosen: Sequence[Unit]) -> dict[str, int]:
-        count = Counter(name for name, _ in (*required, *chosen))
-        return {name: count[name] * size for name, size in sizes.items()}
-
-    def load(widths: Mapping[str, int]) -> float:
-        shares = cost(widths)
-        return max(shares[name] / limit for name, limit in budget.items())
-
-    def filled(chosen: Sequence[Unit], rest: Sequence[Unit]) -> tuple[float, list[Unit]]:
-        widths, taken, full = channels(chosen), list(chosen), set()
-        for name, unit in rest:
-            if load(widths) >= 1 - tolerance:
-                break
-            if name not in full:
-                widths[name] += sizes[name]
-                if load(widths) <= 1:
-                    taken.append((name, unit))
-                else:
-                    widths[name] -= sizes[name]
-                    full.add(name)
-        return load(widths), taken
-
-    fitting = bisect_right(range(len(order) + 1), 1.0, key=lambda n: load(channels(order[:n]))) - 1
-    if fitting < 0:
-        raise _refusal(budget, cost(channels([])))
-    above, below = order[:fitting], order[fitting:]
-    reached, chosen = filled(above, below)
-    for place in reversed(range(fitting)):
-        if reached >= 1 - tolerance or not below:
-            break
-        reached, chosen = max((reached, chosen), filled(above[:place] + above[place + 1 :], below), key=itemgetter(0))
-    if reached < 1 - tolerance and below:
-        raise _refusal(budget, cost(channels(chosen)))
-    keep = {group.name: torch.zeros(units(group), dtype=torch.bool) for group in groups}
-    for name, unit in (*required, *chosen):
-        keep[name][unit] = True
+    config, measured = config or SearchConfig(), measured or {}
+    check_budget(budget, (*MEASURES, *measured))
+    exact = {name: share for name, share in budget.items() if name not in measured}
+    floors, steps = _steps(groups, scores, config)
+    space = _Space({group.name: group.unit for group in groups}, floors, cost, exact, config.tolerance)
+    order = sorted(steps, key=lambda step: -step.score)  # stable: ties stay in group order, then in unit order
+    counts, order = _within(space, order, balance=len(exact) == 2 and config.scope == "global")
+    for name in budget.keys() & measured.keys():
+        counts = _bisected(space, order, counts, name, budget[name], measured[name])
+    keep = {}
+    for group in groups:
+        score = _checked(group, scores[group.name]) if group.name in scores else torch.zeros(units(group))
+        keep[group.name] = torch.zeros(units(group), dtype=torch.bool)
+        keep[group.name][score.argsort(descending=True, stable=True)[: counts[group.name]]] = True
     return keep
 
 
-def _ranked(
-    groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], minimum: int
-) -> tuple[list[Unit], list[Unit]]:
-    """The units that must stay, and the others from best to worst."""
-    required: list[Unit] = []
-    others: list[tuple[float, Unit]] = []
+Goal = Callable[..., float]
+"""Which of the loads must come near 1: `max`, the tightest, or `min`, all of them."""
+
+
+class Found(NamedTuple):
+    """Units of each group, and how near to its budget the load that matters is."""
+
+    value: float
+    counts: Counter[str]
+
+
+class Step(NamedTuple):
+    """The next best units of a group, which come together."""
+
+    group: str
+    units: int
+    score: float
+
+
+def _steps(
+    groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], config: SearchConfig
+) -> tuple[Counter[str], list[Step]]:
+    """The units that must stay of each group, and the steps by which it may grow, the best first."""
+    _check_limits(config.limits, [group.name for group in groups if group.name in scores])
+    floors: Counter[str] = Counter()
+    steps = []
     for group in groups:
         if group.name not in scores:
-            required += [(group.name, unit) for unit in range(units(group))]
+            floors[group.name] = units(group)
             continue
-        score = scores[group.name].detach().double().cpu()
-        if score.shape != (units(group),) or not torch.isfinite(score).all():
-            raise UserError(f"scores of {group.name!r} must be {units(group)} finite numbers")
-        best = score.argsort(descending=True, stable=True).tolist()
-        required += [(group.name, unit) for unit in best[:minimum]]
-        others += [(float(score[unit]), (group.name, unit)) for unit in best[minimum:]]
-    others.sort(key=lambda scored: -scored[0])  # stable: ties stay in group order, then in unit order
-    return required, [unit for _, unit in others]
+        sizes = _sizes(group, config)
+        best = _checked(group, scores[group.name]).sort(descending=True).values
+        floors[group.name] = sizes[0]
+        for low, high in pairwise(sizes):
+            score = 1 - (low + high) / 2 / units(group) if config.scope == "layer" else float(best[low:high].mean())
+            steps.append(Step(group.name, high - low, score))
+    return floors, steps
+
+
+def _sizes(group: ChannelGroup, config: SearchConfig) -> list[int]:
+    """Numbers of units that a group may keep, ascending."""
+    if group.block:
+        return [0, 1]
+    count = units(group)
+    limit = min((share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)), default=1.0)
+    least = min(count, max(config.minimum, math.ceil(config.minimum_share * count - 1e-9)))
+    chunk = math.lcm(group.unit, config.multiple) // group.unit
+    allowed = [size for size in range(1, count + 1) if size % chunk == 0 or size == count]
+    sizes = [size for size in allowed if least <= size <= limit * count + 1e-9]
+    if not sizes:
+        raise UserError(
+            f"limits: at most {limit:g} of {group.name}'s {group.channels} channels may stay, which is less than "
+            f"the minimum of {max(least, allowed[0]) * group.unit}; allow more, or ask for a smaller minimum"
+        )
+    return sizes
+
+
+def _check_limits(limits: Mapping[str, float], names: Sequence[str]) -> None:
+    for pattern in limits:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"limits: no layer that this method cuts is called {pattern!r}; it cuts {', '.join(names)}")
+
+
+def _checked(group: ChannelGroup, score: Tensor) -> Tensor:
+    score = score.detach().double().cpu()
+    if score.shape != (units(group),) or not torch.isfinite(score).all():
+        raise UserError(f"scores of {group.name!r} must be {units(group)} finite numbers; check what they come from")
+    return score
+
+
+class _Space:
+    """Counts of units of every group, and what they cost against the budget (1 is all of it)."""
+
+    def __init__(
+        self, sizes: Mapping[str, int], floors: Counter[str], cost: Cost, budget: Budget, tolerance: float
+    ) -> None:
+        self.sizes, self.floors, self.cost, self.budget, self.enough = sizes, floors, cost, budget, 1 - tolerance
+
+    def counts(self, steps: Sequence[Step]) -> Counter[str]:
+        """Units of each group after these steps."""
+        counts = self.floors.copy()
+        for step in steps:
+            counts[step.group] += step.units
+        return counts
+
+    def widths(self, counts: Mapping[str, int]) -> dict[str, int]:
+        return {name: counts[name] * size for name, size in self.sizes.items()}
+
+    def loads(self, counts: Mapping[str, int]) -> dict[str, float]:
+        shares = self.cost(self.widths(counts))
+        return {name: shares[name] / limit for name, limit in self.budget.items()}
+
+    def fits(self, counts: Mapping[str, int]) -> bool:
+        return all(load <= 1 for load in self.loads(counts).values())
+
+    def longest(self, order: Sequence[Step]) -> int:
+        """How many of the first steps fit together; -1 where not even the floors do."""
+        return bisect_right(range(len(order) + 1), False, key=lambda n: not self.fits(self.counts(order[:n]))) - 1
+
+    def filled(self, counts: Counter[str], rest: Sequence[Step], full: set[str], goal: Goal) -> Found:
+        """These counts with the best further steps that fit, until the goal is met; `full` groups do not grow."""
+        counts, full, loads = counts.copy(), set(full), self.loads(counts)
+        for step in rest:
+            if goal(loads.values()) >= self.enough:
+                break
+            if step.group in full:
+                continue
+            counts[step.group] += step.units
+            more = self.loads(counts)
+            if max(more.values()) <= 1:
+                loads = more
+            else:
+                counts[step.group] -= step.units
+                full.add(step.group)
+        return Found(goal(loads.values()), counts)
+
+    def closest(self, order: Sequence[Step], goal: Goal) -> Found:
+        """The best steps that fit, the room left filled, if need be in place of a group's last one above."""
+        fitting = self.longest(order)
+        above, below = order[:fitting], order[fitting:]
+        whole = self.counts(above)
+        best = self.filled(whole, below, set(), goal)
+        for step in reversed({step.group: step for step in above}.values()):
+            if best.value >= self.enough or not below:
+                break
+            found = self.filled(whole - Counter({step.group: step.units}), below, {step.group}, goal)
+            best = found if found.value > best.value else best
+        return best
+
+
+def _within(space: _Space, order: list[Step], *, balance: bool) -> tuple[Counter[str], list[Step]]:
+    """The counts that meet the exact budgets, and the ranking they were taken from."""
+    if not space.budget:
+        return space.counts(order), order
+    if not space.fits(space.floors):
+        raise _refusal(space.budget, space.cost(space.widths(space.floors)))
+    best, ranking = Found(0.0, space.floors), order
+    for tilted in _tilted(space, order) if balance else ():
+        found = space.closest(tilted, min)
+        if found.value > best.value and max(space.loads(found.counts).values()) >= space.enough:
+            best, ranking = found, tilted
+        if best.value >= space.enough:
+            break
+    if best.value == 0:
+        best = space.closest(order, max)
+        if best.value < space.enough:
+            raise _refusal(space.budget, space.cost(space.widths(best.counts)))
+    return best.counts, ranking
+
+
+def _tilted(space: _Space, order: list[Step]) -> list[list[Step]]:
+    """Rankings at which two budgets come nearest to binding together; none where they cannot."""
+
+    def slack(order: list[Step]) -> float:
+        first, second = space.loads(space.counts(order[: space.longest(order)])).values()
+        return first - second
+
+    before = slack(order)
+    lean = _lean(space, order)
+    if abs(before) <= 1 - space.enough or not lean:
+        return [order]
+    sign = 1 if before > 0 else -1
+
+    def tilted(theta: float) -> list[Step]:
+        places = {id(step): place / len(order) for place, step in enumerate(order)}
+        return sorted(order, key=lambda step: places[id(step)] - theta * (lean[step.group] * sign))
+
+    low, high = 0.0, 1.0
+    if slack(tilted(high)) * sign > 0:
+        return []
+    tried = []
+    for _ in range(TILTS):
+        theta = (low + high) / 2
+        found = slack(tilted(theta))
+        tried.append((abs(found), theta))
+        low, high = (theta, high) if found * sign > 0 else (low, theta)
+    return [tilted(theta) for _, theta in sorted(tried)[:4]]
+
+
+def _lean(space: _Space, order: Sequence[Step]) -> dict[str, float]:
+    """How much more of the second measure than of the first each group's last step takes, from 0 to 1."""
+    whole = space.counts(order)
+    dense = space.cost(space.widths(whole))
+    first, second = space.budget
+    lean = {}
+    for step in {step.group: step for step in order}.values():
+        less = space.cost(space.widths(whole - Counter({step.group: step.units})))
+        saved = [max(dense[name] - less[name], 1e-12) for name in (first, second)]
+        lean[step.group] = math.log(saved[1] / saved[0])
+    if not lean or max(lean.values()) - min(lean.values()) < 1e-9:
+        return {}
+    least, most = min(lean.values()), max(lean.values())
+    return {name: (value - least) / (most - least) for name, value in lean.items()}
+
+
+def _bisected(
+    space: _Space,
+    order: Sequence[Step],
+    counts: Counter[str],
+    name: str,
+    limit: float,
+    share: Callable[[Widths], float],
+) -> Counter[str]:
+    """As many of the ranking's best steps, within `counts`, as keep a measured share at its limit or below."""
+    if share(space.widths(counts)) <= limit:
+        return counts
+    low, high, reached = -1, len(order), math.inf
+    while high - low > 1:
+        middle = (low + high) // 2
+        value = share(space.widths(space.counts(order[:middle]) & counts))
+        if value <= limit:
+            low, reached = middle, value
+        else:
+            high = middle
+            reached = value if low < 0 else reached
+    if low < 0 or reached < (1 - MEASURED_TOLERANCE) * limit:
+        raise _refusal({name: limit}, {name: reached})
+    return space.counts(order[:low]) & counts
 
 
 def _refusal(budget: Budget, nearest: Mapping[str, float]) -> UserError:

@@ -3,11 +3,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from navprune.errors import UserError
+from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, build, encoder_spec, with_widths
-from navprune.pruning.gates import EXPERT, GateConfig, collect_observations, learn_gates, shuffled_batches
+from navprune.pruning.gates import PAPER, GateConfig, learn_gates, rank_correlation
+from navprune.pruning.losses import (
+    EXPERT,
+    Imitation,
+    PPOTask,
+    collect_observations,
+    labelled_batches,
+    read_labelled,
+    shuffled_batches,
+)
 from navprune.pruning.prune import weights_hash
+from navprune.pruning.scores import classification_loss
+from navprune.rl.ppo import PPOConfig
 from navprune.tasks import GOAL
 
 SIDE = 36
@@ -43,14 +56,13 @@ def batches(data, count, seed=0):
     return shuffled_batches(data, 32, count * 32 // len(data[EXPERT]), generator)
 
 
+def imitated(model, batches, config=None, seed=0):
+    return learn_gates(model, batches, Imitation(model, torch.Generator().manual_seed(seed)), config or GateConfig())
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gates_keep_the_channels_that_carry_the_answer(seed):
-    learned = learn_gates(
-        half_blind(seed),
-        batches(quadrants(2048, seed), 256),
-        GateConfig(penalty=0.5),
-        torch.Generator().manual_seed(seed),
-    )
+    learned = imitated(half_blind(seed), batches(quadrants(2048, seed), 256), GateConfig(penalty=0.5), seed)
     gates = learned.gates["conv1"]
     assert gates[:4].mean() > gates[4:].mean() + 0.3
     assert np.mean(learned.losses[-20:]) < 0.75 * np.mean(learned.losses[:20])
@@ -64,7 +76,7 @@ def test_only_gates_learn_and_the_model_is_left_as_it_was():
     model.encoder.backbone.conv1.requires_grad_(False)
     wants = [parameter.requires_grad for parameter in model.parameters()]
     before = weights_hash(model)
-    learned = learn_gates(model, batches(quadrants(64), 4), GateConfig(), torch.Generator().manual_seed(0))
+    learned = imitated(model, batches(quadrants(64), 4))
     assert weights_hash(model) == before
     assert [parameter.requires_grad for parameter in model.parameters()] == wants
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -75,9 +87,7 @@ def test_only_gates_learn_and_the_model_is_left_as_it_was():
 
 def test_the_same_seed_gives_the_same_gates():
     def learned(seed):
-        return learn_gates(
-            half_blind(), batches(quadrants(128), 12, seed), GateConfig(), torch.Generator().manual_seed(seed)
-        )
+        return imitated(half_blind(), batches(quadrants(128), 12, seed), seed=seed)
 
     first, second, other = learned(0), learned(0), learned(1)
     assert first.losses == second.losses != other.losses
@@ -86,7 +96,7 @@ def test_the_same_seed_gives_the_same_gates():
 
 def test_no_batches_are_refused():
     with pytest.raises(UserError, match="no observations"):
-        learn_gates(half_blind(), [], GateConfig(), torch.Generator())
+        imitated(half_blind(), [])
 
 
 @pytest.mark.parametrize(
@@ -96,6 +106,7 @@ def test_no_batches_are_refused():
         ({"expansion": 0.5}, "expansion must be at least 1"),
         ({"penalty": -1}, "penalty must be at least 0"),
         ({"learning_rate": 0}, "learning rates above 0"),
+        ({"stable": 0}, "stable is a correlation"),
     ],
 )
 def test_settings_are_checked(setting, complaint):
@@ -158,3 +169,200 @@ def test_without_wandering_the_expert_is_followed():
     env = Counter()
     collect_observations(env, 20, np.random.default_rng(0), wander=0.0)
     assert torch.equal(torch.stack(env.actions), torch.tensor([[1, 1, 0]] * 20))
+
+
+# An early stop -----------------------------------------------------------------------------------
+
+
+def test_learning_stops_once_the_ranking_is_stable():
+    data = quadrants(512)
+    whole = imitated(half_blind(), batches(data, 400), GateConfig())
+    early = imitated(half_blind(), batches(data, 400), GateConfig(stable=0.95))
+    assert 40 <= len(early.losses) < len(whole.losses) == 400
+    assert early.losses == whole.losses[: len(early.losses)]
+    everything = [torch.cat(list(learned.gates.values())) for learned in (whole, early)]
+    assert rank_correlation(*everything) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "answer"),
+    [
+        ([1, 2, 3, 4], [10, 20, 30, 40], 1.0),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+        ([1, 2, 3, 4, 5], [5, 6, 7, 8, 7], 0.8207826816681233),  # ties: 6 sum d^2 / (n^3 - n) would say otherwise
+        ([1, 1, 1], [1, 2, 3], 0.0),
+    ],
+)
+def test_rank_correlation_is_spearmans(first, second, answer):
+    first, second = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
+    assert rank_correlation(first, second) == pytest.approx(answer)
+
+
+# Classification ----------------------------------------------------------------------------------
+
+
+def labelled(count, seed=0):
+    """Images of noise whose class is the channel that is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count,), generator=generator)
+    images = 0.3 * torch.rand(count, 3, 32, 32, generator=generator)
+    images[torch.arange(count), labels] += 0.5
+    return images, labels
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet56", "cifar_vgg16_bn"])
+def test_gates_of_classifiers_leave_weights_and_statistics(name):
+    spec = classifier_spec(name, 3, width=0.25)
+    model = build(spec, 0).train()
+    before = weights_hash(model)
+    learned = learn_gates(
+        model,
+        labelled_batches(*labelled(32), 16, 1, torch.Generator().manual_seed(0)),
+        classification_loss,
+        PAPER["cifar"].config,
+    )
+    assert weights_hash(model) == before and model.training
+    inner = {"cifar_resnet56": 27, "cifar_vgg16_bn": 13}[name]
+    assert len(learned.gates) == inner and len(learned.losses) == 2
+    assert all(gate.max() <= 1 for gate in learned.gates.values())
+    assert any(gate.min() < 1 for gate in learned.gates.values())
+
+
+def test_gates_of_a_module_from_elsewhere():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
+    )
+    with torch.no_grad():
+        model[0].weight[3:] = 0  # says nothing
+    data = labelled_batches(*labelled(64), 32, 40, torch.Generator().manual_seed(0))
+    config = GateConfig(penalty=1.0)
+    learned = learn_gates(model, data, classification_loss, config, example=torch.zeros(1, 3, 32, 32))
+    gates = learned.gates["0"]
+    assert gates[:3].max() > gates[3:].max() + 0.2
+
+
+@pytest.mark.parametrize(
+    ("batch", "complaint"),
+    [
+        ((torch.zeros(4, 5, 32, 32), torch.zeros(4, dtype=torch.int64)), "batch does not fit the network"),
+        ((torch.zeros(4, 3, 32, 32), torch.zeros(3, dtype=torch.int64)), "batch does not fit the network"),
+        ((torch.full((4, 3, 32, 32), float("nan")), torch.zeros(4, dtype=torch.int64)), "look for NaN"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(batch, complaint):
+    model = build(classifier_spec("cifar_resnet56", 3, width=0.25), 0)
+    before = weights_hash(model)
+    with pytest.raises(UserError, match=complaint):
+        learn_gates(model, [batch], classification_loss, GateConfig())
+    assert weights_hash(model) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"depth": torch.zeros(8, 20, 20, 1), "rgb": torch.zeros(8, 20, 20, 3)}, r"images of \[4, 20, 20\]"),
+        ({"depth": torch.zeros(8, SIDE, SIDE, 2)}, r"images of \[5, 36, 36\]"),
+        ({EXPERT: torch.zeros(5, dtype=torch.int64)}, "does not fit the network"),
+        ({GOAL: torch.full((8, 2), float("nan"))}, "look for NaN"),
+    ],
+)
+def test_observations_that_do_not_fit_are_refused(change, complaint):
+    with pytest.raises(UserError, match=complaint):
+        imitated(half_blind(), [{**quadrants(8), **change}])
+    with pytest.raises(UserError, match="lacks 'expert'"):
+        imitated(half_blind(), [{name: value for name, value in quadrants(8).items() if name != EXPERT}])
+
+
+def test_labelled_images_are_read(tmp_path):
+    images, labels = np.full((5, 3, 4, 4), 255, np.uint8), np.arange(5)
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    read = read_labelled(tmp_path / "set.npz")
+    assert torch.equal(read[0], torch.ones(5, 3, 4, 4)) and read[1].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"images": np.zeros((5, 3, 4, 4))}, "labels"),
+        ({"images": np.zeros((5, 3, 4)), "labels": np.arange(5)}, r"images \[M, C, H, W\]"),
+        ({"images": np.zeros((5, 3, 4, 4)), "labels": np.arange(4)}, "whole labels"),
+        ({"images": np.zeros((5, 3, 4, 4)), "labels": np.zeros(5)}, "whole labels"),
+        ({"images": np.zeros((5, 3, 4, 4)), "labels": np.arange(5) - 1}, "label -1"),
+        ({"images": np.array([None]), "labels": np.arange(1)}, "cannot read"),
+    ],
+)
+def test_files_that_hold_no_labelled_images_are_refused(tmp_path, content, complaint):
+    np.savez(tmp_path / "set.npz", **content)
+    with pytest.raises(UserError, match=complaint):
+        read_labelled(tmp_path / "set.npz")
+    with pytest.raises(UserError, match="cannot read"):
+        read_labelled(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(UserError, match="cannot read"):
+        read_labelled(tmp_path / "text.npz")
+
+
+# PPO on the task ---------------------------------------------------------------------------------
+
+
+class Lamp:
+    """Environments in which the bright half of the image says which way to go; a step in that direction pays."""
+
+    num_envs = 8
+
+    def __init__(self, seed=0):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _see(self):
+        self.side = torch.randint(2, (self.num_envs,), generator=self.generator)
+        depth = torch.zeros(self.num_envs, SIDE, SIDE, 1)
+        depth[:, :, : SIDE // 2] = 1.0 * (self.side == 0)[:, None, None, None]
+        depth[:, :, SIDE // 2 :] = 1.0 * (self.side == 1)[:, None, None, None]
+        return {"depth": depth, GOAL: torch.zeros(self.num_envs, 2)}
+
+    def reset(self):
+        return self._see()
+
+    def step(self, actions):
+        reward = (actions == self.side + 2).float()
+        over = torch.ones(self.num_envs, dtype=torch.bool)
+        return SimpleNamespace(
+            observations=self._see(),
+            reward=reward,
+            terminated=over,
+            truncated=~over,
+            finished=[],
+            final_observations=None,
+        )
+
+
+def lit_policy(seed=0):
+    return build(PolicySpec(encoder_spec("resnet18", (1, SIDE, SIDE), 8, output=8), 16, 16), seed)
+
+
+def test_gates_learn_from_ppo_and_leave_the_policy_as_it_was():
+    policy = lit_policy().train()
+    before = weights_hash(policy)
+    task = PPOTask(Lamp(), PPOConfig(steps=4, epochs=2, minibatches=2), updates=3)
+    learned = learn_gates(policy, task.batches(policy), task.loss, GateConfig())
+    assert len(learned.losses) == 3 * 2 * 2
+    assert weights_hash(policy) == before
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in policy.parameters())
+    assert all(module.training for module in policy.modules())
+    gates = torch.cat(list(learned.gates.values()))
+    assert gates.std() > 0 and gates.max() <= 1
+
+
+def test_ppo_learns_the_task_behind_the_gates():
+    """The heads learn along, so that the loss says something of the features: the values come to be right."""
+    policy = lit_policy()
+    task = PPOTask(Lamp(), PPOConfig(steps=16, epochs=4, minibatches=1, entropy_coefficient=0), updates=8)
+    learn_gates(policy, task.batches(policy), task.loss, GateConfig(readout_learning_rate=1e-2))
+    assert task.ppo.rollout.rewards.mean() > 0.4  # by chance 0.25
+
+
+def test_ppo_needs_a_policy():
+    task = PPOTask(Lamp(), PPOConfig(), updates=1)
+    with pytest.raises(UserError, match="needs a whole policy"):
+        learn_gates(lit_policy().encoder, task.batches(lit_policy().encoder), task.loss, GateConfig())

@@ -4,15 +4,20 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from navprune.errors import UserError
+from navprune.evaluation.cost import GI, MI
 from navprune.evaluation.cost import cost as full_cost
+from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, build, encoder_spec, widths, with_widths
-from navprune.pruning.gates import EXPERT, GateConfig
+from navprune.pruning.gates import GateConfig
 from navprune.pruning.groups import groups_of, is_inner, units
-from navprune.pruning.methods import GATES
+from navprune.pruning.losses import EXPERT, Imitation, labelled_batches
+from navprune.pruning.methods import GATES, METHODS
 from navprune.pruning.prune import expanded, prune, weights_hash
-from navprune.pruning.scores import SCORES
+from navprune.pruning.scores import SCORES, classification_loss
+from navprune.pruning.search import SearchConfig
 from navprune.pruning.slim import encoder_of, slim
 from navprune.tasks import GOAL
 
@@ -37,9 +42,26 @@ def batches(side, count=4):
     ]
 
 
-@pytest.mark.parametrize("method", [*SCORES, GATES])
+LOOSE = SearchConfig(tolerance=0.1)
+
+
+def loss_for(method, spec):
+    """Imitation by an untrained readout: a slope, and no more is asked here."""
+    return Imitation(build(spec, 0), torch.Generator().manual_seed(0)) if method == "taylor" else None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_reaches_both_reductions_of_table_1(method):
+    spec = encoder_spec("resnet50", (1, 64, 64))
+    result = prune(spec, method, PUBLISHED, table1, batches=batches(64, 1), loss=loss_for(method, spec))
+    assert all(0.99 * limit <= result.reached[name] <= limit for name, limit in PUBLISHED.items())
+    assert table1(result.spec)["macs"] / GI == pytest.approx(0.60, abs=0.006)
+    assert table1(result.spec)["parameters"] / MI == pytest.approx(2.43, abs=0.024)
+
+
+@pytest.mark.parametrize("method", ["l1", "random", "uniform", GATES])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("budget", [PUBLISHED, {"macs": 0.25}, {"parameters": 0.75}], ids=str)
+@pytest.mark.parametrize("budget", [{"macs": 0.25}, {"parameters": 0.75}], ids=str)
 def test_budgets_are_met_from_below_within_one_per_cent(name, method, budget):
     spec = encoder_spec(name, (1, 64, 64), 32)
     result = prune(spec, method, budget, table1, batches=batches(64, 1))
@@ -47,6 +69,7 @@ def test_budgets_are_met_from_below_within_one_per_cent(name, method, budget):
     loads = {measure: slimmed[measure] / dense[measure] / limit for measure, limit in budget.items()}
     assert 0.99 <= max(loads.values()) <= 1
     assert result.reached == {measure: slimmed[measure] / dense[measure] for measure in dense}
+    assert result.equal_compute == pytest.approx(dense["macs"] / slimmed["macs"])
     assert widths(result.spec) == {width: after for width, (_, after) in result.widths.items()}
     assert widths(spec) == {width: before for width, (before, _) in result.widths.items()}
     assert min(after for _, after in result.widths.values()) >= 1
@@ -55,7 +78,8 @@ def test_budgets_are_met_from_below_within_one_per_cent(name, method, budget):
 @pytest.mark.parametrize("method", ["magnitude", GATES])
 def test_excited_and_grouped_networks_meet_their_budget(method):
     spec = encoder_spec("se_resneXt50", (1, 64, 64), 8)
-    result = prune(spec, method, {"macs": 0.5}, table1, batches=batches(64, 1), tolerance=0.05)
+    config = SearchConfig(tolerance=0.05)
+    result = prune(spec, method, {"macs": 0.5}, table1, batches=batches(64, 1), config=config)
     assert 0.475 <= result.reached["macs"] <= 0.5
     assert all(after % spec.units[name] == 0 for name, (_, after) in result.widths.items())
     assert any(name.endswith(".se") and after < before for name, (before, after) in result.widths.items())
@@ -66,7 +90,8 @@ def test_the_same_seed_gives_the_same_network(method):
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
 
     def pruned(seed):
-        return prune(spec, method, {"macs": 0.5}, table1, seed=seed, batches=batches(32), tolerance=0.1)
+        loss = loss_for(method, spec)
+        return prune(spec, method, {"macs": 0.5}, table1, seed=seed, batches=batches(32), loss=loss, config=LOOSE)
 
     first, second, other = pruned(0), pruned(0), pruned(1)
     assert weights_hash(first.model) == weights_hash(second.model) != weights_hash(other.model)
@@ -76,7 +101,7 @@ def test_the_same_seed_gives_the_same_network(method):
 def test_a_trained_policy_keeps_its_weights():
     policy = build(PolicySpec(encoder_spec("resnet18", (1, 32, 32), 8), 16, 16), seed=7)
     before = weights_hash(policy)
-    result = prune(policy, "magnitude", {"macs": 0.5}, table1, tolerance=0.1)
+    result = prune(policy, "magnitude", {"macs": 0.5}, table1, config=LOOSE)
     assert weights_hash(policy) == before == result.initial_weights
     assert weights_hash(result.model) == weights_hash(slim(policy, result.keep))
     for name, tensor in result.model.state_dict().items():
@@ -85,7 +110,7 @@ def test_a_trained_policy_keeps_its_weights():
 
 
 def test_fresh_weights_belong_to_the_slim_spec():
-    result = prune(encoder_spec("simple_cnn", (1, 64, 64)), "uniform", {"parameters": 0.5}, table1, tolerance=0.1)
+    result = prune(encoder_spec("simple_cnn", (1, 64, 64)), "uniform", {"parameters": 0.5}, table1, config=LOOSE)
     fresh = result.fresh(3)
     assert fresh.spec == result.spec
     assert weights_hash(fresh) == weights_hash(result.fresh(3)) != weights_hash(result.fresh(4))
@@ -96,7 +121,7 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
     spec = encoder_spec("resnet50", (1, 32, 32), 8)
     policy = PolicySpec(spec, 16, 16)
     wide = encoder_of(expanded(policy, 1.25))
-    result = prune(policy, GATES, {"macs": 0.5}, table1, batches=batches(32), tolerance=0.1)
+    result = prune(policy, GATES, {"macs": 0.5}, table1, batches=batches(32), config=LOOSE)
     for group in groups_of(build(wide, 0)):
         before, after = result.widths[group.name]
         assert (before, group.channels) == (widths(spec)[group.name], round(1.25 * before))
@@ -108,7 +133,7 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
 
 def test_gates_ignore_the_weights_they_are_given():
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
-    options = dict(batches=batches(32), gates=GateConfig(expansion=1), tolerance=0.1)
+    options = dict(batches=batches(32), gates=GateConfig(expansion=1), config=LOOSE)
     first = prune(build(spec, 1), GATES, {"macs": 0.5}, table1, **options)
     second = prune(build(spec, 2), GATES, {"macs": 0.5}, table1, **options)
     assert first.initial_weights == second.initial_weights == weights_hash(build(spec, 0))
@@ -124,16 +149,19 @@ def test_expansion_rounds_to_whole_units():
 
 def test_the_minimum_stays():
     spec = encoder_spec("resnet50", (1, 32, 32), 16)
-    result = prune(spec, "random", {"parameters": 0.4}, table1, minimum=4)
+    result = prune(spec, "random", {"parameters": 0.4}, table1, config=SearchConfig(minimum=4))
     assert min(int(kept.sum()) for kept in result.keep.values()) >= 4
 
 
 def test_the_report_is_json():
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
-    result = prune(spec, "random", {"macs": 0.5}, table1, tolerance=0.1, seed=5)
+    result = prune(spec, "random", {"macs": 0.5}, table1, config=LOOSE, seed=5)
     data = json.loads(json.dumps(result.to_json()))
     assert data["method"] == "random" and data["seed"] == 5 and data["budget"] == {"macs": 0.5}
     assert data["initial_weights"] == weights_hash(build(spec, 5))
+    assert data["settings"]["search"]["tolerance"] == 0.1 and data["blocks_removed"] == []
+    assert 0 < data["search_seconds"] <= data["seconds"]
+    assert data["equal_compute"] == pytest.approx(1 / data["reached"]["macs"])
     for layer in spec.layers:
         before, after = data["widths"][layer.name]
         assert before == layer.channels and after == layer.group * sum(data["keep"][layer.name])
@@ -159,3 +187,96 @@ def test_what_cannot_be_done_is_refused(method, budget, complaint):
 def test_a_blind_agent_cannot_be_pruned():
     with pytest.raises(UserError, match="no channels to prune"):
         prune(PolicySpec(encoder_spec("blind"), 16, 16), "random", {"macs": 0.5}, table1)
+
+
+# Everything that can be cut ----------------------------------------------------------------------
+
+
+def labelled(count=8):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 3, 32, 32, generator=generator)
+    return labelled_batches(images, torch.randint(4, (count,), generator=generator), count // 2, 1, generator)
+
+
+@pytest.mark.parametrize("method", ["l1", GATES])
+@pytest.mark.parametrize("name", ["cifar_resnet56", "cifar_vgg16_bn"])
+def test_classifiers_are_pruned(name, method):
+    spec = classifier_spec(name, 4)
+    result = prune(spec, method, {"macs": 0.5}, batches=labelled())
+    assert 0.495 <= result.reached["macs"] <= 0.5
+    assert result.spec.widths == {width: after for width, (_, after) in result.widths.items()}
+    assert result.model(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+    assert weights_hash(result.fresh(1)) != weights_hash(result.model)
+
+
+def sequence():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 60, 3), nn.GroupNorm(20, 60), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(60, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["l1", "taylor", GATES])
+def test_modules_from_elsewhere_are_pruned(method):
+    example = torch.zeros(1, 3, 32, 32)
+    model = sequence()
+    before = weights_hash(model)
+    options = dict(batches=labelled(), loss=classification_loss, example=example)
+    result = prune(model, method, {"parameters": 0.5}, config=SearchConfig(tolerance=0.05), **options)
+    assert weights_hash(model) == before == result.initial_weights
+    kept = sum(parameter.numel() for parameter in result.model.parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert result.reached["parameters"] == pytest.approx(kept / whole)
+    assert result.model(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+    with pytest.raises(UserError, match="comes from no spec"):
+        result.fresh(0)
+
+
+def test_whole_blocks_may_go():
+    policy = build(PolicySpec(encoder_spec("resnet50", (1, 32, 32), 8), 16, 16), 0)
+    with torch.no_grad():  # two blocks that say little
+        for block in (policy.encoder.backbone.layer2[2], policy.encoder.backbone.layer3[4]):
+            for layer in block.convs:
+                if hasattr(layer, "weight"):
+                    layer.weight.mul_(1e-3)
+    result = prune(policy, "l1", {"macs": 0.8}, table1, blocks=True, config=LOOSE)
+    assert {"stage2.block2", "stage3.block4"} <= set(result.blocks)
+    removed = tuple(f"{block}." for block in result.blocks)
+    assert all((after == 0) == name.startswith(removed) for name, (_, after) in result.widths.items())
+    assert sum(result.spec.encoder.blocks) == 16 - len(result.blocks)
+    slimmed, dense = table1(result.spec.encoder), table1(policy.spec.encoder)
+    assert result.reached["macs"] == slimmed["macs"] / dense["macs"] <= 0.8
+    assert result.to_json()["blocks_removed"] == list(result.blocks)
+
+
+def test_a_cost_of_ones_own_is_a_budget():
+    spec = encoder_spec("resnet18", (1, 32, 32), 16)
+    asked = []
+
+    def stem(widths):
+        asked.append(dict(widths))
+        return widths["stem"] / 16
+
+    scores = prune(spec, "random", {"stem": 0.5}, table1, costs={"stem": stem})
+    assert scores.reached["stem"] == 0.5
+    assert len(asked) == len({tuple(each.items()) for each in asked})  # a measurement is not repeated
+
+
+# What does not fit -------------------------------------------------------------------------------
+
+
+def test_a_network_that_is_not_what_its_spec_says_is_refused():
+    model = build(encoder_spec("resnet18", (1, 32, 32), 8), 0)
+    model.spec = with_widths(model.spec, {"stem": 4})
+    with pytest.raises(UserError, match="does not fit its spec"):
+        prune(model, "l1", {"macs": 0.5}, table1)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(UserError, match="an example of its input"):
+        prune(sequence(), "l1", {"macs": 0.5})
+    with pytest.raises(UserError, match="give `cost`"):
+        prune(encoder_spec("resnet18", (1, 32, 32), 8), "l1", {"macs": 0.5})
+    with pytest.raises(UserError, match=r"images of \[1, 36, 36\]"):
+        prune(encoder_spec("resnet18", (1, 32, 32), 8), GATES, {"macs": 0.5}, table1, batches=batches(36))

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.search import parse_budget, search
+from navprune.pruning.search import MEASURED_TOLERANCE, SearchConfig, parse_budget, parse_shares, search
+
+LOOSE = SearchConfig(tolerance=1.0)
 
 
 def group(name, count, unit=1):
@@ -35,7 +37,7 @@ def test_the_kept_units_are_those_above_one_threshold(data):
     scores = {g.name: torch.tensor(data.draw(st.lists(few, min_size=n, max_size=n))) for g, n in zip(groups, sizes)}
     total = sum(sizes)
     count = data.draw(st.integers(len(groups), total))
-    keep = search(groups, scores, channel_share(groups), {"macs": (count + 0.5) / (total + 0.5)}, tolerance=1.0)
+    keep = search(groups, scores, channel_share(groups), {"macs": (count + 0.5) / (total + 0.5)}, LOOSE)
     flags = torch.cat([keep[g.name] for g in groups]).tolist()
     assert all(keep[g.name].any() for g in groups)
     assert sum(flags) == max(len(groups), int((count + 0.5) / (total + 0.5) * total + 1e-9))
@@ -74,7 +76,7 @@ def test_a_unit_above_the_threshold_gives_way_where_the_rest_does_not_fit():
     groups = [group("a", 1, unit=4), group("b", 2, unit=2), group("c", 2, unit=3)]
     scores = {"b": torch.tensor([9.0, 8.0]), "c": torch.tensor([9.0, 1.0])}
     share = channel_share(groups)
-    keep = search(groups, scores, share, {"macs": 12 / 14}, tolerance=0.01)
+    keep = search(groups, scores, share, {"macs": 12 / 14})
     assert [int(keep[g.name].sum()) for g in groups] == [1, 1, 2]
 
 
@@ -82,7 +84,7 @@ def test_a_unit_above_the_threshold_gives_way_where_the_rest_does_not_fit():
 def test_the_minimum_stays_whatever_the_scores(minimum):
     groups = [group("poor", 5), group("rich", 200)]
     scores = {"poor": torch.zeros(5), "rich": torch.ones(200)}
-    keep = search(groups, scores, channel_share(groups), {"macs": 0.5}, minimum)
+    keep = search(groups, scores, channel_share(groups), {"macs": 0.5}, SearchConfig(minimum=minimum))
     assert keep["poor"].sum() == min(minimum, 5)
 
 
@@ -100,7 +102,8 @@ def test_a_budget_out_of_reach_names_the_nearest():
     with pytest.raises(UserError, match=r"budget macs=0.58 .* nearest is macs=0.55"):
         search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": 0.58})
     for budget, tolerance in [(0.58, 0.1), (0.55, 0.01)]:
-        keep = search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": budget}, 1, tolerance)
+        config = SearchConfig(tolerance=tolerance)
+        keep = search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": budget}, config)
         assert keep["inner"].sum() == 1
 
 
@@ -113,7 +116,9 @@ def test_the_nearest_can_be_asked_for():
     assert search(groups, scores, channel_share(groups), nearest)["g"].tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize("scores", [torch.tensor([1.0, float("nan")]), torch.ones(3)])
+@pytest.mark.parametrize(
+    "scores", [torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("inf")]), torch.ones(3)]
+)
 def test_scores_must_be_finite_and_fit(scores):
     groups = [group("g", 2)]
     with pytest.raises(UserError, match="scores of 'g' must be 2 finite numbers"):
@@ -132,6 +137,8 @@ def test_the_answer_does_not_depend_on_the_order_of_the_scores():
 def test_budgets_are_read():
     assert parse_budget("macs=0.5") == {"macs": 0.5}
     assert parse_budget(" parameters=0.45, macs=1") == {"parameters": 0.45, "macs": 1.0}
+    assert parse_budget("latency=0.7") == {"latency": 0.7}
+    assert parse_shares("limits", "stage4.*=0.3,stem=0.5") == {"stage4.*": 0.3, "stem": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -146,8 +153,153 @@ def test_budgets_are_read():
         ("macs=1.5", "macs=1.5 is not a share"),
         ("parameters=-0.1", "0 < parameters <= 1"),
         ("macs=nan", "0 < macs <= 1"),
+        ("latency=2", "0 < latency <= 1"),
     ],
 )
 def test_budgets_that_make_no_sense_are_refused(text, complaint):
     with pytest.raises(UserError, match=complaint):
         parse_budget(text)
+
+
+# Two budgets at once -----------------------------------------------------------------------------
+
+
+def two_layers(units=40):
+    """Early layers cost multiply-accumulates, late ones parameters; both shares of their own."""
+    groups = [group(name, units) for name in ("early", "middle", "late")]
+    weights = {"macs": (0.6, 0.3, 0.1), "parameters": (0.1, 0.3, 0.6)}
+
+    def cost(widths):
+        return {name: sum(w * widths[g.name] / units for w, g in zip(each, groups)) for name, each in weights.items()}
+
+    return groups, cost
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([(0.5, 0.45), (0.45, 0.5), (0.5, 0.5), (0.6, 0.5)]))
+def test_both_budgets_are_reached_where_the_widths_allow(seed, shares):
+    groups, cost = two_layers()
+    generator = torch.Generator().manual_seed(seed)
+    scores = {g.name: torch.rand(40, generator=generator) for g in groups}
+    budget = dict(zip(("macs", "parameters"), shares))
+    keep = search(groups, scores, cost, budget, SearchConfig(tolerance=0.03))
+    reached = cost({name: int(kept.sum()) for name, kept in keep.items()})
+    assert all(0.97 * limit <= reached[name] <= limit for name, limit in budget.items())
+    for name, kept in keep.items():  # the tilt favours layers, never a unit over a better one of its layer
+        assert scores[name][kept].min() > scores[name][~kept].max()
+
+
+def test_the_ranking_is_left_alone_where_one_threshold_reaches_both():
+    groups, cost = two_layers()
+    scores = {g.name: torch.arange(40.0) for g in groups}
+    both = search(groups, scores, cost, {"macs": 0.5, "parameters": 0.5})
+    one = search(groups, scores, cost, {"macs": 0.5})
+    assert all(torch.equal(both[name], one[name]) for name in one)
+
+
+def test_the_tightest_binds_where_both_cannot():
+    groups, cost = two_layers()
+    scores = {g.name: torch.arange(40.0) for g in groups}
+    keep = search(groups, scores, cost, {"macs": 0.95, "parameters": 0.2})
+    reached = cost({name: int(kept.sum()) for name, kept in keep.items()})
+    assert 0.99 * 0.2 <= reached["parameters"] <= 0.2 and reached["macs"] < 0.9
+    alone = search(groups, scores, cost, {"parameters": 0.2})
+    assert all(torch.equal(keep[name], alone[name]) for name in keep)
+
+
+# What a search may cut ---------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_limits_minima_and_multiples_hold(data):
+    sizes = data.draw(st.lists(st.integers(4, 30), min_size=2, max_size=4))
+    unit, multiple = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 2, 8]))
+    groups = [group(f"g{i}", count, unit) for i, count in enumerate(sizes)]
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    scores = {g.name: torch.rand(g.channels // unit, generator=generator) for g in groups}
+    config = SearchConfig(tolerance=1, multiple=multiple, minimum=2, minimum_share=0.25)
+    try:
+        keep = search(groups, scores, channel_share(groups), {"macs": 0.6}, config)
+    except UserError as error:
+        assert "nearest" in str(error)
+        return
+    assert sum(int(keep[g.name].sum()) * unit for g in groups) <= 0.6 * sum(g.channels for g in groups)
+    for g in groups:
+        kept = int(keep[g.name].sum()) * unit
+        assert kept % multiple == 0 or kept == g.channels
+        assert kept >= min(g.channels, max(2 * unit, 0.25 * g.channels, multiple))
+
+
+def test_a_limit_caps_the_layers_it_names():
+    groups = [group("stage1.a", 20), group("stage4.a", 20), group("stage4.b", 20)]
+    scores = {g.name: torch.ones(20) * i for i, g in enumerate(groups)}
+    config = SearchConfig(limits={"stage4.*": 0.3, "stage4.b": 0.1})
+    keep = search(groups, scores, channel_share(groups), {"macs": 28 / 60}, config)
+    assert [int(keep[g.name].sum()) for g in groups] == [20, 6, 2]
+    with pytest.raises(UserError, match=r"nearest is macs=0.4667"):
+        search(groups, scores, channel_share(groups), {"macs": 0.9}, config)
+
+
+def test_by_layer_every_layer_keeps_the_same_share():
+    groups = [group("a", 10), group("b", 40), group("c", 100)]
+    scores = {g.name: torch.arange(float(g.channels)) * 10**i for i, g in enumerate(groups)}
+    keep = search(groups, scores, channel_share(groups), {"macs": 0.5}, SearchConfig(scope="layer"))
+    assert [int(keep[g.name].sum()) for g in groups] == [5, 20, 50]
+    assert keep["b"].tolist() == [False] * 20 + [True] * 20
+
+
+def test_whole_blocks_are_units_of_their_own():
+    blocks = [ChannelGroup(f"block{i}", 1, 1, (), ("norm",), (), block=True) for i in range(4)]
+    groups = [group("inner", 10), *blocks]
+    scores = {"inner": torch.ones(10), **{f"block{i}": torch.tensor([float(i)]) for i in range(3)}}
+
+    def cost(widths):
+        share = (widths["inner"] / 5 + 2 * sum(widths[block.name] for block in blocks)) / 10
+        return {"macs": share, "parameters": share}
+
+    keep = search(groups, scores, cost, {"macs": 0.6})
+    assert [bool(keep[block.name]) for block in blocks] == [False, False, True, True]  # the last has no score
+    assert keep["inner"].all()
+
+
+# Costs that are measured -------------------------------------------------------------------------
+
+
+def test_a_measured_cost_is_bisected_and_asked_seldom():
+    groups = [group("g", 600)]
+    asked = []
+
+    def milliseconds(widths):
+        asked.append(widths["g"])
+        return 0.3 + 0.7 * widths["g"] / 600
+
+    scores, cost = {"g": torch.arange(600.0)}, channel_share(groups)
+    keep = search(groups, scores, cost, {"latency": 0.7}, measured={"latency": milliseconds})
+    kept = int(keep["g"].sum())
+    assert 0.7 * (1 - MEASURED_TOLERANCE) <= milliseconds({"g": kept}) <= 0.7
+    assert len(asked) < 15
+    keep = search(groups, scores, cost, {"latency": 0.7, "macs": 0.3}, measured={"latency": milliseconds})
+    assert int(keep["g"].sum()) == 180  # the other budget binds
+    with pytest.raises(UserError, match=r"budget latency=0.2 cannot be met in whole units: nearest is latency=0.30"):
+        search(groups, scores, cost, {"latency": 0.2}, measured={"latency": milliseconds})
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"scope": "block"}, "scope is 'block'"),
+        ({"minimum": 0}, "at least one unit"),
+        ({"multiple": 0}, "at least one unit"),
+        ({"minimum_share": 1.5}, "shares from 0 to 1"),
+        ({"limits": {"stem": 0.0}}, "stem=0 is not a share"),
+        ({"limits": {"stem": float("nan")}}, "stem=nan is not a share"),
+        ({"limits": {"stage9.*": 0.5}}, "no layer that this method cuts is called 'stage9.[*]'; it cuts a, b"),
+        ({"limits": {"a": 0.2}, "minimum_share": 0.5}, "at most 0.2 of a's 10 channels"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, complaint):
+    groups = [group("a", 10), group("b", 10)]
+    scores = {g.name: torch.arange(10.0) for g in groups}
+    with pytest.raises(UserError, match=complaint):
+        search(groups, scores, channel_share(groups), {"macs": 0.5}, SearchConfig(**settings))

@@ -1,0 +1,164 @@
+"""What gates can be learned on, and scores that follow a loss measured on: batches, and a loss for each.
+
+*Imitation*: the cross-entropy of the shortest-path expert's action by one linear readout of the encoder's
+features and the goal. It asks which features are linearly useful for the next action, without memory: less than
+what the recurrent policy will ask of the encoder.
+
+*PPO*: its own loss on rollouts of the policy itself, as it is at the time.
+
+*Classification*: the cross-entropy of labelled images (`scores.classification_loss`).
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from navprune.errors import UserError
+from navprune.models.policy import PointNavPolicy
+from navprune.pruning.groups import encoder_in
+from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.ppo import PPO, PPOConfig
+from navprune.rl.rollouts import Actor
+from navprune.tasks import GOAL
+
+if TYPE_CHECKING:
+    from navprune.tasks.pointnav import VectorEnv
+
+EXPERT = "expert"
+ACTIONS = 4  # stop, forward, left, right
+
+Batch = Mapping[str, Tensor]
+
+
+class Imitation(nn.Module):
+    """Cross-entropy of the expert's action by a linear readout, which learns along with whatever uses this loss.
+
+    Batches hold observations [B, ...] and, under "expert", int64 actions [B]. `model` is an encoder or a policy; only
+    the readout's initial weights are random, from `generator`.
+    """
+
+    def __init__(self, model: nn.Module, generator: torch.Generator):
+        super().__init__()
+        _, encoder = encoder_in(model)
+        inputs = math.prod(encoder.output_shape) + 2  # features, and the goal's distance and angle
+        linear = nn.utils.skip_init(nn.Linear, inputs, ACTIONS)
+        nn.init.normal_(linear.weight, std=inputs**-0.5, generator=generator)
+        nn.init.zeros_(linear.bias)
+        # Standardised, since the scale of random features is arbitrary.
+        self.readout = nn.Sequential(nn.BatchNorm1d(inputs, affine=False), linear)
+        self.to(next(encoder.parameters()).device)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss, a scalar; raises UserError for a batch of another shape than the network's."""
+        _, encoder = encoder_in(model)
+        device = next(encoder.parameters()).device
+        missing = [name for name in (*encoder.spec.observations, GOAL, EXPERT) if name not in batch]
+        if missing:
+            raise UserError(f"a batch for imitation lacks {missing[0]!r}; it holds {', '.join(batch) or 'nothing'}")
+        here = {name: tensor.to(device) for name, tensor in batch.items()}
+        images = encoder.images(here)
+        if tuple(images.shape[1:]) != encoder.spec.input:
+            shape, wanted = list(images.shape[1:]), list(encoder.spec.input)
+            raise UserError(f"a batch holds images of {shape} and the network sees {wanted}; make them alike")
+        logits = self.readout(torch.cat([encoder(images).flatten(1), here[GOAL]], dim=1))
+        return F.cross_entropy(logits, here[EXPERT])
+
+
+class PPOTask:
+    """PPO's loss on rollouts that the network itself collects in `env`, by chance of `seed`.
+
+    Hand `batches` and `loss` to `prune` or `Evidence` together: a batch is a mini-batch of the latest of `updates`
+    rollouts, each gone through `config.epochs` times.
+    """
+
+    def __init__(self, env: VectorEnv, config: PPOConfig, updates: int, seed: int = 0) -> None:
+        self.env, self.config, self.updates = env, config, updates
+        self.generator = torch.Generator().manual_seed(seed)
+        self.ppo: PPO | None = None
+
+    def batches(self, model: nn.Module) -> Iterator[Tensor]:
+        """Indices [K] of the environments of each mini-batch, acting in between; UserError unless a policy acts."""
+        if not isinstance(model, PointNavPolicy):
+            raise UserError(f"PPO's loss needs a whole policy, not {type(model).__name__}: prune the policy")
+        device = next(model.parameters()).device
+        actor = Actor(
+            self.env, model, device=device, generator=self.generator, window=EpisodeWindow(1), timers=Timers()
+        )
+        actor.reset()
+        self.ppo = PPO(model, actor, self.config)
+        for _ in range(self.updates):
+            self.ppo.collect()
+            for _ in range(self.config.epochs):
+                yield from self.ppo.rollout.minibatches(self.config.minibatches, self.generator)
+
+    def loss(self, model: Any, rows: Tensor) -> Tensor:
+        """The loss of a mini-batch, a scalar."""
+        assert self.ppo is not None, "draw a batch first"
+        return self.ppo.loss(model, rows).total
+
+
+def collect_observations(
+    env: VectorEnv, steps: int, rng: np.random.Generator, wander: float = 0.2
+) -> dict[str, Tensor]:
+    """Observations along the expert's paths, tensors [steps * N, ...], with its actions under "expert".
+
+    With probability `wander` an environment moves or turns at random instead, so that recoveries are seen.
+    """
+    observations = env.reset()
+    seen: list[dict[str, Tensor]] = []
+    for _ in range(steps):
+        expert = env.expert_actions()
+        seen.append({**observations, EXPERT: expert})
+        strays = torch.from_numpy(rng.random(env.num_envs) < wander)
+        moves = torch.from_numpy(rng.integers(1, ACTIONS, env.num_envs))
+        observations = env.step(torch.where(strays, moves, expert)).observations
+    return {name: torch.cat([step[name] for step in seen]) for name in seen[0]}
+
+
+def shuffled_batches(data: Batch, size: int, epochs: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+    """Goes `epochs` times through `data` [M, ...] in random order, by batches of `size`; no short last batch.
+
+    Raises UserError when a batch cannot be filled or holds less than two observations.
+    """
+    count = len(next(iter(data.values())))
+    if not 2 <= size <= count:
+        raise UserError(f"batches of {size} cannot be made from {count} observations: use 2 to {count}")
+    for _ in range(epochs):
+        for batch in torch.randperm(count, generator=generator).split(size):
+            if len(batch) == size:
+                yield {name: tensor[batch] for name, tensor in data.items()}
+
+
+def labelled_batches(
+    images: Tensor, labels: Tensor, size: int, epochs: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`shuffled_batches` of images [M, C, H, W] and labels int64 [M], as `classification_loss` reads them."""
+    for batch in shuffled_batches({"images": images, "labels": labels}, size, epochs, generator):
+        yield batch["images"], batch["labels"]
+
+
+def read_labelled(path: Path | str) -> tuple[Tensor, Tensor]:
+    """Images float32 [M, C, H, W] and labels int64 [M] of an .npz file with "images" and "labels".
+
+    Bytes become 0 to 1. Raises UserError for anything else; nothing is unpickled.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read labelled images from {path}: {error}; write them with numpy.savez") from None
+    if images.dim() != 4 or labels.shape != images.shape[:1] or labels.is_floating_point() or not len(labels):
+        shapes = f"images {list(images.shape)} and labels {labels.dtype} {list(labels.shape)}"
+        raise UserError(f"{path} holds {shapes}; give images [M, C, H, W] and whole labels [M]")
+    if labels.min() < 0:
+        raise UserError(f"{path} holds the label {int(labels.min())}; labels count from 0")
+    return (images / 255.0 if images.dtype == torch.uint8 else images.float()), labels.long()
