@@ -25,8 +25,8 @@ def encoder_in(model: nn.Module) -> tuple[str, Encoder]:
     for name, module in model.named_modules():
         if isinstance(module, Encoder) and module.groups():
             return f"{name}." if name else "", module
-    what = "give a model with a visual encoder, or any other with an example of its input"
-    raise UserError(f"{type(model).__name__} has no channels to prune: {what}")
+    advice = "give an example of its input, or a model with a visual encoder"
+    raise UserError(f"{type(model).__name__} has no channels to prune: {advice}")
 
 
 def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool = False) -> list[ChannelGroup]:
@@ -105,20 +105,12 @@ def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
 def scaled(model: nn.Module, factors: Mapping[str, Tensor], example: Example | None = None) -> Iterator[nn.Module]:
     """Within the context each unit's channels are multiplied by its factor, after their norm.
 
-    `factors` is {group name: float [units]}, blocks among them; gradients flow into it. Groups it does not name stay
-    the same. `example` is that of `groups_of`.
+    `factors` is {group name: float [units]}, blocks among them; gradients flow into it, and what is changed in it in
+    place counts at once. Groups it does not name stay the same. `example` is that of `groups_of`. Raises UserError on
+    factors of a wrong length.
     """
-    handles = []
-    try:
-        for group in groups_of(model, example, blocks=True):
-            if group.name in factors:
-                hook = _scaling_hook(factors[group.name])
-                for layer in group.ends:
-                    handles.append(model.get_submodule(layer).register_forward_hook(hook))
+    with _scaled(model, groups_of(model, example, blocks=True), factors):
         yield model
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -131,8 +123,25 @@ def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterat
     groups = groups_of(model, example, blocks=True)
     reference = next(model.parameters())
     full = checked_keep(groups, keep)
-    with scaled(model, {name: kept.to(reference) for name, kept in full.items()}, example):
+    with _scaled(model, groups, {name: kept.to(reference) for name, kept in full.items()}):
         yield model
+
+
+@contextmanager
+def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[None]:
+    handles = []
+    try:
+        for group in groups:
+            if group.name in factors:
+                factor = factors[group.name]
+                if factor.shape != (units(group),):
+                    raise UserError(f"factors of {group.name!r} are {list(factor.shape)}: give {units(group)}")
+                for layer in group.ends:
+                    handles.append(model.get_submodule(layer).register_forward_hook(_scaling_hook(factor)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _scaling_hook(factor: Tensor):

@@ -98,10 +98,10 @@ def _narrow(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
 
 def _rename_sizes(layer: nn.Module, dimension: int, units: int, left: int) -> None:
     """Corrects what a layer says of its own widths."""
-    inputs = ("in_channels", "in_features")
-    outputs = ("out_channels", "out_features", "num_features", "num_channels", "num_groups")
+    inputs = ["in_channels", "in_features"]
+    outputs = ["out_channels", "out_features", "num_features", "num_channels", "num_groups"]
     if getattr(layer, "groups", 1) > 1:
-        outputs = (*outputs, "in_channels", "groups")
+        outputs += ["in_channels", "groups"]
     for name in inputs if dimension else outputs:
         if hasattr(layer, name):
             setattr(layer, name, getattr(layer, name) * left // units)

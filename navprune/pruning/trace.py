@@ -39,7 +39,7 @@ ELEMENTWISE_NAMES = {
 POOL_NAMES = {*"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()}
 REDUCTIONS = {"mean", "sum", "amax"}
 SUMS = {"add", "sub", "maximum", "minimum"}  # nothing comes of nothing
-RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "getitem"}
+RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze"}
 SIZES = {"size", "getattr", "dim", "numel"}
 ADVICE = "prune the parts around it, or write it with convolutions, norms, linear layers, sums and pooling"
 
@@ -97,7 +97,7 @@ def trace(module: nn.Module, example: Example) -> Trace:
     operation and layer, where channels that could be cut meet anything else.
     """
     _check_weights(module)
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     try:
         ghost = _without_values(module).float().eval()  # the example need not have its precision
         graph = _Tracer().trace(ghost)
@@ -207,11 +207,11 @@ class _Follower:
                     value.channels.root.fixed = True
                     self.speaking |= value.writers
             else:
-                value = self._value(node)
-                if value is not None:
-                    self.values[node] = value
-                    if node.op != "call_module" and _is_in_place(node):
-                        self.values[node.all_input_nodes[0]] = value
+                result = self._value(node)
+                if result is not None:
+                    self.values[node] = result
+                    if _is_in_place(node):
+                        self.values[node.all_input_nodes[0]] = result
         return self._result()
 
     def _inputs(self, node: fx.Node) -> list[_Value]:
@@ -223,8 +223,12 @@ class _Follower:
         result = node.meta["result"]
         name = _operation(node)
         if node.op == "call_module" and isinstance(layer := self._layer(node), WEIGHTED):
-            if result.dim() in {nn.Linear: (2,), nn.Conv2d: (4,)}.get(_kind(layer), (2, 4)):
+            ranks = (2,) if isinstance(layer, nn.Linear) else (4,) if isinstance(layer, nn.Conv2d) else (2, 4)
+            if result.dim() in ranks:
                 return self._weighted(node, inputs[0])
+            if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but cannot be cut
+                outputs, positions = _Channels(layer.out_features, fixed=True), math.prod(result.shape[1:-1])
+                self.calls.setdefault(str(node.target), _Call(layer, None, outputs, 0)).positions += positions
         if not any(value.free for value in inputs):
             return _Value(_Channels(_width(result), fixed=True)) if isinstance(result, Tensor) else None
         if name in SIZES and not isinstance(result, Tensor):
@@ -260,7 +264,7 @@ class _Follower:
                 raise UserError(f"cannot prune before {name}: {reason} (sigmoid, added constant); use ReLU or the like")
             self.speaking |= value.writers
             target, source = _Channels(_width(result)), value.channels
-        positions = 0 if isinstance(layer, NORMS) else math.prod(result.shape[2:])
+        positions = math.prod(result.shape[2:])
         only_norms = all(u.op == "call_module" and isinstance(self._layer(u), NORMS) for u in node.users)
         if earlier := self.calls.get(name):
             earlier.positions += positions
@@ -334,7 +338,7 @@ class _Follower:
 
     def _check_not_written_out(self, node: fx.Node, name: str) -> None:
         """A width that stands as a number in `view` or `reshape` would be wrong in the smaller network."""
-        sizes = node.args[1:] if len(node.args) != 2 or isinstance(node.args[1], int) else node.args[1]
+        sizes = node.args[1] if len(node.args) == 2 else node.kwargs.get("shape", node.args[1:])
         if name in ("view", "reshape") and isinstance(sizes, tuple | list) and len(sizes) > 1:
             if isinstance(sizes[1], int) and sizes[1] != -1:
                 raise UserError(
@@ -417,10 +421,6 @@ def _layer(name: str, call: _Call, names: Mapping[_Channels, str]) -> Layer:
     return Layer(name, source, inputs, target, outputs, taps, call.positions, vectors)
 
 
-def _kind(layer: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in (nn.Conv2d, nn.Linear) if isinstance(layer, kind)), None)
-
-
 def _operation(node: fx.Node) -> str:
     """The name of an operation, the same for function, method, operator and in-place form."""
     if node.op == "call_function":
@@ -430,6 +430,8 @@ def _operation(node: fx.Node) -> str:
 
 
 def _is_in_place(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return bool(node.all_input_nodes) and (name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv"))
 
@@ -448,8 +450,8 @@ def _without_values(module: nn.Module) -> nn.Module:
     for part in module.modules():
         for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
             if isinstance(tensor, Tensor):
-                ghost = torch.empty_like(tensor, device="meta")
-                memo[id(tensor)] = nn.Parameter(ghost) if isinstance(tensor, nn.Parameter) else ghost
+                shape = torch.empty_like(tensor, device="meta")
+                memo[id(tensor)] = nn.Parameter(shape) if isinstance(tensor, nn.Parameter) else shape
     ghost = copy.deepcopy(module, memo)
     for part in ghost.modules():
         part._forward_hooks.clear()  # they are the user's, and meant for values

@@ -207,6 +207,18 @@ def test_inputs_outputs_and_grouped_convolutions_of_two_widths_stay():
         groups_of(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 4, 4))
 
 
+def test_what_only_fixed_channels_meet_is_left_alone():
+    """Such as preprocessing, which costs all the same."""
+    model = Net(
+        lambda m, x: m.b(m.a(torch.cat([m.colours(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), x], 1) * m.gain)),
+        colours=nn.Linear(3, 2), gain=nn.Parameter(torch.rand(5, 1, 1)), a=nn.Conv2d(5, 4, 3), b=nn.Conv2d(4, 5, 1),
+    )  # fmt: skip
+    example = torch.rand(2, 3, 6, 6)
+    assert [group.name for group in groups_of(model, example)] == ["a"]
+    counted = count(model, example)
+    assert module_cost(model, example)({}) == {"macs": counted.macs, "parameters": counted.parameters}
+
+
 def conv(source=3, target=4):
     return nn.Conv2d(source, target, 3, padding=1)
 
@@ -231,6 +243,8 @@ class Tied(nn.Module):
         (nn.Sequential(conv(), nn.Sigmoid(), conv(4)), "2 reads channels that are not 0"),
         (Net(lambda m, x: m.b(m.a(x) + 1), a=conv(), b=conv(4)), "b reads channels that are not 0"),
         (Net(lambda m, x: m.b(m.a(x).view(-1, 144)), a=conv(), b=nn.Linear(144, 2)), r"view\(..., 144, ...\).*-1"),
+        (Net(lambda m, x: m.b(torch.reshape(m.a(x), shape=(-1, 144))), a=conv(), b=nn.Linear(144, 2)), "144"),
+        (Net(lambda m, x: m.b(m.a(x).unflatten(1, (2, 2)).flatten(1, 2)), a=conv(), b=conv(4)), "through unflatten"),
         (Net(lambda m, x: m.b(m.a(x) / x.shape[1]), a=conv(), b=conv(4)), "truediv with a number computed"),
         (Net(lambda m, x: m.b(m.a(x).transpose(1, 2)), a=conv(), b=conv(6)), "through transpose"),
         (Net(lambda m, x: m.b(m.a(x).mean(1, keepdim=True)), a=conv(), b=conv(1)), "through mean"),
