@@ -25,9 +25,6 @@ Masks = dict[str, Tensor]
 """{parameter name: bool, of the parameter's shape}; parameters that are not named stay whole."""
 
 
-# What may be masked ------------------------------------------------------------------------------
-
-
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Convolutions and linear layers by name, in order of definition."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
@@ -61,8 +58,6 @@ def kept_weights(model: nn.Module, chosen: Mapping[str, Tensor], compression: fl
         raise UserError(f"compression {compression:g} is out of reach: what is not pruned allows {most:.4g} at most")
     return kept
 
-
-# Strategies over single weights ------------------------------------------------------------------
 
 Importance = Callable[[nn.Module, Mapping[str, Tensor], Evidence], dict[str, Tensor]]
 
@@ -133,9 +128,6 @@ def apportioned(count: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-# Strategies over whole units ---------------------------------------------------------------------
-
-
 def structured_masks(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep) -> Masks:
     """Masks of exactly the weights that `slim` takes away at this `keep`, {group name: bool [units]}."""
     masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}
@@ -191,9 +183,6 @@ STRATEGIES: dict[str, Strategy] = {
     "layer-random": partial(layerwise_masks, chance),
     **{f"structured-{score}": partial(unit_masks, score) for score in SCORES},
 }
-
-
-# Use and metrics ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()

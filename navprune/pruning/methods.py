@@ -8,6 +8,7 @@ METHODS = {
     "l2": "L2 norm of a unit's filters over its layer's mean (after Li et al., ICLR 2017)",
     "magnitude": "another name of l1",
     "mean-abs": "mean absolute weight of a unit's filters (the public code behind the VGG16 table)",
+    "sum-squares": "sum of squared weights of a unit's filters (that code's group lasso)",
     "group-lasso": "strength of the group lasso that sets a unit's filters to zero (Wen et al., NeurIPS 2016)",
     "group-lasso-channel": "the same for the weights that read a unit (Wen et al., NeurIPS 2016)",
     "group-lasso-both": "the same for both together (Wen et al., NeurIPS 2016; DepGraph: Fang et al., CVPR 2023)",

@@ -53,9 +53,6 @@ class Evidence:
 Score = Callable[[nn.Module, Evidence], Scores]
 
 
-# Weights of a group ------------------------------------------------------------------------------
-
-
 def unit_weights(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> list[Tensor]:
     """The weights of convolutions and linear layers that belong to each unit, layer by layer, each [units, n].
 
@@ -101,13 +98,15 @@ def group_size(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> Te
     return torch.stack(counts).sum(0)
 
 
-# Scores of one group at a time -------------------------------------------------------------------
-
-
 def mean_abs(model: nn.Module, group: ChannelGroup) -> Tensor:
     """Mean |w| over the unit's filters: the score of the public code behind the VGG16 table."""
     count = sum(weight.shape[1] for weight in unit_weights(model, group))
     return weight_norm(model, group, order=1) / count
+
+
+def sum_squares(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """||W_g||_2^2: what the same code calls group lasso."""
+    return weight_norm(model, group) ** 2
 
 
 def group_lasso_strength(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> Tensor:
@@ -159,9 +158,6 @@ def _over_means(groups: Sequence[ChannelGroup], scores: Scores) -> Scores:
     means = {group.name: torch.cat(blocks).mean() for group in groups if group.block}
     tiny = torch.finfo(torch.float64).tiny
     return {name: score / means.get(name, score.mean()).clamp_min(tiny) for name, score in scores.items()}
-
-
-# Scores of the whole network ---------------------------------------------------------------------
 
 
 def random(model: nn.Module, evidence: Evidence) -> Scores:
@@ -248,22 +244,35 @@ def activation(model: nn.Module, evidence: Evidence) -> Scores:
     return _over_means(groups, totals)
 
 
-# Losses ------------------------------------------------------------------------------------------
-
-
 def outputs(model: nn.Module, batch: Any) -> Tensor:
-    """What a model says of a batch: images, (images, labels), or observations by name, which its encoder reads."""
+    """What a model says of a batch: images, (images, labels), or observations by name, which its encoder reads.
+
+    Raises UserError where it lacks an observation, or images have another shape than the network's input.
+    """
     if isinstance(batch, Mapping):
-        _, encoder = encoder_in(model)
-        return encoder(encoder.images({name: value.to(_device(model)) for name, value in batch.items()}))
-    images = batch if isinstance(batch, Tensor) else batch[0]
-    return model(images.to(_device(model)))
+        _, model = encoder_in(model)
+        if missing := [name for name in model.spec.observations if name not in batch]:
+            raise UserError(f"a batch lacks {missing[0]!r}, which the network sees; it holds {', '.join(batch)}")
+        images = model.images({name: value.to(_device(model)) for name, value in batch.items()})
+    else:
+        images = (batch if isinstance(batch, Tensor) else batch[0]).to(_device(model))
+    wanted = getattr(getattr(model, "spec", None), "input", None)
+    if wanted and tuple(images.shape[1:]) != tuple(wanted):
+        shape = list(images.shape[1:])
+        raise UserError(f"a batch holds images of {shape} and the network sees {list(wanted)}; make them alike")
+    return model(images)
 
 
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross-entropy of (images [B, C, H, W], labels int64 [B]), the mean over the batch."""
-    logits = outputs(model, batch)
-    return F.cross_entropy(logits, batch[1].to(logits.device))
+    """Cross-entropy of (images [B, C, H, W], labels int64 [B]), the mean over the batch.
+
+    Raises UserError for labels that do not fit the images or the classes.
+    """
+    logits, labels = outputs(model, batch), batch[1]
+    if labels.shape != logits.shape[:1] or not (0 <= labels.min() and labels.max() < logits.shape[1]):
+        count, classes = logits.shape
+        raise UserError(f"a batch of {count} images needs {count} labels from 0 to {classes - 1}, one for each image")
+    return F.cross_entropy(logits, labels.to(logits.device))
 
 
 def distillation_loss(teacher: nn.Module) -> Loss:
@@ -332,6 +341,7 @@ SCORES: dict[str, Score] = {
         "l2": partial(_relative, weight_norm),
         "magnitude": partial(_relative, partial(weight_norm, order=1)),
         "mean-abs": partial(_each, mean_abs),
+        "sum-squares": partial(_each, sum_squares),
         "group-lasso": partial(_each, group_lasso_strength),
         "group-lasso-channel": partial(_each, partial(group_lasso_strength, over=CHANNELS)),
         "group-lasso-both": partial(_each, partial(group_lasso_strength, over=BOTH)),

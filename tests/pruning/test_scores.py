@@ -131,6 +131,8 @@ def test_scaling_laws(factor, seed):
         after = SCORES[method](model, evidence())[name]
         if method in ("mean-abs", "group-lasso", "norm-scale"):
             torch.testing.assert_close(after, factor * scores)
+        elif method == "sum-squares":
+            torch.testing.assert_close(after, factor**2 * scores)
         elif method != "group-lasso-both":
             torch.testing.assert_close(after, scores, rtol=1e-3, atol=1e-3)  # a norm's epsilon
 
@@ -320,6 +322,31 @@ def test_scores_that_are_not_finite_are_refused_by_name(method):
 def test_what_a_score_needs_is_asked_for(method, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         SCORES[method](encoder(), evidence(**changes))
+
+
+@pytest.mark.parametrize(
+    ("batch", "complaint"),
+    [
+        (
+            (torch.rand(2, 3, 30, 32), torch.tensor([0, 1])),
+            r"images of \[3, 30, 32\] and the network sees \[3, 32, 32\]",
+        ),
+        ((torch.rand(2, 3, 32, 32), torch.tensor([0])), "a batch of 2 images needs 2 labels from 0 to 3"),
+        ((torch.rand(2, 3, 32, 32), torch.tensor([0, 4])), "a batch of 2 images needs 2 labels from 0 to 3"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(batch, complaint):
+    classifier = build(classifier_spec("cifar_resnet56", 4, width=0.25), 0)
+    with pytest.raises(UserError, match=complaint):
+        SCORES["taylor"](classifier, evidence(batches=[batch], loss=classification_loss))
+
+
+def test_observations_that_do_not_fit_are_refused():
+    model = encoder()
+    with pytest.raises(UserError, match="a batch lacks 'depth', which the network sees; it holds rgb"):
+        outputs(model, {"rgb": torch.zeros(1, 32, 32, 3)})
+    with pytest.raises(UserError, match=r"images of \[1, 32, 16\]"):
+        outputs(model, {"depth": torch.zeros(1, 32, 16, 1)})
 
 
 def test_a_network_without_norms_has_no_norm_scales():
