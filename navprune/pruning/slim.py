@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from navprune.models.classifiers import ClassifierSpec
-from navprune.models.encoders import ChannelGroup
+from navprune.models.classifiers import Classifier, ClassifierSpec
+from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, with_widths
-from navprune.pruning.groups import Keep, checked_keep, groups_of
+from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of
 from navprune.pruning.trace import Example
 
 Spec = EncoderSpec | PolicySpec | ClassifierSpec
@@ -27,20 +27,33 @@ def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Mod
     """
     groups = groups_of(model, example, blocks=True)
     full = checked_keep(groups, keep)
-    widths = [group for group in groups if not group.block]
-    if not isinstance(getattr(model, "spec", None), Spec):
-        small = copy.deepcopy(model)
-        for group in widths:
-            _narrow(small, group, full[group.name])
+    if isinstance(getattr(model, "spec", None), Spec):
+        return _rebuilt(model, groups, full)
+    small = copy.deepcopy(model)
+    if any(isinstance(part, Encoder) for part in model.modules()):
+        prefix, encoder = encoder_in(model)
+        small.set_submodule(prefix.removesuffix("."), slim(encoder, keep))
         return small
-    removed = [group.name for group in groups if group.block and not full[group.name]]
-    channels = {group.name: int(full[group.name].sum()) * group.unit for group in widths}
+    for group in groups:
+        _narrow(small, group, full[group.name])
+    for part in small.modules():
+        if isinstance(part, Classifier):
+            left = {name: len(part.get_parameter(f"{name}.weight")) for name in part.spec.widths}
+            part.spec = with_widths(part.spec, left)
+    return small
+
+
+def _rebuilt(model: nn.Module, groups: list[ChannelGroup], keep: dict[str, Tensor]) -> nn.Module:
+    """What `build` makes of the smaller spec, with the weights kept."""
+    removed = [group.name for group in groups if group.block and not keep[group.name]]
+    widths = [group for group in groups if not group.block]
+    channels = {group.name: int(keep[group.name].sum()) * group.unit for group in widths}
     spec = cast(Spec, model.spec)
     small = build(with_encoder(spec, with_widths(encoder_of(spec), channels).without_blocks(removed)), seed=0)
     small.to(next(model.parameters())).train(model.training)
     weights = model.state_dict()
     for group in widths:
-        cut_group(weights, group, full[group.name])
+        cut_group(weights, group, keep[group.name])
     names = {name: renumbered(name, removed) for name in weights}
     small.load_state_dict({new: weights[old] for old, new in names.items() if new})
     return small
@@ -88,15 +101,15 @@ def _narrow(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
             for key, parameter in layer._parameters.items():
                 if parameter is not None:
                     with torch.no_grad():
-                        smaller = _cut(parameter, dimension, kept).to(memory_format=torch.preserve_format)
+                        smaller = _cut(parameter, dimension, kept)
                     setattr(layer, key, nn.Parameter(smaller, parameter.requires_grad))
             for key, buffer in layer._buffers.items():
                 if buffer is not None:
                     setattr(layer, key, _cut(buffer, dimension, kept))
-            _rename_sizes(layer, dimension, len(kept), int(kept.sum()))
+            _correct_sizes(layer, dimension, len(kept), int(kept.sum()))
 
 
-def _rename_sizes(layer: nn.Module, dimension: int, units: int, left: int) -> None:
+def _correct_sizes(layer: nn.Module, dimension: int, units: int, left: int) -> None:
     """Corrects what a layer says of its own widths."""
     inputs = ["in_channels", "in_features"]
     outputs = ["out_channels", "out_features", "num_features", "num_channels", "num_groups"]

@@ -116,6 +116,21 @@ def test_batch_norm_in_training_keeps_the_law_and_its_statistics(family):
     assert all((state[name] - again[name]).abs().max() < 1e-10 for name in state)
 
 
+def test_our_networks_in_a_users_module_keep_their_specs_true():
+    wrapped = torch.nn.Sequential(torch.nn.Identity(), shaken(encoder_spec("resnet18", (1, 32, 32), 4)))
+    keep = {"stage2.block1": torch.tensor([False]), "stem": torch.tensor([False, True])}
+    images = torch.rand(2, 1, 32, 32, dtype=torch.float64)
+    small = slim(wrapped, keep)
+    with torch.no_grad(), mask(wrapped, keep):
+        assert (small(images) - wrapped(images)).abs().max() < 1e-10
+    assert small[1].spec == slim(wrapped[1], keep).spec
+    classifier = build(classifier_spec("cifar_resnet56", 3, (1, 8, 8), 0.1), 0)
+    keep = {group.name: torch.arange(units(group)) % 2 == 0 for group in groups_of(classifier)}
+    inside = {f"1.{name}": kept for name, kept in keep.items()}
+    small = slim(torch.nn.Sequential(torch.nn.ReLU(), classifier), inside, torch.rand(1, 1, 8, 8))
+    assert small[1].spec == slim(classifier, keep).spec != classifier.spec
+
+
 def test_blocks_that_lead_from_trunk_to_trunk_can_be_removed():
     offered = {
         "resnet18": [f"stage{s}.block{b}" for s, b in ((1, 0), (1, 1), (2, 1), (3, 1), (4, 1))],

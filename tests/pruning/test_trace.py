@@ -1,5 +1,8 @@
 """Networks that are not ours: their groups by tracing, the law for them, their costs, and what is refused."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -274,3 +277,15 @@ def test_only_shapes_of_the_example_matter_and_the_model_is_left_alone():
     assert groups_of(model, torch.full((1, 3, 6, 6), float("nan"))) == groups_of(model, torch.empty(5, 3, 6, 6))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
+
+
+def test_the_page_on_adding_a_family_works(capsys):
+    page = Path(__file__).parents[2].joinpath("docs/pruning.md").read_text()
+    (code,) = re.findall(
+        r"```python\n(.*?)```", page.partition("## Adding a family")[2].partition("\n## ")[0], re.DOTALL
+    )
+    exec(code, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [f"# {line}" for line in printed[:2]] == [
+        line.partition("  ")[0] for line in code.splitlines() if re.match(r"# \S+ \d+ ", line)
+    ]
