@@ -1,0 +1,319 @@
+"""Pruning while PPO trains: cuts on a schedule, each one real, with the optimiser's state cut along.
+
+At cut i of k the budget is, with the final share r of the dense network,
+
+    cubic:  r + (1 - r) (1 - i / k)^3    most of it early, while there is plenty (Zhu & Gupta, ICLR workshop 2018)
+    steps:  r^(i / k)                    every cut leaves the same share of what there is (Han et al., NeurIPS 2015)
+
+Between cuts a penalty may prepare the next one: the group lasso by proximal steps, which lets the network choose, or
+a growing one on the units that are about to go (Wang et al., Neural Pruning via Growing Regularization, ICLR 2021).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from navprune.errors import UserError
+from navprune.models.spec import widths, with_widths
+from navprune.pruning.groups import Keep, groups_of, units
+from navprune.pruning.penalties import proximal_step
+from navprune.pruning.prune import CountCost, weights_hash
+from navprune.pruning.recover import rewound
+from navprune.pruning.scores import SCORES, Evidence, Scores
+from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget, parse_budget, search
+from navprune.pruning.slim import cut_group, slim
+from navprune.rl.callbacks import Callback, Replacement
+from navprune.rl.ppo import check_ranges
+
+if TYPE_CHECKING:
+    from navprune.models.policy import PointNavPolicy
+    from navprune.rl.ppo import PPO
+
+SCHEDULES = ("cubic", "steps")
+GROUP_LASSO, GROWING = "group-lasso", "growing"
+PENALTIES = (None, GROUP_LASSO, GROWING)
+TOLERANCES = (0.01, 0.03, 0.1, 1.0)
+"""How far below its budget a cut may end, the first that can be met in whole units: a run that has come so far does
+not stop for that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningScheduleConfig:
+    """What is cut while PPO trains, and what helps the agent to recover."""
+
+    method: str = "taylor"
+    """Score of the units, one of `navprune prune --help` but gates; taylor follows PPO's own loss."""
+    budget: str | None = None
+    """Final shares of the network that the run begins with, such as macs=0.5,parameters=0.45; null cuts nothing."""
+    schedule: str = "cubic"
+    """cubic (most of it early) or steps (the same share of what is left each time)."""
+    begin: float = 0.1
+    """Share of PPO's frames after which the schedule begins; from 0 to 1."""
+    end: float = 0.6
+    """Share of PPO's frames at which the last cut is made; above `begin`, to 1."""
+    cuts: int = 8
+    """Number of cuts, at equal distances, the last at `end`; 1 or more."""
+    minimum: int = 1
+    """Units that stay of every width; 1 or more."""
+    penalty: str | None = None
+    """What prepares the cuts: group-lasso, growing, or null for nothing."""
+    strength: float = 1.0
+    """Of group-lasso, the weight of the penalty; of growing, minus the logarithm of what a unit that the gradient
+    leaves alone has faded to at its cut; above 0."""
+    rewind: str | None = None
+    """Early checkpoint of the dense run: after a cut the weights that stay go back to it, with a fresh optimiser. Where
+    `budget` is null, those of `init`, which was pruned, do so before the run."""
+    rewind_lr: bool = False
+    """Whether the schedules of PPO's learning rate and clip begin anew after each cut."""
+    teacher: str | None = None
+    """Checkpoint or run of the dense agent to distil from; null for PPO alone."""
+    teach_policy: float = 1.0
+    """Weight of the divergence from the teacher's actions; 0 or more."""
+    teach_features: float = 1.0
+    """Weight of the squared difference from the teacher's visual features; 0 or more."""
+
+    def __post_init__(self) -> None:
+        tiny, huge = 1e-12, float("inf")
+        check_ranges(
+            "pruning",
+            self,
+            begin=(0.0, 1.0),
+            end=(tiny, 1.0),
+            cuts=(1, huge),
+            minimum=(1, huge),
+            strength=(tiny, huge),
+            teach_policy=(0.0, huge),
+            teach_features=(0.0, huge),
+        )
+        for name, known in (("method", tuple(SCORES)), ("schedule", SCHEDULES), ("penalty", PENALTIES)):
+            if getattr(self, name) not in known:
+                names = ", ".join("null" if one is None else one for one in known)
+                raise UserError(f"pruning.{name} is {getattr(self, name)}; known are {names}")
+        if self.begin >= self.end:
+            raise UserError(f"pruning.begin is {self.begin:g}; it must lie before end, {self.end:g}")
+        if self.budget is not None:
+            check_budget(parse_budget(self.budget))
+        elif self.penalty or self.rewind_lr:
+            raise UserError(
+                "pruning.penalty and pruning.rewind_lr go with cuts; set pruning.budget=macs=0.5 or the like"
+            )
+
+
+def share_after(cut: int, cuts: int, final: float, schedule: str) -> float:
+    """The budget at cut `cut` of `cuts`, 1 at cut 0 and `final` at the last; see the module's text."""
+    done = cut / cuts
+    return final**done if schedule == "steps" else final + (1 - final) * (1 - done) ** 3
+
+
+class GradualPruning(Callback):
+    """Cuts PPO's network on a schedule; what is left of it is an ordinary smaller network at any time."""
+
+    name = "pruning"
+
+    def __init__(
+        self,
+        config: PruningScheduleConfig,
+        dense: PointNavPolicy,
+        cost: CountCost,
+        *,
+        frames: tuple[int, int],
+        seed: int = 0,
+        early: PointNavPolicy | None = None,
+    ) -> None:
+        """`dense` is the network that the run begins with, to whose `cost` the budget refers; `frames` are those at
+        which PPO begins and ends; `early` is what weights are rewound to.
+
+        Raises UserError without a budget, and for one that cannot be met.
+        """
+        if config.budget is None:
+            raise UserError("nothing is to be cut; set pruning.budget, as in macs=0.5")
+        self.config, self.dense, self.cost, self.seed, self.early = config, dense.spec.encoder, cost, seed, early
+        self.budget = parse_budget(config.budget)
+        first, last = frames
+        self.begin, self.end = (first + share * (last - first) for share in (config.begin, config.end))
+        self.initial_weights = weights_hash(dense)
+        self.kept = {group.name: torch.ones(units(group), dtype=torch.bool) for group in groups_of(dense)}
+        """Which of the dense network's units are left, {group name: bool [units]}."""
+        self.history: list[dict[str, float]] = []
+        """The cuts so far: {"frames", "macs", "parameters"}, the latter as shares of the dense network."""
+        self.doomed: dict[str, Tensor] = {}
+        """The units of the present network that go at the next cut, {group name: bool [units]}."""
+        self.frames, self.made = first, 0
+        self._check(dense)
+
+    def _check(self, dense: PointNavPolicy) -> None:
+        self._search(dense, {name: torch.ones(len(kept)) for name, kept in self.kept.items()}, self.budget, 1.0)
+        if self.early is not None and self.early.spec != dense.spec:
+            raise UserError("pruning.rewind is of another network; give an early checkpoint of the dense run")
+
+    # The schedule ------------------------------------------------------------------------------------
+
+    @property
+    def interval(self) -> float:
+        """Frames between two cuts."""
+        return (self.end - self.begin) / self.config.cuts
+
+    def due(self, frames: int) -> int:
+        """How many cuts are to be made by then."""
+        # Rounding must not put off the last cut, at which the run may end.
+        return min(max(math.floor((frames - self.begin) / self.interval + 1e-6), 0), self.config.cuts)
+
+    def _position(self, frames: int) -> float:
+        """Where `frames` lie between the latest cut, 0, and the next, 1."""
+        return min(max((frames - self.begin) / self.interval - self.made, 0.0), 1.0)
+
+    def shares(self, channels: Mapping[str, int]) -> dict[str, float]:
+        """Shares of the dense network that remain at these widths, {"macs", "parameters"}."""
+        counts, whole = self.cost(with_widths(self.dense, channels)), self.cost(self.dense)
+        return {name: counts[name] / whole[name] for name in MEASURES}
+
+    # In training -------------------------------------------------------------------------------------
+
+    def attach(self, ppo: PPO) -> None:
+        """Act behind each step of the optimiser, where a penalty is asked for; refuses cuts closer than updates."""
+        if self.interval < ppo.frames_per_update:
+            between = int((self.end - self.begin) / ppo.frames_per_update)
+            raise UserError(
+                f"pruning.cuts is {self.config.cuts}, but PPO makes {between} updates between pruning.begin and "
+                f"pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
+            )
+        groups = groups_of(ppo.policy)
+
+        def step(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+            active = self.begin <= self.frames and self.made < self.config.cuts
+            if not active or ppo.updates < ppo.config.critic_updates:
+                return
+            if self.config.penalty == GROUP_LASSO:
+                proximal_step(ppo.policy, groups, optimiser.param_groups[0]["lr"] * self.config.strength)
+            elif self.doomed:
+                fade(ppo.policy, self.doomed, self._faded(ppo))
+
+        if self.config.penalty:
+            ppo.optimiser.register_step_post_hook(step)
+
+    def _faded(self, ppo: PPO) -> float:
+        """What one step leaves of a doomed unit: exp(-strength) over the interval, the rate growing linearly."""
+        before, after = (self._position(frames) for frames in (self.frames, self.frames + ppo.frames_per_update))
+        steps = ppo.config.epochs * ppo.config.minibatches
+        return math.exp(-self.config.strength * (after**2 - before**2) / steps)
+
+    def on_update(self, ppo: PPO, frames: int) -> Replacement | None:
+        """Make the cut whose time has come, if any, and choose what goes next."""
+        self.frames = frames
+        policy, replacement, due = ppo.policy, None, self.due(frames)
+        if due > self.made:
+            ready = self.doomed if due == self.made + 1 else {}
+            keep = {name: ~goes for name, goes in ready.items()} or self._choose(ppo, policy, due)
+            replacement = self._cut(ppo, keep)
+            policy, self.made, self.doomed = replacement.policy, due, {}
+        waits = self.begin <= frames and self.made < self.config.cuts and not self.doomed
+        if self.config.penalty == GROWING and waits:
+            self.doomed = {name: ~kept for name, kept in self._choose(ppo, policy, self.made + 1).items()}
+        return replacement
+
+    def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> dict[str, Tensor]:
+        """The units of `policy` to keep at a cut, scored on the latest rollout by PPO's own loss."""
+        rows = torch.arange(ppo.actor.env.num_envs, device=ppo.actor.device)
+        evidence = Evidence(
+            generator=torch.Generator().manual_seed(self.seed + cut),
+            batches=rows.tensor_split(ppo.config.minibatches),
+            loss=lambda model, batch: ppo.loss(cast("PointNavPolicy", model), batch).total,
+        )
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not call the hooks that scores need
+            scores = SCORES[self.config.method](policy, evidence)
+        config = self.config
+        budget = {name: share_after(cut, config.cuts, final, config.schedule) for name, final in self.budget.items()}
+        for tolerance in TOLERANCES[:-1]:
+            with suppress(UserError):
+                return self._search(policy, scores, budget, tolerance)
+        return self._search(policy, scores, budget, TOLERANCES[-1])
+
+    def _search(self, policy: PointNavPolicy, scores: Scores, budget: Budget, tolerance: float) -> dict[str, Tensor]:
+        config = SearchConfig(minimum=self.config.minimum, tolerance=tolerance)
+        return search(groups_of(policy), scores, self.shares, budget, config)
+
+    def _cut(self, ppo: PPO, keep: Keep) -> Replacement:
+        for name, kept in keep.items():
+            left = self.kept[name].nonzero().flatten()
+            self.kept[name] = torch.zeros_like(self.kept[name]).index_fill(0, left[kept], True)
+        if self.early is None:
+            small, optimiser = slim(ppo.policy, keep), slim_optimiser(ppo.optimiser, ppo.policy, keep)
+        else:
+            small, optimiser = rewound(self.kept, self.early).to(ppo.actor.device), None
+        policy = cast("PointNavPolicy", small)
+        self.history.append({"frames": self.frames, **self.shares(widths(policy.spec.encoder))})
+        return Replacement(policy, optimiser, restart=self.config.rewind_lr)
+
+    # What is written ---------------------------------------------------------------------------------
+
+    def scalars(self) -> dict[str, float]:
+        """Shares of the dense network that are left."""
+        latest = self.history[-1] if self.history else dict.fromkeys(MEASURES, 1.0)
+        return {f"pruning/{name}": latest[name] for name in MEASURES}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `pruning.json` holds: as `PruningResult.to_json`, with the cuts instead of the last scores."""
+        left = {name: int(self.kept[name].sum()) * unit for name, unit in self.dense.units.items()}
+        return {
+            "method": self.config.method,
+            "budget": self.budget,
+            "reached": self.shares(left),
+            "widths": {name: [before, left[name]] for name, before in widths(self.dense).items()},
+            "keep": {name: kept.int().tolist() for name, kept in self.kept.items()},
+            "cuts": self.history,
+            "seed": self.seed,
+            "initial_weights": self.initial_weights,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was cut and what goes next."""
+        return {
+            name: getattr(self, name) for name in ("frames", "made", "kept", "doomed", "history", "initial_weights")
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        vars(self).update(state)
+
+
+@torch.no_grad()
+def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float) -> None:
+    """Multiplies doomed units, {group name: bool [units]}, by `factor` in place.
+
+    That is the scale and shift of their norms, since a norm divides by the scale of the filters before it; where
+    there is none, the filters and biases. A unit that has faded to 0 is as good as masked.
+    """
+    for group in groups_of(model):
+        if group.name in doomed:
+            each = torch.where(doomed[group.name], factor, 1.0)
+            for layer in group.ends:
+                for parameter in model.get_submodule(layer).parameters(recurse=False):
+                    channels = each.repeat_interleave(len(parameter) // len(each))
+                    parameter.mul_(channels.view(-1, *[1] * (parameter.dim() - 1)).to(parameter))
+
+
+def slim_optimiser(optimiser: torch.optim.Optimizer, model: nn.Module, keep: Keep) -> dict[str, Any]:
+    """The state of an optimiser of `model` for one of `slim(model, keep)`; `keep` names every group.
+
+    Whatever it keeps for each weight, as Adam its two moments, loses what the weights lose; the next step on the slim
+    model is then that on the masked one.
+    """
+    packed = optimiser.state_dict()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
+    state = copy.deepcopy(packed["state"])
+    for key in {key for entry in state.values() for key in entry}:
+        named = {order[i]: entry[key] for i, entry in state.items()}
+        for group in groups_of(model):
+            cut_group(named, group, keep[group.name])
+        for i, entry in state.items():
+            entry[key] = named[order[i]]
+    return {**packed, "state": state}

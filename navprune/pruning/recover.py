@@ -1,0 +1,159 @@
+"""Recovery of what pruning cost: distillation from the dense teacher, and weights rewound to an early checkpoint.
+
+A pruned agent is fine-tuned by PPO like any other. With a teacher the loss has two more terms,
+
+    weight_policy * KL(teacher || student) + weight_features * mean squared difference of the visual features,
+
+the first over the actions (Rusu et al., Policy Distillation, ICLR 2016), the second behind the layer that follows
+the encoder (Romero et al., FitNets, ICLR 2015), whose width no cut changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from navprune.errors import UserError
+from navprune.models.policy import PointNavPolicy
+from navprune.pruning.slim import slim
+from navprune.rl.callbacks import Callback
+from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_policy, read_spec
+
+if TYPE_CHECKING:
+    from navprune.models.policy import PolicyOutput
+    from navprune.rl.ppo import PPO
+
+
+class Distillation(Callback):
+    """Teaches PPO's policy what a frozen teacher answers to the same observations.
+
+    The teacher remembers for itself: it goes through every rollout once, from its own recurrent state, so that on
+    the student's path it answers as it would have along the way. Episodes that began before it came are left out.
+    """
+
+    name = "distillation"
+
+    def __init__(self, teacher: PointNavPolicy, *, policy: float, features: float) -> None:
+        """`policy` and `features` are the weights of the two terms."""
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.weights = torch.tensor([policy, features])
+        self.state: Tensor | None = None
+        """The teacher's recurrent state [N, layers, hidden] before the next rollout."""
+        self.seen: Tensor | None = None
+        """Whether the teacher has seen the running episode from its beginning, bool [N]."""
+        self.sums = torch.zeros(3)
+        self.answered: Tensor | None = None
+
+    def attach(self, ppo: PPO) -> None:
+        """Listen to the student's features; raises UserError where student and teacher cannot be compared."""
+        student, teacher = ppo.policy.spec, self.teacher.spec
+        if (student.visual_features, student.actions) != (teacher.visual_features, teacher.actions):
+            raise UserError(
+                f"the teacher has {teacher.visual_features} visual features and {teacher.actions} actions, the pruned "
+                f"network {student.visual_features} and {student.actions}; give the network that it was pruned from"
+            )
+        if not teacher.encoder.observations:
+            raise UserError("the teacher is blind; give the network that this one was pruned from")
+        device, count = ppo.actor.device, ppo.actor.env.num_envs
+        self.teacher.to(device)
+        self.weights = self.weights.to(device)
+        if self.state is None or self.seen is None:
+            self.state = self.teacher.initial_state(count)
+            self.seen = torch.zeros(count, dtype=torch.bool, device=device)
+        ppo.policy.net.visual_fc.register_forward_hook(self._listen)
+
+    def _listen(self, _module: Any, _inputs: Any, output: Tensor) -> None:
+        self.answered = output
+
+    @torch.no_grad()
+    def on_rollout(self, ppo: PPO) -> None:
+        """Let the teacher answer the whole rollout, some environments at a time, and remember where it ends."""
+        rollout = ppo.rollout
+        assert self.state is not None and self.seen is not None
+        logits, features, states = [], [], []
+        for rows in torch.arange(len(self.state), device=self.state.device).tensor_split(ppo.config.minibatches):
+            masks = rollout.masks[:, rows]
+            seen = {name: value[:, rows] for name, value in rollout.observations.items()}
+            with ppo.actor.autocast():
+                flat = {name: seen[name].flatten(0, 1) for name in self.teacher.spec.encoder.observations}
+                encoded = self.teacher.encode(flat).unflatten(0, masks.shape)
+                output = self.teacher.sequence(seen, self.state[rows], rollout.previous[:, rows], masks, encoded)
+            logits.append(output.logits.float())
+            features.append(encoded.float())
+            states.append(output.state)
+        self.logits, self.features, self.state = torch.cat(logits, 1), torch.cat(features, 1), torch.cat(states)
+        self.known = self.seen | (~rollout.masks).cumsum(0).bool()
+        self.seen = self.known[-1]
+        self.sums = torch.zeros(3)
+
+    def loss(self, rows: Tensor, output: PolicyOutput) -> Tensor:
+        """Both terms, weighted: means over the steps [T, B] whose episode the teacher has seen from its beginning."""
+        assert self.answered is not None
+        known = self.known[:, rows]
+        answered, self.answered = self.answered.unflatten(0, known.shape).float(), None
+        terms = torch.stack(
+            [
+                policy_divergence(self.logits[:, rows], output.logits.float())[known].sum(),
+                (answered - self.features[:, rows]).square().mean(-1)[known].sum(),
+            ]
+        ) / known.sum().clamp_min(1)
+        self.sums += torch.cat([terms.detach().cpu(), torch.ones(1)])
+        return (self.weights * terms).sum()
+
+    def scalars(self) -> dict[str, float]:
+        """The terms, unweighted, over the latest update."""
+        policy, features, count = self.sums.tolist()
+        return {"distillation/policy": policy / max(count, 1), "distillation/features": features / max(count, 1)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the teacher remembers."""
+        return {"state": self.state, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        if state["state"] is not None:
+            self.state, self.seen = (state[name].to(self.weights.device) for name in ("state", "seen"))
+
+
+def policy_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) [...] of the distributions given by logits [..., A], in nats."""
+    wanted, found = teacher.log_softmax(-1), student.log_softmax(-1)
+    return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+
+
+def rewound(keep: Mapping[str, Tensor], early: PointNavPolicy) -> PointNavPolicy:
+    """The weights that stay, as they were in an early checkpoint of the dense run (Frankle et al., ICML 2020).
+
+    `keep` is {group name: bool [units]} of the dense network. Raises UserError where it does not fit `early`.
+    """
+    return cast(PointNavPolicy, slim(early, keep))
+
+
+def rewound_checkpoint(pruned: Path, early: Path | str) -> PointNavPolicy:
+    """The pruned network of a checkpoint folder with its weights as they were in `early`, the dense run's.
+
+    Raises UserError where the folder has no pruning.json, or that is of another network.
+    """
+    keep = kept_units(pruned)
+    small = rewound(keep, load_policy(early).policy)
+    if small.spec != read_spec(pruned):
+        raise UserError(f"{early} is not of the network that {pruned} was pruned from; give one of its checkpoints")
+    return small
+
+
+def kept_units(pruned: Path) -> dict[str, Tensor]:
+    """The units that stayed, {group name: bool [units]} of the dense network, from a checkpoint's pruning.json."""
+    file = pruned / PRUNING
+    try:
+        keep = json.loads(file.read_text())["keep"]
+        return {name: torch.tensor(flags, dtype=torch.bool) for name, flags in keep.items()}
+    except FileNotFoundError:
+        raise UserError(f"{pruned} has no {PRUNING}; weights are rewound in what `navprune prune` wrote") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{file} is damaged ({error}); prune again") from error

@@ -1,0 +1,341 @@
+"""Cuts while PPO trains: the schedule, the optimiser's state, penalties, and runs that are interrupted."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rl.conftest import Corridor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from navprune.errors import UserError
+from navprune.evaluation.cost import cost
+from navprune.models.spec import EncoderSpec, Layer, PolicySpec, build, encoder_spec
+from navprune.pruning.gradual import (
+    GradualPruning,
+    PruningScheduleConfig,
+    fade,
+    share_after,
+    slim_optimiser,
+)
+from navprune.pruning.groups import groups_of, mask, units
+from navprune.pruning.scores import SCORES
+from navprune.pruning.slim import slim
+from navprune.rl.checkpoints import load_policy, save_checkpoint
+from navprune.rl.ppo import PPOConfig, gradient_step
+from navprune.rl.trainer import Trainer, TrainerConfig, train
+from navprune.tasks import GOAL
+
+SIDE = 32
+LAYERS = {"stem": 24, "stage1.block0.conv1": 24, "stage2.block0.conv1": 48, "stage2.trunk": 48}
+ENCODER = EncoderSpec(
+    "resnet", (1, SIDE, SIDE), ("depth",), "basic", (1, 1), tuple(Layer(n, c, 2) for n, c in LAYERS.items()), output=4
+)
+SPEC = PolicySpec(ENCODER, visual_features=8, hidden_size=16)
+DENSE = build(SPEC, 0)
+PPO = PPOConfig(steps=6, epochs=1, linear_lr=True)
+UPDATE = 24  # frames
+RUN = TrainerConfig(total_frames=10 * UPDATE, threads=1, checkpoint_seconds=0, window=2)
+CUTS = PruningScheduleConfig(budget="macs=0.5", begin=0.2, end=0.8, cuts=3)  # after updates 4, 6 and 8
+
+
+class Lost(Exception):
+    """The power fails."""
+
+
+def count(spec):
+    counted = cost(spec)
+    return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
+
+
+def pruning(config=CUTS, seed=0, frames=(0, RUN.total_frames), **options):
+    return GradualPruning(config, build(SPEC, seed), count, frames=frames, **options)
+
+
+def run(folder, callback, *, lost=None, run=RUN, others=()):
+    env = Corridor(size=SIDE)
+    if lost:
+        env.fail_at = (lost, lose_power)
+    return train(SPEC, env, run, PPO, None, folder, callbacks=(callback, *others))
+
+
+def lose_power():
+    raise Lost
+
+
+def spec_after(folder, updates):
+    return load_policy(folder / "checkpoints" / f"{updates * UPDATE:012}").policy.spec
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(e.step // UPDATE, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+# The schedule ------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 20), st.floats(0.01, 1), st.sampled_from(["cubic", "steps"]))
+def test_budgets_fall_from_the_whole_to_the_final_share(cuts, final, schedule):
+    shares = [share_after(cut, cuts, final, schedule) for cut in range(cuts + 1)]
+    assert shares[0] == pytest.approx(1) and shares[-1] == pytest.approx(final)
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(shares, shares[1:]))
+
+
+def test_schedules_computed_by_hand():
+    assert share_after(1, 2, 0.2, "cubic") == pytest.approx(0.2 + 0.8 / 8)
+    assert share_after(1, 2, 0.25, "steps") == pytest.approx(0.5)
+
+
+@given(st.integers(1, 9), st.floats(0, 0.9), st.floats(0.05, 1), st.integers(0, 500))
+def test_the_last_cut_is_due_at_the_end_and_none_before_the_first(cuts, begin, length, first):
+    config = replace(CUTS, cuts=cuts, begin=begin, end=min(begin + length, 1.0))
+    schedule = GradualPruning(config, DENSE, count, frames=(first, first + 10_000))
+    due = [schedule.due(frames) for frames in range(first, first + 10_001, 10)]
+    assert due[0] == 0 and due[-1] == cuts and due == sorted(due)
+    assert schedule.due(math.ceil(schedule.end)) == cuts
+    assert schedule.due(math.floor(schedule.begin + schedule.interval) - 1) == 0
+
+
+# The optimiser's state ---------------------------------------------------------------------------
+
+
+def observed(seed, steps=3, agents=2):
+    generator = torch.Generator().manual_seed(seed)
+    observations = {
+        "depth": torch.rand(steps, agents, SIDE, SIDE, 1, generator=generator, dtype=torch.float64),
+        GOAL: torch.rand(steps, agents, 2, generator=generator, dtype=torch.float64),
+    }
+    previous = torch.randint(4, (steps, agents), generator=generator)
+    return observations, previous, torch.rand(steps, agents, generator=generator) > 0.3
+
+
+def learn(policy, optimiser, seed):
+    observations, previous, masks = observed(seed)
+    output = policy.sequence(observations, policy.initial_state(masks.shape[1]), previous, masks)
+    gradient_step(policy, optimiser, output.logits.square().sum() + output.values.sum(), max_norm=0.5)
+
+
+OPTIMISERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True, weight_decay=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+}
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(sorted(OPTIMISERS)), st.sampled_from(["resnet18", "resnet50"]))
+def test_the_next_step_of_the_slim_network_is_that_of_the_masked_one(seed, kind, encoder):
+    spec = replace(SPEC, encoder=encoder_spec(encoder, (1, SIDE, SIDE), 4, output=4, groups=2))
+    policy = build(spec, seed).double()
+    optimiser = OPTIMISERS[kind](policy.parameters())
+    for step in range(3):
+        learn(policy, optimiser, step)
+    generator = torch.Generator().manual_seed(seed)
+    keep = {group.name: torch.rand(units(group), generator=generator) > 0.4 for group in groups_of(policy)}
+    for kept in keep.values():
+        kept[torch.randint(len(kept), (), generator=generator)] = True
+
+    small = slim(policy, keep)
+    sliced = OPTIMISERS[kind](small.parameters())
+    sliced.load_state_dict(slim_optimiser(optimiser, policy, keep))
+    for step in range(3, 5):
+        learn(small, sliced, step)
+    with mask(policy, keep):
+        for step in range(3, 5):
+            learn(policy, optimiser, step)
+    for name, value in slim(policy, keep).state_dict().items():
+        torch.testing.assert_close(small.state_dict()[name], value, rtol=1e-9, atol=1e-10)
+
+
+def test_the_optimiser_that_was_cut_is_left_as_it_was():
+    policy = build(SPEC, 0).double()
+    optimiser = torch.optim.Adam(policy.parameters())
+    learn(policy, optimiser, 0)
+    shapes = [optimiser.state[p]["exp_avg"].shape for p in policy.parameters()]
+    keep = {group.name: torch.arange(units(group)) < 1 for group in groups_of(policy)}
+    slim_optimiser(optimiser, policy, keep)
+    assert [optimiser.state[p]["exp_avg"].shape for p in policy.parameters()] == shapes
+
+
+# Runs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted, with every checkpoint kept."""
+    folder, callback = tmp_path_factory.mktemp("gradual"), pruning()
+    run(folder, callback, run=replace(RUN, keep_checkpoints=99))
+    return folder, callback
+
+
+def test_the_network_shrinks_on_schedule_to_its_budget(whole):
+    folder, callback = whole
+    shares = [count(spec_after(folder, n).encoder)["macs"] / count(SPEC.encoder)["macs"] for n in range(1, 11)]
+    for update, cut in ((4, 1), (6, 2), (8, 3)):
+        budget = share_after(cut, 3, 0.5, "cubic")
+        assert 0.9 * budget <= shares[update - 1] <= budget < shares[update - 2]
+    assert shares[:3] == [1, 1, 1] and shares[3] == shares[4] and shares[7] == shares[9] > 0.48
+    assert [cut["frames"] // UPDATE for cut in callback.history] == [4, 6, 8]
+
+
+def test_tensorboard_shows_what_is_left(whole):
+    folder, callback = whole
+    shown = scalars(folder)
+    for measure in ("macs", "parameters"):
+        stairs = dict(shown[f"pruning/{measure}"])
+        assert stairs[3] == 1
+        for cut in callback.history:
+            assert stairs[cut["frames"] // UPDATE] == pytest.approx(cut[measure])
+
+
+def test_what_is_written_describes_the_network(whole):
+    folder, callback = whole
+    written = json.loads(json.dumps(callback.to_json()))
+    final = spec_after(folder, 10)
+    assert written["reached"] == pytest.approx({k: v / count(SPEC.encoder)[k] for k, v in count(final.encoder).items()})
+    keep = {name: torch.tensor(flags, dtype=torch.bool) for name, flags in written["keep"].items()}
+    assert slim(build(SPEC, 0), keep).spec == final
+    channels = {layer.name: layer.channels for layer in final.encoder.layers}
+    assert {name: after for name, (_, after) in written["widths"].items()} == channels
+
+
+# Before the first cut, between two, at the update that makes one, and after the last.
+@pytest.mark.parametrize("lost", [[15], [29], [36, 10], [57]])
+def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(whole, tmp_path, lost):
+    for step in lost:
+        with pytest.raises(Lost):
+            run(tmp_path, pruning(), lost=step)
+    callback = pruning()
+    run(tmp_path, callback)
+    ours, theirs = (load_policy(f / "latest").policy for f in (tmp_path, whole[0]))
+    assert ours.spec == theirs.spec and all(v.equal(theirs.state_dict()[n]) for n, v in ours.state_dict().items())
+    assert callback.to_json() == whole[1].to_json()
+
+
+@pytest.mark.parametrize("penalty", ["group-lasso", "growing"])
+def test_penalties_go_on_where_they_stopped(tmp_path, penalty):
+    config = replace(CUTS, penalty=penalty, cuts=1, method="l2")
+    run(tmp_path / "a", pruning(config))
+    with pytest.raises(Lost):
+        run(tmp_path / "b", pruning(config), lost=33)
+    run(tmp_path / "b", pruning(config))
+    ours, theirs = (load_policy(tmp_path / name).policy.state_dict() for name in "ab")
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("method", sorted({*SCORES} - {"magnitude", "taylor"}))
+def test_any_score_serves(tmp_path, method):
+    callback = pruning(replace(CUTS, method=method, cuts=1, end=0.4))
+    run(tmp_path, callback, run=replace(RUN, total_frames=4 * UPDATE))
+    assert callback.history[-1]["macs"] <= 0.5
+
+
+def test_the_learning_rate_begins_anew_where_asked_for(tmp_path):
+    run(tmp_path, pruning(replace(CUTS, cuts=1, end=0.5, rewind_lr=True)))
+    rates = [value / PPO.lr for _, value in scalars(tmp_path)["learning_rate"]]
+    expected = [1 - n / 10 for n in range(5)] + [1 - n / 5 for n in range(5)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_kept_weights_go_back_to_the_early_checkpoint(tmp_path):
+    early = build(SPEC, 7)
+    callback = pruning(replace(CUTS, cuts=2, end=0.8), early=early)
+    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, PPO, None, tmp_path, callbacks=[callback])
+    for _ in range(8):
+        trainer._update()
+    expected = slim(early, callback.kept)
+    assert trainer.policy.spec == expected.spec != SPEC and not trainer.learner.optimiser.state
+    assert all(value.equal(trainer.policy.state_dict()[name]) for name, value in expected.state_dict().items())
+
+
+def test_a_run_that_began_with_another_network_is_refused(whole):
+    other = replace(SPEC, hidden_size=24)
+    with pytest.raises(UserError, match="began with another spec"):
+        train(other, Corridor(size=SIDE), RUN, PPO, None, whole[0])
+
+
+# Penalties ---------------------------------------------------------------------------------------
+
+
+def test_a_faded_unit_is_a_masked_one():
+    policy = build(SPEC, 0).double()
+    generator = torch.Generator().manual_seed(0)
+    doomed = {group.name: torch.rand(units(group), generator=generator) > 0.5 for group in groups_of(policy)}
+    for goes in doomed.values():
+        goes[0] = False
+    observations, previous, masks = observed(0)
+    arguments = observations, policy.initial_state(2), previous, masks
+    with torch.no_grad():
+        with mask(policy, {name: ~goes for name, goes in doomed.items()}):
+            expected = policy.sequence(*arguments).logits
+        fade(policy, doomed, 0.0)
+        torch.testing.assert_close(policy.sequence(*arguments).logits, expected, rtol=0, atol=1e-12)
+
+
+def test_doomed_units_fade_to_what_the_strength_says_and_are_those_that_go(tmp_path, monkeypatch):
+    factors = []
+    monkeypatch.setattr("navprune.pruning.gradual.fade", lambda model, doomed, factor: factors.append(factor))
+    callback = pruning(replace(CUTS, cuts=1, end=0.8, penalty="growing", strength=3.0))
+    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, PPO, None, tmp_path, callbacks=[callback])
+    for _ in range(2):
+        trainer._update()
+    assert callback.doomed and not factors
+    doomed = callback.doomed
+    for _ in range(6):
+        trainer._update()
+    assert math.prod(factors) == pytest.approx(math.exp(-3)) and factors == sorted(factors, reverse=True)
+    assert callback.kept.keys() == doomed.keys()
+    assert all(kept.equal(~doomed[name]) for name, kept in callback.kept.items())
+    trainer._update()
+    assert len(factors) == 6 * PPO.epochs * PPO.minibatches
+
+
+def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
+    config = replace(CUTS, cuts=1, end=0.8, penalty="group-lasso", strength=1e4, method="group-lasso")
+    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, PPO, None, tmp_path, callbacks=[pruning(config)])
+    for _ in range(2):
+        trainer._update()
+    weights = [trainer.policy.get_parameter(f"{g.producers[0]}.weight") for g in groups_of(trainer.policy)]
+    assert all(weight.any() for weight in weights)
+    trainer._update()
+    assert not any(weight.any() for weight in weights)
+
+
+# Mistakes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": "macs=1.5"}, "macs=1.5 is not a share"),
+        ({"budget": "latency=0.5"}, "latency"),
+        ({"budget": "macs=0.001"}, "nearest is"),
+        ({"budget": None, "rewind_lr": True}, "go with cuts"),
+        ({"budget": None}, "nothing is to be cut"),
+        ({"method": "gates"}, r"pruning\.method is gates; known are l1"),
+        ({"schedule": "linear"}, "known are cubic, steps"),
+        ({"penalty": "l1"}, "known are null, group-lasso, growing"),
+        ({"begin": 0.9}, "must lie before end"),
+        ({"end": 1.5}, r"pruning\.end is 1\.5"),
+        ({"strength": 0.0}, r"pruning\.strength"),
+    ],
+)
+def test_a_schedule_that_cannot_be_kept_is_refused(settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        pruning(replace(CUTS, **settings))
+    assert "\n" not in str(error.value)
+
+
+def test_more_cuts_than_updates_are_refused(tmp_path):
+    with pytest.raises(UserError, match="PPO makes 6 updates between .* ask for fewer cuts"):
+        run(tmp_path, pruning(replace(CUTS, cuts=7)))
+
+
+def test_an_early_checkpoint_of_another_network_is_refused():
+    with pytest.raises(UserError, match="of another network"):
+        pruning(early=build(replace(SPEC, hidden_size=24), 0))

@@ -1,0 +1,187 @@
+"""What helps a pruned agent to recover: a teacher beside PPO, and weights that go back."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rl.conftest import Corridor, tiny_spec
+from torch.distributions import Categorical, kl_divergence
+
+from navprune.errors import UserError
+from navprune.models.spec import build
+from navprune.pruning.groups import groups_of, units
+from navprune.pruning.recover import Distillation, policy_divergence, rewound, rewound_checkpoint
+from navprune.pruning.slim import slim
+from navprune.rl.checkpoints import load_policy, save_checkpoint
+from navprune.rl.imitation import WarmStartConfig
+from navprune.rl.ppo import PPOConfig
+from navprune.rl.trainer import Trainer, TrainerConfig, train
+
+SPEC = tiny_spec()
+LSTM = tiny_spec(rnn="lstm", rnn_layers=2, hidden_size=24)  # a teacher may remember otherwise than its student
+PPO = PPOConfig(steps=7, epochs=2)
+RUN = TrainerConfig(total_frames=4 * 28, threads=1, checkpoint_seconds=0)
+
+
+class Lost(Exception):
+    """The power fails."""
+
+
+def lose_power():
+    raise Lost
+
+
+def lessons(spec=LSTM, seed=3, policy=1.0, features=1.0):
+    return Distillation(build(spec, seed), policy=policy, features=features)
+
+
+def trainer(folder, callback, warm_start=None, spec=SPEC):
+    return Trainer(spec, Corridor(limit=5), RUN, PPO, warm_start, folder, callbacks=[callback])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_divergence_is_that_of_the_distributions(seed):
+    teacher, student = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
+    expected = kl_divergence(Categorical(logits=teacher), Categorical(logits=student))
+    torch.testing.assert_close(policy_divergence(teacher, student), expected)
+
+
+@pytest.mark.parametrize("spec", [SPEC, LSTM])
+def test_the_teacher_answers_as_if_it_had_walked_along(tmp_path, spec):
+    callback = lessons(spec)
+    run, teacher = trainer(tmp_path, callback), build(spec, 3).eval()
+    state = teacher.initial_state(4)
+    for _ in range(3):
+        run._update()
+        rollout = run.learner.rollout
+        for t in range(PPO.steps):
+            seen = {name: value[t] for name, value in rollout.observations.items()}
+            with torch.no_grad():
+                output = teacher(seen, state, rollout.previous[t], rollout.masks[t])
+                state = output.state
+                torch.testing.assert_close(callback.logits[t], output.logits)
+                torch.testing.assert_close(callback.features[t], teacher.encode(seen))
+        torch.testing.assert_close(callback.state, state)
+
+
+def test_the_loss_is_the_weighted_sum_of_both_terms(tmp_path):
+    callback = lessons(policy=2.0, features=3.0)
+    run = trainer(tmp_path, callback)
+    run._update()
+    rows = torch.tensor([2, 0])
+    rollout = run.learner.rollout
+    loss = run.learner.loss(run.policy, rows)
+    seen = {name: value[:, rows].flatten(0, 1) for name, value in rollout.observations.items()}
+    features = run.policy.encode(seen).unflatten(0, (PPO.steps, 2))
+    divergence = kl_divergence(
+        Categorical(logits=callback.logits[:, rows]), Categorical(logits=loss.output.logits)
+    ).mean()
+    expected = 2 * divergence + 3 * (features - callback.features[:, rows]).square().mean()
+    torch.testing.assert_close(callback.loss(rows, loss.output), expected)
+
+
+def test_steps_whose_episode_the_teacher_did_not_see_begin_are_left_out(tmp_path):
+    """Behind a warm start PPO sets in amid episodes."""
+    callback = lessons()
+    warm = WarmStartConfig(frames=24, steps=6, sequence=6, batch=2, capacity=100)
+    run = trainer(tmp_path, callback, warm)
+    run._update()
+    assert callback.seen is None
+    run._update()
+    masks = run.learner.rollout.masks
+    known = torch.stack([~masks[: t + 1].all(0) for t in range(PPO.steps)])
+    assert callback.known.equal(known) and not known.all() and known.any()
+    rows = torch.arange(4)
+    callback.logits[~known], callback.features[~known] = float("nan"), float("nan")
+    assert callback.loss(rows, run.learner.loss(run.policy, rows).output).isfinite()
+
+
+def test_a_teacher_that_is_the_student_has_nothing_to_teach(tmp_path):
+    callback = lessons(SPEC)
+    run = Trainer(build(SPEC, 3), Corridor(), RUN, replace(PPO, epochs=1, minibatches=1), None, tmp_path,
+                  callbacks=[callback])  # fmt: skip
+    run._update()
+    assert callback.scalars() == pytest.approx({"distillation/policy": 0, "distillation/features": 0}, abs=1e-6)
+
+
+def test_the_student_comes_nearer_to_its_teacher_which_stays_as_it_is(tmp_path):
+    callback = lessons(SPEC, policy=10.0, features=10.0)
+    callback.teacher.action_distribution["linear"].weight.mul_(100)  # fresh ones have no opinion
+    before = {name: value.clone() for name, value in callback.teacher.state_dict().items()}
+    run = Trainer(build(SPEC, 4), Corridor(), replace(RUN, total_frames=12 * 28), replace(PPO, lr=5e-3), None,
+                  tmp_path, callbacks=[callback])  # fmt: skip
+    run._update()
+    first = callback.scalars()
+    for _ in range(11):
+        run._update()
+    assert all(last < 0.5 * first[name] for name, last in callback.scalars().items())
+    assert all(value.equal(before[name]) for name, value in callback.teacher.state_dict().items())
+
+
+def test_what_the_teacher_remembers_survives_an_interruption(tmp_path):
+    def run(name, env):
+        return train(SPEC, env, RUN, PPO, None, tmp_path / name, callbacks=[lessons()])
+
+    run("whole", Corridor())
+    env = Corridor()
+    env.fail_at = (17, lose_power)
+    with pytest.raises(Lost):
+        run("lost", env)
+    run("lost", Corridor(seed=9))
+    whole, lost = (load_policy(tmp_path / name).policy.state_dict() for name in ("whole", "lost"))
+    assert all(value.equal(lost[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("change", [{"visual_features": 9}, {"actions": 3}])
+def test_a_teacher_of_another_make_is_refused(tmp_path, change):
+    with pytest.raises(UserError, match="the teacher has .* give the network that it was pruned from"):
+        trainer(tmp_path, lessons(tiny_spec(**change)))
+
+
+# Weights that go back ----------------------------------------------------------------------------
+
+
+def half(policy):
+    return {group.name: torch.arange(units(group)) % 2 == 1 for group in groups_of(policy)}
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    """A dense agent, an early checkpoint of it, and what was pruned from the dense one."""
+    dense, early = build(SPEC, 0), build(SPEC, 1)
+    save_checkpoint(tmp_path / "early", early)
+    folder = save_checkpoint(tmp_path / "pruned", slim(dense, half(dense)))
+    keep = {name: kept.int().tolist() for name, kept in half(dense).items()}
+    (folder / "pruning.json").write_text(json.dumps({"keep": keep}))
+    return folder
+
+
+def test_what_stayed_goes_back_to_the_early_checkpoint(pruned):
+    early = build(SPEC, 1)
+    expected = slim(early, half(early)).state_dict()
+    for found in (rewound(half(early), early), rewound_checkpoint(pruned, pruned.parent / "early")):
+        assert found.spec == load_policy(pruned).policy.spec
+        assert all(value.equal(expected[name]) for name, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"has no pruning\.json"),
+        ("{", r"pruning\.json is damaged"),
+        ("[]", r"pruning\.json is damaged"),
+        ('{"keep": {"stem": ["a"]}}', r"pruning\.json is damaged"),
+        ('{"keep": {"stem": [1, 1, 1]}}', "keep of 'stem'"),
+        ('{"keep": {"stem": [1, 1]}}', "is not of the network"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(pruned, text, message):
+    file = pruned / "pruning.json"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        rewound_checkpoint(pruned, pruned.parent / "early")
+    assert "\n" not in str(error.value)
