@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from navprune.errors import UserError
+from navprune.pruning.gradual import PruningScheduleConfig
 from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig
@@ -90,6 +91,8 @@ class Config:
     """Imitation of the shortest path before PPO; null for PPO alone."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO."""
+    pruning: PruningScheduleConfig | None = None
+    """What is cut while PPO trains, and from what teacher it learns; null for nothing of the kind."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Frames, seeds, checkpoints, logging."""
 
@@ -135,8 +138,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 def config_from(values: DictConfig | dict[str, Any], where: str) -> Config:
     """Checks plain values against the schema; `where` names their origin in errors (UserError)."""
-    has_warm_start = values.get("warm_start") is not None
-    schema = OmegaConf.structured(Config(warm_start=WarmStartConfig() if has_warm_start else None))
+    optional = {"warm_start": WarmStartConfig, "pruning": PruningScheduleConfig}
+    present = {name: kind() for name, kind in optional.items() if values.get(name) is not None}
+    schema = OmegaConf.structured(Config(**present))
     _unlock(schema)
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
@@ -160,11 +164,13 @@ def _folder() -> Path:
 
 
 def _override(text: str) -> str:
-    key, equals, _ = text.partition("=")
+    key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"{text} is no setting; write key=value, for example task.width=128")
+    if "=" in value and value[0] not in "'\"[{":  # a budget, which Hydra would not read as it stands
+        value = f"'{value}'"
     is_group = (_folder() / key).is_dir()
-    return text if is_group or key.startswith(("+", "~")) else f"++{text}"
+    return f"{key}={value}" if is_group or key.startswith(("+", "~")) else f"++{key}={value}"
 
 
 def _unlock(node: DictConfig) -> None:
