@@ -236,6 +236,48 @@ class Tied(nn.Module):
         return self.b(self.a(x))
 
 
+def net(forward, **layers):
+    """Layers in pairs: of 3 to 4 channels where the name says `a` or `b`, of 4 to 2 where it says `c` or `d`."""
+    ends = {name: conv(3, 4) if name in "ab" else conv(4, 2) for name in "abcd"}
+    return Net(forward, **{**ends, **layers})
+
+
+@pytest.mark.parametrize(
+    ("model", "ends", "multipliers"),
+    [
+        (net(lambda m, x: m.c((y := m.n(m.a(x))) * torch.sigmoid(y)), n=nn.BatchNorm2d(4)), {"n"}, set()),
+        (net(lambda m, x: m.c(m.a(x) * torch.sigmoid(m.b(x)))), {"a"}, {"b"}),
+        (net(lambda m, x: m.c(m.a(x) * m.n(m.b(x)).sigmoid()), n=nn.BatchNorm2d(4)), {"a"}, {"b", "n"}),
+        (net(lambda m, x: m.c(m.a(x) * torch.sigmoid(y := m.b(x))) + m.d(y)), {"a", "b"}, set()),
+        (net(lambda m, x: m.c(m.b(x) * (1 - m.a(x)))), {"b"}, {"a"}),
+        (net(lambda m, x: m.c(m.n(torch.sigmoid(m.a(x)))), n=nn.BatchNorm2d(4)), {"n", "a"}, set()),
+        (net(lambda m, x: m.c(m.n(torch.sigmoid(m.a(x)))), n=nn.Conv2d(4, 4, 1, groups=4)), {"n", "a"}, set()),
+        (net(lambda m, x: m.c(m.n(m.a(x).relu())), n=nn.BatchNorm2d(4)), {"n", "a"}, set()),
+        (net(lambda m, x: m.c(m.n(y := m.a(x))) + m.d(y), n=nn.BatchNorm2d(4)), {"n", "a"}, set()),
+        (net(lambda m, x: m.c(m.n(m.a(x))) + m.d(m.n(m.b(x))), n=nn.BatchNorm2d(4)), {"n"}, set()),
+        (net(lambda m, x: m.c(m.n(m.a(x))) + m.c(m.a(2 * x)), n=nn.BatchNorm2d(4)), {"n", "a"}, set()),
+        (net(lambda m, x: m.c(torch.maximum(m.a(x), m.b(x)))), {"a", "b"}, set()),
+        (net(lambda m, x: m.c(m.n(m.a(x).flatten(1))), n=nn.BatchNorm1d(144), c=nn.Linear(144, 2)), {"n", "a"}, set()),
+        (net(lambda m, x: m.c(m.a(x).flatten(1).view(x.size(0), -1, 6, 6))), {"a"}, set()),
+        (net(lambda m, x: m.c(m.a(x).flatten(2).mean(-1)), c=nn.Linear(4, 2)), {"a"}, set()),
+        (net(lambda m, x: m.c(F.interpolate(F.max_pool2d(m.a(x), 2), size=x.shape[2:]))), {"a"}, set()),
+        (net(lambda m, x: m.c(2 * torch.tanh(m.a(x)).clamp(min=0) / 3)), {"a"}, set()),
+    ],
+)  # fmt: skip
+def test_cut_channels_are_silenced_wherever_they_would_speak(model, ends, multipliers):
+    rng = np.random.default_rng(0)
+    shaken(model, rng)
+    images = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    (group,) = groups_of(model, images)
+    assert (set(group.ends), set(group.multipliers)) == (ends, multipliers)
+    keep = {group.name: torch.tensor([True, False, False, True])}
+    for training in (False, True):
+        model.train(training)
+        with mask(model, keep, images):
+            masked = model(images)
+        assert (slim(model, keep, images)(images) - masked).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
