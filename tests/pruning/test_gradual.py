@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 from rl.conftest import Corridor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from navprune.config import load_config, to_yaml
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
+from navprune.jobs import run_training
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec, build, encoder_spec
 from navprune.pruning.gradual import (
     GradualPruning,
@@ -22,9 +26,10 @@ from navprune.pruning.gradual import (
     slim_optimiser,
 )
 from navprune.pruning.groups import groups_of, mask, units
+from navprune.pruning.recover import rewound_checkpoint
 from navprune.pruning.scores import SCORES
 from navprune.pruning.slim import slim
-from navprune.rl.checkpoints import load_policy, save_checkpoint
+from navprune.rl.checkpoints import load_policy
 from navprune.rl.ppo import PPOConfig, gradient_step
 from navprune.rl.trainer import Trainer, TrainerConfig, train
 from navprune.tasks import GOAL
@@ -83,7 +88,7 @@ def scalars(folder):
 def test_budgets_fall_from_the_whole_to_the_final_share(cuts, final, schedule):
     shares = [share_after(cut, cuts, final, schedule) for cut in range(cuts + 1)]
     assert shares[0] == pytest.approx(1) and shares[-1] == pytest.approx(final)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(shares, shares[1:]))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(shares))
 
 
 def test_schedules_computed_by_hand():
@@ -332,10 +337,64 @@ def test_a_schedule_that_cannot_be_kept_is_refused(settings, message):
 
 
 def test_more_cuts_than_updates_are_refused(tmp_path):
-    with pytest.raises(UserError, match="PPO makes 6 updates between .* ask for fewer cuts"):
+    with pytest.raises(UserError, match=r"PPO makes 6 updates between .* ask for fewer cuts"):
         run(tmp_path, pruning(replace(CUTS, cuts=7)))
 
 
 def test_an_early_checkpoint_of_another_network_is_refused():
     with pytest.raises(UserError, match="of another network"):
         pruning(early=build(replace(SPEC, hidden_size=24), 0))
+
+
+# As configured -----------------------------------------------------------------------------------
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+TINY = [
+    "task.width=32", "task.height=32", "task.max_steps=30", "agent.encoder=resnet18", "agent.base_planes=8",
+    "agent.visual_features=16", "agent.hidden_size=16", "environments=2", "ppo.steps=8", "warm_start=null",
+    f"data.folder={REFERENCE}", "data.name=reference", "data.train=val", "trainer.threads=1",
+    "trainer.total_frames=96",
+]  # fmt: skip
+
+
+def test_a_schedule_is_configured_and_survives_a_round_trip(tmp_path):
+    settings = ["pruning=gradual", "pruning.budget=macs=0.6,parameters=0.7", "pruning.cuts=3"]
+    config = load_config("pointnav_homes", settings)
+    assert (config.pruning.method, config.pruning.budget) == ("taylor", "macs=0.6,parameters=0.7")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(str(tmp_path / "config.yaml")) == config
+    assert load_config("pointnav_homes", ["pruning.budget=macs=0.5"]).pruning == PruningScheduleConfig(
+        budget="macs=0.5"
+    )
+    assert load_config("pointnav_homes", ["pruning=distil"]).pruning == PruningScheduleConfig()
+    with pytest.raises(UserError, match=r"did you mean pruning\.cuts\?"):
+        load_config("pointnav_homes", ["pruning.cut=3"])
+
+
+def test_from_a_dense_agent_to_a_slim_one_and_on(tmp_path):
+    """Dense; cut in steps with the dense agent for a teacher; fine-tuned; and from the dense agent's early weights."""
+
+    def trained(name, *settings):
+        return run_training(load_config("pointnav_homes", [*TINY, f"run={tmp_path / name}", *settings]))
+
+    dense = trained("dense", "trainer.keep_checkpoints=9", "trainer.checkpoint_seconds=0")
+    early = dense.latest.parent / "000000000016"
+    steps = ["pruning=steps", f"init={dense.latest}", f"pruning.teacher={dense.latest}", "pruning.cuts=2"]
+    slim_one = trained("steps", *steps)
+    spec = load_policy(slim_one.latest).policy.spec
+    written = json.loads((slim_one.latest / "pruning.json").read_text())
+    assert written["after"]["deployed"]["macs"] == cost(spec.encoder).macs < written["before"]["deployed"]["macs"]
+    assert written["reached"]["macs"] <= 0.5 and len(written["cuts"]) == 2
+    assert {"distillation/policy", "pruning/macs"} <= set(scalars(tmp_path / "steps"))
+    tuned = trained("tuned", "pruning=distil", f"init={slim_one.latest}", f"pruning.teacher={dense.latest}")
+    assert load_policy(tuned.latest).policy.spec == spec
+    rewind = [f"init={slim_one.latest}", f"pruning.rewind={early}", "ppo.lr=1e-12"]
+    back = load_policy(trained("rewound", *rewind).latest).policy
+    assert back.spec == spec
+    for name, value in rewound_checkpoint(slim_one.latest, early).state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value)
+
+
+def test_a_rewind_of_nothing_that_was_pruned_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"pruning\.rewind goes with cuts or a pruned init"):
+        run_training(load_config("pointnav_homes", [*TINY, f"run={tmp_path}", "pruning.rewind=nowhere"]))

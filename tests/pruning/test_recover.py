@@ -138,7 +138,7 @@ def test_what_the_teacher_remembers_survives_an_interruption(tmp_path):
 
 @pytest.mark.parametrize("change", [{"visual_features": 9}, {"actions": 3}])
 def test_a_teacher_of_another_make_is_refused(tmp_path, change):
-    with pytest.raises(UserError, match="the teacher has .* give the network that it was pruned from"):
+    with pytest.raises(UserError, match=r"the teacher has .* give the network that it was pruned from"):
         trainer(tmp_path, lessons(tiny_spec(**change)))
 
 
