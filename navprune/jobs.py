@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,28 +16,51 @@ from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomA
 from navprune.evaluation.cost import cost
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
 from navprune.evaluation.latency import device_name, measure
+from navprune.models.classifiers import NAMES as CLASSIFIERS
+from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, build, encoder_spec, with_widths
+from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, build, encoder_spec
 from navprune.models.weights import read_foreign
 from navprune.progress import ProgressLine
-from navprune.pruning.gates import GateConfig
-from navprune.pruning.losses import collect_observations, shuffled_batches
-from navprune.pruning.prune import GATES, PruningResult, prune
-from navprune.pruning.slim import encoder_of
+from navprune.pruning.gradual import GradualPruning
+from navprune.pruning.methods import NEEDS_BATCHES
+from navprune.pruning.prune import PruningResult, prune
+from navprune.pruning.recover import Distillation, rewound_checkpoint
+from navprune.pruning.slim import Spec
+from navprune.pruning_jobs import (
+    Material,
+    PruningOptions,
+    count_cost,
+    latency_costs,
+    material,
+    pruning_json,
+    unpruned_classifier,
+    with_costs,
+    write_pruning,
+)
 from navprune.reports import maps, video
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, read_curve
 from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
-from navprune.rl.checkpoints import LATEST, find_checkpoint, load_policy, read_spec, save_checkpoint, write_file
-from navprune.rl.trainer import TrainingResult, default_device, train
+from navprune.rl.callbacks import Callback
+from navprune.rl.checkpoints import (
+    LATEST,
+    PRUNING,
+    find_checkpoint,
+    load_classifier,
+    load_policy,
+    read_any_spec,
+    read_spec,
+    save_checkpoint,
+    write_file,
+)
+from navprune.rl.trainer import TrainingResult, default_device, device_of, train
 from navprune.scenes.episodes import Episode, EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import EpisodeOrder, Once, PointNavEnv, Shuffled, VectorEnv
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
 DEFAULT_RECIPE = "pointnav"
-PRUNING = "pruning.json"
-"""What was cut where, beside the slim checkpoint."""
 
 
 def policy_spec(config: Config) -> PolicySpec:
@@ -98,6 +122,11 @@ def policy_of(source: str, config: Config | None = None, seed: int = 0) -> Point
 
 def initial_policy(config: Config) -> PointNavPolicy:
     """The policy that a training run begins with."""
+    pruning = config.pruning
+    if pruning and pruning.rewind and pruning.budget is None:
+        if config.init is None or not Path(config.init).is_dir():
+            raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
+        return rewound_checkpoint(find_checkpoint(config.init), pruning.rewind)
     if config.init is not None and config.init_weights:
         return policy_of(config.init, config, config.trainer.seed)
     return build(policy_spec(config), config.trainer.seed)  # type: ignore[return-value]
@@ -163,11 +192,39 @@ def run_training(config: Config) -> TrainingResult:
     """Trains as configured into `config.run`; goes on where the folder holds a checkpoint of the same spec."""
     policy = initial_policy(config)
     check_sees(policy.spec.encoder, config)
+    cuts, lessons = gradual_pruning(config, policy), distillation(config)
+    callbacks: list[Callback] = [callback for callback in (cuts, lessons) if callback]
     env = training_env(config)
     try:
-        return train(policy, env, config.trainer, config.ppo, config.warm_start, Path(config.run), to_yaml(config))
+        result = train(
+            policy, env, config.trainer, config.ppo, config.warm_start, Path(config.run), to_yaml(config), callbacks
+        )
     finally:
         env.close()
+    if cuts:
+        write_pruning(result.latest, with_costs(cuts.to_json(), cuts.dense))
+    return result
+
+
+def gradual_pruning(config: Config, policy: PointNavPolicy) -> GradualPruning | None:
+    """What cuts `policy`, the one that the run begins with, while it trains; None where nothing does."""
+    pruning, trainer = config.pruning, config.trainer
+    if pruning is None or pruning.budget is None:
+        return None
+    early = load_policy(pruning.rewind).policy if pruning.rewind else None
+    begin = min(config.warm_start.frames, trainer.total_frames) if config.warm_start else 0
+    frames = begin, trainer.total_frames
+    return GradualPruning(pruning, policy, count_cost, frames=frames, seed=trainer.seed, early=early)
+
+
+def distillation(config: Config) -> Distillation | None:
+    """The lessons of `pruning.teacher`; None where there is none."""
+    pruning = config.pruning
+    if pruning is None or pruning.teacher is None:
+        return None
+    teacher = policy_of(pruning.teacher, config)
+    check_sees(teacher.spec.encoder, config)
+    return Distillation(teacher, policy=pruning.teach_policy, features=pruning.teach_features)
 
 
 @dataclass(frozen=True)
@@ -260,52 +317,54 @@ def show(recording: Recording, folder: Path) -> Shown:
 
 
 def run_pruning(
-    source: str,
-    method: str,
-    budget: Mapping[str, float],
-    out: Path,
-    config: Config,
-    *,
-    seed: int = 0,
-    steps: int = 400,
-    epochs: int = 3,
-    batch_size: int = 100,
-    gates: GateConfig | None = None,
+    source: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
 ) -> PruningResult:
-    """Prunes the encoder of a spec or checkpoint to a budget; writes a slim checkpoint and pruning.json to `out`.
+    """Prunes a spec or checkpoint to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
 
-    Gates are learned on `steps` observations of each of the configured training environments, gone through
-    `epochs` times.
+    `options` are the fields of `PruningOptions`. What scores and gates look at comes from the configured training
+    environments, of classifiers from labelled images.
     """
-    has_weights = source not in NAMES and Path(source).suffix != ".json"
-    network = policy_of(source, config, seed) if has_weights else spec_of(source, config)
-    batches = None
-    if method == GATES:
-        spec = network.spec if isinstance(network, PointNavPolicy) else network
+    how = PruningOptions(**options)
+    network = unpruned(source, config, how)
+    spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
+    device = device_of(config.trainer.device)
+
+    def training() -> VectorEnv:
+        assert isinstance(spec, PolicySpec)
         check_sees(spec.encoder, config)
-        env = training_env(config)
-        try:
-            data = collect_observations(env, steps, np.random.default_rng(seed))
-        finally:
-            env.close()
-        batches = shuffled_batches(data, batch_size, epochs, torch.Generator().manual_seed(seed))
-    result = prune(network, method, budget, count_cost, seed=seed, batches=batches, gates=gates)
-    save_checkpoint(out, result.model, config=to_yaml(config), metrics={"pruned_from": source})  # type: ignore[arg-type]
-    write_file(out / PRUNING, (json.dumps(pruning_json(result), indent=2) + "\n").encode())
+        return training_env(config)
+
+    with ExitStack() as closing:
+        seen = material(method, spec, how, training, config.ppo, closing) if method in NEEDS_BATCHES else Material()
+        result = prune(
+            network,
+            method,
+            budget,
+            count_cost,
+            seed=how.seed,
+            batches=seen.batches,
+            loss=seen.loss,
+            gates=how.gates,
+            config=how.search,
+            costs=latency_costs(budget, spec, how, device),
+            blocks=how.blocks,
+            device=device if method in NEEDS_BATCHES else "cpu",
+        )
+    model = cast(PointNavPolicy | Classifier, result.model)
+    save_checkpoint(out, model, config=to_yaml(config), metrics={"pruned_from": source})
+    write_pruning(out, pruning_json(result, config.trainer.total_frames, how.frames_per_second))
     return result
 
 
-def count_cost(spec: EncoderSpec) -> dict[str, float]:
-    """What budgets refer to: multiply-accumulates and parameters in the convention of table 1."""
-    counted = cost(spec)
-    return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
-
-
-def pruning_json(result: PruningResult) -> dict[str, Any]:
-    """The JSON form of a pruning: what was asked, what it cost before and after, and every width."""
-    after = encoder_of(result.spec)
-    before = with_widths(after, {name: pair[0] for name, pair in result.widths.items()})
-    return result.to_json() | {"before": cost(before).to_json(), "after": cost(after).to_json()}
+def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.Module | Spec:
+    """What `source` names: a spec where it has no weights, else the policy or classifier with them."""
+    if source in CLASSIFIERS:
+        return unpruned_classifier(source, options)
+    if source in NAMES or Path(source).suffix == ".json":
+        return spec_of(source, config)
+    if Path(source).is_dir() and isinstance(read_any_spec(find_checkpoint(source)), ClassifierSpec):
+        return load_classifier(source)
+    return policy_of(source, config, options.seed)
 
 
 def run_latency(
@@ -379,7 +438,7 @@ def run_comparison(
     report = Report(
         rows=rows,
         curves={names[run]: curve for run in runs if (curve := training_curve(Path(run))) is not None},
-        prunings={names[run]: found for run in runs if (found := pruning_of(configs[run])) is not None},
+        prunings={names[run]: found for run in runs if (found := pruning_of(run, configs[run])) is not None},
         episodes=shown,
         **{"title": "Comparison of encoders", "lead": describe(rows), **(texts or {})},
     )
@@ -403,7 +462,8 @@ def run_folder(source: Path) -> Path | None:
     return next((path for path in (source, *source.parents[:2]) if (path / LATEST).is_symlink()), None)
 
 
-def pruning_of(config: Config) -> dict[str, Any] | None:
-    """What pruning.json says of the network that a run began with, if it was a pruned one."""
-    path = Path(config.init or "") / PRUNING
-    return json.loads(path.read_text()) if config.init and path.is_file() else None
+def pruning_of(run: str, config: Config) -> dict[str, Any] | None:
+    """What pruning.json says of the network that a run led to or, if none was cut there, began with."""
+    folders = [Path(run), Path(run) / LATEST, *([Path(config.init)] if config.init else [])]
+    path = next((folder / PRUNING for folder in folders if (folder / PRUNING).is_file()), None)
+    return json.loads(path.read_text()) if path else None

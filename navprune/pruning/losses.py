@@ -103,6 +103,8 @@ class PPOTask:
     def loss(self, model: Any, rows: Tensor) -> Tensor:
         """The loss of a mini-batch, a scalar."""
         assert self.ppo is not None, "draw a batch first"
+        for module in model.modules():  # acting put it into evaluation, in which cuDNN cannot differentiate it
+            module.training |= isinstance(module, nn.RNNBase)
         return self.ppo.loss(model, rows).total
 
 

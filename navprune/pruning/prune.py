@@ -106,13 +106,14 @@ def prune(
     costs: Mapping[str, Callable[[Widths], float]] | None = None,
     blocks: bool = False,
     example: Example | None = None,
+    device: torch.device | str = "cpu",
 ) -> PruningResult:
     """Prunes an encoder, a policy, a classifier or any module that can be traced with an `example` of its input.
 
     A spec begins with random weights from `seed`. `budget` {measure: share} refers to the dense network and is met
     from below as `search` says under `config`: "macs" and "parameters" by `cost` of an encoder's spec, by default
     those of the whole network as it runs (`module_cost`), and further measures by `costs`, {name: widths -> share}.
-    With `blocks` residual blocks may go whole.
+    With `blocks` residual blocks may go whole. What is built from a spec is looked at on `device`.
 
     Scores that need them look at `batches`, some through `loss(model, batch)`. Gates need batches, too; their loss is
     by default imitation, of classifiers classification; they start from random weights of `gates.expansion` times the
@@ -127,16 +128,17 @@ def prune(
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     dense = _spec_of(network)
-    model = network if isinstance(network, nn.Module) else build(network, seed)
+    model = network if isinstance(network, nn.Module) else build(network, seed).to(device)
     settings: dict[str, Any] = {"search": asdict(config), "blocks": blocks}
     if method == GATES:
         gates = gates or GateConfig()
-        model = build(expanded(dense, gates.expansion), seed) if dense else model
+        model = build(expanded(dense, gates.expansion), seed).to(device) if dense else model
         settings["gates"] = asdict(gates)
     groups = groups_of(model, example, blocks=blocks)
     initial = weights_hash(model)
     shares = _shares(dense if dense else model, cost, example)
     drawn = batches(model) if callable(batches) else batches
+    gates = gates if method == GATES else None
     learned = _scored(model, method, Evidence(generator, drawn, loss, example, blocks), gates)
     measured = {name: _remembered(share) for name, share in (costs or {}).items() if name in budget}
     keep = search(groups, learned.gates, shares, budget, config, measured)
@@ -147,7 +149,7 @@ def prune(
         before = widths(encoder_of(dense))
     removed = tuple(group.name for group in groups if group.block and not kept[group.name])
     return PruningResult(
-        model=slim(model, keep, example),
+        model=slim(model, keep, example).cpu(),
         dense=dense,
         method=method,
         budget=dict(budget),

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from navprune.errors import UserError
 from navprune.reports import style
 from navprune.reports.tables import EncoderRow
+
+TITLES = {"macs": "MACs", "latency": "milliseconds"}
+"""What measures are called in titles, where not as in budgets."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +121,46 @@ def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", run
 
 def plot_widths(path: str | Path, widths: Mapping[str, Sequence[int]], title: str = "") -> None:
     """Draw channels before and after pruning for each group of `widths` {name: [before, after]}."""
-    names = list(widths)
-    before, after = np.array([widths[name] for name in names]).T
-    places = np.arange(len(names))
-    with style.figure(path, max(6.4, 0.24 * len(names)), 4.2) as figure:
+    with style.figure(path, _broad(widths), 4.2) as figure:
         axes = figure.add_subplot()
-        axes.bar(places, before, 0.78, color="#dfe6ea", label="before")
-        axes.bar(places, after, 0.78, color=style.SERIES[0], label="after")
-        axes.set_xticks(places, names, rotation=90, fontsize=8)
-        axes.set(ylabel="channels", title=title, xlim=(-0.6, len(names) - 0.4))
-        axes.grid(visible=False, axis="x")
-        axes.legend(loc="upper left")
+        _channels(axes, widths)
+        axes.set(title=title)
+        axes.set_xticks(range(len(widths)), list(widths), rotation=90, fontsize=8)
+
+
+def widths_figure(path: str | Path, pruning: Mapping) -> None:
+    """Draw what `pruning.json` says, in the order of depth: every width before and after, and the share that is left.
+
+    A line marks the width before where it grew, as with gates in a wider network.
+    """
+    widths = pruning["widths"]
+    shares = [f"{100 * share:.1f} % of the {TITLES.get(name, name)}" for name, share in pruning["reached"].items()]
+    with style.figure(path, _broad(widths), 5.4) as figure:
+        channels, kept = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
+        _channels(channels, widths)
+        channels.set(title=f"{pruning['method']}: {', '.join(shares)}")
+        kept.bar(range(len(widths)), [after / before for before, after in widths.values()], 0.78, color=style.SERIES[0])
+        kept.axhline(1, color=style.LINE, linewidth=1)
+        kept.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        kept.set(ylabel="left", ylim=(0, None))
+        kept.grid(visible=False, axis="x")
+        kept.set_xticks(range(len(widths)), list(widths), rotation=90, fontsize=8)
+
+
+def _broad(widths: Mapping[str, Sequence[int]]) -> float:
+    return max(6.4, 0.24 * len(widths))
+
+
+def _channels(axes: Axes, widths: Mapping[str, Sequence[int]]) -> None:
+    before, after = np.array(list(widths.values())).T
+    places = np.arange(len(widths))
+    axes.bar(places, before, 0.78, color="#dfe6ea", label="before")
+    axes.bar(places, after, 0.78, color=style.SERIES[0], label="after")
+    grown = after > before
+    axes.hlines(before[grown], places[grown] - 0.39, places[grown] + 0.39, color="#dfe6ea", linewidth=1.6)
+    axes.set(ylabel="channels", xlim=(-0.6, len(widths) - 0.4))
+    axes.grid(visible=False, axis="x")
+    axes.legend(loc="upper left")
 
 
 def plot_savings(path: str | Path, rows: Sequence[dict]) -> None:

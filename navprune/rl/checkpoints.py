@@ -27,7 +27,7 @@ from navprune.models.spec import EncoderSpec, PolicySpec, build, spec_from_json
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
-PRUNING = "pruning.json"  # stands beside these where the network was pruned
+PRUNING, WIDTHS = "pruning.json", "widths.png"  # stand beside these where the network was pruned
 LATEST, BEST = "latest", "best"
 ARRAY = "__ndarray__"
 
@@ -91,7 +91,7 @@ def load_policy(path: Path | str, device: torch.device | str = "cpu") -> LoadedP
 def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Classifier:
     """Read the classifier of a checkpoint folder, in evaluation mode; raises UserError as `load_policy`."""
     folder = find_checkpoint(path)
-    spec = _read_any_spec(folder)
+    spec = read_any_spec(folder)
     if not isinstance(spec, ClassifierSpec):
         raise UserError(f"{folder} holds no classifier; give a checkpoint of one")
     classifier = cast(Classifier, build(spec))
@@ -117,13 +117,14 @@ def find_checkpoint(path: Path | str, names: tuple[str, ...] = (LATEST, BEST)) -
 
 def read_spec(folder: Path) -> PolicySpec:
     """Read the architecture of a checkpoint; raises UserError when it is missing, cut off or no policy's."""
-    spec = _read_any_spec(folder)
+    spec = read_any_spec(folder)
     if not isinstance(spec, PolicySpec):
         raise UserError(f"{folder} holds no policy but a {spec.family} alone; give a checkpoint of a policy")
     return spec
 
 
-def _read_any_spec(folder: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
+def read_any_spec(folder: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
+    """Read the architecture of a checkpoint of any kind; raises UserError when it is missing or cut off."""
     return spec_from_json(_read(folder / SPEC, lambda data: json.loads(data)))
 
 
@@ -165,7 +166,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise UserError(f"{folder} is the folder we are in; choose another folder")
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING}:
+        if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING, WIDTHS}:
             raise UserError(f"{folder} holds other files; choose another folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
