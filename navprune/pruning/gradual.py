@@ -27,7 +27,7 @@ from navprune.pruning.groups import Keep, groups_of, units
 from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, weights_hash
 from navprune.pruning.recover import rewound
-from navprune.pruning.scores import SCORES, Evidence, Scores
+from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, Scores
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget, parse_budget, search
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from navprune.rl.ppo import PPO
 
 SCHEDULES = ("cubic", "steps")
-GROUP_LASSO, GROWING = "group-lasso", "growing"
-PENALTIES = (None, GROUP_LASSO, GROWING)
+LASSOS = {"group-lasso": FILTERS, "group-lasso-channel": CHANNELS, "group-lasso-both": BOTH}
+GROWING = "growing"
+PENALTIES = (None, *LASSOS, GROWING)
 TOLERANCES = (0.01, 0.03, 0.1, 1.0)
 """How far below its budget a cut may end, the first that can be met in whole units: a run that has come so far does
 not stop for that."""
@@ -64,10 +65,10 @@ class PruningScheduleConfig:
     minimum: int = 1
     """Units that stay of every width; 1 or more."""
     penalty: str | None = None
-    """What prepares the cuts: group-lasso, growing, or null for nothing."""
-    strength: float = 1.0
-    """Of group-lasso, the weight of the penalty; of growing, minus the logarithm of what a unit that the gradient
-    leaves alone has faded to at its cut; above 0."""
+    """What prepares the cuts: group-lasso (of filters), group-lasso-channel, group-lasso-both, growing, or null."""
+    strength: float | None = None
+    """Of a group lasso, the weight of the penalty (null: 0.01); of growing, minus the logarithm of what a unit that the
+    gradient leaves alone has faded to at its cut (null: 3); above 0."""
     rewind: str | None = None
     """Early checkpoint of the dense run: after a cut the weights that stay go back to it, with a fresh optimiser. Where
     `budget` is null, those of `init`, which was pruned, do so before the run."""
@@ -89,9 +90,9 @@ class PruningScheduleConfig:
             end=(tiny, 1.0),
             cuts=(1, huge),
             minimum=(1, huge),
-            strength=(tiny, huge),
             teach_policy=(0.0, huge),
             teach_features=(0.0, huge),
+            **({} if self.strength is None else {"strength": (tiny, huge)}),
         )
         for name, known in (("method", tuple(SCORES)), ("schedule", SCHEDULES), ("penalty", PENALTIES)):
             if getattr(self, name) not in known:
@@ -138,6 +139,7 @@ class GradualPruning(Callback):
         self.config, self.dense, self.cost, self.seed, self.early = config, dense.spec.encoder, cost, seed, early
         self.budget = parse_budget(config.budget)
         first, last = frames
+        self.strength = config.strength or (3.0 if config.penalty == GROWING else 0.01)
         self.begin, self.end = (first + share * (last - first) for share in (config.begin, config.end))
         self.initial_weights = weights_hash(dense)
         self.kept = {group.name: torch.ones(units(group), dtype=torch.bool) for group in groups_of(dense)}
@@ -191,8 +193,8 @@ class GradualPruning(Callback):
             active = self.begin <= self.frames and self.made < self.config.cuts
             if not active or ppo.updates < ppo.config.critic_updates:
                 return
-            if self.config.penalty == GROUP_LASSO:
-                proximal_step(ppo.policy, groups, optimiser.param_groups[0]["lr"] * self.config.strength)
+            if over := LASSOS.get(self.config.penalty or ""):
+                proximal_step(ppo.policy, groups, optimiser.param_groups[0]["lr"] * self.strength, over)
             elif self.doomed:
                 fade(ppo.policy, self.doomed, self._faded(ppo))
 
@@ -203,7 +205,7 @@ class GradualPruning(Callback):
         """What one step leaves of a doomed unit: exp(-strength) over the interval, the rate growing linearly."""
         before, after = (self._position(frames) for frames in (self.frames, self.frames + ppo.frames_per_update))
         steps = ppo.config.epochs * ppo.config.minibatches
-        return math.exp(-self.config.strength * (after**2 - before**2) / steps)
+        return math.exp(-self.strength * (after**2 - before**2) / steps)
 
     def on_update(self, ppo: PPO, frames: int) -> Replacement | None:
         """Make the cut whose time has come, if any, and choose what goes next."""
