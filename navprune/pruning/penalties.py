@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.scores import CHANNELS, FILTERS, block_layers, group_size, unit_weights
+from navprune.pruning.groups import units
+from navprune.pruning.scores import CHANNELS, FILTERS, block_layers, unit_weights
 
 
 def group_lasso(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILTERS) -> Tensor:
@@ -23,12 +24,7 @@ def group_lasso(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FI
 
     Its gradient at a group of zeros is zero.
     """
-    terms = [
-        (_root_sizes(model, group, over) * _norms(model, group, over)).sum()
-        for group in groups
-        if unit_weights(model, group, over)
-    ]
-    return torch.stack(terms).sum()
+    return torch.stack([(sizes * norms).sum() for sizes, norms in _measures(model, groups, over)]).sum()
 
 
 @torch.no_grad()
@@ -41,17 +37,19 @@ def proximal_step(model: nn.Module, groups: Sequence[ChannelGroup], threshold: f
     filters, or a block whose weights, come to zero loses its biases and its norms' scale and shift as well: behind
     a norm, filters of zero would still leave a constant. So `slim` to the `survivors` changes nothing.
     """
-    factors = [_shrinkage(model, group, threshold, over) for group in groups]
-    for group, factor in zip(groups, factors):
+    measures = _measures(model, groups, over)
+    factors = [(1 - threshold * sizes / norms.clamp_min(1e-38)).clamp_min(0) for sizes, norms in measures]
+    for group, factor, (_, norms) in zip(groups, factors, measures):
+        alive = factor * norms > 0  # also what earlier steps set to zero: gradients may have moved its norms since
         if group.block:
             for layer in block_layers(model, group):
-                _scale(layer, 0, factor if layer.get_parameter("weight").dim() > 1 else (factor > 0), factor > 0)
+                _scale(layer, 0, factor if layer.get_parameter("weight").dim() > 1 else alive, alive)
             continue
         if over != CHANNELS:
             for name in group.producers:
-                _scale(model.get_submodule(name), 0, factor, factor > 0)
+                _scale(model.get_submodule(name), 0, factor, alive)
             for name in group.norms:
-                _scale(model.get_submodule(name), 0, factor > 0, factor > 0)
+                _scale(model.get_submodule(name), 0, alive, alive)
         if over != FILTERS:
             for name in group.readers:
                 _scale(model.get_submodule(name), 1, factor)
@@ -61,34 +59,29 @@ def survivors(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILT
     """The units whose group is not zero, {group name: bool [units]}, as `slim` takes them; of a width at least one."""
     keep = {}
     for group in groups:
-        alive = _alive(model, group, over)
+        weights = _weights(model, group, over).detach()
+        alive = weights.ne(0).any(1).cpu() if weights.numel() else torch.ones(units(group), dtype=torch.bool)
         if not group.block and not alive.any():
             alive[0] = True
         keep[group.name] = alive
     return keep
 
 
-def _norms(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
-    # Over all layers at once: the gradient of a root of a sum would be NaN at zero.
-    return torch.linalg.vector_norm(torch.cat(unit_weights(model, group, over), dim=1), dim=1)
-
-
-def _root_sizes(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
-    return group_size(model, group, over).to(unit_weights(model, group, over)[0].dtype).sqrt()
-
-
-def _alive(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
+def _weights(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
+    """All weights of each unit, [units, |g|]; none where no layer reads the group."""
     weights = unit_weights(model, group, over)
-    if not weights:
-        return torch.ones(group.channels // group.unit, dtype=torch.bool)
-    return torch.cat(weights, dim=1).detach().ne(0).any(1).cpu()
+    return torch.cat(weights, dim=1) if weights else next(model.parameters()).new_zeros(units(group), 0)
 
 
-def _shrinkage(model: nn.Module, group: ChannelGroup, threshold: float, over: str) -> Tensor:
-    if not unit_weights(model, group, over):
-        return torch.ones(group.channels // group.unit)
-    norms = _norms(model, group, over)
-    return (1 - threshold * _root_sizes(model, group, over) / norms.clamp_min(1e-38)).clamp_min(0)
+def _measures(model: nn.Module, groups: Sequence[ChannelGroup], over: str) -> list[tuple[Tensor, Tensor]]:
+    """sqrt(|g|) and ||W_g||_2 of each unit of each group."""
+    measures = []
+    for group in groups:
+        # Over all layers at once: the gradient of a root of sums would be NaN at zero.
+        weights = _weights(model, group, over)
+        sizes = weights.detach().ne(0).sum(1).to(weights.dtype)
+        measures.append((sizes.sqrt(), torch.linalg.vector_norm(weights, dim=1)))
+    return measures
 
 
 def _scale(layer: nn.Module, dim: int, weight: Tensor, bias: Tensor | None = None) -> None:

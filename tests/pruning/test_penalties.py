@@ -168,6 +168,18 @@ def test_slimming_what_the_step_zeroed_changes_nothing(name, over):
     torch.testing.assert_close(slim(model, keep)(image(model)), model(image(model)), rtol=0, atol=1e-10)
 
 
+def test_a_unit_at_zero_stays_silent_when_gradients_move_its_norm():
+    model, groups = pair()
+    with torch.no_grad():
+        model[0].weight[1] = 0
+    for _ in range(2):
+        proximal_step(model, groups, 1e-3)
+        assert model[1].bias[1] == model[1].weight[1] == model[0].bias[1] == 0
+        with torch.no_grad():
+            model[1].bias += 1
+    assert survivors(model, groups)["0"].tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @LAW
 @given(seed=st.integers(0, 1000), over=st.sampled_from(OVER))
