@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zipfile
 import zlib
 from collections import defaultdict
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import Episode, read_episodes, scene_name
+from navprune.scenes.episodes import Episode, read_episodes, scene_name, scene_path, split_scenes
 
 Floats = NDArray[np.float64]
 Columns = dict[str, Floats]
@@ -88,12 +89,39 @@ def find_answers(folder: Path, scenes: Sequence[str] | None = None) -> dict[str,
 
 
 def find_scene(folder: Path, name: str) -> Path:
-    """NAME.glb, or NAME.basis.glb, somewhere below scene_datasets; UserError where there is neither."""
-    files = (Path(folder) / "scene_datasets").rglob("*.glb")
-    paths = [path for path in files if scene_name(path.name) == scene_name(name)]
+    """The scene NAME somewhere below scene_datasets: what its episodes name, else NAME.glb, else NAME.basis.glb.
+
+    Raises UserError where there is none, or several that this does not tell apart.
+    """
+    scenes = Path(folder) / "scene_datasets"
+    files = [
+        path for path in _files_below(scenes) if path.suffix == ".glb" and scene_name(path.name) == scene_name(name)
+    ]
+    paths = list({path.resolve(): path for path in reversed(files)}.values())[::-1]  # of links to one file, the first
     if not paths:
-        raise UserError(f"there is no {name}.glb below {Path(folder) / 'scene_datasets'}; put the scene there")
-    return min(paths, key=lambda path: (path.stem != name, path))
+        raise UserError(f"there is no {name}.glb below {scenes}; put the scene there")
+    if len(paths) > 1:
+        named = {scene_path(folder, episode.scene_id).resolve() for episode in _scene_episodes(folder, name)}
+        paths = [path for path in paths if path.resolve() in named] or paths
+        paths = [path for path in paths if path.stem == name] or paths
+    if len(paths) > 1:
+        raise UserError(f"{paths[0]} and {paths[1]} are both called {name}; leave the one that the answers are of")
+    return paths[0]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files of a folder and of all below it, also where links lead, each folder once; sorted."""
+    files: list[Path] = []
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        files += [Path(place, name) for name in names]
+    return sorted(files)
 
 
 def read_images(path: Path) -> Images:
@@ -155,15 +183,14 @@ def read_rollouts(path: Path, folder: Path, scene: str) -> list[Rollout]:
 
 
 def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
-    """The episodes of a scene in every split of every data set that has a file of them."""
-    files = (Path(folder) / "datasets" / "pointnav").glob("*/v*/*/content/*.json.gz")
-    contents = sorted(file for file in files if scene_name(file.name) == scene_name(scene))
-    if not contents:
-        raise UserError(f"there is no content/{scene}.json.gz below {folder}/datasets/pointnav; put the episodes there")
+    """The episodes of a scene in every split of every data set."""
     episodes: list[Episode] = []
-    for file in contents:
-        name, version, split = file.parts[-5:-2]
-        episodes += read_episodes(folder, name, split, version, [scene_name(scene)])
+    for place in sorted((Path(folder) / "datasets" / "pointnav").glob("*/v*/*/")):
+        name, version, split = place.parts[-3:]
+        if not (place / f"{split}.json.gz").is_file():
+            continue
+        if scene_name(scene) in map(scene_name, split_scenes(folder, name, split, version)):
+            episodes += read_episodes(folder, name, split, version, [scene])
     return episodes
 
 

@@ -31,6 +31,7 @@ RETRIES = 10  # starts that are tried for a goal
 
 PREFIX = "data/scene_datasets/"
 SUFFIX = ".json.gz"
+NAME_ENDINGS = (SUFFIX, ".glb", ".basis")  # in this order; HM3D has X.basis.glb
 
 LONGEST_NAME = 200  # characters of an id
 
@@ -179,8 +180,11 @@ def scene_path(data: str | os.PathLike, scene_id: str) -> Path:
 
 
 def scene_name(scene_id: str) -> str:
-    """What a scene is called: its file's name up to the first dot, so HM3D's `X.basis.glb` is X."""
-    return Path(scene_id).name.partition(".")[0]
+    """What a scene is called: the name of its file or of its episodes' less `.glb`, `.basis.glb` or `.json.gz`."""
+    name = Path(scene_id).name
+    for ending in NAME_ENDINGS:
+        name = name.removesuffix(ending)
+    return name
 
 
 def split_folder(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> Path:
@@ -205,17 +209,18 @@ def read_episodes(
 ) -> EpisodeTable:
     """All episodes of a split: those of `SPLIT.json.gz`, then of each file in `content`, by name.
 
-    `scenes` keeps those scenes alone, by name ("Adrian"), and leaves the files of others unread. Raises
-    `UserError` where the split or one of its scenes is missing or a file is damaged.
+    `scenes` keeps those scenes alone, by name ("Adrian"; a text is one name), and leaves the files of others unread.
+    Raises `UserError` where the split or one of its scenes is missing or a file is damaged.
     """
     index, contents = split_files(data, name, split, version)
-    if scenes is not None:
-        contents = [path for path in contents if path.name.removesuffix(SUFFIX) in scenes]
+    wanted = None if scenes is None else set(map(scene_name, [scenes] if isinstance(scenes, str) else scenes))
+    if wanted is not None:
+        contents = [path for path in contents if scene_name(path.name) in wanted]
     columns = _Columns()
     for path in (index, *contents):
         rows = _read_file(path)
-        columns.add(rows if scenes is None else (row for row in rows if scene_name(row[0]) in scenes))
-    absent = sorted(set(scenes or ()) - set(map(scene_name, columns.scenes)))
+        columns.add(rows if wanted is None else (row for row in rows if scene_name(row[0]) in wanted))
+    absent = sorted((wanted or set()) - set(map(scene_name, columns.scenes)))
     if absent:
         raise UserError(
             f"{index.parent} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)"

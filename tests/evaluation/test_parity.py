@@ -10,7 +10,7 @@ import pytest
 
 from navprune.errors import UserError
 from navprune.evaluation.parity import REQUIRED, parity, shortfalls
-from navprune.evaluation.recordings import find_answers, read_navigation
+from navprune.evaluation.recordings import find_answers, find_scene, read_navigation
 from navprune.reports.tables import parity_table
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -123,6 +123,36 @@ def test_scenes_of_hm3d_go_by_their_short_names(copy):
 
     edit(copy / "datasets/pointnav/homes/v2/test/content/flat 7.json.gz", rename)
     assert shortfalls(parity(copy)) == []
+
+
+def test_scenes_may_have_dots_and_their_episodes_stand_in_the_splits_own_file(copy):
+    scene, split = copy / "scene_datasets/homes/deep", copy / "datasets/pointnav/homes/v2/test"
+    for path in (scene / "flat 7.glb", scene / "flat 7.navmesh", *(copy / "expected").iterdir()):
+        path.rename(path.with_name(path.name.replace("flat 7", "my.room_01")))
+
+    def rename(document):
+        for episode in document["episodes"]:
+            episode["scene_id"] = "homes/deep/my.room_01.glb"
+
+    edit(split / "content/flat 7.json.gz", rename)
+    (split / "content/flat 7.json.gz").rename(split / "test.json.gz")
+    answer = parity(copy)
+    assert list(answer["scenes"]) == ["my.room_01"] and shortfalls(answer) == []
+
+
+def test_scenes_are_found_through_links(copy, tmp_path):
+    (copy / "scene_datasets/homes").rename(tmp_path / "homes")
+    (copy / "scene_datasets/homes").symlink_to(tmp_path / "homes")
+    (tmp_path / "homes/round").symlink_to(copy / "scene_datasets")
+    assert find_scene(copy, "flat 7") == copy / "scene_datasets/homes/deep/flat 7.glb"
+
+
+def test_of_scenes_of_one_name_the_episodes_say_which(copy):
+    shutil.copytree(copy / "scene_datasets/homes", copy / "scene_datasets/a copy")
+    assert find_scene(copy, "flat 7") == copy / "scene_datasets/homes/deep/flat 7.glb"
+    shutil.rmtree(copy / "datasets")
+    with pytest.raises(UserError, match=r"a copy/deep/flat 7\.glb and .*homes/deep/flat 7\.glb are both called flat 7"):
+        find_scene(copy, "flat 7")
 
 
 def test_kinds_of_answers_that_were_not_recorded_are_left_out(copy):
@@ -257,7 +287,7 @@ def test_what_is_missing_is_named(copy, tmp_path):
     with pytest.raises(UserError, match="holds no recorded answers"):
         parity(tmp_path / "nowhere")
     shutil.rmtree(copy / "datasets")
-    with pytest.raises(UserError, match=r"there is no content/flat 7\.json\.gz"):
+    with pytest.raises(UserError, match=r"tells of episode \S+, which no episode file has"):
         parity(copy)
     (copy / "scene_datasets/homes/deep/flat 7.glb").unlink()
     with pytest.raises(UserError, match=r"there is no flat 7\.glb"):

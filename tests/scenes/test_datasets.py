@@ -76,6 +76,18 @@ def test_scenes_are_chosen_by_name_in_every_layout(data, split):
         read_episodes(data, name, part, version, scenes=[chosen, "Castle"])
 
 
+def test_names_may_have_dots(tmp_path):
+    contents = {}
+    for name, scene in {"a": "apartment", "a.v1": "duplex"}.items():
+        layouts.put_scene(tmp_path, scene, f"rooms/{name}.glb")
+        contents[name] = layouts.entries(scene, f"rooms/{name}.glb")
+    layouts.put_episodes(tmp_path, "rooms/v1", "val", [], contents)
+    for chosen in ("a", "a.v1"):
+        kept = read_episodes(tmp_path, "rooms", "val", scenes=[chosen])
+        assert len(kept) == 20 and {episode.scene_id for episode in kept} == {f"rooms/{chosen}.glb"}
+        assert list(read_episodes(tmp_path, "rooms", "val", scenes=chosen)) == list(kept), "one name"
+
+
 def test_files_of_other_scenes_are_not_opened(data, tmp_path):
     layouts.gibson(tmp_path)
     broken = tmp_path / "datasets" / "pointnav" / "gibson" / "v1" / "val" / "content" / "Eastville.json.gz"
