@@ -108,12 +108,41 @@ def test_parity_with_the_recorded_answers(tmp_path):
     assert result["scenes"]["duplex"]["rollouts"]["free"]["spl"] == 1
 
 
+def test_parity_that_misses_a_figure_ends_with_1(tmp_path, capsys):
+    folder = tmp_path / "reference"
+    shutil.copytree(REFERENCE, folder, ignore=shutil.ignore_patterns("*_images.npz", "*_rollouts.json.gz", "policy"))
+    file = folder / "expected" / "duplex_navigation.json"
+    answers = json.loads(file.read_text())
+    for entry in answers["snap"]:
+        entry["navigable"] = not entry["navigable"]
+    file.write_text(json.dumps(answers))
+    arguments = ["parity", str(folder), "--scenes", "duplex", "--json", str(tmp_path / "parity.json")]
+    assert main(arguments) == 1
+    assert "missed: duplex: navigable is 0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "parity.json").read_text())["scenes"]["duplex"]["navigable"] == 0
+
+
+def test_scenes_that_fail_do_not_keep_others_from_their_navmesh(tmp_path, capsys):
+    scenes = [tmp_path / f"{name}.glb" for name in ("broken", "made", "duplex")]
+    scenes[0].write_bytes(b"glTF")
+    shutil.copy(REFERENCE / "scene_datasets" / "reference" / "duplex.glb", scenes[1])
+    scenes[1].with_suffix(".navmesh").write_bytes(b"of the user")
+    shutil.copy(scenes[1], scenes[2])
+    assert main(["scenes", "navmesh", *map(str, scenes), "--json", str(tmp_path / "a.json")]) == 2
+    printed, told = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
+    assert [Path(row["path"]).name for row in told["scenes"]] == ["duplex.navmesh"] and "duplex.navmesh" in printed
+    assert [Path(row["path"]).name for row in told["failed"]] == ["broken.glb", "made.glb"]
+    assert "damaged" in told["failed"][0]["reason"] and "exists already" in told["failed"][1]["reason"]
+    assert scenes[1].with_suffix(".navmesh").read_bytes() == b"of the user"
+
+
 def test_a_navmesh_is_built_beside_its_scene(tmp_path, capsys):
     scene = tmp_path / "duplex.glb"
     shutil.copy(REFERENCE / "scene_datasets" / "reference" / "duplex.glb", scene)
     first = answer(tmp_path, "scenes", "navmesh", scene)["scenes"][0]
     assert Path(first["path"]) == scene.with_suffix(".navmesh") and first["area"] == pytest.approx(94.48, rel=1e-3)
     assert "exists already" in mistake(capsys, "scenes", "navmesh", scene)
+    assert "from 0 to 90" in mistake(capsys, "scenes", "navmesh", scene, "--overwrite", "--agent-max-slope", 400)
     wider = answer(tmp_path, "scenes", "navmesh", scene, "--overwrite", "--agent-radius", 0.2)["scenes"][0]
     assert wider["area"] < first["area"]
 

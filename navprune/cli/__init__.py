@@ -15,15 +15,16 @@ from navprune.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for the user's mistakes, 130 after Ctrl-C."""
+    """Runs a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C."""
     parser = make_parser()
     options = parse(parser, arguments)
     try:
         result = options.run(options)
-        if options.json is not None and result is not None:
+        answer, status = result if isinstance(result, tuple) else (result, 0)
+        if options.json is not None and answer is not None:
             from navprune.rl.checkpoints import write_file
 
-            write_file(options.json, (json.dumps(result, indent=2) + "\n").encode())
+            write_file(options.json, (json.dumps(answer, indent=2) + "\n").encode())
     except UserError as error:
         print(f"navprune: {error}", file=sys.stderr)
         return 2
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("navprune: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -185,14 +185,14 @@ def _add_parity(commands: Any) -> None:
         _parity,
         "Compares the embedded simulator's answers with those recorded from Habitat.\n"
         "Depth, colours, distances, snapping, steps and whole episodes; DIR holds scenes, episodes and answers as\n"
-        "docs/habitat.md describes them.",
+        "docs/habitat.md describes them. The exit status is 1 where a required figure is missed.",
         "navprune parity tests/data/reference --json parity.json",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of recorded answers")
     parser.add_argument("--scenes", metavar="NAME,NAME", help="only these scenes")
 
 
-def _parity(options: argparse.Namespace) -> dict[str, Any]:
+def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from navprune.evaluation.parity import parity, shortfalls
     from navprune.progress import ProgressLine
     from navprune.reports.tables import parity_table
@@ -208,7 +208,7 @@ def _parity(options: argparse.Namespace) -> dict[str, Any]:
     print(parity_table(answer).text())
     misses = shortfalls(answer)
     print("\nmissed: " + "\nmissed: ".join(misses) if misses else "\nevery required figure is reached")
-    return answer
+    return answer, 1 if misses else 0
 
 
 def _add_doctor(commands: Any) -> None:

@@ -20,7 +20,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(commands: Any, name: str, run: Any, help: str, example: str = "") -> Parser:
-    """Adds a command whose parser takes --json; the first line of `help` stands in the list of commands."""
+    """Adds a command whose parser takes --json; the first line of `help` stands in the list of commands.
+
+    `run(options)` returns what --json writes, or that and the exit status.
+    """
     epilog = f"example:\n  {example}" if example else None
     raw = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(

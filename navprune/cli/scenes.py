@@ -5,7 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import command, natural, positive
+from navprune.cli.parsers import command, natural, note, positive
+from navprune.errors import UserError
 
 AGENT = {
     "agent_radius": "metres kept from walls (default: 0.1)",
@@ -86,7 +87,8 @@ def _add_navmesh(commands: Any) -> None:
         "navmesh",
         _navmesh,
         "Builds the navigation meshes of scenes that have none, as Recast does in habitat-sim.\n"
-        "NAME.navmesh is written beside NAME.glb, in Detour's format, which habitat-sim loads, too.",
+        "NAME.navmesh is written beside NAME.glb, in Detour's format, which habitat-sim loads, too. Scenes that\n"
+        "fail are told at the end, with exit status 2.",
         "navprune scenes navmesh data/scene_datasets/gibson/*.glb",
     )
     parser.add_argument("scenes", nargs="+", type=Path, metavar="SCENE.glb")
@@ -97,23 +99,29 @@ def _add_navmesh(commands: Any) -> None:
         )
 
 
-def _navmesh(options: argparse.Namespace) -> dict[str, Any]:
+def _navmesh(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from navprune.progress import ProgressLine
     from navprune.reports.tables import rows_table
     from navprune.scenes.navmesh import NavMeshSettings
     from navprune.scenes.recast import build_for
 
-    changes = {name: getattr(options, name) for name in AGENT if hasattr(options, name)}
-    rows = []
+    settings = NavMeshSettings(**{name: getattr(options, name) for name in AGENT if hasattr(options, name)})
+    rows, failed = [], []
     for scene in options.scenes:
         line = ProgressLine(scene.name, 100, "%")
-        rows.append(
-            build_for(
+        try:
+            row = build_for(
                 scene,
-                settings=NavMeshSettings(**changes),
+                settings=settings,
                 overwrite=options.overwrite,
                 progress=lambda stage, share, line=line: line.show(round(100 * share), stage),  # type: ignore[misc]
             )
-        )
-    print(rows_table(rows).text())
-    return {"scenes": rows}
+        except UserError as error:
+            failed.append({"path": str(scene), "reason": str(error)})
+        else:
+            rows.append(row)
+    if rows:
+        print(rows_table(rows).text())
+    for failure in failed:
+        note(f"navprune: {failure['reason']}")
+    return {"scenes": rows, "failed": failed}, 2 if failed else 0

@@ -51,6 +51,7 @@ MAX_CELLS = 0xFFFF  # along x or z; Recast keeps corners as ushort
 DISABLED = 4  # Habitat's polygon flag for those it closes
 POSITIVE = ("cell_size", "cell_height", "agent_height")  # settings that may not be 0
 SMALLEST_LENGTH = 1e-4  # metres that those may be
+STEEPEST = 90  # degrees of a slope
 TURN_ERROR = np.float32(2.0**-23)  # of the matrix by which habitat-sim turns a stage from z up to y up
 
 DEFAULTS = NavMeshSettings()
@@ -193,10 +194,9 @@ def _write(path: Path, navmesh: NavMesh) -> None:
 def _check_settings(settings: NavMeshSettings) -> None:
     for name, value in asdict(settings).items():
         least = SMALLEST_LENGTH if name in POSITIVE else 0
-        if not least <= value <= MAX_COORDINATE:
-            raise UserError(
-                f"the navmesh setting {name} is {value}; give a number from {least:g} to {MAX_COORDINATE:g}"
-            )
+        most = STEEPEST if name == "agent_max_slope" else MAX_COORDINATE
+        if not least <= value <= most:
+            raise UserError(f"the navmesh setting {name} is {value}; give a number from {least:g} to {most:g}")
     if not 3 <= int(settings.corners_per_polygon) <= MAX_CORNERS:
         raise UserError(f"a navmesh polygon has 3 to {MAX_CORNERS} corners, not {settings.corners_per_polygon:g}")
 
