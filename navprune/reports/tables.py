@@ -163,11 +163,11 @@ def measure_table(evaluation: dict) -> Table:
 
 def pruning_table(pruning: dict) -> Table:
     """Return what `navprune prune --json` says: cost, then every width, before and after."""
-    before, after = pruning["before"]["table1"], pruning["after"]["table1"]
-    pairs = {
-        "MACs (Gi)": (before["macs_gi"], after["macs_gi"]),
-        "parameters (Mi)": (before["parameters_mi"], after["parameters_mi"]),
-    }
+    before, after = pruning["before"], pruning["after"]
+    figures = {"MACs (Gi)": ("table1", "macs_gi", 1), "parameters (Mi)": ("table1", "parameters_mi", 1)}
+    if "table1" not in before:  # a classifier: what runs, in decimal units
+        figures = {"MACs (M)": ("deployed", "macs", 1e6), "parameters (M)": ("deployed", "parameters", 1e6)}
+    pairs = {name: (before[kind][key] / unit, after[kind][key] / unit) for name, (kind, key, unit) in figures.items()}
     cells = [(name, significant(a), significant(b), percent(1 - b / a)) for name, (a, b) in pairs.items()]
     cells += [(name, str(a), str(b), percent(1 - b / a)) for name, (a, b) in pruning["widths"].items()]
     return Table(("", "before", "after", "cut"), tuple(cells))

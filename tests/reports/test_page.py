@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from navprune.errors import UserError
 from navprune.reports.maps import episode_map
 from navprune.reports.page import Picture, Report, write_report
-from navprune.reports.plots import Curve, plot_learning_curves, read_curve, running_mean
+from navprune.reports.plots import Curve, plot_learning_curves, read_curve, running_mean, widths_figure
 from navprune.reports.tables import encoder_table
 
 
@@ -115,3 +115,15 @@ def test_a_missing_curve_names_those_there_are(tmp_path):
         writer.add_scalar("metrics/spl", 0.5, 1)
     with pytest.raises(UserError, match=r"no curve metrics/reward .* metrics/spl"):
         read_curve(tmp_path, "metrics/reward")
+
+
+def test_widths_are_drawn_as_deep_as_the_network_is(pruning, tmp_path):
+    shown = {**pruning, "reached": {"macs": 0.488, "latency": 0.7}}
+    shown["widths"] = {f"layer{i}": [32 + i, (40, 0, 9)[i % 3]] for i in range(60)}  # grown, removed, cut
+    widths_figure(tmp_path / "deep.png", shown)
+    widths_figure(tmp_path / "flat.png", {**shown, "widths": {"stem": [3, 2]}})
+    deep, flat = (Image.open(tmp_path / f"{name}.png") for name in ("deep", "flat"))
+    assert deep.height == flat.height and deep.width > 2 * flat.width
+    blue = np.array([31, 111, 139])
+    coloured = (np.abs(np.asarray(deep.convert("RGB")).astype(int) - blue).max(2) < 3).any(0)
+    assert coloured.mean() > 0.3  # a bar for two layers in three
