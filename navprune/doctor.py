@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from navprune.errors import UserError
+from navprune.installing import HABITAT_LAB, HABITAT_SIM, OPENCV
 from navprune.scenes.episodes import count_episodes, scene_path, split_files, split_scenes
 
 PACKAGES = (
@@ -98,21 +99,19 @@ def _simulators() -> Iterator[Finding]:
         yield Finding(package, True, version or "not installed; only env=habitat needs it", "")
     if importlib.util.find_spec("cv2"):
         fault = _fault("cv2")
-        advice = "pip uninstall opencv-python, then pip install --force-reinstall opencv-python-headless"
-        yield Finding("opencv", fault is None, fault or "works without system libraries", advice)
+        yield Finding("opencv", fault is None, fault or "works without system libraries", OPENCV)
     if versions["habitat-lab"] is None:
-        yield Finding("env=habitat", True, "not available; pip install 'navprune[habitat]' brings it", "")
+        yield Finding("env=habitat", True, f"not available; {HABITAT_LAB}", "")
         return
     fault = _fault("navprune.habitat")
-    advice = "pip install 'navprune[habitat]' into a fresh environment"
-    yield Finding("env=habitat", fault is None, fault or "works", advice)
+    yield Finding("env=habitat", fault is None, fault or "works", HABITAT_LAB)
     if fault is None and importlib.util.find_spec("habitat_sim"):
         from navprune.habitat.devices import check_habitat_sim
 
         fault = _fault_of(check_habitat_sim)
-        yield Finding("simulator=habitat_sim", fault is None, fault or "works", "docs/habitat.md")
+        yield Finding("simulator=habitat_sim", fault is None, fault or "works", HABITAT_SIM)
     else:
-        yield Finding("simulator=habitat_sim", True, "not available; conda install habitat-sim brings it", "")
+        yield Finding("simulator=habitat_sim", True, f"not available; {HABITAT_SIM}", "")
 
 
 def _fault(module: str) -> str | None:
@@ -175,16 +174,18 @@ def _split(data: Path, name: str, version: str, split: str) -> Finding:
         count = count_episodes(data, name, split, version) if small else None
     except UserError as error:
         fault, _, remedy = str(error).rpartition("; ")
+        if name in KNOWN:
+            remedy = f"unpack {known.episodes}"
         return Finding(label, False, fault, remedy)
     if not scenes:
         remedy = f"unpack the folder content that belongs beside it ({known.episodes})"
         return Finding(label, False, f"{index} lists no episodes and has no content/", remedy)
     paths = [scene_path(data, scene) for scene in scenes]
     missing = list(_missing(paths, known))
-    found = [_share(len(scenes), known.scenes.get(split), "scenes")]
+    found = [_share(len(scenes), known.scenes.get(split), "scene")]
     if count is not None:
         where = "" if contents else f", all in {index.name}"
-        found.append(_share(count, known.counts.get(split), "episodes") + where)
+        found.append(_share(count, known.counts.get(split), "episode") + where)
     found += [what for what, _ in missing]
     advice = [what for _, what in missing]
     if len(scenes) < known.scenes.get(split, 0):
@@ -199,16 +200,20 @@ def _missing(paths: list[Path], known: Source) -> Iterator[tuple[str, str]]:
     meshes = [path for path in paths if not path.is_file()]
     if meshes:
         where = "put them there" + (f"; {known.licence}" if known.licence else "")
-        yield f"{len(meshes)} scenes missing: {meshes[0]}{' ...' if len(meshes) > 1 else ''}", where
+        yield f"{_number(len(meshes), 'scene')} missing: {meshes[0]}{' ...' if len(meshes) > 1 else ''}", where
     walks = [path for path in paths if path.is_file() and not path.with_suffix(".navmesh").is_file()]
     if walks:
         example = walks[0].with_suffix(".navmesh")
         advice = f"copy them there, or build them: `navprune scenes navmesh {walks[0]}`"
-        yield f"{len(walks)} navmeshes missing: {example}{' ...' if len(walks) > 1 else ''}", advice
+        yield f"{_number(len(walks), 'navmesh file')} missing: {example}{' ...' if len(walks) > 1 else ''}", advice
 
 
 def _share(found: int, expected: int | None, what: str) -> str:
-    return f"{found} {what}" if expected is None else f"{found} of {expected} {what}"
+    return _number(found, what) if expected is None else f"{found} of {_number(expected, what)}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _is_basis_compressed(path: Path) -> bool:

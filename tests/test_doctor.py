@@ -1,6 +1,7 @@
 import layouts
 import pytest
 
+from navprune import installing
 from navprune.doctor import KNOWN, examine
 
 
@@ -29,14 +30,14 @@ def test_scenes_and_episodes_are_counted_against_what_there_should_be(data):
 
 def test_a_split_in_one_file_is_in_order(data):
     val = finding(data, "habitat-test-scenes v1 val")
-    assert val.ok and val.found == "1 scenes; 20 episodes, all in val.json.gz"
+    assert val.ok and val.found == "1 scene; 20 episodes, all in val.json.gz"
 
 
 def test_missing_scenes_are_named_with_the_licence(data):
     path = data / "scene_datasets" / "mp3d" / "2azQ1b91cZZ" / "2azQ1b91cZZ.glb"
     path.unlink()
     val = finding(data, "mp3d v1 val")
-    assert not val.ok and f"1 scenes missing: {path}" in val.found and "Terms of Use" in val.advice
+    assert not val.ok and f"1 scene missing: {path}" in val.found and "Terms of Use" in val.advice
     assert "Terms of Use" not in finding(data, "mp3d v1 train").advice
 
 
@@ -44,7 +45,7 @@ def test_missing_navmeshes_are_to_be_built(data):
     scene = data / "scene_datasets" / "habitat-test-scenes" / "apartment_1.glb"
     scene.with_suffix(".navmesh").unlink()
     val = finding(data, "habitat-test-scenes v1 val")
-    assert not val.ok and "1 navmeshes missing" in val.found and f"`navprune scenes navmesh {scene}`" in val.advice
+    assert not val.ok and "1 navmesh file missing" in val.found and f"`navprune scenes navmesh {scene}`" in val.advice
 
 
 def test_an_empty_index_without_content_and_a_broken_file_are_told(data):
@@ -53,7 +54,14 @@ def test_an_empty_index_without_content_and_a_broken_file_are_told(data):
     assert not train.ok and "no content/" in train.found and "pointnav_gibson_v1.zip" in train.advice
     content = data / "datasets" / "pointnav" / "gibson" / "v1" / "val" / "content" / "Eastville.json.gz"
     content.write_bytes(content.read_bytes()[:300])
-    assert "damaged" in finding(data, "gibson v1 val").found
+    val = finding(data, "gibson v1 val")
+    assert "damaged" in val.found and "pointnav_gibson_v1.zip" in val.advice
+
+
+def test_a_missing_index_is_in_the_archive(data):
+    (data / "datasets" / "pointnav" / "mp3d" / "v1" / "val" / "val.json.gz").unlink()
+    val = finding(data, "mp3d v1 val")
+    assert not val.ok and "no split 'val'" in val.found and val.advice == f"unpack {KNOWN['mp3d'].episodes}"
 
 
 def test_scenes_without_episodes_are_told(tmp_path):
@@ -80,3 +88,7 @@ def test_nothing_found_says_how_to_make_some(tmp_path):
 def test_what_habitat_needs_is_told_where_it_is_absent(tmp_path):
     assert finding(tmp_path, "env=habitat").ok
     assert {"habitat-lab", "habitat-sim", "gym"} <= {one.name for one in examine(tmp_path)}
+    advice = {"env=habitat": installing.HABITAT_LAB, "simulator=habitat_sim": installing.HABITAT_SIM}
+    for one in examine(tmp_path):
+        if "not available" in one.found:
+            assert one.found == f"not available; {advice[one.name]}"

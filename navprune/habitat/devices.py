@@ -7,13 +7,10 @@ import torch
 
 from navprune.errors import UserError
 from navprune.habitat.placeholders import is_installed
+from navprune.installing import HABITAT_SIM
 
 NO_CUDA = -1
 """habitat-sim's number for the first EGL device there is, which without a graphics card is the CPU."""
-INSTALL = (
-    "its conda package (conda install habitat-sim=0.3.3 headless -c conda-forge -c aihabitat) is for Python 3.9, "
-    "for a later Python build it from its source; simulator=embedded gives the same numbers without it"
-)
 EMBEDDED = "or use simulator=embedded, which needs no graphics device"
 # What habitat-sim and Magnum print before they end the process, or the loader says of a missing library.
 FAULTS = (
@@ -24,8 +21,7 @@ FAULTS = (
     ),
     (
         r"GLX context does not support|DISPLAY not detected|WindowlessGlx\w+::tryCreateContext",
-        "this habitat-sim was built for a screen: install the headless build "
-        "(conda install habitat-sim headless -c conda-forge -c aihabitat)",
+        "this habitat-sim was built for a screen: take a headless build",
     ),
     (
         r"cannot retrieve OpenGL version|Failed to create OpenGL context|Failed to make platform current",
@@ -62,12 +58,12 @@ def gpu_of(worker: int, wanted: int | None = None) -> int:
 def check_habitat_sim() -> None:
     """Raises UserError where habitat-sim is not installed or cannot be loaded."""
     if not is_installed("habitat_sim"):
-        raise UserError(f"simulator=habitat_sim: habitat-sim is not installed; {INSTALL}")
+        raise UserError(f"simulator=habitat_sim: habitat-sim is not installed; {HABITAT_SIM}")
     try:
         importlib.import_module("habitat_sim")
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"habitat-sim cannot be loaded: {advice(reason) or f'{reason}; {INSTALL}'}") from None
+        raise UserError(f"habitat-sim cannot be loaded: {advice(reason) or f'{reason}; {HABITAT_SIM}'}") from None
 
 
 def advice(text: str) -> str | None:

@@ -31,7 +31,8 @@ from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, load_scene
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.measures import collided
+from navprune.tasks.expert import shortest_path_action
+from navprune.tasks.measures import collided, heading_of
 
 NAME = "NavPruneSim-v0"
 SENSORS = ("HabitatSimDepthSensor", "HabitatSimRGBSensor")
@@ -213,6 +214,38 @@ class EmbeddedSimulator(Simulator):
         """A point, uniform over the navigable area."""
         return self.pathfinder.get_random_navigable_point().tolist()
 
+    def make_greedy_follower(
+        self,
+        agent_id: int = 0,
+        goal_radius: float | None = None,
+        *,
+        stop_key: Any = None,
+        forward_key: Any = "move_forward",
+        left_key: Any = "turn_left",
+        right_key: Any = "turn_right",
+    ) -> "Follower":
+        """What habitat-lab's ShortestPathFollower asks for actions; it stops within `goal_radius` metres of a goal.
+
+        The radius is 0.75 of a forward step where none is given, and the keys name the actions, as in habitat-sim.
+        """
+        radius = 0.75 * self.habitat_config.forward_step_size if goal_radius is None else goal_radius
+        return Follower(self, radius, {STOP: stop_key, FORWARD: forward_key, LEFT: left_key, RIGHT: right_key})
+
+    def expert_action(self, goal: ArrayLike, goal_radius: float) -> int:
+        """The shortest-path action of the agent where it stands; stop where no path leads to the goal [3]."""
+        end, config = np.asarray(goal, np.float64), self.habitat_config
+        return shortest_path_action(
+            self._here.pathfinder,
+            self._position,
+            heading_of(quaternion.as_float_array(self._rotation)[[1, 2, 3, 0]]),
+            end,
+            self.geodesic_distance(self._position, end),
+            success_distance=goal_radius,
+            forward_step=config.forward_step_size,
+            turn_angle=math.radians(config.turn_angle),
+            sliding=config.habitat_sim_v0.allow_sliding,
+        )
+
     def is_navigable(self, point: ArrayLike) -> bool:
         """Whether the agent can stand there."""
         return self.pathfinder.is_navigable(point)
@@ -224,6 +257,20 @@ class EmbeddedSimulator(Simulator):
     def distance_to_closest_obstacle(self, position: ArrayLike, max_search_radius: float = 2.0) -> float:
         """Metres to the nearest wall, at most `max_search_radius`."""
         return self.pathfinder.distance_to_closest_obstacle(position, max_search_radius)
+
+
+class Follower:
+    """habitat-sim's GreedyGeodesicFollower, by our expert: it stops where habitat-sim would find no path and raise."""
+
+    def __init__(self, sim: EmbeddedSimulator, goal_radius: float, keys: dict[int, Any]) -> None:
+        self._sim, self._goal_radius, self._keys = sim, goal_radius, keys
+
+    def next_action_along(self, goal_pos: ArrayLike) -> Any:
+        """The key of the next action on the shortest path to a goal [3]."""
+        return self._keys[self._sim.expert_action(goal_pos, self._goal_radius)]
+
+    def reset(self) -> None:
+        """Nothing is remembered from one action to the next."""
 
 
 class LabPathFinder:
@@ -240,8 +287,12 @@ class LabPathFinder:
         lower, upper = self._pathfinder.bounds
         return np.asarray(lower, np.float32), np.asarray(upper, np.float32)
 
-    def get_random_navigable_point(self) -> NDArray[np.float32]:
-        """A point, uniform over the navigable area."""
+    def seed(self, seed: int) -> None:
+        """Seeds the sampling of points, as the simulator's `seed` does."""
+        self._rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
+    def get_random_navigable_point(self, max_tries: int = 10) -> NDArray[np.float32]:
+        """A point, uniform over the navigable area; the first try always succeeds."""
         return self._pathfinder.sample(1, self._rng)[0].astype(np.float32)
 
     def snap_point(self, point: ArrayLike) -> NDArray[np.float32]:

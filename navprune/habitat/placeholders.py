@@ -16,6 +16,7 @@ from types import ModuleType, NoneType
 from typing import Any
 
 from navprune.errors import UserError
+from navprune.installing import HABITAT_LAB, HABITAT_SIM, OPENCV
 
 ROOTS = ("habitat_sim", "magnum", "corrade")
 
@@ -47,10 +48,7 @@ class Placeholder(ModuleType):
 
     def _part(self, name: str) -> "Placeholder":
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-            raise UserError(
-                f"habitat-sim is not installed, so there is no {self.__name__}.{name}; "
-                "build habitat-sim for this Python or use simulator=embedded"
-            )
+            raise UserError(f"habitat-sim is not installed, so there is no {self.__name__}.{name}; {HABITAT_SIM}")
         return Placeholder(f"{self.__name__}.{name}")
 
 
@@ -95,18 +93,21 @@ def is_installed(name: str) -> bool:
 
 
 def import_habitat_lab() -> None:
-    """Imports habitat-lab; raises UserError where it is not installed or OpenCV lacks system libraries."""
+    """Imports habitat-lab; raises UserError where it is not installed or its OpenCV does not load or is too new."""
     if not is_installed("habitat"):
-        raise UserError("habitat-lab is not installed; pip install 'navprune[habitat]'")
+        raise UserError(f"habitat-lab is not installed; {HABITAT_LAB}")
     try:
-        import cv2  # noqa: F401
+        import cv2
     except ImportError as error:
-        raise UserError(
-            f"habitat-lab needs OpenCV, which does not load ({error}); "
-            "pip install --force-reinstall --no-deps opencv-python-headless"
-        ) from None
+        raise UserError(f"habitat-lab needs OpenCV, which does not load ({error}); {OPENCV}") from None
     if is_installed("gym_notices"):
         # gym tells every process that it is unmaintained, which habitat-lab's users cannot change.
         importlib.import_module("gym_notices.notices").notices.clear()
-    with placeholders():
-        importlib.import_module("habitat")
+    try:
+        with placeholders():
+            importlib.import_module("habitat")
+    except ValueError as error:
+        # Its maps are coloured when it is imported, and OpenCV 5 returns colours in another shape.
+        if cv2.__version__.startswith("4."):
+            raise
+        raise UserError(f"habitat-lab does not work with OpenCV {cv2.__version__} ({error}); {OPENCV}") from None

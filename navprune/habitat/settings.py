@@ -1,5 +1,6 @@
 """habitat-lab's own configuration for this project's task and data, and the environment made from it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig
 
 from navprune.errors import UserError
 from navprune.habitat import embedded
-from navprune.habitat.placeholders import is_installed
+from navprune.habitat.devices import check_habitat_sim
 from navprune.scenes.episodes import split_folder
 from navprune.tasks.pointnav import TaskConfig
 
@@ -20,7 +21,7 @@ TASK = "benchmark/nav/pointnav/pointnav_gibson.yaml"
 
 
 class Data(Protocol):
-    """Which data set: its folder, its name and the version of its episodes."""
+    """Which data set: its folder, its name, the version of its episodes, and its scenes."""
 
     @property
     def folder(self) -> str:
@@ -34,6 +35,10 @@ class Data(Protocol):
     def version(self) -> str:
         """Version folder of the episodes."""
 
+    @property
+    def scenes(self) -> Sequence[str] | None:
+        """Scenes that are used, by name; None for all of the split."""
+
 
 def lab_config(
     task: TaskConfig, data: Data, split: str, simulator: str = "embedded", gpu: int | None = None, seed: int = 0
@@ -46,8 +51,8 @@ def lab_config(
     """
     if simulator not in SIMULATORS:
         raise UserError(f"simulator knows {' and '.join(SIMULATORS)}, not {simulator}")
-    if simulator == "habitat_sim" and not is_installed("habitat_sim"):
-        raise UserError("habitat-sim is not installed; build it for this Python or use simulator=embedded")
+    if simulator == "habitat_sim":
+        check_habitat_sim()
     config = get_config(TASK)
     with read_write(config):
         lab = config.habitat
@@ -70,6 +75,8 @@ def lab_config(
         # habitat-lab fills in the split, so braces that stand in the folder's own name are doubled.
         folder = data.folder.replace("{", "{{").replace("}", "}}")
         lab.dataset.data_path = str(split_folder(folder, data.name, "{split}", data.version) / "{split}.json.gz")
+        if data.scenes is not None:
+            lab.dataset.content_scenes = list(data.scenes)
     return config
 
 

@@ -1,7 +1,7 @@
 """PointNav for N agents in lockstep over habitat-lab's worker processes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from habitat.tasks.nav.nav import NavigationEpisode, NavigationGoal
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.habitat.devices import check_habitat_sim, gpu_of
+from navprune.habitat.devices import gpu_of
 from navprune.habitat.settings import Data, lab_config
 from navprune.habitat.workers import ACTIONS, Report, Workers
 from navprune.scenes.episodes import Episode, scene_path
@@ -20,6 +20,9 @@ from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import STOP
 from navprune.tasks.pointnav import EpisodeOrder, Finished, Lockstep, Observations, Step, TaskConfig
 
+KEPT_FLOORS = 100
+"""Navmeshes that an environment keeps in memory."""
+
 
 class Floor(NamedTuple):
     """A scene as the main process needs it: for the expert and for maps, not for images."""
@@ -27,9 +30,8 @@ class Floor(NamedTuple):
     pathfinder: PathFinder
 
 
-@cache
 def load_floor(path: Path) -> Floor:
-    """The navmesh beside a scene file, read once; raises UserError where it is missing or broken."""
+    """The navmesh beside a scene file; raises UserError where it is missing or broken."""
     return Floor(PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
 
 
@@ -54,9 +56,7 @@ class HabitatEnv(Lockstep[Floor]):
         seed: int = 0,
     ) -> None:
         """Episodes of a split of the data; gpu: as `devices.gpu_of` takes it, for habitat_sim alone."""
-        super().__init__(episodes, Path(data.folder), order, num_envs, config, load_floor)
-        if simulator == "habitat_sim":
-            check_habitat_sim()
+        super().__init__(episodes, Path(data.folder), order, num_envs, config, lru_cache(KEPT_FLOORS)(load_floor))
         gpus = [gpu_of(worker, gpu) for worker in range(num_envs)]
         configs = {gpu: lab_config(self.config, data, split, simulator, gpu, seed) for gpu in set(gpus)}
         self._configs = [configs[gpu] for gpu in gpus]

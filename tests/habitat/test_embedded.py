@@ -1,5 +1,6 @@
 """habitat-lab's own environment on the embedded simulator: as habitat-sim recorded it, and as our task computes it."""
 
+import dataclasses
 import gzip
 import json
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import read_episodes
+from navprune.scenes.episodes import read_episodes, scene_name
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
 from navprune.tasks.dataset import generate_dataset
 from navprune.tasks.pointnav import Once, PointNavEnv, TaskConfig
@@ -20,6 +21,8 @@ import navprune.habitat  # noqa: I001  (first, so that habitat-lab imports)
 import habitat
 import quaternion
 from habitat.config import default_structured_configs as lab_configs
+from habitat.datasets.pointnav.pointnav_generator import generate_pointnav_episode
+from habitat.tasks.nav.shortest_path_follower import ShortestPathFollower
 
 from navprune.config import DataConfig
 from navprune.habitat import lab_config
@@ -276,6 +279,48 @@ def test_points_are_drawn_from_the_seed(make_lab):
     assert points == [sim.sample_navigable_point() for _ in range(20)]
     assert all(sim.is_navigable(point) for point in points) and len({tuple(point) for point in points}) == 20
 
+    sim.pathfinder.seed(3)
+    assert points == [sim.pathfinder.get_random_navigable_point(max_tries=3).tolist() for _ in range(20)]
+
+
+def test_habitat_labs_shortest_path_follower_reaches_the_goals_by_our_experts_actions(make_lab, reference):
+    lab, ours, episodes = both_tasks(make_lab, reference, SMALL, range(4))
+    follower = ShortestPathFollower(lab.habitat_env.sim, SMALL.success_distance, return_one_hot=False)
+    ours.reset()
+    for scene, number in episodes:
+        begin(lab, scene, number)
+        done, goal = False, lab.habitat_env.current_episode.goals[0].position
+        while not done:
+            expert = ours.expert_actions()
+            assert follower.get_next_action(goal) == expert[0]
+            ours.step(expert)
+            *_, done, info = lab.step(action=int(expert[0]))
+        assert info["success"] == 1.0 and info["spl"] > 0.9
+    assert follower.get_next_action([99.0, 99.0, 99.0]) == STOP, "no path"
+
+
+def test_a_follower_gives_the_keys_of_the_actions(make_lab):
+    env = make_lab(SMALL)
+    begin(env, "duplex", 0)
+    sim, goal = env.habitat_env.sim, env.habitat_env.current_episode.goals[0].position
+    follower = sim.make_greedy_follower()
+    assert follower.next_action_along(goal) in ("move_forward", "turn_left", "turn_right")
+    sim.set_agent_state(goal, [0.0, 0.0, 0.0, 1.0])
+    assert follower.next_action_along(goal) is None
+    assert sim.make_greedy_follower(stop_key="stop").next_action_along(goal) == "stop"
+
+
+def test_habitat_labs_generator_makes_episodes_whose_paths_lead_to_the_goal(make_lab):
+    sim = make_lab(SMALL).habitat_env.sim
+    for episode in generate_pointnav_episode(sim, 3):
+        start, goal = episode.start_position, episode.goals[0].position
+        assert episode.info["geodesic_distance"] == pytest.approx(sim.geodesic_distance(start, goal), rel=1e-6)
+        sim.set_agent_state(start, episode.start_rotation)
+        for point in episode.shortest_paths[0]:
+            np.testing.assert_allclose(sim.get_agent_state().position, point.position, atol=1e-6)
+            sim.step(point.action)
+        assert sim.geodesic_distance(sim.get_agent_state().position, goal) < 0.2
+
 
 def test_an_agent_without_a_start_stands_somewhere(make_lab):
     config = make_lab(SMALL).habitat_env.sim.habitat_config.copy()
@@ -338,6 +383,13 @@ def test_without_habitat_sim_its_simulator_is_refused_at_once_and_fails_clearly_
         lab_config(TaskConfig(), reference, "val", simulator="habitat_sim")
     with pytest.raises(UserError, match=r"habitat-sim is not installed.*simulator=embedded"):
         make_lab(SMALL, lambda lab: lab.simulator.update({"type": "Sim-v0"}))
+
+
+def test_only_the_chosen_scenes_are_read(make_lab, reference):
+    lab = make_lab(SMALL, data=dataclasses.replace(reference, scenes=("duplex",)))
+    assert {scene_name(episode.scene_id) for episode in lab.episodes} == {"duplex"}
+    ours = read_episodes(reference.folder, "reference", "val", scenes=["duplex"])
+    assert [episode.episode_id for episode in lab.episodes] == [episode.episode_id for episode in ours]
 
 
 def test_braces_in_a_folders_name_are_taken_literally(tmp_path):

@@ -1,12 +1,16 @@
 """habitat-lab imports without habitat-sim, and nobody is led to believe that habitat-sim is there."""
 
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from navprune import installing
 from navprune.errors import UserError
 
 pytest.importorskip("quaternion", reason="habitat-lab, which brings numpy-quaternion, is not installed")
@@ -122,19 +126,42 @@ def test_the_placeholders_of_an_import_are_not_installed_modules(absent):
         assert not placeholders.is_installed("habitat_sim")
 
 
-def import_without(module):
-    """What `import navprune.habitat` says in a process where a module cannot be imported."""
-    code = f"import sys; sys.modules[{module!r}] = None\nimport navprune.habitat"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+def import_after(code):
+    """What `import navprune.habitat` says last in a process that has run some code."""
+    command = [sys.executable, "-c", f"{code}\nimport navprune.habitat"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return run.stderr.strip().splitlines()[-1]
 
 
 def test_without_habitat_lab_one_line_says_how_to_install_it():
-    said = import_without("habitat")
-    assert said == "navprune.errors.UserError: habitat-lab is not installed; pip install 'navprune[habitat]'"
+    said = import_after("import sys; sys.modules['habitat'] = None")
+    assert said == f"navprune.errors.UserError: habitat-lab is not installed; {installing.HABITAT_LAB}"
 
 
 def test_an_opencv_that_does_not_load_gives_the_way_out():
-    said = import_without("cv2")
+    said = import_after("import sys; sys.modules['cv2'] = None")
     assert said.startswith("navprune.errors.UserError: habitat-lab needs OpenCV, which does not load")
-    assert said.endswith("pip install --force-reinstall --no-deps opencv-python-headless")
+    assert said.endswith(installing.OPENCV)
+
+
+OPENCV_5 = """
+import cv2, numpy
+cv2.__version__ = "5.0.0"
+cv2.applyColorMap = lambda values, colours: numpy.zeros((len(values), 3), numpy.uint8)
+"""
+
+
+def test_an_opencv_that_is_too_new_gives_the_way_out():
+    said = import_after(OPENCV_5)
+    assert said.startswith("navprune.errors.UserError: habitat-lab does not work with OpenCV 5.0.0")
+    assert said.endswith(installing.OPENCV)
+
+
+def test_the_documents_install_what_the_errors_advise():
+    root = Path(__file__).parents[2]
+    habitat, project = (root / "docs" / "habitat.md").read_text(), (root / "pyproject.toml").read_text()
+    assert installing.OPENCV in habitat and "pip install '.[habitat]'" in habitat
+    bound = installing.OPENCV.partition("opencv-python-headless")[2].rstrip("'")
+    wanted = tomllib.loads(project)["project"]["optional-dependencies"]["habitat"]
+    for package in ("opencv-python", "opencv-python-headless"):
+        assert [bound in one for one in wanted if re.match(rf"{package}[<>=]", one)] == [True]

@@ -17,7 +17,7 @@ import torch
 from navprune.config import DataConfig, load_config
 from navprune.errors import UserError
 from navprune.jobs import run_evaluation, run_training
-from navprune.scenes.episodes import read_episodes
+from navprune.scenes.episodes import read_episodes, scene_path
 from navprune.tasks import FORWARD, LEFT, STOP, orders
 from navprune.tasks.pointnav import Once, PointNavEnv, Shuffled, TaskConfig
 
@@ -103,6 +103,20 @@ def test_time_limit_truncates_and_gives_the_last_observation(make_env):
     assert a.terminated.tolist() == [False, True]
     assert same(a.final_observations, b.final_observations)
     assert same(a.observations, b.observations)
+
+
+def test_an_environment_reads_a_navmesh_once_and_the_next_one_reads_it_anew(tmp_path):
+    shutil.copytree(REFERENCE / "scene_datasets", tmp_path / "scene_datasets")
+    scene = scene_path(tmp_path, EPISODES[0].scene_id)
+    first, second = (
+        HabitatEnv(EPISODES, DataConfig(folder=str(tmp_path), name="reference"), "val", Once(len(EPISODES)), 1, SMALL)
+        for _ in range(2)
+    )
+    floor = first._load(scene)
+    scene.with_suffix(".navmesh").unlink()
+    assert first._load(scene) is floor
+    with pytest.raises(UserError, match="navmesh"):
+        second._load(scene)
 
 
 def test_goes_on_from_a_state(make_env):

@@ -1,0 +1,8 @@
+"""How to get what is optional, in the same words wherever it is missing."""
+
+HABITAT_LAB = "run pip install '.[habitat]' in a checkout of navprune, best into a fresh environment"
+OPENCV = "pip install --force-reinstall --no-deps 'opencv-python-headless<4.12'"  # later ones ask for NumPy 2
+HABITAT_SIM = (
+    "its conda packages end at Python 3.9: build it from its source for this Python, or use simulator=embedded, "
+    "which gives the same numbers without it"
+)
