@@ -192,7 +192,7 @@ def run_training(config: Config) -> TrainingResult:
     """Trains as configured into `config.run`; goes on where the folder holds a checkpoint of the same spec."""
     policy = initial_policy(config)
     check_sees(policy.spec.encoder, config)
-    cuts, lessons = gradual_pruning(config, policy), distillation(config)
+    cuts, lessons = gradual_pruning(config, policy), distillation(config, policy.spec)
     callbacks: list[Callback] = [callback for callback in (cuts, lessons) if callback]
     env = training_env(config)
     try:
@@ -213,18 +213,18 @@ def gradual_pruning(config: Config, policy: PointNavPolicy) -> GradualPruning | 
         return None
     early = load_policy(pruning.rewind).policy if pruning.rewind else None
     begin = min(config.warm_start.frames, trainer.total_frames) if config.warm_start else 0
-    frames = begin, trainer.total_frames
-    return GradualPruning(pruning, policy, count_cost, frames=frames, seed=trainer.seed, early=early)
+    frames, update = (begin, trainer.total_frames), config.ppo.steps * config.environments
+    return GradualPruning(pruning, policy, count_cost, frames=frames, update=update, seed=trainer.seed, early=early)
 
 
-def distillation(config: Config) -> Distillation | None:
-    """The lessons of `pruning.teacher`; None where there is none."""
+def distillation(config: Config, student: PolicySpec) -> Distillation | None:
+    """The lessons of `pruning.teacher` for a network of spec `student`; None where there is no teacher."""
     pruning = config.pruning
     if pruning is None or pruning.teacher is None:
         return None
     teacher = policy_of(pruning.teacher, config)
     check_sees(teacher.spec.encoder, config)
-    return Distillation(teacher, policy=pruning.teach_policy, features=pruning.teach_features)
+    return Distillation(teacher, student, policy=pruning.teach_policy, features=pruning.teach_features)
 
 
 @dataclass(frozen=True)

@@ -126,11 +126,12 @@ class GradualPruning(Callback):
         cost: CountCost,
         *,
         frames: tuple[int, int],
+        update: int,
         seed: int = 0,
         early: PointNavPolicy | None = None,
     ) -> None:
         """`dense` is the network that the run begins with, to whose `cost` the budget refers; `frames` are those at
-        which PPO begins and ends; `early` is what weights are rewound to.
+        which PPO begins and ends, `update` those of one update; `early` is what weights are rewound to.
 
         Raises UserError without a budget, and for one that cannot be met.
         """
@@ -149,9 +150,15 @@ class GradualPruning(Callback):
         self.doomed: dict[str, Tensor] = {}
         """The units of the present network that go at the next cut, {group name: bool [units]}."""
         self.frames, self.made = first, 0
-        self._check(dense)
+        self._check(dense, update)
 
-    def _check(self, dense: PointNavPolicy) -> None:
+    def _check(self, dense: PointNavPolicy, update: int) -> None:
+        if self.interval < update:
+            between = int((self.end - self.begin) / update)
+            raise UserError(
+                f"pruning.cuts is {self.config.cuts}, but PPO makes {between} updates between pruning.begin and "
+                f"pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
+            )
         self._search(dense, {name: torch.ones(len(kept)) for name, kept in self.kept.items()}, self.budget, 1.0)
         if self.early is not None and self.early.spec != dense.spec:
             raise UserError("pruning.rewind is of another network; give an early checkpoint of the dense run")
@@ -180,13 +187,7 @@ class GradualPruning(Callback):
     # In training -------------------------------------------------------------------------------------
 
     def attach(self, ppo: PPO) -> None:
-        """Act behind each step of the optimiser, where a penalty is asked for; refuses cuts closer than updates."""
-        if self.interval < ppo.frames_per_update:
-            between = int((self.end - self.begin) / ppo.frames_per_update)
-            raise UserError(
-                f"pruning.cuts is {self.config.cuts}, but PPO makes {between} updates between pruning.begin and "
-                f"pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
-            )
+        """Act behind each step of the optimiser, where a penalty is asked for."""
         groups = groups_of(ppo.policy)
 
         def step(optimiser: torch.optim.Optimizer, *_: Any) -> None:

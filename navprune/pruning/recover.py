@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import PolicySpec
 from navprune.pruning.slim import slim
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_policy, read_spec
@@ -39,8 +40,19 @@ class Distillation(Callback):
 
     name = "distillation"
 
-    def __init__(self, teacher: PointNavPolicy, *, policy: float, features: float) -> None:
-        """`policy` and `features` are the weights of the two terms."""
+    def __init__(self, teacher: PointNavPolicy, student: PolicySpec, *, policy: float, features: float) -> None:
+        """`policy` and `features` are the weights of the two terms.
+
+        Raises UserError where student and teacher cannot be compared.
+        """
+        theirs = teacher.spec
+        if (student.visual_features, student.actions) != (theirs.visual_features, theirs.actions):
+            raise UserError(
+                f"the teacher has {theirs.visual_features} visual features and {theirs.actions} actions, the pruned "
+                f"network {student.visual_features} and {student.actions}; give the network that it was pruned from"
+            )
+        if not theirs.encoder.observations:
+            raise UserError("the teacher is blind; give the network that this one was pruned from")
         self.teacher = teacher.eval().requires_grad_(False)
         self.weights = torch.tensor([policy, features])
         self.state: Tensor | None = None
@@ -51,15 +63,7 @@ class Distillation(Callback):
         self.answered: Tensor | None = None
 
     def attach(self, ppo: PPO) -> None:
-        """Listen to the student's features; raises UserError where student and teacher cannot be compared."""
-        student, teacher = ppo.policy.spec, self.teacher.spec
-        if (student.visual_features, student.actions) != (teacher.visual_features, teacher.actions):
-            raise UserError(
-                f"the teacher has {teacher.visual_features} visual features and {teacher.actions} actions, the pruned "
-                f"network {student.visual_features} and {student.actions}; give the network that it was pruned from"
-            )
-        if not teacher.encoder.observations:
-            raise UserError("the teacher is blind; give the network that this one was pruned from")
+        """Listen to the student's features."""
         device, count = ppo.actor.device, ppo.actor.env.num_envs
         self.teacher.to(device)
         self.weights = self.weights.to(device)

@@ -57,7 +57,7 @@ def count(spec):
 
 
 def pruning(config=CUTS, seed=0, frames=(0, RUN.total_frames), **options):
-    return GradualPruning(config, build(SPEC, seed), count, frames=frames, **options)
+    return GradualPruning(config, build(SPEC, seed), count, frames=frames, update=UPDATE, **options)
 
 
 def run(folder, callback, *, lost=None, run=RUN, others=()):
@@ -99,7 +99,7 @@ def test_schedules_computed_by_hand():
 @given(st.integers(1, 9), st.floats(0, 0.9), st.floats(0.05, 1), st.integers(0, 500))
 def test_the_last_cut_is_due_at_the_end_and_none_before_the_first(cuts, begin, length, first):
     config = replace(CUTS, cuts=cuts, begin=begin, end=min(begin + length, 1.0))
-    schedule = GradualPruning(config, DENSE, count, frames=(first, first + 10_000))
+    schedule = GradualPruning(config, DENSE, count, frames=(first, first + 10_000), update=1)
     due = [schedule.due(frames) for frames in range(first, first + 10_001, 10)]
     assert due[0] == 0 and due[-1] == cuts and due == sorted(due)
     assert schedule.due(math.ceil(schedule.end)) == cuts
@@ -336,9 +336,13 @@ def test_a_schedule_that_cannot_be_kept_is_refused(settings, message):
     assert "\n" not in str(error.value)
 
 
-def test_more_cuts_than_updates_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"PPO makes 6 updates between .* ask for fewer cuts"):
-        run(tmp_path, pruning(replace(CUTS, cuts=7)))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"cuts": 7}, "PPO makes 6 updates between .* ask for fewer cuts"), ({"end": 0.25}, "0 updates .* more frames")],
+)
+def test_more_cuts_than_updates_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        pruning(replace(CUTS, **settings))
 
 
 def test_an_early_checkpoint_of_another_network_is_refused():
