@@ -195,7 +195,8 @@ def pruning_json(
     is what pruning from scratch saves.
     """
     assert result.dense is not None
-    answer = with_costs(result.to_json(), result.dense)
+    before, after = (_cost_json(encoder_of(spec)) for spec in (result.dense, result.spec))
+    answer = result.to_json() | {"before": before, "after": after}
     if total_frames:
         training: dict[str, float] = {
             "frames": total_frames,

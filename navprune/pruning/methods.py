@@ -1,6 +1,7 @@
 """Names of the pruning methods and what each is, in one line with its source; free of torch, for `--help`."""
 
 GATES = "gates"
+TORCH_PRUNING = "torch-pruning"
 
 METHODS = {
     GATES: "pruning from scratch: gates learned on wider, random weights (Wang et al., AAAI 2020; needs batches)",
@@ -18,6 +19,7 @@ METHODS = {
     "activation": "mean |activation| of a unit behind its norm (Molchanov et al., ICLR 2017; needs batches)",
     "uniform": "control: the same share of every layer, the filters of largest L1 norm stay",
     "random": "control: units drawn at random (Blalock et al., MLSys 2020)",
+    TORCH_PRUNING: "control: Torch-Pruning's cut, inexact under GroupNorm (Fang et al., CVPR 2023; needs the extra)",
 }
 
 NEEDS_BATCHES = {GATES, "taylor", "activation"}

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, widths, with_widths
+from navprune.pruning import torch_pruning
 from navprune.pruning.gates import GateConfig, LearnedGates, learn_gates
 from navprune.pruning.groups import groups_of
 from navprune.pruning.losses import Imitation
-from navprune.pruning.methods import GATES, METHODS
+from navprune.pruning.methods import GATES, METHODS, TORCH_PRUNING
 from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
@@ -118,11 +119,15 @@ def prune(
     Scores that need them look at `batches`, some through `loss(model, batch)`. Gates need batches, too; their loss is
     by default imitation, of classifiers classification; they start from random weights of `gates.expansion` times the
     width whatever `network` holds (of a module without a spec, from its own weights and widths), and leave trunks and
-    stem at that width. Raises UserError for an unknown method, weights that do not fit the spec, or a budget that
-    cannot be met.
+    stem at that width. Torch-Pruning takes no `config`, and its `keep` is of channels. Raises UserError for an unknown
+    method, weights that do not fit the spec, or a budget that cannot be met.
     """
     if method not in METHODS:
         raise UserError(f"unknown pruning method {method!r}; known are {', '.join(METHODS)}")
+    if method == TORCH_PRUNING:
+        if blocks or (config and config != SearchConfig(tolerance=config.tolerance)):
+            raise UserError("torch-pruning knows no limits, minimum, multiple, scope or blocks: leave them out")
+        return _by_torch_pruning(network, budget, cost, seed)
     config = config or SearchConfig()
     check_budget(budget, (*MEASURES, *(costs or {})))
     began = time.perf_counter()
@@ -164,6 +169,33 @@ def prune(
         initial_weights=initial,
         settings=settings,
         losses=tuple(learned.losses),
+    )
+
+
+def _by_torch_pruning(network: nn.Module | Spec, budget: Budget, cost: CountCost | None, seed: int) -> PruningResult:
+    began = time.perf_counter()
+    dense = _spec_of(network)
+    if not isinstance(dense, EncoderSpec | PolicySpec) or cost is None:
+        raise UserError("torch-pruning is a control for encoders and policies alone: give one, and what it costs")
+    model = network if isinstance(network, nn.Module) else build(network, seed)
+    cut = torch_pruning.cut(model, budget, cost)
+    seconds = time.perf_counter() - began
+    before, after = (encoder_of(spec) for spec in (dense, cast(Spec, cut.model.spec)))
+    whole, left = cost(cast(EncoderSpec, before)), cost(cast(EncoderSpec, after))
+    return PruningResult(
+        model=cut.model,
+        dense=dense,
+        method=TORCH_PRUNING,
+        budget=dict(budget),
+        reached={name: left[name] / whole[name] for name in MEASURES},
+        widths={name: (count, widths(after)[name]) for name, count in widths(before).items()},
+        blocks=(),
+        keep=cut.keep,
+        scores={},
+        seed=seed,
+        seconds=seconds,
+        search_seconds=seconds,
+        initial_weights=weights_hash(model),
     )
 
 

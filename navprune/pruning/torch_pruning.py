@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder
 from navprune.models.spec import EncoderSpec, build, convolutions
-from navprune.pruning.groups import encoder_in, scaled
+from navprune.pruning.groups import encoder_in, groups_of
 from navprune.pruning.search import Budget, check_budget
 from navprune.pruning.slim import Spec, with_encoder
 
@@ -88,9 +88,23 @@ def departure(model: nn.Module, small: nn.Module, keep: Mapping[str, Tensor], im
     [B, C, H, W]. The masked network is `model` with the other channels zero behind their norms. It is at float
     rounding for `slim`, and for Torch-Pruning wherever no norm lost part of its channels.
     """
+
+    def silencing(kept: Tensor) -> Callable[..., Tensor]:
+        def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            each = kept.to(output).repeat_interleave(output.shape[1] // len(kept))
+            return output * each.view(-1, *[1] * (output.dim() - 2))
+
+        return hook
+
+    hooks = [
+        model.get_submodule(layer).register_forward_hook(silencing(keep[group.name]))
+        for group in groups_of(model)
+        for layer in group.ends
+    ]
     with torch.no_grad():
-        with scaled(model, {name: kept.to(images) for name, kept in keep.items()}):
-            masked = model(images)
+        masked = model(images)
+        for hook in hooks:
+            hook.remove()
         return ((small(images) - masked).abs().max() / masked.abs().max()).item()
 
 

@@ -1,6 +1,7 @@
 """The control: cut by Torch-Pruning to the same budget, expressed in our spec, and how inexact it is."""
 
 import copy
+import json
 import sys
 
 import pytest
@@ -8,10 +9,14 @@ import torch
 
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost as full_cost
-from navprune.models.spec import EncoderSpec, PolicySpec, build, encoder_spec
+from navprune.models.classifiers import classifier_spec
+from navprune.models.spec import EncoderSpec, PolicySpec, build, encoder_spec, spec_from_json
 from navprune.pruning import torch_pruning as control
 from navprune.pruning.groups import encoder_in, units
+from navprune.pruning.prune import prune, weights_hash
+from navprune.pruning.search import SearchConfig
 from navprune.pruning.slim import slim
+from navprune.pruning_jobs import pruning_json
 from navprune.tasks import GOAL
 
 library = pytest.importorskip("torch_pruning")
@@ -95,6 +100,23 @@ def test_the_same_network_comes_again():
     first, second = (control.cut(encoder, {"macs": 0.5}, table1, tolerance=0.1) for _ in range(2))
     assert first.model.spec == second.model.spec
     assert all(torch.equal(first.keep[name], second.keep[name]) for name in first.keep)
+
+
+def test_it_is_a_method_like_any_other():
+    spec = PolicySpec(encoder_spec("resnet18", (1, 64, 64), 16), 16, 16)
+    result = prune(spec, "torch-pruning", {"macs": 0.5}, table1, seed=3)
+    assert 0.95 * 0.5 <= result.reached["macs"] <= 0.5
+    assert weights_hash(build(spec, 3)) == result.initial_weights
+    assert {name: int(kept.sum()) for name, kept in result.keep.items()} == {
+        name: after for name, (_, after) in result.widths.items()
+    }
+    data = json.loads(json.dumps(pruning_json(result)))
+    assert data["after"] == full_cost(result.spec).to_json() and data["before"] == full_cost(spec).to_json()
+    assert spec_from_json(result.spec.to_json()) == result.spec
+    with pytest.raises(UserError, match="torch-pruning knows no limits"):
+        prune(spec, "torch-pruning", {"macs": 0.5}, table1, config=SearchConfig(limits={"stem": 0.5}))
+    with pytest.raises(UserError, match="for encoders and policies alone"):
+        prune(classifier_spec("cifar_resnet56", 10), "torch-pruning", {"macs": 0.5})
 
 
 def test_what_cannot_be_done_is_refused(monkeypatch):
