@@ -151,8 +151,27 @@ def test_a_dense_policy_is_exported_and_a_pruned_one_is_not(tmp_path, capsys):
     published = REFERENCE / "policy" / "depth_resnet18_gru1.pth"
     result = answer(tmp_path, "export", published, "--out", tmp_path / "a.pth")
     assert answer(tmp_path, "export", result["out"], "--out", tmp_path / "b.pth")["spec"] == result["spec"]
+    assert main(["export", str(published), "--out", str(tmp_path / "d.pth"), "--json", str(tmp_path / "d.json")]) == 0
+    assert answer(tmp_path, "export", tmp_path / "d.pth", "--out", tmp_path / "d.pth")["spec"] == result["spec"]
+    assert "another name" in mistake(
+        capsys, "export", published, "--out", tmp_path / "d.pth", "--json", tmp_path / "d.pth.json"
+    )
+    for option in ("--out", "--json"):
+        assert "is a folder" in mistake(capsys, "export", published, "--out", tmp_path / "e.pth", option, ".")
     pruned = Path(__file__).parents[1] / "checkpoints" / "resnet50-pruned"
     assert "only a dense one" in mistake(capsys, "export", pruned, "--out", tmp_path / "c.pth")
+
+
+def test_policies_of_any_image_size_are_exported_and_read_again(tmp_path):
+    from navprune.models.spec import PolicySpec, build, encoder_spec
+    from navprune.rl.checkpoints import save_checkpoint
+
+    policy = build(PolicySpec(encoder_spec("resnet18", (1, 96, 160), 8), 16, 16))
+    source = save_checkpoint(tmp_path / "source", policy)
+    for _ in range(2):
+        spec = answer(tmp_path, "export", source, "--out", tmp_path / "a.pth")["spec"]
+        assert spec["encoder"]["input"] == [1, 96, 160]
+        source = tmp_path / "a.pth"
 
 
 def test_help_answers_and_lists_every_pruning_method():

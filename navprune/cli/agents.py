@@ -1,10 +1,12 @@
 """`navprune train, evaluate, prune, export, demo`: what has to do with agents."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from navprune.cli.parsers import add_overrides, command, natural, note, positive
+from navprune.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
@@ -150,7 +152,8 @@ def _add_export(commands: Any) -> None:
         "export",
         _export,
         "Writes a dense policy as a file that habitat-baselines loads.\n"
-        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a .pth of theirs.",
+        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a .pth of theirs.\n"
+        "Where the shapes do not tell the images' size, FILE.pth.json beside it does, for navprune to read it again.",
         "navprune export runs/r50 --format habitat-baselines --out r50.pth",
     )
     parser.add_argument("source", metavar="SOURCE")
@@ -160,11 +163,16 @@ def _add_export(commands: Any) -> None:
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import policy_of
-    from navprune.models.weights import foreign_bytes
+    from navprune.models.weights import foreign_bytes, foreign_hints, hints_file, needs_hints
     from navprune.rl.checkpoints import write_file
 
+    beside = hints_file(options.out)
+    if options.json == beside:
+        raise UserError(f"{beside} is where navprune looks for the images' size; give --json another name")
     policy = policy_of(options.source)
     write_file(options.out, foreign_bytes(policy))
+    if needs_hints(policy) or beside.exists():  # one that is there told of the file before
+        write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
     print(options.out)
     return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
 

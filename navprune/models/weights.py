@@ -31,8 +31,8 @@ def read_foreign(path: str | Path) -> tuple[PolicySpec, dict[str, Tensor]]:
 
     The spec follows from the shapes. What they do not tell is taken to be as usual: square images, and of agents
     that see colour and depth the order of 0.3.3 (depth, rgb), or of DD-PPO's time (rgb, depth) where the file holds
-    a configuration of then. F.json beside F.pth says otherwise: {"input": [C, H, W], "observations": [...]}, either
-    or both. Nothing in the file is executed. Raises UserError for a file that cannot be read or holds another
+    a configuration of then. F.pth.json beside F.pth says otherwise: {"input": [C, H, W], "observations": [...]},
+    either or both. Nothing in the file is executed. Raises UserError for a file that cannot be read or holds another
     network.
     """
     path = Path(path)
@@ -40,7 +40,7 @@ def read_foreign(path: str | Path) -> tuple[PolicySpec, dict[str, Tensor]]:
     state = {key.removeprefix(PREFIX): value for key, value in everything.items()}
     state = {key: value for key, value in state.items() if key.startswith(PARTS)}
     try:
-        hints = _read_hints(path.with_suffix(".json"))
+        hints = _read_hints(hints_file(path))
         order = ("rgb", "depth") if any(name.startswith(OLD_CONFIGS) for name in names) else ("depth", "rgb")
         spec = _policy_spec(state, hints, order)
         _check_fits(spec, state)
@@ -53,8 +53,8 @@ def foreign_bytes(policy: PointNavPolicy) -> bytes:
     """A policy as a file of habitat-baselines.
 
     Names carry the prefix that `rl.ddppo.pretrained_weights` expects in every version. Channels stand in the
-    order of 0.3.3: depth before rgb. `read_foreign` gives the same policy. Raises UserError for a network that
-    habitat-baselines cannot build, such as a pruned one.
+    order of 0.3.3: depth before rgb. `read_foreign` gives the same policy, where `needs_hints` with `foreign_hints`
+    beside it. Raises UserError for a network that habitat-baselines cannot build, such as a pruned one.
     """
     _check_dense(policy.spec)
     state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
@@ -66,6 +66,29 @@ def foreign_bytes(policy: PointNavPolicy) -> bytes:
     buffer = io.BytesIO()
     torch.save({"state_dict": {PREFIX + key: value.contiguous() for key, value in state.items()}}, buffer)
     return buffer.getvalue()
+
+
+def hints_file(path: Path) -> Path:
+    """Where stands what the shapes in a file of habitat-baselines do not tell."""
+    return path.parent / f"{path.name}.json"
+
+
+def foreign_hints(policy: PointNavPolicy) -> dict[str, list]:
+    """What is to stand there of a policy that `foreign_bytes` writes."""
+    encoder = policy.spec.encoder
+    return {"input": list(encoder.input), "observations": sorted(encoder.observations)}
+
+
+def needs_hints(policy: PointNavPolicy) -> bool:
+    """Whether the shapes of a policy that `foreign_bytes` writes do not tell all of its spec."""
+    encoder = policy.spec.encoder
+    if encoder.family == "blind":
+        return False
+    try:
+        told = _policy_spec(policy.state_dict(), Hints(Path()), ("depth", "rgb")).encoder
+    except UserError:  # images that are not square
+        return True
+    return told != replace(encoder, observations=tuple(sorted(encoder.observations)))
 
 
 def _channel_order(observations: tuple[str, ...]) -> list[int]:
@@ -99,7 +122,7 @@ def _check_dense(spec: PolicySpec) -> None:
 
 
 class Hints(NamedTuple):
-    """What the user says about a policy in F.json, the file beside its weights; None leaves it open."""
+    """What F.pth.json, the file beside its weights, says about a policy; None leaves it open."""
 
     file: Path
     input: tuple[int, int, int] | None = None

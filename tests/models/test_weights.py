@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from navprune.errors import UserError
 from navprune.models.spec import RESNETS, PolicySpec, build, encoder_spec, with_widths
-from navprune.models.weights import ENCODER, PREFIX, foreign_bytes, read_foreign
+from navprune.models.weights import ENCODER, PREFIX, foreign_bytes, foreign_hints, hints_file, needs_hints, read_foreign
 from navprune.tasks import GOAL
 
 POLICIES = Path(__file__).parents[1] / "data" / "reference" / "policy"
@@ -181,17 +181,32 @@ def test_configurations_beside_the_weights_are_let_in_without_their_libraries(tm
 def test_images_that_are_not_square_are_told_beside_the_file(tmp_path, said, size):
     spec = PolicySpec(encoder_spec("resnet18", size, 8), 16, 16)
     torch.save(build(spec).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r'not square; write their size into .*a\.json, as in {"input": \[1, '):
+    with pytest.raises(UserError, match=r'not square; write their size into .*a\.pth\.json, as in {"input": \[1, '):
         read_foreign(tmp_path / "a.pth")
-    (tmp_path / "a.json").write_text(json.dumps(said))
+    (tmp_path / "a.pth.json").write_text(json.dumps(said))
     assert read_foreign(tmp_path / "a.pth")[0] == spec
 
 
 def test_the_order_of_colour_and_depth_can_be_told_beside_the_file(tmp_path):
     spec = PolicySpec(encoder_spec("resnet18", (4, 64, 64), 8, observations=("rgb", "depth")), 16, 16)
     torch.save(build(spec).state_dict(), tmp_path / "a.pth")
-    (tmp_path / "a.json").write_text('{"observations": ["rgb", "depth"]}')
+    (tmp_path / "a.pth.json").write_text('{"observations": ["rgb", "depth"]}')
     assert read_foreign(tmp_path / "a.pth")[0] == spec
+
+
+@pytest.mark.parametrize(
+    ("size", "needed"), [((1, 64, 64), False), ((1, 96, 160), True), ((1, 100, 100), True), ((4, 64, 64), False)]
+)
+def test_what_is_written_is_read_with_its_hints_where_they_are_needed(tmp_path, size, needed):
+    observations = ("rgb", "depth") if size[0] == 4 else None
+    policy = _random(PolicySpec(encoder_spec("resnet18", size, 8, observations=observations), 16, 16))
+    assert needs_hints(policy) == needed
+    (tmp_path / "a.pth").write_bytes(foreign_bytes(policy))
+    if needed:
+        hints_file(tmp_path / "a.pth").write_text(json.dumps(foreign_hints(policy)))
+    read = read_foreign(tmp_path / "a.pth")[0]
+    ordered = tuple(sorted(policy.spec.encoder.observations))
+    assert read == replace(policy.spec, encoder=replace(policy.spec.encoder, observations=ordered))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +214,7 @@ def test_the_order_of_colour_and_depth_can_be_told_beside_the_file(tmp_path):
 )
 def test_wrong_words_beside_the_file_are_told_in_one_line(tmp_path, text):
     torch.save(_state(), tmp_path / "a.pth")
-    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "a.pth.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.pth: ") as caught:
         read_foreign(tmp_path / "a.pth")
     assert "\n" not in str(caught.value)
