@@ -211,17 +211,17 @@ def theoretical_speedup(model: nn.Module, masks: Mapping[str, Tensor], example: 
 
         return hook
 
-    handles = [layer.register_forward_hook(counting(name, len(layer.weight))) for name, layer in layers.items()]
+    weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
+    handles = [layer.register_forward_hook(counting(name, len(weights[name]))) for name, layer in layers.items()]
     try:
         with evaluating(model), torch.no_grad():
             outputs(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    weights = {name: layer.weight.numel() for name, layer in layers.items()}
-    left = {name: int(masks[f"{name}.weight"].sum()) if f"{name}.weight" in masks else weights[name] for name in layers}
-    spent = sum(positions[name] * left[name] for name in layers)
-    return sum(positions[name] * weights[name] for name in layers) / spent if spent else float("inf")
+    whole = sum(positions[name] * weight.numel() for name, weight in weights.items())
+    lost = sum(positions[name] * int((~masks[f"{name}.weight"]).sum()) for name in layers if f"{name}.weight" in masks)
+    return whole / (whole - lost) if lost < whole else float("inf")
 
 
 @torch.no_grad()

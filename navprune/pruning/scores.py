@@ -1,8 +1,8 @@
 """Scores of the units of a network: the higher, the sooner kept.
 
 A score takes a model and an `Evidence` and gives {group name: float64 [units]}, comparable across groups. To add
-one that looks at one group at a time, write a function (model, group) -> [units], name it in `SCORES` and say what
-it is in `methods`. Scores know groups alone, so that they serve encoders, policies, classifiers and any network
+one that looks at one group at a time, write a function (model, group) -> [units], name it at the end of this file
+and say what it is in `methods`. Scores know groups alone, so that they serve encoders, policies, classifiers and any network
 that `groups_of` can follow. None changes the model.
 """
 
@@ -61,7 +61,8 @@ def unit_weights(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> 
     """
     count = units(group)
     if group.block:
-        return [layer.weight.reshape(1, -1) for layer in block_layers(model, group) if layer.weight.dim() > 1]
+        weights = [layer.get_parameter("weight") for layer in block_layers(model, group)]
+        return [weight.reshape(1, -1) for weight in weights if weight.dim() > 1]
     rows = [model.get_parameter(f"{name}.weight").reshape(count, -1) for name in group.producers]
     columns = [_columns(model.get_parameter(f"{name}.weight"), count) for name in group.readers]
     return (rows if over != CHANNELS else []) + (columns if over != FILTERS else [])
@@ -334,22 +335,21 @@ def _checked(method: str, score: Score) -> Score:
     return checked
 
 
-SCORES: dict[str, Score] = {
-    name: _checked(name, score)
-    for name, score in {
-        "l1": partial(_relative, partial(weight_norm, order=1)),
-        "l2": partial(_relative, weight_norm),
-        "magnitude": partial(_relative, partial(weight_norm, order=1)),
-        "mean-abs": partial(_each, mean_abs),
-        "sum-squares": partial(_each, sum_squares),
-        "group-lasso": partial(_each, group_lasso_strength),
-        "group-lasso-channel": partial(_each, partial(group_lasso_strength, over=CHANNELS)),
-        "group-lasso-both": partial(_each, partial(group_lasso_strength, over=BOTH)),
-        "geometric-median": partial(_relative, geometric_median),
-        "norm-scale": partial(_each, norm_scale),
-        "taylor": taylor,
-        "activation": activation,
-        "uniform": uniform,
-        "random": random,
-    }.items()
+_SCORES: dict[str, Score] = {
+    "l1": partial(_relative, partial(weight_norm, order=1)),
+    "l2": partial(_relative, weight_norm),
+    "magnitude": partial(_relative, partial(weight_norm, order=1)),
+    "mean-abs": partial(_each, mean_abs),
+    "sum-squares": partial(_each, sum_squares),
+    "group-lasso": partial(_each, group_lasso_strength),
+    "group-lasso-channel": partial(_each, partial(group_lasso_strength, over=CHANNELS)),
+    "group-lasso-both": partial(_each, partial(group_lasso_strength, over=BOTH)),
+    "geometric-median": partial(_relative, geometric_median),
+    "norm-scale": partial(_each, norm_scale),
+    "taylor": taylor,
+    "activation": activation,
+    "uniform": uniform,
+    "random": random,
 }
+
+SCORES = {name: _checked(name, score) for name, score in _SCORES.items()}
