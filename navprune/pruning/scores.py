@@ -2,8 +2,8 @@
 
 A score takes a model and an `Evidence` and gives {group name: float64 [units]}, comparable across groups. To add
 one that looks at one group at a time, write a function (model, group) -> [units], name it at the end of this file
-and say what it is in `methods`. Scores know groups alone, so that they serve encoders, policies, classifiers and any network
-that `groups_of` can follow. None changes the model.
+and say what it is in `methods`. Scores know groups alone, so that they serve encoders, policies, classifiers and any
+network that `groups_of` can follow. None changes the model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
