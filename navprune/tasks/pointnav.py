@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -25,17 +26,32 @@ from navprune.tasks.orders import Shuffled as Shuffled
 
 Observations = dict[str, Tensor]
 
+LIMITS = {
+    "width": (1, 16384),
+    "height": (1, 16384),
+    "hfov": (0.1, 179.9),
+    "camera_height": (0, 1000),
+    "max_depth": (0.01, 1e6),
+    "forward_step": (0.001, 1000),
+    "turn_angle": (0.001, 360),
+    "max_steps": (1, 1e9),
+    "success_distance": (0.001, 1e6),
+    "success_reward": (-1e6, 1e6),
+    "slack_reward": (-1e6, 1e6),
+}
+"""The least and the most that numbers of `TaskConfig` may be."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """PointNav as Habitat's Gibson task defines it."""
 
     width: int = 256
-    """Image width in pixels, at least 1."""
+    """Image width in pixels."""
     height: int = 256
-    """Image height in pixels, at least 1."""
+    """Image height in pixels."""
     hfov: float = 90.0
-    """Horizontal field of view in degrees, between 0 and 180."""
+    """Horizontal field of view in degrees, less than 180."""
     camera_height: float = 1.25
     """Height of the camera above the agent's feet, metres."""
     max_depth: float = 10.0
@@ -60,16 +76,16 @@ class TaskConfig:
     """Whether masked materials have holes, as glTF says; habitat-sim draws them whole."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sensors", tuple(self.sensors))
-        if self.width < 1 or self.height < 1:
-            raise UserError(f"task.width and task.height must be at least 1, not {self.width} x {self.height}")
-        if not 0 < self.hfov < 180:
-            raise UserError(f"task.hfov must lie between 0 and 180 degrees, not {self.hfov}")
+        seen = (self.sensors,) if isinstance(self.sensors, str) else tuple(self.sensors)
+        object.__setattr__(self, "sensors", seen)
         unknown = sorted(set(self.sensors) - {"depth", "rgb"})
         if unknown:
-            raise UserError(f"task.sensors knows depth and rgb, not {', '.join(unknown)}")
-        if self.max_steps < 1:
-            raise UserError(f"task.max_steps must be at least 1, not {self.max_steps}")
+            raise UserError(f"task.sensors knows depth and rgb, not {', '.join(map(str, unknown))}")
+        for name, (least, most) in LIMITS.items():
+            value, whole = getattr(self, name), isinstance(getattr(TaskConfig, name), int)
+            if not isinstance(value, Integral if whole else Real) or not least <= float(value) <= most:
+                kind = "whole number" if whole else "number"
+                raise UserError(f"task.{name} must be a {kind} from {least:g} to {most:g}, not {value}")
 
 
 class Finished(NamedTuple):

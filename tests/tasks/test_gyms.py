@@ -193,6 +193,7 @@ def test_scenes_restrict_the_split():
         ({"data": "nowhere"}, "no split 'val' at nowhere"),
         ({"widht": 3}, "no setting widht; did you mean width?"),
         ({"width": 0}, "task.width"),
+        ({"width": "a"}, "task.width"),
         ({"scenes": ["castle"]}, "no episodes in scene castle"),
     ],
 )

@@ -200,3 +200,20 @@ def test_a_state_over_other_episodes_is_refused():
     for others in (episodes[::-1], moved):
         with pytest.raises(UserError, match="data set has changed"):
             make_env(others, Shuffled(40, 2, seed=0), num_envs=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("width", 0), ("width", "a"), ("height", 2.5), ("hfov", 180), ("hfov", np.nan), ("camera_height", np.inf),
+        ("max_depth", 0), ("forward_step", -1), ("turn_angle", np.nan), ("turn_angle", 0), ("max_steps", 0),
+        ("success_distance", np.nan), ("success_reward", np.inf), ("slack_reward", None),
+    ],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused_at_the_door(name, value):
+    with pytest.raises(UserError, match=rf"^task\.{name} must be a (whole )?number from .* to .*, not {value}$"):
+        TaskConfig(**{name: value})
+
+
+def test_one_sensor_may_stand_alone():
+    assert TaskConfig(sensors="rgb", width=np.int64(8), hfov=90) == TaskConfig(sensors=("rgb",), width=8)
