@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from navprune.errors import UserError
+from navprune.errors import UserError, plain
 from navprune.scenes.episodes import Episode, read_episodes, scene_name, scene_path, split_scenes
+from navprune.scenes.navmesh import MAX_COORDINATE
 
 Floats = NDArray[np.float64]
 Columns = dict[str, Floats]
@@ -138,10 +139,11 @@ def read_images(path: Path) -> Images:
             raise ValueError(f"rgb is {list(rgb.shape)} and depth_m {list(depth.shape)}")
         position = images["position"].astype(np.float64).reshape(count, 3)
         rotation = images["rotation_xyzw"].astype(np.float64).reshape(count, 4)
-        if not (np.isfinite(position).all() and np.isfinite(rotation).all()):
-            raise ValueError("a pose is not finite")
-        camera = float(images.get("sensor_height", CAMERA_HEIGHT)), float(images.get("hfov_deg", HFOV))
-        return Images(position, rotation, depth, rgb, *camera)
+        _check_poses(position, rotation)
+        camera_height, hfov = float(images.get("sensor_height", CAMERA_HEIGHT)), float(images.get("hfov_deg", HFOV))
+        if not abs(camera_height) <= MAX_COORDINATE or not 0 < hfov < 180:
+            raise ValueError(f"sensor_height is {camera_height:g} and hfov_deg {hfov:g}")
+        return Images(position, rotation, depth, rgb, camera_height, hfov)
     except BROKEN as error:
         raise _broken(path, error) from None
 
@@ -172,14 +174,22 @@ def read_rollouts(path: Path, folder: Path, scene: str) -> list[Rollout]:
         if not all(len(columns["action"]) for _, columns in states):
             raise ValueError("an episode without steps")
         for _, columns in states:
-            if not (np.isfinite(columns["position"]).all() and np.isfinite(columns["rotation_xyzw"]).all()):
-                raise ValueError("a pose is not finite")
+            _check_poses(columns["position"], columns["rotation_xyzw"])
             if not np.isin(columns["action"][1:], range(4)).all():
                 raise ValueError("an action that is not 0 to 3")
     except BROKEN as error:
         raise _broken(path, error) from None
     episodes = _scene_episodes(folder, scene)
     return [Rollout(_matching(episodes, name, columns, path), columns) for name, columns in states]
+
+
+def _check_poses(position: Floats, rotation: Floats) -> None:
+    if not (np.isfinite(position).all() and np.isfinite(rotation).all()):
+        raise ValueError("a pose is not finite")
+    if not np.all(np.abs(position) <= MAX_COORDINATE):
+        raise ValueError("a position is not a sensible one in metres")
+    if not np.all(np.abs(np.linalg.norm(rotation, axis=-1) - 1) <= 1e-2):
+        raise ValueError("a rotation is no unit quaternion")
 
 
 def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
@@ -216,10 +226,11 @@ def _column(values: list, key: str, width: int) -> Floats:
     shape = (len(values),) if width == 1 else (len(values), width)
     if len(values) and column.shape != shape:
         raise ValueError(f"{key} is not {width} numbers")
+    column[np.isinf(column)] = np.nan
+    if np.any(np.abs(column) > MAX_COORDINATE):
+        raise ValueError(f"{key} is no sensible number of metres")
     return column.reshape(shape)
 
 
 def _broken(path: Path, error: BaseException) -> UserError:
-    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
-    reason = reason.splitlines()[0][:200]
-    return UserError(f"{path} is damaged or no recording ({reason}); copy or record it again")
+    return UserError(f"{path} is damaged or no recording ({plain(error)}); copy or record it again")

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from navprune.errors import UserError
+from navprune.errors import UserError, plain
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec, build, spec_from_json
@@ -296,5 +296,4 @@ def _read(path: Path, parse: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # parsers raise what they like on damaged bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedCheckpoint(f"{path} is damaged or cut off ({reason}); use another checkpoint") from error
+        raise DamagedCheckpoint(f"{path} is damaged or cut off ({plain(error)}); use another checkpoint") from error

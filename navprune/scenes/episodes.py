@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from navprune.errors import UserError
+from navprune.errors import UserError, plain
 from navprune.scenes.packed_json import listed
 
 # Habitat's generator (habitat-lab, datasets/pointnav/pointnav_generator.py).
@@ -303,8 +303,10 @@ def _row(entry: Any) -> Row:
         )
     except KeyError as error:
         raise _BadFieldError(f"{field}: {error} is missing") from None
-    except (IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise _BadFieldError(f"{field}: {error}") from None
+    except IndexError:
+        raise _BadFieldError(f"{field}: it is empty") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _BadFieldError(f"{field}: {plain(error)}") from None
 
 
 def _name(value: Any) -> str:

@@ -5,6 +5,7 @@ A wrong number in a file must not cost memory: whatever is allocated is first he
 
 import importlib
 import json
+import re
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,10 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 POINTS_AND_LINES = (0, 1, 2, 3)
 TRIANGLES, STRIP, FAN = 4, 5, 6
 DRACO = "KHR_draco_mesh_compression"
+KNOWN = re.compile(  # extensions that are read, that are refused where they stand, or that depth and flat colours lack
+    f"{DRACO}|(EXT|KHR)_meshopt_compression|KHR_mesh_quantization|KHR_lights_punctual|KHR_xmp.*|KHR_materials_.*"
+    "|(KHR|EXT|MSFT|GOOGLE)_texture_.*"
+)
 
 Attributes = dict[str, NDArray[np.float32]]
 
@@ -44,6 +49,9 @@ class Glb:
             raise UserError(f"{path}: glTF of version {version}; export the scene as glTF 2.0")
         first, end = self._chunk(12, JSON_CHUNK)
         self.document: dict[str, Any] = json.loads(self._data[first:end])
+        for name in self.document.get("extensionsRequired", []):
+            if not KNOWN.fullmatch(name):
+                raise UserError(f"{path}: needs the glTF extension {name}, which is not read; export it without")
         # Chunks are padded to four bytes; a file without the second one holds no data.
         self._binary = self._chunk(end, BINARY_CHUNK) if end < len(self._data) else (end, end)
 

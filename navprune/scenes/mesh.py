@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from navprune.errors import UserError
+from navprune.errors import UserError, plain
 from navprune.scenes.gltf import Glb
 
 # A bare .glb stage counts as z-up in Habitat: glTF's (x, y, z) becomes (x, z, -y).
@@ -198,7 +198,7 @@ def load_glb(path: str | Path, alpha_masks: bool = False) -> SceneMesh:
     except UserError:
         raise
     except Exception as error:  # whatever the broken part happens to trip over
-        raise UserError(f"{path}: glTF file is damaged or cut off ({error!r}); copy it again") from error
+        raise UserError(f"{path}: glTF file is damaged or cut off ({plain(error)}); copy it again") from error
 
 
 def _scene_mesh(glb: Glb, alpha_masks: bool) -> SceneMesh:

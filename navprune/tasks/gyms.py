@@ -41,8 +41,8 @@ def make_env(
 ) -> tuple[PointNavEnv, Reshuffled]:
     """N environments in lockstep over a split of a data set, and the order in which they take its episodes.
 
-    `scenes` restricts the split to scenes by name (a text is one name); `task` holds fields of `TaskConfig`; threads render (None: all
-    cores). Raises UserError for an unknown field and for data that is missing or broken.
+    `scenes` restricts the split to scenes by name (a text is one name); `task` holds fields of `TaskConfig`; threads
+    render (None: all cores). Raises UserError for an unknown field and for data that is missing or broken.
     """
     known = [field.name for field in dataclasses.fields(TaskConfig)]
     for key in task:

@@ -281,6 +281,26 @@ def test_images_of_disagreeing_shapes_are_refused(copy):
         parity(copy)
 
 
+def test_cameras_and_places_that_cannot_be_are_refused(copy):
+    path = copy / "expected/flat 7_images.npz"
+    with np.load(path) as images:
+        arrays = dict(images)
+    bad = [{"hfov_deg": hfov} for hfov in (0.0, 180.0, np.nan)]
+    bad += [{"rotation_xyzw": 0 * arrays["rotation_xyzw"]}, {"position": arrays["position"] + 1e30}]
+    for change in [*bad, {"sensor_height": np.inf}]:
+        np.savez(path, **arrays | change)
+        with pytest.raises(UserError, match=r"no recording \((sensor_height|a rotation|a position) is"):
+            parity(copy)
+    np.savez(path, **arrays)
+
+    def far(answers):
+        answers["snap"][2]["point"][0] = 1e300
+
+    edit(copy / "expected" / NAVIGATION, far)
+    with pytest.raises(UserError, match="point is no sensible number"):
+        parity(copy)
+
+
 def test_what_is_missing_is_named(copy, tmp_path):
     with pytest.raises(UserError, match="no answers for scene loft; it has them for flat 7"):
         parity(copy, ["loft"])
@@ -300,6 +320,7 @@ def test_missing_values_are_nan_and_agree_with_nan_and_infinity(copy):
         answers["snap"][1] |= {"point": [900.0, 0.0, 0.0], "navigable": False}
         answers["island"][0] |= {"point": [900.0, 0.0, 0.0], "radius": 0.0, "obstacle_distance": None}
         answers["geodesic"][0] |= {"end": [900.0, 0.0, 0.0], "found": False, "distance": None}
+        answers["island"][1] |= {"point": [900.0, 0.0, 0.0], "radius": 0.0, "obstacle_distance": np.inf}
 
     edit(copy / "expected/flat 7_navigation.json", forget)
     columns = read_navigation(find_answers(copy)["flat 7"]["navigation"])

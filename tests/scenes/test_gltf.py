@@ -276,6 +276,27 @@ def test_geometry_compressed_for_others_says_how_to_convert(tmp_path, monkeypatc
         assert "\n" not in str(caught.value)
 
 
+def test_required_extensions_are_known_or_refused(tmp_path):
+    file = GlbFile()
+    file.quad()
+    file.document["extensionsRequired"] = ["KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_basisu"]
+    assert len(load_glb(file.write(tmp_path / "house.glb")).vertices) == 2
+    file.document["extensionsRequired"].append("EXT_mesh_gpu_instancing")
+    with pytest.raises(UserError, match="needs the glTF extension EXT_mesh_gpu_instancing"):
+        load_glb(file.write(tmp_path / "house.glb"))
+
+
+def test_damage_is_told_in_plain_words(tmp_path):
+    for data, reason in {
+        b"glTF": "it ends too early",
+        b"glTF\2\0\0\0\0\0\0\0\2\0\0\0JSON{}": r"'scenes' is missing",
+        b"glTF\2\0\0\0\0\0\0\0\4\0\0\0JSONnull": "a part of it is of the wrong kind",
+    }.items():
+        (tmp_path / "house.glb").write_bytes(data)
+        with pytest.raises(UserError, match=rf"damaged or cut off \({reason}\)"):
+            load_glb(tmp_path / "house.glb")
+
+
 def change(kind, index=0, **values):
     return lambda file: file.document[kind][index].update(values)
 
