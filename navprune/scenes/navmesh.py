@@ -376,39 +376,48 @@ def navmesh_from_polygons(
     details["triangle_base"] = np.cumsum(counts - 2) - (counts - 2)
     lower, upper = points.min(axis=0), points.max(axis=0)
     scale = np.float32(1 / settings.cell_size)
-    bv_nodes = bounding_volumes(points, polygons, lower, scale)
-    header = np.zeros((), TILE_HEADER)
-    for key, value in {
-        "magic": TILE_MAGIC,
-        "version": TILE_VERSION,
-        "polygon_count": len(polygons),
-        "vertex_count": len(points),
-        "link_count": counts.sum(),
-        "detail_count": len(polygons),
-        "detail_triangle_count": np.sum(counts - 2),
-        "bv_node_count": len(bv_nodes),
-        "off_mesh_base": len(polygons),
-        "walkable_height": settings.agent_height,
-        "walkable_radius": settings.agent_radius,
-        "walkable_climb": settings.agent_max_climb,
-        "lower": lower,
-        "upper": upper,
-        "bv_scale": scale,
-    }.items():
-        header[key] = value
     tile = Tile(
         1 << (len(polygons) - 1).bit_length(),  # salt 1, tile 0, and bits enough for the polygons
-        header,
+        np.zeros((), TILE_HEADER),
         points,
         records,
         np.zeros(counts.sum(), LINK),
         details,
         np.zeros((0, 3), np.float32),
         _fans(counts),
-        bv_nodes,
+        bounding_volumes(points, polygons, lower, scale),
     )
+    fill_header(tile, lower, upper, scale, settings)
     width, _, height = (upper - lower).tolist()
     return NavMesh((tile,), tuple(lower.tolist()), width, height, 1, len(polygons), settings)
+
+
+def fill_header(
+    tile: Tile, lower: np.ndarray, upper: np.ndarray, per_cell: np.float32, settings: NavMeshSettings
+) -> None:
+    """Writes the header of a one-tile navmesh: the lengths of its sections, its box in metres, and how it was made.
+
+    `per_cell`: cells of the bounding volumes to a metre.
+    """
+    for key, value in {
+        "magic": TILE_MAGIC,
+        "version": TILE_VERSION,
+        "polygon_count": len(tile.polygons),
+        "vertex_count": len(tile.vertices),
+        "link_count": len(tile.links),
+        "detail_count": len(tile.details),
+        "detail_vertex_count": len(tile.detail_vertices),
+        "detail_triangle_count": len(tile.detail_triangles),
+        "bv_node_count": len(tile.bv_nodes),
+        "off_mesh_base": len(tile.polygons),
+        "walkable_height": settings.agent_height,
+        "walkable_radius": settings.agent_radius,
+        "walkable_climb": settings.agent_max_climb,
+        "lower": lower,
+        "upper": upper,
+        "bv_scale": per_cell,
+    }.items():
+        tile.header[key] = value
 
 
 def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> None:

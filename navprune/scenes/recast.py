@@ -31,14 +31,13 @@ from navprune.scenes.navmesh import (
     POLYGON,
     SMALLEST_AREA,
     TILE_HEADER,
-    TILE_MAGIC,
-    TILE_VERSION,
     WALKABLE,
     NavMesh,
     NavMeshSettings,
     Tile,
     bounding_volumes,
     detail_triangles,
+    fill_header,
     write_navmesh,
 )
 from navprune.scenes.polygons import NONE, PolygonMesh, polygon_mesh
@@ -307,33 +306,9 @@ def _tile(mesh: PolygonMesh, details: list[Detail], grid: _Grid, settings: NavMe
         np.concatenate([part.triangles for part in details]).astype(np.uint8),
         bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell).astype(BV_NODE),
     )
-    _fill_header(tile, grid.lower, upper, per_cell, settings)
+    fill_header(tile, grid.lower, upper, per_cell, settings)
     records["flags"] = np.where(_areas(tile) < SMALLEST_AREA, DISABLED, WALKABLE)
     return tile
-
-
-def _fill_header(
-    tile: Tile, lower: np.ndarray, upper: np.ndarray, per_cell: np.float32, settings: NavMeshSettings
-) -> None:
-    for key, value in {
-        "magic": TILE_MAGIC,
-        "version": TILE_VERSION,
-        "polygon_count": len(tile.polygons),
-        "vertex_count": len(tile.vertices),
-        "link_count": len(tile.links),
-        "detail_count": len(tile.details),
-        "detail_vertex_count": len(tile.detail_vertices),
-        "detail_triangle_count": len(tile.detail_triangles),
-        "bv_node_count": len(tile.bv_nodes),
-        "off_mesh_base": len(tile.polygons),
-        "walkable_height": settings.agent_height,
-        "walkable_radius": settings.agent_radius,
-        "walkable_climb": settings.agent_max_climb,
-        "lower": lower,
-        "upper": upper,
-        "bv_scale": per_cell,
-    }.items():
-        tile.header[key] = value
 
 
 def _areas(tile: Tile) -> np.ndarray:

@@ -157,12 +157,8 @@ def _may_be_seen(box, view, closeness, scratch):
     height, width = closeness.shape
     half_width = np.float32(width * 0.5)
     half_height = np.float32(height * 0.5)
-    cx = box[0] - eye[0]
-    cy = box[1] - eye[1]
-    cz = box[2] - eye[2]
-    ex = box[3]
-    ey = box[4]
-    ez = box[5]
+    cx, cy, cz = box[0] - eye[0], box[1] - eye[1], box[2] - eye[2]
+    ex, ey, ez = box[3], box[4], box[5]
     z = axes[2, 0] * cx + axes[2, 1] * cy + axes[2, 2] * cz
     reach_z = abs(axes[2, 0]) * ex + abs(axes[2, 1]) * ey + abs(axes[2, 2]) * ez
     if z + reach_z <= np.float32(NEAR):
@@ -219,9 +215,7 @@ def _corner(corners, k, view):
     """View coordinates of a triangle's corner."""
     eye = view.eye
     axes = view.axes
-    x = corners[3 * k] - eye[0]
-    y = corners[3 * k + 1] - eye[1]
-    z = corners[3 * k + 2] - eye[2]
+    x, y, z = corners[3 * k] - eye[0], corners[3 * k + 1] - eye[1], corners[3 * k + 2] - eye[2]
     return (
         axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z,
         axes[1, 0] * x + axes[1, 1] * y + axes[1, 2] * z,

@@ -1,0 +1,54 @@
+"""What the package's shape promises: data flows downwards."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import navprune
+
+PACKAGE = Path(navprune.__file__).parent
+ORDER = ("scenes", "simulator", "tasks", "habitat", "models", "rl", "pruning", "evaluation", "reports")
+"""As docs/architecture.md lists them."""
+EXCEPTIONS: set[tuple[str, str]] = set()
+"""File and package it imports from against the order, each with the reason why."""
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The modules that a piece of code imports, in functions too, but not where they serve type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imported(node)
+
+
+def used(path: Path) -> set[str]:
+    """The packages and modules of navprune that a file imports from."""
+    names = (name.split(".") for name in imported(ast.parse(path.read_text())))
+    return {parts[1] for parts in names if parts[0] == "navprune" and len(parts) > 1}
+
+
+LEAVES = {path.stem for path in PACKAGE.glob("*.py") if not used(path) - {"errors"}} | {"__version__"}
+"""Modules beside the packages that anyone may use, for they use nothing themselves."""
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_packages_import_from_those_above_alone(package):
+    allowed = {*ORDER[: ORDER.index(package) + 1], *LEAVES}
+    files = (PACKAGE / package).rglob("*.py")
+    against = {(str(path.relative_to(PACKAGE)), name) for path in files for name in used(path) - allowed}
+    assert against == {pair for pair in EXCEPTIONS if pair[0].startswith(f"{package}/")}
+
+
+def test_the_order_is_that_of_the_folder():
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"cli"}
+    assert packages == set(ORDER)
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    places = [text.index(f"\n  {package}/") for package in ORDER]
+    assert places == sorted(places)
