@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from navprune import __version__
-from navprune.cli import agents, measuring, scenes
+from navprune.cli import agents, measuring, pruning, scenes
 from navprune.cli.parsers import Parser
 from navprune.errors import UserError
 
@@ -60,6 +60,6 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"navprune {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (scenes, agents, measuring):
+    for room in (scenes, agents, pruning, measuring):
         room.add_commands(commands)
     return parser

@@ -1,4 +1,4 @@
-"""`navprune train, evaluate, prune, export, demo`: what has to do with agents."""
+"""`navprune train, evaluate, export, demo`: what has to do with agents."""
 
 import argparse
 import json
@@ -13,7 +13,6 @@ def add_commands(commands: Any) -> None:
     """Adds the parsers of these commands."""
     _add_train(commands)
     _add_evaluate(commands)
-    _add_prune(commands)
     _add_export(commands)
     _add_demo(commands)
 
@@ -88,62 +87,6 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         + "".join(f"\n  {s.map}\n  {s.video}" for s in shown)
     )
     return result.to_json(split)
-
-
-def _add_prune(commands: Any) -> None:
-    parser = command(
-        commands,
-        "prune",
-        _prune,
-        "Prunes an encoder to a budget and writes a slim checkpoint, with pruning.json saying what was cut where.\n"
-        "SOURCE is an encoder's name, a spec.json, a checkpoint or run folder, or a habitat-baselines .pth.",
-        "navprune prune resnet50 --method magnitude --budget macs=0.488,parameters=0.435 --out runs/slim",
-    )
-    parser.late = _pruning_methods
-    parser.add_argument("source", metavar="SOURCE")
-    add_overrides(parser, None)
-    parser.add_argument("--method", default="gates", help="one of the methods below (default: gates)")
-    parser.add_argument("--budget", required=True, help="shares of the dense encoder: macs=0.5[,parameters=0.5]")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the slim checkpoint")
-    parser.add_argument("--seed", type=natural, default=0)
-    parser.add_argument(
-        "--steps", type=positive, default=400, help="gates: observations of each environment (default: 400)"
-    )
-    parser.add_argument("--epochs", type=positive, default=3, help="gates: passes through them (default: 3)")
-    parser.add_argument("--expansion", type=float, default=1.25, help="gates: width of the searched network (1.25)")
-
-
-def _pruning_methods() -> str:
-    from navprune.pruning.methods import METHODS
-
-    return "methods:\n" + "\n".join(f"  {name:10} {summary}" for name, summary in METHODS.items())
-
-
-def _prune(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import config_of, pruning_json, run_pruning
-    from navprune.pruning.gates import GateConfig
-    from navprune.pruning.search import parse_budget
-    from navprune.reports.tables import pruning_table
-
-    result = run_pruning(
-        options.source,
-        options.method,
-        parse_budget(options.budget),
-        options.out,
-        config_of(options.source, options.config, options.settings),
-        seed=options.seed,
-        steps=options.steps,
-        epochs=options.epochs,
-        gates=GateConfig(expansion=options.expansion),
-    )
-    answer = pruning_json(result)
-    print(pruning_table(answer).text())
-    command = f"navprune train --config {options.out}/config.yaml init={options.out} run={options.out}_run"
-    print(
-        f"\nslim checkpoint in {options.out}; train it from the weights kept, or with init_weights=false from scratch:"
-    )
-    print(f"  {command}")
-    return answer
 
 
 def _add_export(commands: Any) -> None:

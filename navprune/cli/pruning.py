@@ -1,0 +1,121 @@
+"""`navprune prune`: what makes encoders smaller."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from navprune.cli.parsers import Parser, add_overrides, command, natural, positive
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the parser of this command."""
+    parser = command(
+        commands,
+        "prune",
+        _prune,
+        "Prunes an encoder to a budget and writes a slim checkpoint.\n"
+        "SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a habitat-baselines\n"
+        ".pth. pruning.json and widths.png in the new folder say what was cut where. docs/pruning.md has the formulas.",
+        "navprune prune resnet50 --method l1 --budget macs=0.488,parameters=0.435 --out runs/slim",
+    )
+    parser.late = _methods
+    parser.add_argument("source", metavar="SOURCE")
+    add_overrides(parser, None)
+    parser.add_argument("--method", default="gates", help="one of the methods below (default: gates)")
+    parser.add_argument(
+        "--budget", required=True, metavar="NAME=SHARE,...",
+        help="shares of the dense encoder: macs=0.5,parameters=0.5, or latency=0.7, which is measured",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder of the slim checkpoint")
+    parser.add_argument("--seed", type=natural, default=0, help="of random weights and draws (default: 0)")
+    _add_search(parser)
+    _add_evidence(parser)
+    after = parser.add_argument_group("what follows")
+    after.add_argument("--scratch", action="store_true", help="print the command that trains from new weights")
+    after.add_argument(
+        "--equal-compute", action="store_true", help="lengthen that training until it costs what the dense one does"
+    )
+    after.add_argument(
+        "--frames-per-second", type=float, metavar="X",
+        help="of training, by `navprune benchmark training`: tells the search's share of the training it saves",
+    )  # fmt: skip
+
+
+def _add_search(parser: Parser) -> None:
+    group = parser.add_argument_group("what may be cut")
+    group.add_argument("--blocks", action="store_true", help="whole residual blocks, too")
+    group.add_argument("--scope", default="global", help="global: one threshold; layer: the same share of each layer")
+    group.add_argument("--limits", metavar="LAYER=SHARE,...", help="largest share kept, such as stage4.*=0.3,stem=0.5")
+    group.add_argument("--minimum", type=positive, default=1, metavar="N", help="units that stay everywhere (1)")
+    group.add_argument("--minimum-share", type=float, default=0.0, metavar="X", help="share that stays everywhere (0)")
+    group.add_argument("--multiple", type=positive, default=1, metavar="N", help="widths are multiples of this (1)")
+    group.add_argument("--latency-batch", type=positive, default=1, metavar="N", help="batch size of latency (1)")
+    group.add_argument("--latency-runtime", default="eager", help="eager or compiled (default: eager)")
+
+
+def _add_evidence(parser: Parser) -> None:
+    group = parser.add_argument_group("what methods that need batches look at")
+    group.add_argument("--loss", help="imitation (default of gates), ppo (of the others) or classification")
+    group.add_argument("--steps", type=positive, default=400, metavar="N", help="steps of each environment (400)")
+    group.add_argument("--epochs", type=positive, default=3, metavar="N", help="gates: passes through them (3)")
+    group.add_argument("--batch-size", type=positive, default=100, metavar="N", help="observations a batch (100)")
+    group.add_argument("--expansion", type=float, metavar="X", help="gates: width of the searched network (1.25)")
+    group.add_argument(
+        "--stable", type=float, metavar="X", help="gates: stop once their ranking correlates so much with the last"
+    )
+    group.add_argument("--paper", choices=["cifar", "imagenet"], help="gates: the paper's settings for classification")
+    group.add_argument("--images", type=Path, metavar="FILE.npz", help="labelled images, for classification")
+
+
+def _methods() -> str:
+    from navprune.pruning.methods import METHODS
+
+    return "methods:\n" + "\n".join(f"  {name:20} {summary}" for name, summary in METHODS.items())
+
+
+def _prune(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.jobs import config_of, run_pruning
+    from navprune.pruning.search import SearchConfig, parse_budget, parse_shares
+    from navprune.pruning_jobs import pruning_json, training_command
+    from navprune.reports.tables import pruning_table
+
+    config = config_of(options.source, options.config, options.settings)
+    result = run_pruning(
+        options.source,
+        options.method,
+        parse_budget(options.budget),
+        options.out,
+        config,
+        seed=options.seed,
+        steps=options.steps,
+        loss=options.loss,
+        images=options.images,
+        search=SearchConfig(
+            scope=options.scope,
+            limits=parse_shares("--limits", options.limits) if options.limits else {},
+            minimum=options.minimum,
+            minimum_share=options.minimum_share,
+            multiple=options.multiple,
+        ),
+        blocks=options.blocks,
+        latency_batch=options.latency_batch,
+        latency_runtime=options.latency_runtime,
+        frames_per_second=options.frames_per_second,
+        **_gates(options),
+    )
+    answer = pruning_json(result, config.trainer.total_frames, options.frames_per_second)
+    print(pruning_table(answer).text())
+    command = training_command(options.out, answer, scratch=options.scratch, equal_compute=options.equal_compute)
+    print(f"\nslim checkpoint in {options.out}; train it with\n  {command}")
+    return answer
+
+
+def _gates(options: argparse.Namespace) -> dict[str, Any]:
+    """How gates are learned: the paper's settings or the project's, with what the user changes."""
+    from dataclasses import replace
+
+    from navprune.pruning.gates import PAPER, GateConfig, Recipe
+
+    recipe = PAPER[options.paper] if options.paper else Recipe(GateConfig(), options.epochs, options.batch_size)
+    given = {name: getattr(options, name) for name in ("expansion", "stable") if getattr(options, name) is not None}
+    return {"gates": replace(recipe.config, **given), "epochs": recipe.epochs, "batch_size": recipe.batch_size}
