@@ -244,9 +244,7 @@ def agent_of(source: str, config: Config, env: VectorEnv, greedy: bool) -> Agent
         return GoalFollower(config.task)
     if source == "shortest-path":
         return ShortestPathAgent(env)
-    policy = policy_of(source, config)
-    check_sees(policy.spec.encoder, config)
-    return PolicyAgent(policy.to(default_device()), greedy)
+    return PolicyAgent(policy_of(source, config).to(default_device()), greedy)
 
 
 def config_of(source: str, recipe: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -273,6 +271,8 @@ def run_evaluation(
 
     With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
     """
+    if source not in CONTROLS:
+        check_sees(spec_of(source, config).encoder, config)
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
     if config.env == "habitat":  # Each is a process with its own copy of the scene.

@@ -162,6 +162,11 @@ def test_a_dense_policy_is_exported_and_a_pruned_one_is_not(tmp_path, capsys):
     assert "only a dense one" in mistake(capsys, "export", pruned, "--out", tmp_path / "c.pth")
 
 
+def test_agents_are_looked_for_before_data(tmp_path, capsys):
+    for missing in ("missing.pth", "runs/missing"):
+        assert "missing" in mistake(capsys, "evaluate", tmp_path / missing, f"data.folder={tmp_path}")
+
+
 def test_policies_of_any_image_size_are_exported_and_read_again(tmp_path):
     from navprune.models.spec import PolicySpec, build, encoder_spec
     from navprune.rl.checkpoints import save_checkpoint
