@@ -80,7 +80,7 @@ def _load(path: Path) -> tuple[Any, frozenset[str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         names = _zipped_names(path) if zipped else _legacy_names(path)
-        inert = [(Inert, name) for name in names if name.startswith(INERT_PACKAGES) or name in INERT_NAMES]
+        inert: list[Any] = [(Inert, name) for name in names if name.startswith(INERT_PACKAGES) or name in INERT_NAMES]
         with warnings.catch_warnings(), safe_globals(inert):
             warnings.simplefilter("ignore")  # of unusual pickles
             # Mapped: a tensor that is declared larger than what is stored cannot reach beyond the file.

@@ -177,7 +177,7 @@ def _encoder_spec(state: Mapping[str, Tensor], flat: int, hints: Hints, order: t
 
 
 def _resnet_name(block: str, blocks: tuple[int, ...]) -> str | None:
-    return {structure: name for name, structure in RESNETS.items()}.get((block, blocks))
+    return next((name for name, structure in RESNETS.items() if structure == (block, blocks)), None)
 
 
 def _check_fits(spec: PolicySpec, state: Mapping[str, Tensor]) -> None:

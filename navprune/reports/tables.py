@@ -164,7 +164,7 @@ def measure_table(evaluation: dict) -> Table:
 def pruning_table(pruning: dict) -> Table:
     """Return what `navprune prune --json` says: cost, then every width, before and after."""
     before, after = pruning["before"], pruning["after"]
-    figures = {"MACs (Gi)": ("table1", "macs_gi", 1), "parameters (Mi)": ("table1", "parameters_mi", 1)}
+    figures = {"MACs (Gi)": ("table1", "macs_gi", 1.0), "parameters (Mi)": ("table1", "parameters_mi", 1.0)}
     if "table1" not in before:  # a classifier: what runs, in decimal units
         figures = {"MACs (M)": ("deployed", "macs", 1e6), "parameters (M)": ("deployed", "parameters", 1e6)}
     pairs = {name: (before[kind][key] / unit, after[kind][key] / unit) for name, (kind, key, unit) in figures.items()}
