@@ -23,8 +23,9 @@ def _add_train(commands: Any) -> None:
         "train",
         _train,
         "Trains an agent: expert warm start (if asked for), then PPO. Resumes when the run folder holds a checkpoint.\n"
-        "Networks come from agent=NAME or init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them while they\n"
-        "train, pruning=distil adds a teacher. env=habitat trains through habitat-lab, simulator=habitat_sim in habitat-sim.",
+        "Networks come from agent=NAME or init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them as they\n"
+        "train, pruning=distil adds a teacher. env=habitat trains through habitat-lab, simulator=habitat_sim in its\n"
+        "simulator.",
         "navprune train --config pointnav_homes run=runs/r18 agent.encoder=resnet18 task.width=128 task.height=128",
     )
     add_overrides(parser, "pointnav_homes")
