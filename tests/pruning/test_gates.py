@@ -62,7 +62,7 @@ def imitated(model, batches, config=None, seed=0):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gates_keep_the_channels_that_carry_the_answer(seed):
-    learned = imitated(half_blind(seed), batches(quadrants(2048, seed), 256), GateConfig(penalty=0.5), seed)
+    learned = imitated(half_blind(seed), batches(quadrants(2048, seed), 256), GateConfig(penalty=0.5, stable=1), seed)
     gates = learned.gates["conv1"]
     assert gates[:4].mean() > gates[4:].mean() + 0.3
     assert np.mean(learned.losses[-20:]) < 0.75 * np.mean(learned.losses[:20])
@@ -176,7 +176,7 @@ def test_without_wandering_the_expert_is_followed():
 
 def test_learning_stops_once_the_ranking_is_stable():
     data = quadrants(512)
-    whole = imitated(half_blind(), batches(data, 400), GateConfig())
+    whole = imitated(half_blind(), batches(data, 400), GateConfig(stable=1))
     early = imitated(half_blind(), batches(data, 400), GateConfig(stable=0.95))
     assert 40 <= len(early.losses) < len(whole.losses) == 400
     assert early.losses == whole.losses[: len(early.losses)]
@@ -236,7 +236,7 @@ def test_gates_of_a_module_from_elsewhere():
     with torch.no_grad():
         model[0].weight[3:] = 0  # says nothing
     data = labelled_batches(*labelled(64), 32, 40, torch.Generator().manual_seed(0))
-    config = GateConfig(penalty=1.0)
+    config = GateConfig(penalty=1.0, stable=1)
     learned = learn_gates(model, data, classification_loss, config, example=torch.zeros(1, 3, 32, 32))
     gates = learned.gates["0"]
     assert gates[:3].max() > gates[3:].max() + 0.2
@@ -245,8 +245,11 @@ def test_gates_of_a_module_from_elsewhere():
 @pytest.mark.parametrize(
     ("batch", "complaint"),
     [
-        ((torch.zeros(4, 5, 32, 32), torch.zeros(4, dtype=torch.int64)), "batch does not fit the network"),
-        ((torch.zeros(4, 3, 32, 32), torch.zeros(3, dtype=torch.int64)), "batch does not fit the network"),
+        ((torch.zeros(4, 5, 32, 32), torch.zeros(4, dtype=torch.int64)), r"batch holds images of \[5, 32, 32\]"),
+        ((torch.zeros(4, 3, 32, 32), torch.zeros(3, dtype=torch.int64)), "batch"),
+        ((torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])), "batch"),
+        (torch.zeros(4, 3, 32, 32), "batch"),
+        (None, "batch"),
         ((torch.full((4, 3, 32, 32), float("nan")), torch.zeros(4, dtype=torch.int64)), "look for NaN"),
     ],
 )
