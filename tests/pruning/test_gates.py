@@ -85,6 +85,15 @@ def test_only_gates_learn_and_the_model_is_left_as_it_was():
     assert torch.cat(list(learned.gates.values())).mean() < 1  # on the way to its target
 
 
+def test_whole_blocks_have_a_gate_each_where_they_may_go():
+    model = build(encoder_spec("resnet18", (4, SIDE, SIDE), 8), 0)
+    loss = Imitation(model, torch.Generator().manual_seed(0))
+    learned = learn_gates(model, batches(quadrants(64), 3), loss, GateConfig(), blocks=True)
+    blocks = {name: gate for name, gate in learned.gates.items() if not name.endswith("conv1")}
+    assert blocks.keys() == model.spec.removable_blocks().keys()
+    assert all(gate.shape == (1,) and gate < 1 for gate in blocks.values())
+
+
 def test_the_same_seed_gives_the_same_gates():
     def learned(seed):
         return imitated(half_blind(), batches(quadrants(128), 12, seed), seed=seed)
