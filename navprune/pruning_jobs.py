@@ -72,6 +72,8 @@ class PruningOptions:
     def __post_init__(self) -> None:
         if self.loss not in (None, *LOSSES):
             raise UserError(f"gates' loss is {self.loss!r}; use {', '.join(LOSSES)}")
+        if self.frames_per_second is not None and not self.frames_per_second > 0:
+            raise UserError(f"training runs at more than 0 frames per second, not at {self.frames_per_second:g}")
         if self.latency_runtime not in RUNTIMES:
             raise UserError(f"unknown runtime {self.latency_runtime!r}; known are {', '.join(RUNTIMES)}")
 

@@ -120,6 +120,7 @@ def test_classifiers_learn_gates_from_labelled_images(config, tmp_path, images):
         ("resnet18", "taylor", {"loss": "imitation"}, "follow ppo's loss"),
         ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification"),
         ("resnet18", "l1", {"latency_runtime": "tape"}, "unknown runtime 'tape'"),
+        ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
         ("resnet99", "l1", {}, "no checkpoint at resnet99"),
     ],
 )

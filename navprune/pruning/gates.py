@@ -31,6 +31,10 @@ NEAR_TARGET = 0.25
 """The mean gate must have come so near to its target before an early stop."""
 
 
+WIDEST = 8
+"""Largest expansion: beyond, a typing error is likelier than a wish."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """How gates are learned; expansion and Adam's rate are the paper's.
@@ -42,7 +46,7 @@ class GateConfig:
     """
 
     expansion: float = 1.25
-    """Widths of the searched network relative to the dense one, to which budgets refer; at least 1.
+    """Widths of the searched network relative to the dense one, to which budgets refer; from 1 to 8.
 
     Trunks and stem are widened too, as in the paper, though no gate cuts them. In networks of few, coarse units
     they then eat the budget (ResNet50 of base 8 cannot go below 0.38 of the MACs): 1 leaves the gates more room.
@@ -67,9 +71,9 @@ class GateConfig:
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
             raise UserError(f"gates.target must lie between 0 and 1, not {self.target:g}")
-        if self.expansion < 1:
-            raise UserError(f"gates.expansion must be at least 1, not {self.expansion:g}")
-        if self.penalty < 0 or min(self.learning_rate, self.readout_learning_rate) <= 0:
+        if not 1 <= self.expansion <= WIDEST:
+            raise UserError(f"gates.expansion must be at least 1 and at most {WIDEST}, not {self.expansion:g}")
+        if not (self.penalty >= 0 and self.learning_rate > 0 and self.readout_learning_rate > 0):
             raise UserError("gates.penalty must be at least 0, and both learning rates above 0")
         if not 0 < self.stable <= 1:
             raise UserError(f"gates.stable is a correlation above 0, up to 1, not {self.stable:g}")

@@ -113,6 +113,9 @@ def test_no_batches_are_refused():
     [
         ({"target": 1.0}, "target must lie between"),
         ({"expansion": 0.5}, "expansion must be at least 1"),
+        ({"expansion": float("nan")}, "expansion must be at least 1"),
+        ({"expansion": 100.0}, "at most 8, not 100"),
+        ({"penalty": float("nan")}, "penalty must be at least 0"),
         ({"penalty": -1}, "penalty must be at least 0"),
         ({"learning_rate": 0}, "learning rates above 0"),
         ({"stable": 0}, "stable is a correlation"),
