@@ -112,7 +112,7 @@ def _library() -> ModuleType:
     try:
         import torch_pruning
     except ImportError:
-        raise UserError("torch-pruning is not installed: pip install 'navprune[torch-pruning]'") from None
+        raise UserError("torch-pruning is not installed: pip install 'torch-pruning>=1.6'") from None
     return torch_pruning
 
 

@@ -1,0 +1,52 @@
+"""What the experiment consists of, cell by cell, and what has been measured of it."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from navprune.pruning.methods import GATES, METHODS
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+SHARES = (0.25, 0.5, 0.75)
+SEEDS = (0, 1, 2)
+DENSE = "dense"
+CONTROLS = ("random", "uniform")
+ALIASES = ("magnitude",)
+OF_TRAINED = tuple(name for name in METHODS if name not in (GATES, *ALIASES))
+CUT, TUNED, SCRATCH = "cut", "fine-tuned", "scratch"
+PROTOCOLS = {CUT: OF_TRAINED, TUNED: OF_TRAINED, SCRATCH: (GATES, "l1", "uniform", "random")}
+"""How the networks come about, and the methods that are tried so. All begin with the same trained agent, but for
+`scratch`: there the widths alone are taken over, and the weights are new."""
+
+
+class Cell(NamedTuple):
+    """One network to make, train and evaluate."""
+
+    protocol: str
+    method: str
+    share: float
+    seed: int
+
+
+def grid() -> list[Cell]:
+    """All cells: the costly ones last, and the first seed first, so that a part of them is already a comparison."""
+    cells = []
+    for protocols, seed in product(((CUT, TUNED), (SCRATCH,)), SEEDS):
+        for protocol in protocols:
+            cells.append(Cell(protocol, DENSE, 1.0, seed))
+            cells += [Cell(protocol, method, share, seed) for share in SHARES for method in PROTOCOLS[protocol]]
+    return cells
+
+
+def read_results(path: Path = RESULTS) -> dict[Cell, dict[str, Any]]:
+    """The records written so far; a line that a crash cut off is left out."""
+    records = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        records[Cell(*(record[name] for name in Cell._fields))] = record
+    return records
