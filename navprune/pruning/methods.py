@@ -16,7 +16,7 @@ METHODS = {
     "geometric-median": "distance of a unit's filters to all others of its layer (FPGM: He et al., CVPR 2019)",
     "norm-scale": "mean |scale| of a unit's norms (network slimming: Liu et al., ICCV 2017)",
     "taylor": "first-order change of the loss without a unit (Molchanov et al., CVPR 2019; needs batches)",
-    "activation": "mean |activation| of a unit behind its norm (Molchanov et al., ICLR 2017; needs batches)",
+    "activation": "mean |activation| of a unit where layers read it (Molchanov et al., ICLR 2017; needs batches)",
     "uniform": "control: the same share of every layer, the filters of largest L1 norm stay",
     "random": "control: units drawn at random (Blalock et al., MLSys 2020)",
     TORCH_PRUNING: "control: Torch-Pruning's cut, inexact under GroupNorm (Fang et al., CVPR 2023; needs the extra)",

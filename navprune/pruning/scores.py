@@ -214,35 +214,61 @@ def taylor(model: nn.Module, evidence: Evidence) -> Scores:
 
 
 def activation(model: nn.Module, evidence: Evidence) -> Scores:
-    """Mean |activation| of a unit behind its norm, over images and pixels, relative to its group's mean.
+    """Mean |activation| of a unit as the layers that read it get it, over images and pixels, relative to its group.
 
-    Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017. The loss,
-    where one is given, says how a batch is run through the model.
+    So it is measured behind the nonlinearity, as in Molchanov et al., Pruning Convolutional Neural Networks for
+    Resource Efficient Inference, ICLR 2017; of several readers it is the mean. Of a residual block it is what its
+    branch adds. The loss, where one is given, says how a batch is run through the model.
     """
     groups = evidence.groups(model)
-    totals = {group.name: torch.zeros(units(group), dtype=torch.float64) for group in groups}
+    places = {group.name: group.norms if group.block else group.readers for group in groups}
+    means = mean_magnitudes(
+        "activation",
+        model,
+        evidence,
+        inputs_of={layer for group in groups if not group.block for layer in group.readers},
+        outputs_of={layer for group in groups if group.block for layer in group.norms},
+    )
+    scores = {group.name: torch.zeros(units(group), dtype=torch.float64) for group in groups}
+    for group in groups:
+        for layer in filter(means.__contains__, places[group.name]):  # behind a flatten a channel is several features
+            scores[group.name] += means[layer].view(units(group), -1).mean(1) / len(places[group.name])
+    return _over_means(groups, scores)
 
-    def adding(total: Tensor) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            each = output.detach().double().abs().transpose(0, 1).reshape(len(total), -1).mean(1)
-            total.add_(each.cpu(), alpha=len(output))  # a sum over images: the last batch may be smaller
+
+def mean_magnitudes(
+    method: str, model: nn.Module, evidence: Evidence, inputs_of: Iterable[str], outputs_of: Iterable[str] = ()
+) -> Scores:
+    """Mean |x| of each feature that layers get or give, over images and pixels: {layer name: float64 [features]}.
+
+    Layers that are not reached say nothing. Raises UserError without batches, or for one that does not fit.
+    """
+    totals: Scores = {}
+    counts: dict[str, int] = {}
+
+    def adding(name: str, output_counts: bool) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            value = output if output_counts else next(iter((*args, *kwargs.values())))
+            features = value.detach().movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
+            # A sum over images: the last batch may be smaller.
+            totals[name] = totals.get(name, 0) + len(value) * features.double().abs().mean(1).cpu()
+            counts[name] = counts.get(name, 0) + len(value)
 
         return hook
 
-    run = evidence.loss or outputs
+    places = [*((name, False) for name in inputs_of), *((name, True) for name in outputs_of)]
     handles = [
-        model.get_submodule(layer).register_forward_hook(adding(totals[group.name]))
-        for group in groups
-        for layer in group.ends
+        model.get_submodule(name).register_forward_hook(adding(name, behind), with_kwargs=True)
+        for name, behind in places
     ]
     try:
         with evaluating(model), torch.no_grad():
-            for batch in _batches("activation", evidence):
-                run(model, batch)
+            for batch in _batches(method, evidence):
+                (evidence.loss or outputs)(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return _over_means(groups, totals)
+    return {name: total / counts[name] for name, total in totals.items()}
 
 
 def outputs(model: nn.Module, batch: Any) -> Tensor:

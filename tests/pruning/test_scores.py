@@ -228,6 +228,40 @@ def test_activation_weighs_a_small_last_batch_by_its_size():
         torch.testing.assert_close(split[name], scores)
 
 
+def test_activation_is_measured_behind_the_nonlinearity_and_a_flatten():
+    """A channel that ReLU silences is worth nothing, however large it is before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.GELU(), nn.Flatten(), nn.Linear(96, 2)
+    )
+    with torch.no_grad():
+        model[1].bias[0] = -50
+    batch = torch.rand(3, 3, 8, 8)
+    scores = SCORES["activation"](model, Evidence(generator(), [batch], None, batch))
+    assert scores["0"][0] == 0 and (scores["0"][1:] > 0).all()
+    with torch.no_grad():
+        means = model.eval()[:5](batch).abs().mean((0, 2, 3)).double()
+    torch.testing.assert_close(scores["3"], means / means.mean(), rtol=1e-5, atol=0)
+
+
+def test_activation_of_a_trunk_is_the_mean_over_what_reads_it():
+    model = encoder(name="resnet18")
+    group = next(g for g in groups_of(model) if g.name == "stage2.trunk")
+    seen = []
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for name in group.readers
+    ]
+    with torch.no_grad():
+        model.eval()(images())
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == len(group.readers) > 1
+    means = [x.abs().movedim(1, 0).reshape(units(group), -1).mean(1) for x in seen]
+    total = torch.stack(means).mean(0)
+    torch.testing.assert_close(SCORES["activation"](model, evidence())["stage2.trunk"], total / total.mean())
+
+
 def test_a_silent_unit_scores_zero_where_the_norm_or_the_activation_is_asked():
     model = encoder()
     norm = model.backbone.layer2[1].convs[1]
