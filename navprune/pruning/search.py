@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import pairwise
+from itertools import combinations_with_replacement, islice, pairwise
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,8 @@ MEASURED_TOLERANCE = 0.05
 """How far below its budget a measured cost may end (relative): clocks do not repeat to one per cent."""
 TILTS = 14
 """Halvings of theta: beyond, no unit changes its place."""
+RELEASES = 300
+"""Sets of units above the threshold that are tried to give way to others before a budget is refused."""
 
 Budget = Mapping[str, float]
 """Largest share of the dense network for each measure, in (0, 1]."""
@@ -127,13 +129,13 @@ def search(
 
     Bisects for the lowest threshold on the scores (float [units] a group) that meets the budget. Where one unit is
     worth more than the tolerance, the room left is filled with the best units below the threshold that still fit, if
-    need be in place of one above it, until the tightest measure is within the tolerance of its budget; of two
-    measures both, where a tilted ranking brings them together (see above), else the tightest. Ties go to the earlier
-    group, then to the lower unit. Groups without scores stay whole.
+    need be in place of some of the last ones above it, until the tightest measure is within the tolerance of its
+    budget; of two measures both, where a tilted ranking brings them together (see above), else the tightest. Ties go
+    to the earlier group, then to the lower unit. Groups without scores stay whole.
 
     `measured` are shares that are costly to ask and noisy, such as milliseconds: they are asked only in bisections
     along the ranking and met within `MEASURED_TOLERANCE`. Raises UserError for scores and limits that do not fit,
-    and with the nearest there is when the budget cannot be met.
+    and with the nearest that was found where the budget is not met.
     """
     config, measured = config or SearchConfig(), measured or {}
     check_budget(budget, (*MEASURES, *measured))
@@ -150,6 +152,22 @@ def search(
         keep[group.name] = torch.zeros(units(group), dtype=torch.bool)
         keep[group.name][score.argsort(descending=True, stable=True)[: counts[group.name]]] = True
     return keep
+
+
+def shortfall(budget: Budget, reached: Mapping[str, float], tolerance: float) -> str | None:
+    """One line on the measures that ended further below their budget than the tolerance allows; None without any."""
+    loads = {name: reached[name] / share for name, share in budget.items()}
+    allowed = {name: tolerance if name in MEASURES else MEASURED_TOLERANCE for name in budget}
+    slack = [name for name, load in loads.items() if load < 1 - allowed[name]]
+    if not slack:
+        return None
+    binding = " and ".join(name for name in budget if name not in slack)
+    ends = ", ".join(
+        f"{name} ended at {reached[name]:.3g}, {1 - loads[name]:.1%} below its budget of {budget[name]:g}"
+        for name in slack
+    )
+    together = f"{binding} binds first, and in whole units along this ranking they cannot bind together"
+    return f"{ends}: {together if binding else 'the units are too coarse to come nearer'}"
 
 
 Goal = Callable[..., float]
@@ -176,6 +194,8 @@ def _steps(
 ) -> tuple[Counter[str], list[Step]]:
     """The units that must stay of each group, and the steps by which it may grow, the best first."""
     _check_limits(config.limits, [group.name for group in groups if group.name in scores])
+    if unknown := sorted(scores.keys() - {group.name for group in groups}):
+        raise UserError(f"scores of {unknown[0]!r}: no such group; there are {', '.join(g.name for g in groups)}")
     floors: Counter[str] = Counter()
     steps = []
     for group in groups:
@@ -232,10 +252,7 @@ class _Space:
 
     def counts(self, steps: Sequence[Step]) -> Counter[str]:
         """Units of each group after these steps."""
-        counts = self.floors.copy()
-        for step in steps:
-            counts[step.group] += step.units
-        return counts
+        return self.floors + _units(steps)
 
     def widths(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {name: counts[name] * size for name, size in self.sizes.items()}
@@ -269,17 +286,36 @@ class _Space:
         return Found(goal(loads.values()), counts)
 
     def closest(self, order: Sequence[Step], goal: Goal) -> Found:
-        """The best steps that fit, the room left filled, if need be in place of a group's last one above."""
+        """The best steps that fit, the room left filled, if need be in place of some last ones of groups above."""
         fitting = self.longest(order)
         above, below = order[:fitting], order[fitting:]
         whole = self.counts(above)
         best = self.filled(whole, below, set(), goal)
-        for step in reversed({step.group: step for step in above}.values()):
+        for released in islice(_releases(above), RELEASES):
             if best.value >= self.enough or not below:
                 break
-            found = self.filled(whole - Counter({step.group: step.units}), below, {step.group}, goal)
+            found = self.filled(whole - _units(released), below, {step.group for step in released}, goal)
             best = found if found.value > best.value else best
         return best
+
+
+def _releases(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Sets of last steps of each group to take back: first one step, the worst first, then two, and so on."""
+    lasts: dict[str, list[Step]] = {}
+    for step in reversed(steps):
+        lasts.setdefault(step.group, []).append(step)
+    for count in range(1, len(steps) + 1):
+        for names in combinations_with_replacement(lasts, count):
+            taken = Counter(names)
+            if all(many <= len(lasts[name]) for name, many in taken.items()):
+                yield [step for name, many in taken.items() for step in lasts[name][:many]]
+
+
+def _units(steps: Iterable[Step]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for step in steps:
+        counts[step.group] += step.units
+    return counts
 
 
 def _within(space: _Space, order: list[Step], *, balance: bool) -> tuple[Counter[str], list[Step]]:
@@ -376,4 +412,4 @@ def _refusal(budget: Budget, nearest: Mapping[str, float]) -> UserError:
     asked = ",".join(f"{name}={share:g}" for name, share in budget.items())
     # Rounded up, so that asking for it succeeds.
     found = ",".join(f"{name}={math.ceil(nearest[name] * 1e4) / 1e4:g}" for name in budget)
-    return UserError(f"budget {asked} cannot be met in whole units: nearest is {found}; ask for that")
+    return UserError(f"budget {asked} cannot be met in whole units: nearest found is {found}; ask for that")

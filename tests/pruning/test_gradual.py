@@ -319,7 +319,7 @@ def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
     [
         ({"budget": "macs=1.5"}, "macs=1.5 is not a share"),
         ({"budget": "latency=0.5"}, "latency"),
-        ({"budget": "macs=0.001"}, "nearest is"),
+        ({"budget": "macs=0.001"}, "nearest found is"),
         ({"budget": None, "rewind_lr": True}, "go with cuts"),
         ({"budget": None}, "nothing is to be cut"),
         ({"method": "gates"}, r"pruning\.method is gates; known are l1"),

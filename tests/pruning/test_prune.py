@@ -175,7 +175,7 @@ def test_the_report_is_json():
         ("random", {"macs": 1.5}, "macs=1.5 is not a share"),
         ("random", {}, "budget is empty"),
         ("random", {"milliseconds": 0.5}, "unknown measure 'milliseconds'"),
-        ("random", {"macs": 0.0001}, "nearest is macs="),
+        ("random", {"macs": 0.0001}, "nearest found is macs="),
         (GATES, {"macs": 0.5}, "give batches"),
     ],
 )

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.search import MEASURED_TOLERANCE, SearchConfig, parse_budget, parse_shares, search
+from navprune.pruning.search import (
+    MEASURED_TOLERANCE,
+    SearchConfig,
+    parse_budget,
+    parse_shares,
+    search,
+    shortfall,
+)
 
 LOOSE = SearchConfig(tolerance=1.0)
 
@@ -97,9 +104,9 @@ def test_groups_without_scores_stay_whole():
 
 def test_a_budget_out_of_reach_names_the_nearest():
     groups = [group("trunk", 10), group("inner", 10)]
-    with pytest.raises(UserError, match=r"budget macs=0.5 .* nearest is macs=0.55"):
+    with pytest.raises(UserError, match=r"budget macs=0.5 .* nearest found is macs=0.55"):
         search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": 0.5})
-    with pytest.raises(UserError, match=r"budget macs=0.58 .* nearest is macs=0.55"):
+    with pytest.raises(UserError, match=r"budget macs=0.58 .* nearest found is macs=0.55"):
         search(groups, {"inner": torch.arange(10.0)}, channel_share(groups), {"macs": 0.58})
     for budget, tolerance in [(0.58, 0.1), (0.55, 0.01)]:
         config = SearchConfig(tolerance=tolerance)
@@ -110,10 +117,39 @@ def test_a_budget_out_of_reach_names_the_nearest():
 def test_the_nearest_can_be_asked_for():
     groups = [group("g", 3, unit=7)]
     scores = {"g": torch.arange(3.0)}
-    with pytest.raises(UserError, match=r"nearest is macs=0\.6667; ask for that") as refusal:
+    with pytest.raises(UserError, match=r"nearest found is macs=0\.6667; ask for that") as refusal:
         search(groups, scores, channel_share(groups), {"macs": 0.9})
-    nearest = parse_budget(str(refusal.value).split("nearest is ")[1].split(";")[0])
+    nearest = parse_budget(str(refusal.value).split("nearest found is ")[1].split(";")[0])
     assert search(groups, scores, channel_share(groups), nearest)["g"].tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("percent", range(5, 100, 5))
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_exists_within_the_tolerance_is_found(percent, seed):
+    """Of two layers in a row, whose cost is a product, some widths are within 1 % of most budgets; try all."""
+    groups = [group("first", 32), group("second", 64)]
+
+    def cost(widths):
+        first, second = widths["first"], widths["second"]
+        share = (5292 * first + 1296 * first * second + 5 * second) / (5292 * 32 + 1296 * 32 * 64 + 5 * 64)
+        return {"macs": share, "parameters": share}
+
+    budget = percent / 100
+    shares = [cost({"first": a, "second": b})["macs"] for a in range(1, 33) for b in range(1, 65)]
+    assert any(0.99 * budget <= share <= budget for share in shares)
+    generator = torch.Generator().manual_seed(seed)
+    scores = {g.name: torch.rand(g.channels, generator=generator) for g in groups}
+    first, second = (search(groups, scores, cost, {"macs": budget}) for _ in range(2))
+    assert 0.99 * budget <= cost({name: int(kept.sum()) for name, kept in first.items()})["macs"] <= budget
+    for name, kept in first.items():
+        assert torch.equal(kept, second[name])
+        assert kept.all() or scores[name][kept].min() > scores[name][~kept].max()
+
+
+def test_scores_of_unknown_groups_are_refused():
+    groups = [group("g", 2)]
+    with pytest.raises(UserError, match="scores of 'h': no such group; there are g"):
+        search(groups, {"h": torch.ones(2)}, channel_share(groups), {"macs": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -207,6 +243,32 @@ def test_the_tightest_binds_where_both_cannot():
     assert all(torch.equal(keep[name], alone[name]) for name in keep)
 
 
+@pytest.mark.parametrize(
+    ("reached", "line"),
+    [
+        ({"macs": 0.5, "parameters": 0.4}, None),
+        ({"macs": 0.496, "parameters": 0.397}, None),
+        (
+            {"macs": 0.498, "parameters": 0.1},
+            "parameters ended at 0.1, 75.0% below its budget of 0.4: macs binds first, and in whole units along this "
+            "ranking they cannot bind together",
+        ),
+        (
+            {"macs": 0.45, "parameters": 0.2},
+            "macs ended at 0.45, 10.0% below its budget of 0.5, parameters ended at 0.2, 50.0% below its budget of "
+            "0.4: the units are too coarse to come nearer",
+        ),
+    ],
+)
+def test_a_budget_that_was_missed_is_told_in_one_line(reached, line):
+    assert shortfall({"macs": 0.5, "parameters": 0.4}, reached, 0.01) == line
+
+
+def test_a_measured_budget_has_a_tolerance_of_its_own():
+    assert shortfall({"latency": 0.5}, {"latency": 0.48}, 0.01) is None
+    assert shortfall({"latency": 0.5}, {"latency": 0.47}, 0.01).startswith("latency ended at 0.47, 6.0% below")
+
+
 # What a search may cut ---------------------------------------------------------------------------
 
 
@@ -237,7 +299,7 @@ def test_a_limit_caps_the_layers_it_names():
     config = SearchConfig(limits={"stage4.*": 0.3, "stage4.b": 0.1})
     keep = search(groups, scores, channel_share(groups), {"macs": 28 / 60}, config)
     assert [int(keep[g.name].sum()) for g in groups] == [20, 6, 2]
-    with pytest.raises(UserError, match=r"nearest is macs=0.4667"):
+    with pytest.raises(UserError, match=r"nearest found is macs=0.4667"):
         search(groups, scores, channel_share(groups), {"macs": 0.9}, config)
 
 
@@ -281,7 +343,9 @@ def test_a_measured_cost_is_bisected_and_asked_seldom():
     assert len(asked) < 15
     keep = search(groups, scores, cost, {"latency": 0.7, "macs": 0.3}, measured={"latency": milliseconds})
     assert int(keep["g"].sum()) == 180  # the other budget binds
-    with pytest.raises(UserError, match=r"budget latency=0.2 cannot be met in whole units: nearest is latency=0.30"):
+    with pytest.raises(
+        UserError, match=r"latency=0.2 cannot be met in whole units: nearest found is latency=0.30"
+    ):
         search(groups, scores, cost, {"latency": 0.2}, measured={"latency": milliseconds})
 
 
