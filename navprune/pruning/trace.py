@@ -210,9 +210,27 @@ class _Follower:
                 result = self._value(node)
                 if result is not None:
                     self.values[node] = result
-                    if _is_in_place(node):
-                        self.values[node.all_input_nodes[0]] = result
+                    if self._is_in_place(node):
+                        self._overwrite(node, result)
         return self._result()
+
+    def _is_in_place(self, node: fx.Node) -> bool:
+        """Whether an operation leaves its result in its first input, by its name or by its `inplace`."""
+        if node.op == "call_module":
+            return bool(getattr(self._layer(node), "inplace", False)) and bool(node.all_input_nodes)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        writes = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv") or node.kwargs.get("inplace")
+        return bool(node.all_input_nodes) and bool(writes)
+
+    def _overwrite(self, node: fx.Node, result: _Value) -> None:
+        """What an operation in place writes is read under every name of the memory: its input and views of it."""
+        written = node.all_input_nodes[0]
+        memory = _memory(written)
+        for other, value in self.values.items():
+            if other not in (node, written) and memory is not None and _memory(other) == memory:
+                silent, writers = value.silent and result.silent, value.writers | result.writers
+                self.values[other] = _Value(value.channels, silent, writers)
+        self.values[written] = result
 
     def _inputs(self, node: fx.Node) -> list[_Value]:
         return [self.values[n] for n in node.all_input_nodes if n in self.values]
@@ -222,6 +240,8 @@ class _Follower:
         inputs = self._inputs(node)
         result = node.meta["result"]
         name = _operation(node)
+        if node.kwargs.get("out") is not None:
+            raise self._refusal(node, f"{name} with out=")
         if node.op == "call_module" and isinstance(layer := self._layer(node), WEIGHTED):
             ranks = (2,) if isinstance(layer, nn.Linear) else (4,) if isinstance(layer, nn.Conv2d) else (2, 4)
             if result.dim() in ranks:
@@ -429,11 +449,10 @@ def _operation(node: fx.Node) -> str:
     return str(node.target).rstrip("_") if node.op == "call_method" else node.op
 
 
-def _is_in_place(node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return bool(node.all_input_nodes) and (name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv"))
+def _memory(node: fx.Node) -> int | None:
+    """What tells the memory of a tensor from that of others; views share it."""
+    result = node.meta["result"]
+    return result.untyped_storage()._cdata if isinstance(result, Tensor) else None
 
 
 def _width(tensor: Tensor) -> int:
