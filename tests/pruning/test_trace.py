@@ -262,7 +262,6 @@ def net(forward, **layers):
         (net(lambda m, x: m.c(m.a(x).flatten(2).mean(-1)), c=nn.Linear(4, 2)), {"a"}, set()),
         (net(lambda m, x: m.c(F.interpolate(F.max_pool2d(m.a(x), 2), size=x.shape[2:]))), {"a"}, set()),
         (net(lambda m, x: (m.h(y := m.a(x)), m.c(y))[1], h=nn.ReLU(inplace=True)), {"a"}, set()),
-        (net(lambda m, x: ((y := m.a(x).sigmoid()).sub_(0.5), m.c(y))[1]), {"a"}, set()),
         (net(lambda m, x: m.c(2 * torch.tanh(m.a(x)).clamp(min=0) / 3)), {"a"}, set()),
     ],
 )  # fmt: skip
