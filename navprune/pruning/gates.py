@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder, RunningMeanAndVar
 from navprune.pruning.groups import groups_of, is_inner, scaled, units
-from navprune.pruning.scores import Loss, Scores
+from navprune.pruning.scores import Loss, Scores, loss_of
 from navprune.pruning.trace import Example
 
 STABLE_OVER = 20
@@ -39,10 +39,7 @@ WIDEST = 8
 class GateConfig:
     """How gates are learned; expansion and Adam's rate are the paper's.
 
-    The penalty is not: the paper's 0.5 works over thousands of steps. In 192 steps of 64 observations at
-    64 x 64, which a ResNet50 of base 8 makes in half a minute, it left the mean gate at 0.9, and the gates
-    learned from two orders of the same observations correlated by 0.25; with 20 the mean came to 0.54 and the
-    correlation to 0.67.
+    The penalty is not: the paper's 0.5 works over thousands of steps, and here a hundred or two must do.
     """
 
     expansion: float = 1.25
@@ -61,11 +58,7 @@ class GateConfig:
     """Adam's rate for what learns along with them behind the encoder; above 0."""
     stable: float = 0.95
     """Stop once the gates' ranking correlates by this much (Spearman) with that of 20 steps before, and their mean is
-    within 0.25 of the target; above 0, and 1 goes through all batches.
-
-    More steps do not make the ranking more certain: learned from two orders of the same 4,000 observations (ResNet50
-    of base 8 at 64 x 64), rankings correlated by 0.65 after 80 steps, 0.61 after 120, 0.59 after 200 and 0.38 after
-    400; this stops at about 100.
+    within 0.25 of the target; above 0, and 1 goes through all batches. More steps do not make it more certain.
     """
 
     def __post_init__(self) -> None:
@@ -150,7 +143,9 @@ def _descend(
     before = None
     for batch in batches:
         _set_modes(model)  # whatever draws batches may have put the network into evaluation
-        value = _checked(loss, model, batch)
+        value = loss_of("gates", loss, model, batch)
+        if not torch.isfinite(value):
+            raise UserError(f"gates: the loss of a batch is {value.item():g}: look for NaN in the observations")
         excess = torch.cat(list(gates.values())).abs().mean() - config.target
         optimiser.zero_grad()
         (value + config.penalty * excess**2).backward()
@@ -166,19 +161,6 @@ def _descend(
                 break
             before = now
     return losses
-
-
-def _checked(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
-    try:
-        value = loss(model, batch)
-    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"gates: a batch does not fit the network ({reason}); check the shapes it holds") from error
-    if not torch.isfinite(value).all():
-        raise UserError(f"gates: the loss of a batch is {value.item():g}: look for NaN in the observations")
-    return value
 
 
 @contextmanager

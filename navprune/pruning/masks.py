@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.groups import Keep, checked_keep, units
-from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, outputs
+from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, outputs, run_batch
 from navprune.pruning.search import search
 from navprune.pruning.slim import cut_group
 
@@ -73,7 +73,8 @@ def magnitude_gradient(model: nn.Module, chosen: Mapping[str, Tensor], evidence:
     if batch is None or evidence.loss is None:
         raise UserError("magnitude x gradient follows a loss on one batch: give a batch and a loss")
     with evaluating(model):
-        slopes = torch.autograd.grad(evidence.loss(model, batch), list(chosen.values()), allow_unused=True)
+        loss = loss_of("magnitude x gradient", evidence.loss, model, batch)
+        slopes = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
     pairs = zip(chosen.items(), slopes)
     return {name: (w.detach() * (0 if slope is None else slope)).abs() for (name, w), slope in pairs}
 
@@ -215,7 +216,7 @@ def theoretical_speedup(model: nn.Module, masks: Mapping[str, Tensor], example: 
     handles = [layer.register_forward_hook(counting(name, len(weights[name]))) for name, layer in layers.items()]
     try:
         with evaluating(model), torch.no_grad():
-            outputs(model, example)
+            run_batch("theoretical speedup", outputs, model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -233,7 +234,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     right, count = {1: 0, 5: 0}, 0
     with evaluating(model):
         for images, labels in batches:
-            logits = outputs(model, images)
+            logits = run_batch("accuracy", outputs, model, images)
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.to(logits.device)[:, None]
             for top in right:
                 right[top] += int(hits[:, :top].any(1).sum())

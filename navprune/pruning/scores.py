@@ -204,7 +204,8 @@ def taylor(model: nn.Module, evidence: Evidence) -> Scores:
     count = 0
     with evaluating(model), scaled(model, gates, evidence.example):
         for batch in _batches("taylor", evidence):
-            slopes = torch.autograd.grad(evidence.loss(model, batch), list(gates.values()), allow_unused=True)
+            loss = loss_of("taylor", evidence.loss, model, batch)
+            slopes = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
             for total, slope in zip(totals.values(), slopes):
                 total += 0 if slope is None else slope.double().abs().cpu()
             count += 1
@@ -264,11 +265,31 @@ def mean_magnitudes(
     try:
         with evaluating(model), torch.no_grad():
             for batch in _batches(method, evidence):
-                (evidence.loss or outputs)(model, batch)
+                run_batch(method, evidence.loss or outputs, model, batch)
     finally:
         for handle in handles:
             handle.remove()
     return {name: total / counts[name] for name, total in totals.items()}
+
+
+def run_batch(method: str, run: Loss, model: nn.Module, batch: Any) -> Tensor:
+    """What `run` makes of a model and a batch; raises UserError, with the method's name, for one that does not fit."""
+    try:
+        return run(model, batch)
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{method}: a batch does not fit the network ({reason}); check the shapes it holds") from error
+
+
+def loss_of(method: str, loss: Loss, model: nn.Module, batch: Any) -> Tensor:
+    """The loss of a batch, a scalar with a slope; raises UserError as `run_batch`, or for any other value."""
+    value = run_batch(method, loss, model, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"a tensor of {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"{method}: the loss of a batch is {found}: give one number that depends on the network")
+    return value.reshape(())
 
 
 def outputs(model: nn.Module, batch: Any) -> Tensor:

@@ -131,6 +131,16 @@ def test_magnitude_times_gradient_follows_one_batch():
         STRATEGIES["layer-magnitude-gradient"](network, evidence(batches=None), 1.2)
 
 
+def test_batches_that_do_not_fit_are_refused():
+    network, wrong = tiny(), (torch.rand(2, 3, 4, 4), torch.tensor([0, 1]))
+    with pytest.raises(UserError, match=r"^magnitude x gradient: a batch does not fit the network"):
+        STRATEGIES["global-magnitude-gradient"](network, evidence(batches=[wrong]), 1.4)
+    with pytest.raises(UserError, match=r"^accuracy: a batch does not fit the network"):
+        accuracy(network, [wrong])
+    with pytest.raises(UserError, match=r"^theoretical speedup: a batch does not fit the network"):
+        theoretical_speedup(network, {}, wrong[0])
+
+
 def test_chance_follows_the_generator_alone():
     masks = [STRATEGIES["global-random"](model(), evidence(seed), 4)["conv1.weight"] for seed in (0, 0, 1)]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])

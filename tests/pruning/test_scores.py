@@ -375,6 +375,38 @@ def test_batches_that_do_not_fit_are_refused(batch, complaint):
         SCORES["taylor"](classifier, evidence(batches=[batch], loss=classification_loss))
 
 
+@pytest.mark.parametrize("method", ["taylor", "activation"])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.rand(2, 1, 16, 16), torch.tensor([0, 1])),
+        (torch.rand(2, 3, 2, 2), torch.tensor([0, 1])),
+        (torch.rand(3, 16, 16), torch.tensor([0, 1, 1])),
+        (torch.rand(2, 3, 16, 16), torch.tensor([0.0, 1.0])),
+        5,
+    ],
+)
+def test_batches_that_do_not_fit_a_module_are_refused_in_one_line(method, batch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2))
+    given_evidence = Evidence(generator(), [batch], classification_loss, torch.rand(1, 3, 16, 16))
+    with pytest.raises(UserError, match=f"^{method}: a batch does not fit the network") as refusal:
+        SCORES[method](model, given_evidence)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (outputs, r"a tensor of \[3, "),
+        (lambda *_: torch.tensor(1.0), r"a tensor of \[\]"),
+        (lambda *_: 1.0, "float"),
+    ],
+)
+def test_losses_that_are_no_number_with_a_slope_are_refused(loss, found):
+    with pytest.raises(UserError, match=f"taylor: the loss of a batch is {found}.*give one number"):
+        SCORES["taylor"](encoder(), evidence(loss=loss))
+
+
 def test_observations_that_do_not_fit_are_refused():
     model = encoder()
     with pytest.raises(UserError, match="a batch lacks 'depth', which the network sees; it holds rgb"):
