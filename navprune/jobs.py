@@ -328,6 +328,8 @@ def run_pruning(
     network = unpruned(source, config, how)
     spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
     device = device_of(config.trainer.device)
+    if how.images and not isinstance(spec, ClassifierSpec):
+        raise UserError(f"{how.images}: labelled images are for classifiers, which {source} is not; leave them out")
 
     def training() -> VectorEnv:
         assert isinstance(spec, PolicySpec)

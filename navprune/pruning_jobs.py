@@ -48,9 +48,9 @@ class PruningOptions:
     steps: int = 400
     """Observations of each of the configured training environments that scores and gates look at; 1 or more."""
     epochs: int = 3
-    """Passes of gates through them; of PPO the configured ones instead."""
+    """Passes of gates through them or through labelled images; of PPO the configured ones instead."""
     batch_size: int = 100
-    """Observations of each step of the gates; of PPO a mini-batch instead."""
+    """Observations or images of each batch; of PPO a mini-batch instead."""
     gates: GateConfig | None = None
     """How gates are learned; None for the defaults."""
     loss: str | None = None
@@ -107,9 +107,12 @@ def material(
     Raises UserError where the kind of network and the loss do not fit together.
     """
     loss = options.loss or ("imitation" if method == GATES else "ppo")
+    epochs = options.epochs if method == GATES else 1
     generator = torch.Generator().manual_seed(options.seed)
     if isinstance(spec, ClassifierSpec) or loss == "classification":
-        return Material(_labelled(spec, options, generator))
+        return Material(_labelled(spec, options, epochs, generator))
+    if method == "activation" and options.loss:
+        raise UserError(f"activation follows no loss, of {options.loss} neither: leave it out")
     if loss == "ppo" and method != "activation":
         env = environment()
         closing.callback(env.close)
@@ -124,11 +127,10 @@ def material(
         data = collect_observations(env, options.steps, np.random.default_rng(options.seed))
     finally:
         env.close()
-    epochs = options.epochs if method == GATES else 1
     return Material(shuffled_batches(data, options.batch_size, epochs, generator))
 
 
-def _labelled(spec: Spec, options: PruningOptions, generator: torch.Generator) -> Batches:
+def _labelled(spec: Spec, options: PruningOptions, epochs: int, generator: torch.Generator) -> Batches:
     if not isinstance(spec, ClassifierSpec):
         raise UserError("classification needs a classifier, such as cifar_resnet56; encoders use imitation or ppo")
     if options.loss not in (None, "classification"):
@@ -140,7 +142,7 @@ def _labelled(spec: Spec, options: PruningOptions, generator: torch.Generator) -
         found = f"{list(images.shape[1:])} with {int(labels.max()) + 1} classes"
         wanted = f"{list(spec.input)} with {spec.classes}"
         raise UserError(f"{options.images} holds images of {found}, and {spec.family} takes {wanted}")
-    return labelled_batches(images, labels, options.batch_size, options.epochs, generator)
+    return labelled_batches(images, labels, options.batch_size, epochs, generator)
 
 
 def latency_costs(
@@ -236,12 +238,25 @@ def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
         write_file(folder / WIDTHS, picture.read_bytes())
 
 
+def next_step(
+    out: Path, result: PruningResult, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
+) -> str:
+    """What to do with a slim checkpoint: the command that trains an agent, or how a classifier is loaded."""
+    if isinstance(result.dense, ClassifierSpec):
+        code = f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
+        if scratch or equal_compute:
+            code = f"navprune.models.spec.build({code}.spec, seed)  # new weights"
+        return f"slim checkpoint in {out}; load it in Python with\n  {code}"
+    command = training_command(out, answer, scratch=scratch, equal_compute=equal_compute)
+    return f"slim checkpoint in {out}; train it with\n  {command}"
+
+
 def training_command(
     out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
 ) -> str:
-    """The command that trains a slim checkpoint: from `scratch`, for as much compute as the dense network's."""
+    """The command that trains a slim agent: from `scratch`, then also for as much compute as the dense network's."""
     parts = [f"navprune train --config {out}/config.yaml init={out} run={out}_run"]
-    if scratch:
+    if scratch or equal_compute:
         parts.append("init_weights=false")
     if equal_compute:
         parts.append(f"trainer.total_frames={answer['training']['equal_compute_frames']}")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from navprune.cli import main
 from navprune.config import load_config
 from navprune.errors import UserError
 from navprune.jobs import run_pruning
@@ -18,7 +20,14 @@ from navprune.models.spec import encoder_spec, widths
 from navprune.pruning.gates import GateConfig
 from navprune.pruning.prune import resized
 from navprune.pruning.search import SearchConfig
-from navprune.pruning_jobs import count_cost, latency_share, training_command
+from navprune.pruning_jobs import (
+    PruningOptions,
+    count_cost,
+    latency_share,
+    material,
+    training_command,
+    unpruned_classifier,
+)
 from navprune.rl.checkpoints import load_classifier, load_policy
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
@@ -72,7 +81,10 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
     assert training["equal_compute_frames"] == round(1000 / data["reached"]["macs"])
     assert training["search_share"] == pytest.approx(data["search_seconds"] / 100)
     frames = f"trainer.total_frames={training['equal_compute_frames']}"
-    assert training_command(out, data, scratch=True, equal_compute=True).endswith(f"init_weights=false {frames}")
+    assert training_command(out, data, scratch=True).endswith("init_weights=false")
+    for scratch in (True, False):  # equal compute is of training from scratch
+        command = training_command(out, data, scratch=scratch, equal_compute=True)
+        assert command.endswith(f"init_weights=false {frames}")
     with Image.open(out / "widths.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
 
@@ -118,6 +130,8 @@ def test_classifiers_learn_gates_from_labelled_images(config, tmp_path, images):
         ("cifar_resnet56", "gates", {"loss": "ppo"}, "its loss is classification, not ppo"),
         ("resnet18", "gates", {"loss": "classification"}, "classification needs a classifier"),
         ("resnet18", "taylor", {"loss": "imitation"}, "follow ppo's loss"),
+        ("resnet18", "activation", {"loss": "ppo"}, "activation follows no loss"),
+        ("resnet18", "l1", {"images": Path("set.npz")}, "set.npz: labelled images are for classifiers"),
         ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification"),
         ("resnet18", "l1", {"latency_runtime": "tape"}, "unknown runtime 'tape'"),
         ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
@@ -128,6 +142,14 @@ def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, 
     with pytest.raises(UserError, match=complaint):
         run_pruning(source, method, {"macs": 0.5}, tmp_path / "slim", config, **options)
     assert not (tmp_path / "slim").exists()
+
+
+@pytest.mark.parametrize(("method", "passes"), [("gates", 3), ("taylor", 1), ("activation", 1)])
+def test_only_gates_pass_through_the_images_more_than_once(config, images, method, passes):
+    options = PruningOptions(images=images, batch_size=4, epochs=3)
+    spec = unpruned_classifier("cifar_resnet56", options)
+    seen = material(method, spec, options, lambda: pytest.fail("no environment"), config.ppo, ExitStack())
+    assert sum(len(labels) for _, labels in seen.batches) == 16 * passes
 
 
 def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
@@ -164,3 +186,79 @@ def test_gates_on_ppo_repeat_with_their_seed(config, tmp_path):
     first, second = (run_pruning("resnet18", "gates", {"macs": 0.7}, tmp_path / n, config, **options) for n in "ab")
     assert first.losses == second.losses
     assert all(torch.equal(first.scores[name], second.scores[name]) for name in first.scores)
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+SMALL = ["agent.base_planes=8", "task.width=64", "task.height=64"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--method l1 --loss ppo", "--loss is for methods that need batches"),
+        ("--method l1 --steps 9", "--steps is for"),
+        ("--method random --batch-size 9", "--batch-size is for"),
+        ("--method taylor --batch-size 9", "PPO draws its own mini-batches"),
+        ("--method gates --loss ppo --epochs 2", "--epochs is for gates, unless PPO"),
+        ("--method activation --epochs 2", "--epochs is for gates"),
+        ("--method taylor --expansion 1.5", "--expansion is for gates"),
+        ("--method l1 --stable 0.9", "--stable is for gates"),
+        ("--method l1 --paper cifar --images X", "--paper is for gates"),
+        ("--method gates --paper cifar", "--paper is for gates that learn from labelled --images"),
+        ("--method gates --images X --steps 9", "--steps is for"),
+        ("--method l1 --latency-batch 4", "--latency-batch is for a budget of latency"),
+        ("--method l1 --images X", "labelled images are for classifiers"),
+    ],
+)
+def test_options_that_make_no_difference_are_refused(capsys, tmp_path, options, complaint):
+    out = tmp_path / "slim"
+    assert main(["prune", "resnet18", *SMALL, "--budget", "macs=0.5", "--out", str(out), *options.split()]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert complaint in said[-1] and said[-1].endswith("out")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "batch_size", "expansion", "penalty"),
+    [
+        ("", None, None, 1.25, 20),
+        ("--epochs 2 --expansion 1", 2, None, 1, 20),
+        ("--paper cifar --images X", 10, 128, 1.25, 0.5),
+        ("--paper cifar --images X --epochs 2 --expansion 1", 2, 128, 1, 0.5),
+        ("--paper imagenet --images X --batch-size 7", 1, 7, 1.25, 0.05),
+    ],
+)
+def test_what_is_asked_for_goes_before_the_papers_settings(
+    monkeypatch, tmp_path, options, epochs, batch_size, expansion, penalty
+):
+    given = {}
+
+    def run(*_, **options):
+        given.update(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr("navprune.jobs.run_pruning", run)
+    assert main(["prune", "resnet18", "--budget", "macs=0.5", "--out", str(tmp_path / "x"), *options.split()]) == 2
+    assert (given.get("epochs"), given.get("batch_size")) == (epochs, batch_size)
+    assert (given["gates"].expansion, given["gates"].penalty) == (expansion, penalty)
+
+
+def test_a_budget_that_does_not_bind_is_told(capsys, tmp_path):
+    arguments = ["prune", "resnet18", *SMALL, "--method", "l1", "--out", str(tmp_path / "slim"), "--budget"]
+    assert main([*arguments, "macs=0.9,parameters=0.1"]) == 0
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in said if line.startswith("macs ended at") and "parameters binds first" in line]) == 1
+    assert main([*arguments, "macs=0.5"]) == 0
+    assert "ended at" not in capsys.readouterr().err
+
+
+def test_what_is_printed_of_a_classifier_loads_it(capsys, tmp_path):
+    out = tmp_path / "slim"
+    assert main(["prune", "cifar_resnet56", "--method", "l1", "--budget", "macs=0.5", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "navprune train" not in said
+    code = said.strip().splitlines()[-1].strip()
+    assert code == f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
+    assert load_classifier(out).spec.widths

@@ -1,10 +1,12 @@
 """`navprune prune`: what makes encoders smaller."""
 
 import argparse
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import Parser, add_overrides, command, natural, positive
+from navprune.cli.parsers import Parser, add_overrides, command, natural, note, positive
+from navprune.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
@@ -33,7 +35,9 @@ def add_commands(commands: Any) -> None:
     after = parser.add_argument_group("what follows")
     after.add_argument("--scratch", action="store_true", help="print the command that trains from new weights")
     after.add_argument(
-        "--equal-compute", action="store_true", help="lengthen that training until it costs what the dense one does"
+        "--equal-compute",
+        action="store_true",
+        help="the same, for as much compute as the dense one's",
     )
     after.add_argument(
         "--frames-per-second", type=float, metavar="X",
@@ -49,16 +53,16 @@ def _add_search(parser: Parser) -> None:
     group.add_argument("--minimum", type=positive, default=1, metavar="N", help="units that stay everywhere (1)")
     group.add_argument("--minimum-share", type=float, default=0.0, metavar="X", help="share that stays everywhere (0)")
     group.add_argument("--multiple", type=positive, default=1, metavar="N", help="widths are multiples of this (1)")
-    group.add_argument("--latency-batch", type=positive, default=1, metavar="N", help="batch size of latency (1)")
-    group.add_argument("--latency-runtime", default="eager", help="eager or compiled (default: eager)")
+    group.add_argument("--latency-batch", type=positive, metavar="N", help="batch size of latency (1)")
+    group.add_argument("--latency-runtime", help="eager or compiled (default: eager)")
 
 
 def _add_evidence(parser: Parser) -> None:
     group = parser.add_argument_group("what methods that need batches look at")
     group.add_argument("--loss", help="imitation (default of gates), ppo (of the others) or classification")
-    group.add_argument("--steps", type=positive, default=400, metavar="N", help="steps of each environment (400)")
-    group.add_argument("--epochs", type=positive, default=3, metavar="N", help="gates: passes through them (3)")
-    group.add_argument("--batch-size", type=positive, default=100, metavar="N", help="observations a batch (100)")
+    group.add_argument("--steps", type=positive, metavar="N", help="steps of each environment (400)")
+    group.add_argument("--epochs", type=positive, metavar="N", help="gates: passes through them (3)")
+    group.add_argument("--batch-size", type=positive, metavar="N", help="observations a batch (100)")
     group.add_argument("--expansion", type=float, metavar="X", help="gates: width of the searched network (1.25)")
     group.add_argument(
         "--stable", type=float, metavar="X", help="gates: stop once their ranking correlates so much with the last"
@@ -75,47 +79,78 @@ def _methods() -> str:
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import config_of, run_pruning
-    from navprune.pruning.search import SearchConfig, parse_budget, parse_shares
-    from navprune.pruning_jobs import pruning_json, training_command
+    from navprune.pruning.search import SearchConfig, parse_budget, parse_shares, shortfall
+    from navprune.pruning_jobs import next_step, pruning_json
     from navprune.reports.tables import pruning_table
 
+    budget = parse_budget(options.budget)
+    _check_used(options, budget)
     config = config_of(options.source, options.config, options.settings)
+    search = SearchConfig(
+        scope=options.scope,
+        limits=parse_shares("--limits", options.limits) if options.limits else {},
+        minimum=options.minimum,
+        minimum_share=options.minimum_share,
+        multiple=options.multiple,
+    )
+    names = ("steps", "loss", "images", "latency_batch", "latency_runtime", "frames_per_second")
     result = run_pruning(
         options.source,
         options.method,
-        parse_budget(options.budget),
+        budget,
         options.out,
         config,
         seed=options.seed,
-        steps=options.steps,
-        loss=options.loss,
-        images=options.images,
-        search=SearchConfig(
-            scope=options.scope,
-            limits=parse_shares("--limits", options.limits) if options.limits else {},
-            minimum=options.minimum,
-            minimum_share=options.minimum_share,
-            multiple=options.multiple,
-        ),
+        search=search,
         blocks=options.blocks,
-        latency_batch=options.latency_batch,
-        latency_runtime=options.latency_runtime,
-        frames_per_second=options.frames_per_second,
+        **_given(options, names),
         **_gates(options),
     )
     answer = pruning_json(result, config.trainer.total_frames, options.frames_per_second)
     print(pruning_table(answer).text())
-    command = training_command(options.out, answer, scratch=options.scratch, equal_compute=options.equal_compute)
-    print(f"\nslim checkpoint in {options.out}; train it with\n  {command}")
+    if line := shortfall(budget, result.reached, search.tolerance):
+        note(line)
+    print("\n" + next_step(options.out, result, answer, scratch=options.scratch, equal_compute=options.equal_compute))
     return answer
+
+
+def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _check_used(options: argparse.Namespace, budget: Collection[str]) -> None:
+    """Raises UserError for an option that the method makes no use of."""
+    from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES
+    from navprune.pruning.search import LATENCY
+
+    method, labelled = options.method, options.images is not None
+    if method not in METHODS:
+        return
+    gates, looks = method == GATES, method in NEEDS_BATCHES
+    rollouts = not labelled and (options.loss == "ppo" or method == "taylor")
+    used = {
+        "loss": (looks, "methods that need batches"),
+        "steps": (looks and not labelled, "methods that need batches, where the agent collects them"),
+        "batch_size": (looks and not rollouts, "methods that need batches, unless PPO draws its own mini-batches"),
+        "epochs": (gates and not rollouts, "gates, unless PPO makes its own passes"),
+        "expansion": (gates, "gates"),
+        "stable": (gates, "gates"),
+        "paper": (gates and labelled, "gates that learn from labelled --images"),
+        "latency_batch": (LATENCY in budget, "a budget of latency"),
+        "latency_runtime": (LATENCY in budget, "a budget of latency"),
+    }
+    for name in _given(options, used):
+        matters, users = used[name]
+        if not matters:
+            raise UserError(f"--{name.replace('_', '-')} is for {users}; leave it out")
 
 
 def _gates(options: argparse.Namespace) -> dict[str, Any]:
     """How gates are learned: the paper's settings or the project's, with what the user changes."""
     from dataclasses import replace
 
-    from navprune.pruning.gates import PAPER, GateConfig, Recipe
+    from navprune.pruning.gates import PAPER, GateConfig
 
-    recipe = PAPER[options.paper] if options.paper else Recipe(GateConfig(), options.epochs, options.batch_size)
-    given = {name: getattr(options, name) for name in ("expansion", "stable") if getattr(options, name) is not None}
-    return {"gates": replace(recipe.config, **given), "epochs": recipe.epochs, "batch_size": recipe.batch_size}
+    recipe = PAPER[options.paper]._asdict() if options.paper else {"config": GateConfig()}
+    config = replace(recipe.pop("config"), **_given(options, ("expansion", "stable")))
+    return {"gates": config, **recipe, **_given(options, ("epochs", "batch_size"))}

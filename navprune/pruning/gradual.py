@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, Scores
-from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget, parse_budget, search
+from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget, parse_budget, search, shortfall
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
 from navprune.rl.ppo import check_ranges
@@ -217,6 +218,8 @@ class GradualPruning(Callback):
             keep = {name: ~goes for name, goes in ready.items()} or self._choose(ppo, policy, due)
             replacement = self._cut(ppo, keep)
             policy, self.made, self.doomed = replacement.policy, due, {}
+            if due == self.config.cuts and (line := shortfall(self.budget, self.history[-1], TOLERANCES[0])):
+                print(line, file=sys.stderr)
         waits = self.begin <= frames and self.made < self.config.cuts and not self.doomed
         if self.config.penalty == GROWING and waits:
             self.doomed = {name: ~kept for name, kept in self._choose(ppo, policy, self.made + 1).items()}

@@ -188,6 +188,17 @@ def test_the_network_shrinks_on_schedule_to_its_budget(whole):
     assert [cut["frames"] // UPDATE for cut in callback.history] == [4, 6, 8]
 
 
+@pytest.mark.parametrize(("budget", "missed"), [("macs=0.9,parameters=0.2", "macs"), ("macs=0.7", None)])
+def test_a_final_budget_that_does_not_bind_is_told_once(tmp_path, capsys, budget, missed):
+    config = replace(CUTS, budget=budget, cuts=2, end=0.4, method="l1")
+    callback = pruning(config)
+    run(tmp_path, callback, run=replace(RUN, total_frames=5 * UPDATE))
+    said = [line for line in capsys.readouterr().err.splitlines() if "below its budget" in line]
+    short = [name for name, share in callback.budget.items() if callback.history[-1][name] < 0.99 * share]
+    assert len(said) == bool(short)
+    assert missed is None or f"{missed} ended at" in said[0]
+
+
 def test_tensorboard_shows_what_is_left(whole):
     folder, callback = whole
     shown = scalars(folder)

@@ -343,9 +343,7 @@ def test_a_measured_cost_is_bisected_and_asked_seldom():
     assert len(asked) < 15
     keep = search(groups, scores, cost, {"latency": 0.7, "macs": 0.3}, measured={"latency": milliseconds})
     assert int(keep["g"].sum()) == 180  # the other budget binds
-    with pytest.raises(
-        UserError, match=r"latency=0.2 cannot be met in whole units: nearest found is latency=0.30"
-    ):
+    with pytest.raises(UserError, match=r"latency=0.2 cannot be met in whole units: nearest found is latency=0.30"):
         search(groups, scores, cost, {"latency": 0.2}, measured={"latency": milliseconds})
 
 
