@@ -12,7 +12,7 @@ from navprune.errors import UserError
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import build
-from navprune.pruning.trace import Example, trace
+from navprune.pruning.trace import ADVICE, Example, trace
 
 Keep = Mapping[str, Tensor]
 
@@ -41,8 +41,13 @@ def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool 
         traced = list(_classifier_groups(model.spec))
         return traced + (_blocks("", model.spec.removable_blocks()) if blocks else [])
     if not any(isinstance(module, Encoder) for module in model.modules()) and example is not None:
-        if groups := list(trace(model, example).groups):
-            return groups
+        followed = trace(model, example)
+        if not followed.groups:
+            why = f", and so do those at {followed.obstacle}: {ADVICE}" if followed.obstacle else ""
+            raise UserError(
+                f"{type(model).__name__} has no channels to prune: those of its inputs and outputs stay{why}"
+            )
+        return list(followed.groups)
     prefix, encoder = encoder_in(model)
 
     def within(layers: tuple[str, ...]) -> tuple[str, ...]:

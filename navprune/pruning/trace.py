@@ -65,11 +65,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trace:
-    """The groups of a network, in order of execution, its layers, and parameters that no cut changes."""
+    """The groups of a network, in order of execution, its layers, and parameters that no cut changes.
+
+    `obstacle` is the first operation with parameters that channels cannot be followed through, with its place.
+    """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
     parameters: int
+    obstacle: str | None = None
 
     def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.
@@ -199,6 +203,7 @@ class _Follower:
     calls: dict[str, _Call] = field(default_factory=dict)
     speaking: set[str] = field(default_factory=set)
     multiplying: set[str] = field(default_factory=set)
+    obstacle: str | None = None
 
     def follow(self, graph: fx.Graph) -> Trace:
         for node in graph.nodes:
@@ -249,6 +254,8 @@ class _Follower:
             if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but cannot be cut
                 outputs, positions = _Channels(layer.out_features, fixed=True), math.prod(result.shape[1:-1])
                 self.calls.setdefault(str(node.target), _Call(layer, None, outputs, 0)).positions += positions
+        if not all(value.free for value in inputs) and self._has_parameters(node):
+            self.obstacle = self.obstacle or self._called(node, name)
         if not any(value.free for value in inputs):
             return _Value(_Channels(_width(result), fixed=True)) if isinstance(result, Tensor) else None
         if name in SIZES and not isinstance(result, Tensor):
@@ -264,6 +271,12 @@ class _Follower:
                 return self._elementwise(node, value)
         raise self._refusal(node, name)
 
+    def _has_parameters(self, node: fx.Node) -> bool:
+        """Whether an operation has parameters of its own, or is given some."""
+        if node.op == "call_module":
+            return next(self._layer(node).parameters(), None) is not None
+        return any(isinstance(n.meta["result"], nn.Parameter) for n in node.all_input_nodes)
+
     def _layer(self, node: fx.Node) -> nn.Module:
         return self.module.get_submodule(str(node.target))
 
@@ -277,7 +290,7 @@ class _Follower:
                     raise self._refusal(node, "GroupNorm behind flatten")
                 target.root.unit = math.lcm(target.root.unit, layer.num_channels // layer.num_groups)
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            target, source = self._grouped(layer, value), None
+            target, source = self._grouped(node, layer, value), None
         else:
             if value.free and not value.silent:
                 reason = f"{name} reads channels that are not 0 where cut ones are 0"
@@ -297,13 +310,14 @@ class _Follower:
         before = value.writers if source is None else frozenset()
         return _Value(target, writers=before | {name})
 
-    def _grouped(self, layer: nn.Conv2d, value: _Value) -> _Channels:
+    def _grouped(self, node: fx.Node, layer: nn.Conv2d, value: _Value) -> _Channels:
         if layer.in_channels == layer.out_channels:
             root = value.channels.root
             root.unit = math.lcm(root.unit, layer.in_channels // layer.groups)
             return root
         # Units on both sides would have to be cut together in different sizes: they stay.
         value.channels.root.fixed = True
+        self.obstacle = self.obstacle or self._called(node, "grouped Conv2d of two widths")
         return _Channels(layer.out_channels, fixed=True)
 
     def _joined(self, node: fx.Node, a: fx.Node, b: fx.Node) -> _Value:
@@ -384,10 +398,13 @@ class _Follower:
         layer = str(node.target) if node.op == "call_module" else next(reversed(stack), "")
         return f"at {layer}" if layer else "in forward"
 
+    def _called(self, node: fx.Node, name: str) -> str:
+        """An operation and its place; a layer goes by its kind unless `name` says more."""
+        name = type(self._layer(node)).__name__ if node.op == "call_module" and " " not in name else name
+        return f"{name} {self._place(node)}"
+
     def _refusal(self, node: fx.Node, name: str) -> UserError:
-        if node.op == "call_module":
-            name = name if " " in name else type(self._layer(node)).__name__
-        return UserError(f"cannot follow channels through {name} {self._place(node)}: {ADVICE}")
+        return UserError(f"cannot follow channels through {self._called(node, name)}: {ADVICE}")
 
     def _result(self) -> Trace:
         free: dict[_Channels, list[str]] = {}
@@ -398,7 +415,7 @@ class _Follower:
         groups = tuple(self._group(channels, writers) for channels, writers in free.items())
         layers = tuple(_layer(name, call, names) for name, call in self.calls.items())
         counted = Trace(groups, layers, 0).cost({})["parameters"]
-        return Trace(groups, layers, sum(p.numel() for p in self.module.parameters()) - counted)
+        return Trace(groups, layers, sum(p.numel() for p in self.module.parameters()) - counted, self.obstacle)
 
     def _group(self, channels: _Channels, writers: list[str]) -> ChannelGroup:
         silenced = self.multiplying - self.speaking

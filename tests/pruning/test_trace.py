@@ -314,6 +314,30 @@ def test_what_cannot_be_followed_is_named(model, complaint):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "obstacle"),
+    [
+        (Net(lambda m, x: m.b(m.a(x.flatten(2))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 1)), "Conv1d at a"),
+        (nn.Sequential(nn.ConvTranspose2d(3, 8, 3), nn.Conv2d(8, 4, 1)), "ConvTranspose2d at 0"),
+        (
+            Net(lambda m, x: m.b(m.a(x).relu() * m.g), a=conv(), b=conv(4), g=nn.Parameter(torch.ones(1, 4, 1, 1))),
+            "mul in",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 6, 1, groups=3), nn.Conv2d(6, 4, 1)), "grouped Conv2d of two widths at 0"),
+        (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), "Linear at 0"),
+    ],
+)
+def test_where_nothing_can_be_cut_the_operation_that_fixed_channels_is_named(model, obstacle):
+    with pytest.raises(UserError, match=f"has no channels to prune: .* stay, and so do those at {obstacle}") as error:
+        groups_of(model, torch.rand(2, 3, 6, 6))
+    assert "\n" not in str(error.value)
+
+
+def test_a_single_layer_has_inputs_and_outputs_alone():
+    with pytest.raises(UserError, match=r"inputs and outputs stay$"):
+        groups_of(nn.Sequential(conv()), torch.rand(2, 3, 6, 6))
+
+
 def test_without_an_example_nothing_can_be_traced():
     with pytest.raises(UserError, match="an example of its input"):
         groups_of(nn.Sequential(conv(), conv(4)))
