@@ -8,6 +8,7 @@ is reported.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.groups import Keep, checked_keep, units
-from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, outputs, run_batch
+from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, mean_magnitudes, outputs, run_batch
 from navprune.pruning.search import search
 from navprune.pruning.slim import cut_group
 
@@ -67,11 +68,36 @@ def magnitude(_model: nn.Module, chosen: Mapping[str, Tensor], _evidence: Eviden
     return {name: weight.detach().abs() for name, weight in chosen.items()}
 
 
+def _one_batch(method: str, evidence: Evidence) -> Any:
+    batch = next(iter(evidence.batches or ()), None)
+    if batch is None:
+        raise UserError(f"{method} looks at one batch: give a batch")
+    return batch
+
+
+def magnitude_activation(model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
+    """|w| x mean |input| of the channel that it reads, on one batch; a bias takes the mean over its layer's inputs.
+
+    Blalock et al., MLSys 2020. The loss, where one is given, says how the batch is run through the model.
+    """
+    method = "magnitude x activation"
+    layers = {name: layer for name, layer in weighted_layers(model).items() if f"{name}.weight" in chosen}
+    means = mean_magnitudes(method, model, replace(evidence, batches=[_one_batch(method, evidence)]), layers)
+    factors = {f"{name}.bias": mean.mean() for name, mean in means.items()}
+    for name, mean in means.items():
+        weight = chosen[f"{name}.weight"]
+        groups = len(mean) // weight.shape[1]  # filters of a grouped convolution read the inputs of their group
+        read = mean.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
+        factors[f"{name}.weight"] = read.view(*read.shape, *[1] * (weight.dim() - 2))
+    none = torch.zeros(())  # layers that the batch does not reach
+    return {name: weight.detach().cpu().abs() * factors.get(name, none) for name, weight in chosen.items()}
+
+
 def magnitude_gradient(model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
     """|w x gradient| of the loss on one batch (Blalock et al., MLSys 2020; after Mozer & Smolensky, NIPS 1988)."""
-    batch = next(iter(evidence.batches or ()), None)
-    if batch is None or evidence.loss is None:
-        raise UserError("magnitude x gradient follows a loss on one batch: give a batch and a loss")
+    batch = _one_batch("magnitude x gradient", evidence)
+    if evidence.loss is None:
+        raise UserError("magnitude x gradient follows a loss on one batch: give a loss")
     with evaluating(model):
         loss = loss_of("magnitude x gradient", evidence.loss, model, batch)
         slopes = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
@@ -180,6 +206,8 @@ STRATEGIES: dict[str, Strategy] = {
     "layer-magnitude": partial(layerwise_masks, magnitude),
     "global-magnitude-gradient": partial(global_masks, magnitude_gradient),
     "layer-magnitude-gradient": partial(layerwise_masks, magnitude_gradient),
+    "global-magnitude-activation": partial(global_masks, magnitude_activation),
+    "layer-magnitude-activation": partial(layerwise_masks, magnitude_activation),
     "global-random": partial(global_masks, chance),
     "layer-random": partial(layerwise_masks, chance),
     **{f"structured-{score}": partial(unit_masks, score) for score in SCORES},

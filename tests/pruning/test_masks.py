@@ -21,6 +21,7 @@ from navprune.pruning.masks import (
     apportioned,
     compression_ratio,
     largest,
+    magnitude_activation,
     prunable,
     structured_masks,
     theoretical_speedup,
@@ -127,8 +128,27 @@ def test_magnitude_times_gradient_follows_one_batch():
     products = torch.cat([(p * p.grad).detach().abs().flatten() for p in network[0].parameters()])
     found = torch.cat([masks["0.weight"].flatten(), masks["0.bias"]])
     assert torch.equal(found, largest(products, int(found.sum()))) and 0 < found.sum() < len(found)
-    with pytest.raises(UserError, match="give a batch and a loss"):
+    with pytest.raises(UserError, match="give a batch"):
         STRATEGIES["layer-magnitude-gradient"](network, evidence(batches=None), 1.2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_magnitude_times_activation_follows_what_each_weight_reads_on_one_batch(groups):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 6, 3, groups=groups), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)).eval()
+    images = torch.rand(5, 4, 4, 4) - 0.5
+    chosen = prunable(network, classifier=True)
+    found = magnitude_activation(network, chosen, evidence(batches=iter([images, None]), loss=None))
+    for o in range(6):
+        for i in range(4 // groups):
+            channel = i + (o // 3 * 2 if groups == 2 else 0)
+            expected = network[0].weight[o, i].abs() * images[:, channel].abs().mean()
+            torch.testing.assert_close(found["0.weight"][o, i].float(), expected.detach())
+    hidden = network[:3](images).abs().mean(0)
+    torch.testing.assert_close(found["3.weight"].float(), (network[3].weight.abs() * hidden).detach())
+    torch.testing.assert_close(found["3.bias"].float(), (network[3].bias.abs() * hidden.mean()).detach())
+    with pytest.raises(UserError, match="magnitude x activation looks at one batch"):
+        STRATEGIES["layer-magnitude-activation"](network, evidence(batches=None), 1.2)
 
 
 def test_batches_that_do_not_fit_are_refused():
