@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, cast
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.classifiers import ClassifierSpec
+from navprune.models.encoders import ChannelGroup
 from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, widths, with_widths
 from navprune.pruning import torch_pruning
 from navprune.pruning.gates import GateConfig, LearnedGates, learn_gates
@@ -21,10 +22,8 @@ from navprune.pruning.methods import GATES, METHODS, TORCH_PRUNING
 from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
+from navprune.pruning.torch_pruning import CountCost
 from navprune.pruning.trace import Example, module_cost
-
-CountCost = Callable[[EncoderSpec], Mapping[str, float]]
-"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
 
 Batches = Iterable[Any] | Callable[[nn.Module], Iterable[Any]]
 """Batches, or a function of the network that is looked at that draws them."""
@@ -122,54 +121,73 @@ def prune(
     stem at that width. Torch-Pruning takes no `config`, and its `keep` is of channels. Raises UserError for an unknown
     method, weights that do not fit the spec, or a budget that cannot be met.
     """
-    if method not in METHODS:
-        raise UserError(f"unknown pruning method {method!r}; known are {', '.join(METHODS)}")
+    config, costs = config or SearchConfig(), costs or {}
+    _check(method, budget, config, costs, blocks)
     if method == TORCH_PRUNING:
-        if blocks or (config and config != SearchConfig(tolerance=config.tolerance)):
-            raise UserError("torch-pruning knows no limits, minimum, multiple, scope or blocks: leave them out")
         return _by_torch_pruning(network, budget, cost, seed)
-    config = config or SearchConfig()
-    check_budget(budget, (*MEASURES, *(costs or {})))
-    began = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    dense = _spec_of(network)
-    model = network if isinstance(network, nn.Module) else build(network, seed).to(device)
-    settings: dict[str, Any] = {"search": asdict(config), "blocks": blocks}
-    if method == GATES:
-        gates = gates or GateConfig()
-        model = build(expanded(dense, gates.expansion), seed).to(device) if dense else model
-        settings["gates"] = asdict(gates)
-    groups = groups_of(model, example, blocks=blocks)
-    initial = weights_hash(model)
+    began, dense = time.perf_counter(), _spec_of(network)
+    gates = (gates or GateConfig()) if method == GATES else None
+    model = _looked_at(network, dense, gates, seed, device)
+    groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
     shares = _shares(dense if dense else model, cost, example)
+    measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
-    gates = gates if method == GATES else None
-    learned = _scored(model, method, Evidence(generator, drawn, loss, example, blocks), gates)
-    measured = {name: _remembered(share) for name, share in (costs or {}).items() if name in budget}
+    evidence = Evidence(torch.Generator().manual_seed(seed), drawn, loss, example, blocks)
+    learned = _scored(model, method, evidence, gates)
     keep = search(groups, learned.gates, shares, budget, config, measured)
     search_seconds = time.perf_counter() - began
-    kept = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
-    before = {group.name: group.channels for group in groups if not group.block}
-    if dense:
-        before = widths(encoder_of(dense))
-    removed = tuple(group.name for group in groups if group.block and not kept[group.name])
     return PruningResult(
         model=slim(model, keep, example).cpu(),
         dense=dense,
         method=method,
         budget=dict(budget),
-        reached={**shares(kept), **{name: share(kept) for name, share in measured.items()}},
-        widths={name: (count, kept[name] if renumbered(name, removed) else 0) for name, count in before.items()},
-        blocks=removed,
+        **_left(dense, groups, keep, shares, measured),
         keep=keep,
         scores=learned.gates,
         seed=seed,
         seconds=time.perf_counter() - began,
         search_seconds=search_seconds,
         initial_weights=initial,
-        settings=settings,
+        settings={"search": asdict(config), "blocks": blocks} | ({"gates": asdict(gates)} if gates else {}),
         losses=tuple(learned.losses),
     )
+
+
+def _check(method: str, budget: Budget, config: SearchConfig, costs: Iterable[str], blocks: bool) -> None:
+    if method not in METHODS:
+        raise UserError(f"unknown pruning method {method!r}; known are {', '.join(METHODS)}")
+    if method == TORCH_PRUNING and (blocks or config != SearchConfig(tolerance=config.tolerance)):
+        raise UserError("torch-pruning knows no limits, minimum, multiple, scope or blocks: leave them out")
+    check_budget(budget, (*MEASURES, *costs))
+
+
+def _looked_at(
+    network: nn.Module | Spec, dense: Spec | None, gates: GateConfig | None, seed: int, device: torch.device | str
+) -> nn.Module:
+    """The network with its weights, or random ones; for gates, where it has a spec, a wider one with random ones."""
+    if gates and dense:
+        network = expanded(dense, gates.expansion)
+    return network if isinstance(network, nn.Module) else build(network, seed).to(device)
+
+
+def _left(
+    dense: Spec | None,
+    groups: Sequence[ChannelGroup],
+    keep: Mapping[str, Tensor],
+    shares: Callable[[Widths], dict[str, float]],
+    measured: Mapping[str, Callable[[Widths], float]],
+) -> dict[str, Any]:
+    """What a cut leaves, as fields of `PruningResult`: "reached", "widths" and "blocks"."""
+    kept = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
+    removed = tuple(group.name for group in groups if group.block and not kept[group.name])
+    before = {group.name: group.channels for group in groups if not group.block}
+    if dense:
+        before = widths(encoder_of(dense))
+    return {
+        "reached": {**shares(kept), **{name: share(kept) for name, share in measured.items()}},
+        "widths": {name: (count, kept[name] if renumbered(name, removed) else 0) for name, count in before.items()},
+        "blocks": removed,
+    }
 
 
 def _by_torch_pruning(network: nn.Module | Spec, budget: Budget, cost: CountCost | None, seed: int) -> PruningResult:

@@ -38,6 +38,7 @@ LEAST_SIDE = 128
 """Traced images have at least so many pixels a side: on single pixels our convolutions are linear layers."""
 
 CountCost = Callable[[EncoderSpec], Mapping[str, float]]
+"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
 
 
 class Cut(NamedTuple):
