@@ -27,16 +27,25 @@ from navprune.pruning.losses import (
 )
 from navprune.pruning.methods import GATES
 from navprune.pruning.prune import Batches, PruningResult, resized
-from navprune.pruning.scores import Loss
+from navprune.pruning.scores import Loss, distillation_loss
 from navprune.pruning.search import LATENCY, SearchConfig, Widths
 from navprune.pruning.slim import Spec, encoder_of
 from navprune.pruning.trace import module_cost
 from navprune.reports.plots import widths_figure
-from navprune.rl.checkpoints import PRUNING, WIDTHS, write_file
+from navprune.rl.checkpoints import (
+    PRUNING,
+    WIDTHS,
+    find_checkpoint,
+    load_classifier,
+    load_policy,
+    read_any_spec,
+    write_file,
+)
 from navprune.rl.ppo import PPOConfig
 from navprune.tasks.pointnav import VectorEnv
 
-LOSSES = ("imitation", "ppo", "classification")
+DISTILLATION = "distillation"
+LOSSES = ("imitation", "ppo", "classification", DISTILLATION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +63,10 @@ class PruningOptions:
     gates: GateConfig | None = None
     """How gates are learned; None for the defaults."""
     loss: str | None = None
-    """imitation, ppo or classification; None is imitation for gates and ppo for other scores, of classifiers
-    classification."""
+    """imitation, ppo, classification or distillation; None is imitation for gates and ppo for other scores, of
+    classifiers classification."""
+    teacher: str | None = None
+    """Checkpoint or run of the network that distillation compares with: the dense one, of which some is cut already."""
     images: Path | None = None
     """An .npz file of labelled images, for classification."""
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -71,7 +82,9 @@ class PruningOptions:
 
     def __post_init__(self) -> None:
         if self.loss not in (None, *LOSSES):
-            raise UserError(f"gates' loss is {self.loss!r}; use {', '.join(LOSSES)}")
+            raise UserError(f"the loss is {self.loss!r}; use {', '.join(LOSSES)}")
+        if (self.loss == DISTILLATION) != bool(self.teacher):
+            raise UserError("distillation and a teacher go together: give both, a checkpoint or run for the teacher")
         if self.frames_per_second is not None and not self.frames_per_second > 0:
             raise UserError(f"training runs at more than 0 frames per second, not at {self.frames_per_second:g}")
         if self.latency_runtime not in RUNTIMES:
@@ -107,10 +120,13 @@ def material(
     Raises UserError where the kind of network and the loss do not fit together.
     """
     loss = options.loss or ("imitation" if method == GATES else "ppo")
+    if loss == DISTILLATION and method != "taylor":
+        raise UserError(f"distillation is a loss of taylor scores, not of {method!r}: leave it out")
+    taught = distillation_loss(_network(options.teacher)) if options.teacher else None
     epochs = options.epochs if method == GATES else 1
     generator = torch.Generator().manual_seed(options.seed)
     if isinstance(spec, ClassifierSpec) or loss == "classification":
-        return Material(_labelled(spec, options, epochs, generator))
+        return Material(_labelled(spec, options, epochs, generator), taught)
     if method == "activation" and options.loss:
         raise UserError(f"activation follows no loss, of {options.loss} neither: leave it out")
     if loss == "ppo" and method != "activation":
@@ -127,14 +143,22 @@ def material(
         data = collect_observations(env, options.steps, np.random.default_rng(options.seed))
     finally:
         env.close()
-    return Material(shuffled_batches(data, options.batch_size, epochs, generator))
+    return Material(shuffled_batches(data, options.batch_size, epochs, generator), taught)
+
+
+def _network(source: str) -> torch.nn.Module:
+    """The policy or classifier of a checkpoint or run."""
+    if isinstance(read_any_spec(find_checkpoint(source)), ClassifierSpec):
+        return load_classifier(source)
+    return load_policy(source).policy
 
 
 def _labelled(spec: Spec, options: PruningOptions, epochs: int, generator: torch.Generator) -> Batches:
     if not isinstance(spec, ClassifierSpec):
         raise UserError("classification needs a classifier, such as cifar_resnet56; encoders use imitation or ppo")
-    if options.loss not in (None, "classification"):
-        raise UserError(f"{spec.family} classifies images: its loss is classification, not {options.loss}")
+    if options.loss not in (None, "classification", DISTILLATION):
+        known = f"classification or {DISTILLATION}"
+        raise UserError(f"{spec.family} classifies images: its loss is {known}, not {options.loss}")
     if options.images is None:
         raise UserError("classification looks at labelled images: give an .npz file with images and labels")
     images, labels = read_labelled(options.images)

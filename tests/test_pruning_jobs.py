@@ -123,16 +123,35 @@ def test_classifiers_learn_gates_from_labelled_images(config, tmp_path, images):
     assert again.dense == classifier.spec and 0.89 <= again.reached["parameters"] <= 0.9
 
 
+def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
+    """Of a network cut once already, for agents and classifiers; the teacher itself has no slope there."""
+    looked = {"resnet18": {"steps": 8, "batch_size": 8}, "cifar_resnet56": {"images": images, "batch_size": 8}}
+    for source, options in looked.items():
+        dense, cut, out = (tmp_path / f"{source}-{name}" for name in ("dense", "cut", "out"))
+        run_pruning(source, "l1", {"macs": 1.0}, dense, config)
+        run_pruning(str(dense), "l1", {"macs": 0.8}, cut, config, search=LOOSE)
+        taught = {**options, "loss": "distillation", "teacher": str(dense)}
+        with pytest.raises(UserError, match="copy of its own teacher"):
+            run_pruning(str(dense), "taylor", {"macs": 0.7}, out, config, search=LOOSE, **taught)
+        result = run_pruning(str(cut), "taylor", {"macs": 0.7}, out, config, search=LOOSE, **taught)
+        assert 0.63 <= result.reached["macs"] <= 0.7
+        assert any(score.unique().numel() > 1 for score in result.scores.values())
+
+
 @pytest.mark.parametrize(
     ("source", "method", "options", "complaint"),
     [
         ("cifar_resnet56", "gates", {}, "labelled images: give an .npz"),
-        ("cifar_resnet56", "gates", {"loss": "ppo"}, "its loss is classification, not ppo"),
+        ("cifar_resnet56", "gates", {"loss": "ppo"}, "its loss is classification or distillation, not ppo"),
         ("resnet18", "gates", {"loss": "classification"}, "classification needs a classifier"),
         ("resnet18", "taylor", {"loss": "imitation"}, "follow ppo's loss"),
         ("resnet18", "activation", {"loss": "ppo"}, "activation follows no loss"),
         ("resnet18", "l1", {"images": Path("set.npz")}, "set.npz: labelled images are for classifiers"),
-        ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification"),
+        ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification, distillation"),
+        ("resnet18", "taylor", {"loss": "distillation"}, "distillation and a teacher go together"),
+        ("resnet18", "taylor", {"teacher": "runs/dense"}, "distillation and a teacher go together"),
+        ("resnet18", "gates", {"loss": "distillation", "teacher": "runs/dense"}, "a loss of taylor scores"),
+        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "no checkpoint at runs/none"),
         ("resnet18", "l1", {"latency_runtime": "tape"}, "unknown runtime 'tape'"),
         ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
         ("resnet99", "l1", {}, "no checkpoint at resnet99"),
@@ -201,6 +220,7 @@ SMALL = ["agent.base_planes=8", "task.width=64", "task.height=64"]
         ("--method l1 --steps 9", "--steps is for"),
         ("--method random --batch-size 9", "--batch-size is for"),
         ("--method taylor --batch-size 9", "PPO draws its own mini-batches"),
+        ("--method taylor --teacher X", "--teacher is for --loss distillation"),
         ("--method gates --loss ppo --epochs 2", "--epochs is for gates, unless PPO"),
         ("--method activation --epochs 2", "--epochs is for gates"),
         ("--method taylor --expansion 1.5", "--expansion is for gates"),

@@ -1,10 +1,11 @@
-"""Draws SPL against multiply-accumulates and writes table.md, from whatever cells results.jsonl holds.
+"""Draws SPL against multiply-accumulates and renews README.md's tables, from whatever cells results.jsonl holds.
 
 Intervals and tests resample seeds and episodes independently of each other, both with replacement (the pigeonhole
 bootstrap: Owen, Annals of Applied Statistics 2007, which errs on the side of too wide). Methods are compared with a
 control on the same seeds and episodes; the p-values of all methods at one share are corrected together (Holm 1979).
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -168,17 +169,23 @@ def curve(panel, spreads: Spreads, records: Records, protocol: str, method: str,
     return line
 
 
+def renewed(text: str, table: str) -> str:
+    """A text with a table in place of the one with the same head; behind the text where there is none."""
+    found = re.search(rf"^{re.escape(table.splitlines()[0])}\n(\|.*\n)*", text, re.MULTILINE)
+    return f"{text[: found.start()]}{table}{text[found.end() :]}" if found else f"{text}\n{table}"
+
+
 def main() -> None:
-    """Figures, table.md, and what is missing."""
+    """Figures, the tables in README.md, and what is missing."""
     records = read_results()
-    parts = []
+    readme = HERE / "README.md"
     for protocol in PROTOCOLS:
         if found := measured(records, protocol):
             spreads = {network: spread_of(seeds) for network, seeds in found.items()}
             draw(spreads, records, protocol)
-            parts.append(table(found, spreads, records, protocol))
-    (HERE / "table.md").write_text("\n".join(parts))
-    print("\n".join(parts))
+            written = table(found, spreads, records, protocol)
+            readme.write_text(renewed(readme.read_text(), written))
+            print(written)
     missing = [cell for cell in grid() if cell not in records]
     print(f"{len(records)} cells are there, {len(missing)} are missing", *missing[:5], sep="\n", end="")
     print("\n..." if len(missing) > 5 else "")

@@ -59,7 +59,8 @@ def _add_search(parser: Parser) -> None:
 
 def _add_evidence(parser: Parser) -> None:
     group = parser.add_argument_group("what methods that need batches look at")
-    group.add_argument("--loss", help="imitation (default of gates), ppo (of the others) or classification")
+    group.add_argument("--loss", help="imitation (default of gates), ppo (of the others), classification, distillation")
+    group.add_argument("--teacher", metavar="RUN", help="taylor on distillation: the dense network of a pruned SOURCE")
     group.add_argument("--steps", type=positive, metavar="N", help="steps of each environment (400)")
     group.add_argument("--epochs", type=positive, metavar="N", help="gates: passes through them (3)")
     group.add_argument("--batch-size", type=positive, metavar="N", help="observations a batch (100)")
@@ -93,7 +94,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
         minimum_share=options.minimum_share,
         multiple=options.multiple,
     )
-    names = ("steps", "loss", "images", "latency_batch", "latency_runtime", "frames_per_second")
+    names = ("steps", "loss", "teacher", "images", "latency_batch", "latency_runtime", "frames_per_second")
     result = run_pruning(
         options.source,
         options.method,
@@ -127,9 +128,10 @@ def _check_used(options: argparse.Namespace, budget: Collection[str]) -> None:
     if method not in METHODS:
         return
     gates, looks = method == GATES, method in NEEDS_BATCHES
-    rollouts = not labelled and (options.loss == "ppo" or method == "taylor")
+    rollouts = not labelled and (options.loss or ("ppo" if method == "taylor" else "")) == "ppo"
     used = {
         "loss": (looks, "methods that need batches"),
+        "teacher": (options.loss == "distillation", "--loss distillation"),
         "steps": (looks and not labelled, "methods that need batches, where the agent collects them"),
         "batch_size": (looks and not rollouts, "methods that need batches, unless PPO draws its own mini-batches"),
         "epochs": (gates and not rollouts, "gates, unless PPO makes its own passes"),

@@ -31,7 +31,7 @@ class StateEncoder(nn.Module):
         super().__init__()
         self.rnn = {"gru": nn.GRU, "lstm": nn.LSTM}[spec.rnn](inputs, spec.hidden_size, spec.rnn_layers)
         for name, parameter in self.rnn.named_parameters():
-            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+            _orthogonal(parameter) if "weight" in name else nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, state: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [T, N, F], state [N, L, H], masks bool [T, N] -> outputs [T, N, H], state [N, L, H].
@@ -153,6 +153,14 @@ class PointNavPolicy(nn.Module):
 
 def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:
     head = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(head.weight, gain=gain)
+    _orthogonal(head.weight, gain)
     nn.init.zeros_(head.bias)
     return head
+
+
+def _orthogonal(weight: Tensor, gain: float = 1.0) -> None:
+    """Orthogonal weights, by one thread: how the decomposition rounds would depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    nn.init.orthogonal_(weight, gain)
+    torch.set_num_threads(threads)

@@ -318,8 +318,7 @@ def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | Classi
 def build(spec: EncoderSpec | PolicySpec | ClassifierSpec, seed: int | None = None) -> nn.Module:
     """The module of a spec: an encoder, a `PointNavPolicy`, or a classifier.
 
-    With a `seed` its random weights depend on that alone, but for the last digits of orthogonal ones, which the number
-    of torch's threads changes; torch's global generator is left as it was.
+    With a `seed` its random weights depend on that alone; torch's global generator is left as it was.
     """
     import torch
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder, RunningMeanAndVar
+from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, scaled, units
 from navprune.pruning.scores import Loss, Scores, loss_of
-from navprune.pruning.trace import Example
 
 STABLE_OVER = 20
 """Steps between two looks at the ranking, which decide on an early stop."""

@@ -12,7 +12,8 @@ from navprune.errors import UserError
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import build
-from navprune.pruning.trace import ADVICE, Example, trace
+from navprune.pruning.graph import Example
+from navprune.pruning.trace import ADVICE, trace
 
 Keep = Mapping[str, Tensor]
 

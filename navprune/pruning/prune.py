@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.classifiers import ClassifierSpec
-from navprune.models.encoders import ChannelGroup
+from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, widths, with_widths
 from navprune.pruning import torch_pruning
 from navprune.pruning.gates import GateConfig, LearnedGates, learn_gates
+from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of
 from navprune.pruning.losses import Imitation
 from navprune.pruning.methods import GATES, METHODS, TORCH_PRUNING
@@ -23,7 +24,7 @@ from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classificati
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
 from navprune.pruning.torch_pruning import CountCost
-from navprune.pruning.trace import Example, module_cost
+from navprune.pruning.trace import module_cost
 
 Batches = Iterable[Any] | Callable[[nn.Module], Iterable[Any]]
 """Batches, or a function of the network that is looked at that draws them."""
@@ -243,6 +244,8 @@ def _scored(model: nn.Module, method: str, evidence: Evidence, gates: GateConfig
         return LearnedGates(SCORES[method](model, evidence), [])
     if evidence.batches is None:
         raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
+    if loss is None and not any(isinstance(module, Encoder) for module in model.modules()):
+        raise UserError("gates follow a loss: give one, such as classification_loss")
     loss = loss or Imitation(model, evidence.generator)
     return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
 

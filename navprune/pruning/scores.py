@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.models.spec import BLOCK
+from navprune.pruning.graph import Example
 from navprune.pruning.groups import encoder_in, groups_of, scaled, units
-from navprune.pruning.trace import Example
 
 Scores = dict[str, Tensor]
 
@@ -327,13 +327,16 @@ def distillation_loss(teacher: nn.Module) -> Loss:
     """The loss that compares a model's outputs with a teacher's: their mean squared difference.
 
     Of an encoder or a policy, the encoder's features; of a classifier, the logits (Ba & Caruana, NeurIPS 2014). It
-    has no slope at the teacher itself.
+    has no slope at the teacher itself. Raises UserError where the two differ in shape.
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         with torch.no_grad(), evaluating(teacher):
             wanted = outputs(teacher, batch)
         found = outputs(model, batch)
+        if found.shape != wanted.shape:
+            shapes = f"{list(wanted.shape[1:])} and the network {list(found.shape[1:])}"
+            raise UserError(f"the teacher answers {shapes} to an input: give the network that this one was cut from")
         return F.mse_loss(found, wanted.to(found))
 
     return loss

@@ -113,8 +113,8 @@ def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
     for name, share in budget.items():
         if name not in known:
             raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(known)}")
-        if not 0 < share <= 1:
-            raise UserError(f"budget: {name}={share:g} is not a share of the dense network; give 0 < {name} <= 1")
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise UserError(f"budget: {name}={share} is not a share of the dense network; give 0 < {name} <= 1")
 
 
 def search(

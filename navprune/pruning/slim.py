@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, with_widths
+from navprune.pruning.graph import Example
 from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of
-from navprune.pruning.trace import Example
 
 Spec = EncoderSpec | PolicySpec | ClassifierSpec
 

@@ -8,29 +8,17 @@ A channel may be cut if it is *silent* wherever a layer reads it: once its produ
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from navprune.errors import UserError
-from navprune.models.encoders import ChannelGroup, Conv2d
+from navprune.models.encoders import ChannelGroup
+from navprune.pruning.graph import ELEMENTWISE, NORMS, POOLS, WEIGHTED, Example, shaped_graph
 
-Example = Tensor | tuple[Tensor, ...]
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm)
-WEIGHTED = (nn.Conv2d, nn.Linear, *NORMS)
-ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
-    nn.Softshrink, nn.Hardshrink, nn.Dropout, nn.Dropout2d, nn.Identity,
-)  # fmt: skip
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
 ELEMENTWISE_NAMES = {
     *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid sigmoid logsigmoid".split(),
     *"softplus softsign tanh tanhshrink softshrink hardshrink clamp clamp_min clamp_max abs neg square pow exp".split(),
@@ -100,24 +88,7 @@ def trace(module: nn.Module, example: Example) -> Trace:
     computed. Layers that are called twice have both their inputs and outputs coupled. Raises UserError, naming
     operation and layer, where channels that could be cut meet anything else.
     """
-    _check_weights(module)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    try:
-        ghost = _without_values(module).float().eval()  # the example need not have its precision
-        graph = _Tracer().trace(ghost)
-    except Exception as error:  # whatever the user's forward raises when it is given no values
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        advice = "its forward must not branch on values; prune the modules inside it"
-        raise UserError(f"{type(module).__name__} cannot be traced ({reason}): {advice}") from error
-    try:
-        with torch.no_grad():
-            _Shapes(fx.GraphModule(ghost, graph)).run(*(_ghost(tensor) for tensor in inputs))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-        raise UserError(
-            f"{type(module).__name__} does not take an example of {shapes} ({reason}): give another"
-        ) from error
+    ghost, graph = shaped_graph(module, example)
     return _Follower(ghost).follow(graph)
 
 
@@ -128,23 +99,6 @@ def module_cost(module: nn.Module, example: Example) -> Callable[[Mapping[str, i
     are those of convolutions, padding included, and linear layers, for one input. Raises UserError as `trace`.
     """
     return trace(module, example).cost
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Subclasses that compute what their base computes are layers, too; others are looked into."""
-        forward = type(m).forward
-        known = next((kind for kind in (*WEIGHTED, *ELEMENTWISE, *POOLS) if forward is kind.forward), None)
-        if known in (nn.Conv2d, None) and isinstance(m, nn.Conv2d):
-            return isinstance(m, Conv2d) or (known is not None and type(m)._conv_forward is nn.Conv2d._conv_forward)
-        return known is not None or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Shapes(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        """Notes each result, a tensor without values, beside its node."""
-        n.meta["result"] = result = super().run_node(n)
-        return result
 
 
 @dataclass(eq=False)
@@ -474,35 +428,3 @@ def _memory(node: fx.Node) -> int | None:
 
 def _width(tensor: Tensor) -> int:
     return tensor.shape[1] if tensor.dim() > 1 else 1
-
-
-def _ghost(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
-
-
-def _without_values(module: nn.Module) -> nn.Module:
-    """A copy whose tensors have shapes and nothing else."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
-            if isinstance(tensor, Tensor):
-                shape = torch.empty_like(tensor, device="meta")
-                memo[id(tensor)] = nn.Parameter(shape) if isinstance(tensor, nn.Parameter) else shape
-    ghost = copy.deepcopy(module, memo)
-    for part in ghost.modules():
-        part._forward_hooks.clear()  # they are the user's, and meant for values
-        part._forward_pre_hooks.clear()
-    return ghost
-
-
-def _check_weights(module: nn.Module) -> None:
-    """Raises UserError where a layer's weights are another layer's, too, or are computed from others."""
-    owners: dict[int, str] = {}
-    for name, part in module.named_modules():
-        computed = isinstance(part, WEIGHTED) and "weight" not in part._parameters
-        if computed or parametrize.is_parametrized(part):
-            raise UserError(f"weights of {name} are computed (parametrised): make them plain parameters first")
-        for parameter in part.parameters(recurse=False):
-            other = owners.setdefault(id(parameter), name)
-            if other != name:
-                raise UserError(f"{other} and {name} share a parameter: give each its own, or use one layer twice")

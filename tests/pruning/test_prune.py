@@ -139,6 +139,14 @@ def test_gates_ignore_the_weights_they_are_given():
     assert first.initial_weights == second.initial_weights == weights_hash(build(spec, 0))
 
 
+def test_gates_of_a_module_need_a_loss():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    images = torch.rand(4, 1, 8, 8)
+    model(images)
+    with pytest.raises(UserError, match="gates follow a loss"):
+        prune(model, GATES, {"macs": 0.5}, batches=[images], example=images)
+
+
 def test_expansion_rounds_to_whole_units():
     spec = encoder_spec("resnet18", (1, 32, 32), 8, groups=2)
     wide = expanded(spec, 1.25)

@@ -1,6 +1,7 @@
 """Scores of units: what every one keeps to, and what each says."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -323,6 +324,8 @@ def test_distillation_has_a_slope_only_away_from_the_teacher():
     assert SCORES["taylor"](student, evidence(loss=distillation_loss(teacher)))["stem"].any()
     with pytest.raises(UserError, match="copy of its own teacher"):
         SCORES["taylor"](copy.deepcopy(teacher), evidence(loss=distillation_loss(teacher)))
+    with pytest.raises(UserError, match="give the network that this one was cut from"):
+        distillation_loss(build(replace(teacher.spec, output=2 * teacher.spec.output)).double())(student, images())
     torch.testing.assert_close(
         distillation_loss(teacher)(student, images()),
         (outputs(student, images()) - outputs(teacher, images())).square().mean(),

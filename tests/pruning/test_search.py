@@ -10,6 +10,7 @@ from navprune.models.encoders import ChannelGroup
 from navprune.pruning.search import (
     MEASURED_TOLERANCE,
     SearchConfig,
+    check_budget,
     parse_budget,
     parse_shares,
     search,
@@ -195,6 +196,12 @@ def test_budgets_are_read():
 def test_budgets_that_make_no_sense_are_refused(text, complaint):
     with pytest.raises(UserError, match=complaint):
         parse_budget(text)
+
+
+@pytest.mark.parametrize("share", ["a", None, float("nan"), -1, 0, 1.01])
+def test_a_budget_is_a_share(share):
+    with pytest.raises(UserError, match=r"give 0 < macs <= 1"):
+        check_budget({"macs": share})
 
 
 # Two budgets at once -----------------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""The statistics behind experiments/pruning_methods, and that what is written there is what was measured."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "pruning_methods"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """The modules figure and grid, which lie in no package."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import figure
+        import grid
+
+        yield figure, grid
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("figure", "grid"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("seed_effect", [0.0, 0.05])
+def test_noise_is_seldom_called_a_difference(experiment, monkeypatch, seed_effect):
+    """At 5 % at most about 5 of 100 comparisons of noise with noise, whether or not seeds have effects of their own."""
+    figure, _ = experiment
+    monkeypatch.setattr(figure, "RESAMPLES", 1000)
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(300):
+        first, second = (
+            np.clip(0.5 + rng.normal(0, 0.4, (3, 120)) + rng.normal(0, seed_effect, (3, 1)), 0, 1) for _ in range(2)
+        )
+        found += figure.bootstrap(first - second, rng).p < 0.05
+    assert found <= 300 * 0.08
+
+
+def test_a_difference_that_is_there_is_found(experiment):
+    figure, _ = experiment
+    rng = np.random.default_rng(0)
+    spread = figure.bootstrap(0.15 + rng.normal(0, 0.4, (3, 120)), rng)
+    assert spread.p < 0.01 and 0 < spread.low < spread.mean < spread.high
+    same = figure.bootstrap(np.full((3, 4), 0.25), rng)
+    assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
+
+
+def test_holm_on_a_worked_example(experiment):
+    figure, _ = experiment
+    corrected = figure.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert corrected == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_holm_corrects_upwards_and_keeps_the_order(experiment, p):
+    figure, _ = experiment
+    named = {str(i): value for i, value in enumerate(p)}
+    corrected = figure.holm(named)
+    assert all(named[name] <= value <= 1 for name, value in corrected.items())
+    assert all(corrected[a] <= corrected[b] for a in named for b in named if named[a] < named[b])
+    assert min(corrected.values()) == pytest.approx(min(1, len(p) * min(p)))  # Bonferroni's for the smallest
+
+
+def test_comparisons_are_of_the_same_seeds(experiment):
+    figure, _ = experiment
+    first, second = {0: np.array([1.0, 0.5]), 2: np.array([0.5, 0.5])}, {1: np.zeros(2), 2: np.array([0.25, 0.5])}
+    assert figure.paired(first, second).tolist() == [[0.25, 0.0]]
+    assert figure.paired(first, {1: np.zeros(2)}) is None
+
+
+def test_every_record_is_of_a_cell_and_of_the_same_episodes(experiment):
+    _, grid = experiment
+    records, cells = grid.read_results(), set(grid.grid())
+    assert records.keys() <= cells and len(grid.grid()) == len(cells)
+    assert {len(record["spl"]) for record in records.values() if "spl" in record} == {120}
+    for record in records.values():
+        if same := record.get("same_as"):
+            twin = records[grid.Cell(**same)]
+            assert (twin["spl"], twin["weights"]) == (record["spl"], record["weights"])
+
+
+def test_the_readme_says_what_was_measured(experiment):
+    figure, grid = experiment
+    written, records = (FOLDER / "README.md").read_text(), grid.read_results()
+    for protocol, methods in grid.PROTOCOLS.items():
+        if not (found := figure.measured(records, protocol)):
+            continue
+        table = written[written.index(f"| {protocol} | 25 %") :]
+        for method in methods:
+            entries = table[table.index(f"| {method} |") :].split("|")[2:]
+            for share, entry in zip(grid.SHARES, entries):
+                seeds = found.get((method, share))
+                assert entry.split()[0] == (f"{np.mean(list(seeds.values())):.3f}" if seeds else "cannot")
+
+
+def test_a_table_takes_the_place_of_the_one_before(experiment):
+    figure, _ = experiment
+    text = "Before.\n\n| cut | 25 % |\n|---|---|\n| l1 | old |\n\nBehind.\n"
+    new = "| cut | 25 % |\n|---|---|\n| l1 | new |\n| l2 | new |\n"
+    assert figure.renewed(text, new) == f"Before.\n\n{new}\nBehind.\n"
+    assert figure.renewed(figure.renewed(text, new), new) == figure.renewed(text, new)
