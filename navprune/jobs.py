@@ -344,7 +344,7 @@ def run_pruning(
             budget,
             count_cost,
             seed=how.seed,
-            batches=seen.batches,
+            batches=seen.shown(method),
             loss=seen.loss,
             gates=how.gates,
             config=how.search,

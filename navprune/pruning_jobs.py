@@ -1,9 +1,10 @@
 """What `navprune prune` needs beside pruning itself: what scores look at, milliseconds as a budget, and the files."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import RUNTIMES, measure
 from navprune.models.classifiers import ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
-from navprune.models.spec import EncoderSpec, build, with_widths
+from navprune.models.spec import EncoderSpec, build, widths, with_widths
+from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig
 from navprune.pruning.losses import (
     PPOTask,
@@ -92,10 +94,29 @@ class PruningOptions:
 
 
 class Material(NamedTuple):
-    """What a method looks at: batches and a loss, where it needs them."""
+    """What a method looks at: at most so many batches and a loss, where it needs them."""
 
     batches: Batches | None = None
     loss: Loss | None = None
+    total: int = 0
+
+    def shown(self, title: str) -> Batches | None:
+        """The batches, with a line of progress while they are looked at."""
+        if self.batches is None:
+            return None
+        source = self.batches
+
+        def draw(model: torch.nn.Module) -> Iterator[Any]:
+            line, done = ProgressLine(title, self.total, "batches"), 0
+            try:
+                for done, batch in enumerate(source(model) if callable(source) else source):
+                    line.show(done, last=False)
+                    yield batch
+                    done += 1
+            finally:
+                line.show(done, last=True)
+
+        return draw
 
 
 def unpruned_classifier(name: str, options: PruningOptions) -> ClassifierSpec:
@@ -126,14 +147,17 @@ def material(
     epochs = options.epochs if method == GATES else 1
     generator = torch.Generator().manual_seed(options.seed)
     if isinstance(spec, ClassifierSpec) or loss == "classification":
-        return Material(_labelled(spec, options, epochs, generator), taught)
+        images, labels = _labelled(spec, options)
+        batches = labelled_batches(images, labels, options.batch_size, epochs, generator)
+        return Material(batches, taught, epochs * (len(images) // options.batch_size))
     if method == "activation" and options.loss:
         raise UserError(f"activation follows no loss, of {options.loss} neither: leave it out")
     if loss == "ppo" and method != "activation":
         env = environment()
         closing.callback(env.close)
-        task = PPOTask(env, ppo, max(1, options.steps // ppo.steps), options.seed)
-        return Material(task.batches, task.loss)
+        rollouts = max(1, options.steps // ppo.steps)
+        task = PPOTask(env, ppo, rollouts, options.seed)
+        return Material(task.batches, task.loss, rollouts * ppo.epochs * ppo.minibatches)
     if method != GATES and loss == "imitation" and options.loss:
         raise UserError(
             f"imitation learns a readout along with gates; {method!r} scores follow ppo's loss: leave it out"
@@ -143,7 +167,8 @@ def material(
         data = collect_observations(env, options.steps, np.random.default_rng(options.seed))
     finally:
         env.close()
-    return Material(shuffled_batches(data, options.batch_size, epochs, generator), taught)
+    total = epochs * (options.steps * env.num_envs // options.batch_size)
+    return Material(shuffled_batches(data, options.batch_size, epochs, generator), taught, total)
 
 
 def _network(source: str) -> torch.nn.Module:
@@ -153,7 +178,8 @@ def _network(source: str) -> torch.nn.Module:
     return load_policy(source).policy
 
 
-def _labelled(spec: Spec, options: PruningOptions, epochs: int, generator: torch.Generator) -> Batches:
+def _labelled(spec: Spec, options: PruningOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels that fit the classifier."""
     if not isinstance(spec, ClassifierSpec):
         raise UserError("classification needs a classifier, such as cifar_resnet56; encoders use imitation or ppo")
     if options.loss not in (None, "classification", DISTILLATION):
@@ -166,7 +192,7 @@ def _labelled(spec: Spec, options: PruningOptions, epochs: int, generator: torch
         found = f"{list(images.shape[1:])} with {int(labels.max()) + 1} classes"
         wanted = f"{list(spec.input)} with {spec.classes}"
         raise UserError(f"{options.images} holds images of {found}, and {spec.family} takes {wanted}")
-    return labelled_batches(images, labels, options.batch_size, epochs, generator)
+    return images, labels
 
 
 def latency_costs(
@@ -178,7 +204,16 @@ def latency_costs(
     encoder = encoder_of(spec)
     if not isinstance(encoder, EncoderSpec):
         raise UserError(f"latency is measured of visual encoders, not of {encoder.family}; budget macs and parameters")
-    return {LATENCY: latency_share(encoder, options.latency_batch, options.latency_runtime, device)}
+    share = latency_share(encoder, options.latency_batch, options.latency_runtime, device)
+    units = sum(count // encoder.units[name] for name, count in widths(encoder).items())
+    line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
+
+    def shown(channels: Widths) -> float:
+        answer = share(channels)
+        line.show(next(asked), f"{answer:.0%} of the dense encoder's time", last=True)
+        return answer
+
+    return {LATENCY: shown}
 
 
 def latency_share(

@@ -59,6 +59,14 @@ def test_scores_and_gates_look_at_the_task(config, tmp_path, method, loss):
     assert load_policy(tmp_path / "slim").policy.spec == result.spec
 
 
+@pytest.mark.parametrize(("method", "batches"), [("gates", 4), ("activation", 4), ("taylor", 4)])
+def test_progress_is_shown_while_batches_are_looked_at(config, tmp_path, capsys, method, batches):
+    """Of 2 x 16 observations by 8, and of two rollouts with two mini-batches each."""
+    options = dict(steps=16, epochs=1, batch_size=8, search=LOOSE, gates=GateConfig(expansion=1))
+    run_pruning("resnet18", method, {"macs": 0.6}, tmp_path / "slim", config, **options)
+    assert f"{method}  {batches} of {batches} batches" in capsys.readouterr().err
+
+
 def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
     out = tmp_path / "slim"
     for _ in range(2):  # the second time in place of the first
