@@ -36,11 +36,8 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     data = out / "data"
     config = replace(config, data=replace(config.data, folder=str(data)))
     _check_recipe(out / "recipe.yaml", to_yaml(config) + f"# {HOMES} {BUDGET} {GATE_STEPS} {GATES}\n")
-    statistics = data / "datasets" / "pointnav" / config.data.name / "v1" / "statistics.json"
-    if not statistics.is_file():
-        note("1/4  generating homes")
-        line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
-        generate_dataset(data, name=config.data.name, progress=line.show, **HOMES)
+    note("1/4  generating homes")
+    draw_homes(data, config.data.name)
     slim = out / "slim"
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")
@@ -70,6 +67,13 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
             "limits": limits(config),
         },
     )
+
+
+def draw_homes(data: Path, name: str) -> None:
+    """Writes the demo's data set to a data folder, unless it is there."""
+    if not (data / "datasets" / "pointnav" / name / "v1" / "statistics.json").is_file():
+        line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
+        generate_dataset(data, name=name, progress=line.show, **HOMES)
 
 
 def _check_recipe(path: Path, recipe: str) -> None:

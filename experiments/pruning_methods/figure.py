@@ -19,7 +19,10 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 LEVEL = 0.05
 COLUMNS = 5
+AGAINST = (*CONTROLS, DENSE)
 COLOURS = dict(zip(CONTROLS, ("#8a9299", "#e08e45")))
+TOGETHER = 0.0
+"""In place of a share: the mean of the three."""
 Measured = dict[tuple[str, float], dict[int, np.ndarray]]
 """SPL of every episode, {(method, share): {seed: [episodes]}}, in one protocol."""
 Records = Mapping[Cell, dict]
@@ -44,6 +47,10 @@ def measured(records: Records, protocol: str) -> Measured:
     for cell, record in records.items():
         if cell.protocol == protocol and "spl" in record:
             found.setdefault((cell.method, cell.share), {})[cell.seed] = np.array(record["spl"])
+    for method in PROTOCOLS[protocol]:
+        each = [found.get((method, share), {}) for share in SHARES]
+        if seeds := set.intersection(*(set(by_seed) for by_seed in each)):
+            found[method, TOGETHER] = {seed: np.mean([by_seed[seed] for by_seed in each], axis=0) for seed in seeds}
     return found
 
 
@@ -75,10 +82,11 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def comparisons(found: Measured, methods: tuple[str, ...], share: float, control: str) -> dict[str, Spread]:
-    """The paired difference of each method to a control, with Holm's p-values."""
+    """The paired difference of each method to a control or the whole network, with Holm's p-values."""
     spreads = {}
     for method in methods:
-        differences = paired(found.get((method, share), {}), found.get((control, share), {}))
+        theirs = found.get((control, 1.0 if control == DENSE else share), {})
+        differences = paired(found.get((method, share), {}), theirs)
         if method != control and differences is not None:
             spreads[method] = bootstrap(differences, np.random.default_rng(0))
     corrected = holm({method: spread.p for method, spread in spreads.items()})
@@ -88,23 +96,24 @@ def comparisons(found: Measured, methods: tuple[str, ...], share: float, control
 def table(found: Measured, spreads: Spreads, records: Records, protocol: str) -> str:
     """A protocol in Markdown: SPL and its interval, marked where it differs from a control beyond chance."""
     methods = PROTOCOLS[protocol]
-    against = {(c, share): comparisons(found, methods, share, c) for c in CONTROLS for share in SHARES}
-    heads = [f"{100 * share:.0f} % of the MACs" for share in SHARES]
-    lines = [f"| {protocol} | {' | '.join(heads)} |", "|---|" + "---|" * len(SHARES)]
+    columns = (*SHARES, TOGETHER)
+    against = {(c, share): comparisons(found, methods, share, c) for c in AGAINST for share in columns}
+    heads = [*(f"{100 * share:.0f} % of the MACs" for share in SHARES), "mean of the three"]
+    lines = [f"| {protocol} | {' | '.join(heads)} |", "|---|" + "---|" * len(columns)]
     for method in methods:
         entries = []
-        for share in SHARES:
+        for share in columns:
             refused = [records.get(Cell(protocol, method, share, seed), {}).get("refused") for seed in SEEDS]
             if (method, share) not in spreads:
                 entries.append("cannot" if any(refused) else "-")
                 continue
-            marks = [mark(against[control, share].get(method), control) for control in CONTROLS]
+            marks = [mark(against[control, share].get(method), control) for control in AGAINST]
             missing = len(SEEDS) - len(found[method, share])
             text = [said(spreads[method, share]), *marks, f"[{missing} missing]" if missing else ""]
             entries.append(" ".join(filter(None, text)))
         lines.append(f"| {method} | {' | '.join(entries)} |")
     if (DENSE, 1.0) in spreads:
-        lines.append(f"| the whole network, likewise | {said(spreads[DENSE, 1.0])} |" + " |" * (len(SHARES) - 1))
+        lines.append(f"| the whole network, likewise | {said(spreads[DENSE, 1.0])} |" + " |" * (len(columns) - 1))
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ import torch
 from grid import CUT, DENSE, PROTOCOLS, RESULTS, SCRATCH, TUNED, Cell, grid, read_results
 
 from navprune.config import load_config
-from navprune.demo import GATE_STEPS, GATES, HOMES
+from navprune.demo import GATE_STEPS, GATES, draw_homes
 from navprune.errors import UserError
 from navprune.evaluation.agents import PolicyAgent
 from navprune.evaluation.cost import cost
@@ -45,7 +45,6 @@ from navprune.rl.ppo import PPO
 from navprune.rl.rollouts import Actor
 from navprune.scenes.episodes import EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
-from navprune.tasks.dataset import generate_dataset
 from navprune.tasks.pointnav import EpisodeOrder, Once, PointNavEnv, Shuffled
 
 DATA = Path("runs/pruning_methods/data")
@@ -73,9 +72,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, help="stop after so many")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="only these cells")
     options = parser.parse_args()
-    if not (DATA / "datasets/pointnav" / DEMO.data.name / "v1/statistics.json").is_file():
-        line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
-        generate_dataset(DATA, name=DEMO.data.name, progress=line.show, **HOMES)
+    draw_homes(DATA, DEMO.data.name)
     done = read_results()
     left = [cell for cell in grid() if cell not in done and options.protocol in (None, cell.protocol)][: options.cells]
     work(left, options.workers)
