@@ -1,4 +1,6 @@
-"""How far Torch-Pruning's cut of a GroupNorm network is from leaving channels out, and ours: prints the table in docs/pruning.md.
+"""How far Torch-Pruning's cut of a GroupNorm network is from leaving channels out, and ours.
+
+Prints the table in docs/pruning.md:
 
     .venv/bin/python experiments/exactness.py
 

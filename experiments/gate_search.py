@@ -1,4 +1,6 @@
-"""How well searches by gates agree that differ in the order of their observations alone: prints the table in docs/pruning.md.
+"""How well searches by gates agree that differ in the order of their observations alone.
+
+Prints the table in docs/pruning.md:
 
     .venv/bin/python experiments/gate_search.py
 

@@ -46,6 +46,8 @@ from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import (
     LATEST,
     PRUNING,
+    TRAINER,
+    check_replaceable,
     find_checkpoint,
     load_classifier,
     load_policy,
@@ -325,6 +327,7 @@ def run_pruning(
     environments, of classifiers from labelled images.
     """
     how = PruningOptions(**options)
+    _check_out(out, source)
     network = unpruned(source, config, how)
     spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
     device = device_of(config.trainer.device)
@@ -356,6 +359,16 @@ def run_pruning(
     save_checkpoint(out, model, config=to_yaml(config), metrics={"pruned_from": source})
     write_pruning(out, pruning_json(result, config.trainer.total_frames, how.frames_per_second))
     return result
+
+
+def _check_out(out: Path, source: str) -> None:
+    """Raises UserError where a slim checkpoint in `out` would take the place of anything but another one."""
+    check_replaceable(out)
+    if (out / TRAINER).exists():
+        raise UserError(f"{out} is a checkpoint that a training run goes on from; choose another folder")
+    given = find_checkpoint(source) if Path(source).is_dir() else Path(source)
+    if given.exists() and out.resolve() in (given.resolve(), given.resolve().parent):
+        raise UserError(f"{out} holds the network that is to be pruned; choose another folder")
 
 
 def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.Module | Spec:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,6 +156,8 @@ def material(
         env = environment()
         closing.callback(env.close)
         rollouts = max(1, options.steps // ppo.steps)
+        if method != GATES:  # while nothing learns, a second pass says what the first one said
+            ppo = replace(ppo, epochs=1)
         task = PPOTask(env, ppo, rollouts, options.seed)
         return Material(task.batches, task.loss, rollouts * ppo.epochs * ppo.minibatches)
     if method != GATES and loss == "imitation" and options.loss:

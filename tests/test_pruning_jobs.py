@@ -97,6 +97,21 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
 
 
+@pytest.mark.parametrize("kind", ["source", "training", "folder", "file"])
+def test_pruning_takes_nothing_but_a_slim_checkpoints_place(config, tmp_path, kind):
+    source, out = tmp_path / "dense", tmp_path / "dense"
+    run_pruning("resnet18", "l1", {"macs": 1.0}, source, config)
+    if kind != "source":
+        out = tmp_path / "other"
+        out.write_text("notes") if kind == "file" else out.mkdir()
+    if out.is_dir() and kind != "source":
+        (out / ("trainer.pt" if kind == "training" else "notes.txt")).write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="choose another folder"):
+        run_pruning(str(source), "l1", {"macs": 0.6}, out, config, search=LOOSE)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_slim_checkpoint_loads_without_pruning_code(config, tmp_path):
     run_pruning("resnet50", "random", {"macs": 0.6}, tmp_path / "slim", config, search=LOOSE, blocks=True)
     code = f"""

@@ -48,25 +48,36 @@ def add_commands(commands: Any) -> None:
 def _add_search(parser: Parser) -> None:
     group = parser.add_argument_group("what may be cut")
     group.add_argument("--blocks", action="store_true", help="whole residual blocks, too")
-    group.add_argument("--scope", default="global", help="global: one threshold; layer: the same share of each layer")
+    group.add_argument(
+        "--scope",
+        choices=["global", "layer"],
+        default="global",
+        help="global: one threshold; layer: the same share of each layer (default: global)",
+    )
     group.add_argument("--limits", metavar="LAYER=SHARE,...", help="largest share kept, such as stage4.*=0.3,stem=0.5")
     group.add_argument("--minimum", type=positive, default=1, metavar="N", help="units that stay everywhere (1)")
     group.add_argument("--minimum-share", type=float, default=0.0, metavar="X", help="share that stays everywhere (0)")
     group.add_argument("--multiple", type=positive, default=1, metavar="N", help="widths are multiples of this (1)")
     group.add_argument("--latency-batch", type=positive, metavar="N", help="batch size of latency (1)")
-    group.add_argument("--latency-runtime", help="eager or compiled (default: eager)")
+    group.add_argument("--latency-runtime", choices=["eager", "compiled"], help="eager or compiled (default: eager)")
 
 
 def _add_evidence(parser: Parser) -> None:
     group = parser.add_argument_group("what methods that need batches look at")
-    group.add_argument("--loss", help="imitation (default of gates), ppo (of the others), classification, distillation")
+    group.add_argument(
+        "--loss", choices=["imitation", "ppo", "classification", "distillation"],
+        help="imitation (default of gates), ppo (of other scores), classification (of classifiers) or distillation",
+    )  # fmt: skip
     group.add_argument("--teacher", metavar="RUN", help="taylor on distillation: the dense network of a pruned SOURCE")
     group.add_argument("--steps", type=positive, metavar="N", help="steps of each environment (400)")
     group.add_argument("--epochs", type=positive, metavar="N", help="gates: passes through them (3)")
     group.add_argument("--batch-size", type=positive, metavar="N", help="observations a batch (100)")
     group.add_argument("--expansion", type=float, metavar="X", help="gates: width of the searched network (1.25)")
     group.add_argument(
-        "--stable", type=float, metavar="X", help="gates: stop once their ranking correlates so much with the last"
+        "--stable",
+        type=float,
+        metavar="X",
+        help="gates: stop once their ranking correlates so much with the last (0.95)",
     )
     group.add_argument("--paper", choices=["cifar", "imagenet"], help="gates: the paper's settings for classification")
     group.add_argument("--images", type=Path, metavar="FILE.npz", help="labelled images, for classification")
@@ -80,6 +91,7 @@ def _methods() -> str:
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import config_of, run_pruning
+    from navprune.pruning.methods import TORCH_PRUNING
     from navprune.pruning.search import SearchConfig, parse_budget, parse_shares, shortfall
     from navprune.pruning_jobs import next_step, pruning_json
     from navprune.reports.tables import pruning_table
@@ -109,8 +121,11 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     )
     answer = pruning_json(result, config.trainer.total_frames, options.frames_per_second)
     print(pruning_table(answer).text())
-    if line := shortfall(budget, result.reached, search.tolerance):
+    why = {"why": "its one pruning ratio cannot make both bind"} if options.method == TORCH_PRUNING else {}
+    if line := shortfall(budget, result.reached, search.tolerance, **why):
         note(line)
+    if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:
+        note(f"all {options.method} scores are equal (of norms' scales before training, say): the order of units decided")
     print("\n" + next_step(options.out, result, answer, scratch=options.scratch, equal_compute=options.equal_compute))
     return answer
 

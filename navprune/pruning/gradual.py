@@ -3,7 +3,7 @@
 At cut i of k the budget is, with the final share r of the dense network,
 
     cubic:  r + (1 - r) (1 - i / k)^3    most of it early, while there is plenty (Zhu & Gupta, ICLR workshop 2018)
-    steps:  r^(i / k)                    every cut leaves the same share of what there is (Han et al., NeurIPS 2015)
+    steps:  r^(i / k)                    every cut leaves the same share of what there is (Frankle & Carbin, ICLR 2019)
 
 Between cuts a penalty may prepare the next one: the group lasso by proximal steps, which lets the network choose, or
 a growing one on the units that are about to go (Wang et al., Neural Pruning via Growing Regularization, ICLR 2021).

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
+from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import Keep, checked_keep, units
 from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, mean_magnitudes, outputs, run_batch
 from navprune.pruning.search import search
 from navprune.pruning.slim import cut_group
+
+POLICY_HEADS = ("action_distribution.linear", "critic.fc")
 
 Masks = dict[str, Tensor]
 """{parameter name: bool, of the parameter's shape}; parameters that are not named stay whole."""
@@ -35,11 +38,16 @@ def prunable(model: nn.Module, classifier: bool = False) -> dict[str, Tensor]:
     """Weights and biases of convolutions and linear layers, by parameter name; as in ShrinkBench.
 
     The last of the layers, which says the classes, is left out unless `classifier` is set: pruned, it makes some
-    classes impossible.
+    classes impossible. Of a policy these are the heads of actions and value.
     """
-    layers = list(weighted_layers(model).items())
-    chosen = layers if classifier else layers[:-1]
-    return {f"{name}.{own}": values for name, layer in chosen for own, values in layer.named_parameters(recurse=False)}
+    layers = weighted_layers(model)
+    last = POLICY_HEADS if isinstance(model, PointNavPolicy) else tuple(layers)[-1:]
+    chosen = {name: layer for name, layer in layers.items() if classifier or name not in last}
+    return {
+        f"{name}.{own}": values
+        for name, layer in chosen.items()
+        for own, values in layer.named_parameters(recurse=False)
+    }
 
 
 def kept_weights(model: nn.Module, chosen: Mapping[str, Tensor], compression: float) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -15,11 +15,11 @@ from navprune.models.classifiers import ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, widths, with_widths
 from navprune.pruning import torch_pruning
-from navprune.pruning.gates import GateConfig, LearnedGates, learn_gates
+from navprune.pruning.gates import GateConfig, learn_gates
 from navprune.pruning.graph import Example
-from navprune.pruning.groups import groups_of
+from navprune.pruning.groups import groups_of, is_inner, units
 from navprune.pruning.losses import Imitation
-from navprune.pruning.methods import GATES, METHODS, TORCH_PRUNING
+from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES, TORCH_PRUNING
 from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
@@ -133,9 +133,12 @@ def prune(
     shares = _shares(dense if dense else model, cost, example)
     measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
+    before = widths(encoder_of(dense)) if dense else {}
+    if method in NEEDS_BATCHES:
+        _check_reach(groups, method, shares, budget, config, before)
     evidence = Evidence(torch.Generator().manual_seed(seed), drawn, loss, example, blocks)
-    learned = _scored(model, method, evidence, gates)
-    keep = search(groups, learned.gates, shares, budget, config, measured)
+    scores, losses = _scored(model, method, evidence, gates)
+    keep = search(groups, scores, shares, budget, config, measured, before)
     search_seconds = time.perf_counter() - began
     return PruningResult(
         model=slim(model, keep, example).cpu(),
@@ -144,13 +147,13 @@ def prune(
         budget=dict(budget),
         **_left(dense, groups, keep, shares, measured),
         keep=keep,
-        scores=learned.gates,
+        scores=scores,
         seed=seed,
         seconds=time.perf_counter() - began,
         search_seconds=search_seconds,
         initial_weights=initial,
         settings={"search": asdict(config), "blocks": blocks} | ({"gates": asdict(gates)} if gates else {}),
-        losses=tuple(learned.losses),
+        losses=tuple(losses),
     )
 
 
@@ -235,13 +238,29 @@ def _spec_of(network: nn.Module | Spec) -> Spec | None:
     return spec
 
 
-def _scored(model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None) -> LearnedGates:
+def _check_reach(
+    groups: Sequence[ChannelGroup],
+    method: str,
+    shares: Callable[[Widths], dict[str, float]],
+    budget: Budget,
+    config: SearchConfig,
+    dense: Widths,
+) -> None:
+    """Raises UserError for limits or a budget that no scores could meet, before minutes go into scores."""
+    cut = [group for group in groups if method != GATES or is_inner(group) or group.block]
+    if exact := {name: budget[name] for name in MEASURES if name in budget}:
+        alike = {group.name: torch.ones(units(group)) for group in cut}
+        search(groups, alike, shares, exact, replace(config, tolerance=1.0), dense=dense)
+
+
+def _scored(
+    model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None
+) -> tuple[Scores, Sequence[float]]:
     """Scores of the units, and the losses of gates."""
     classifier = isinstance(getattr(model, "spec", None), ClassifierSpec)
     loss = evidence.loss or (classification_loss if classifier else None)
     if gates is None:
-        evidence = Evidence(evidence.generator, evidence.batches, loss, evidence.example, evidence.blocks)
-        return LearnedGates(SCORES[method](model, evidence), [])
+        return SCORES[method](model, replace(evidence, loss=loss)), ()
     if evidence.batches is None:
         raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
     if loss is None and not any(isinstance(module, Encoder) for module in model.modules()):

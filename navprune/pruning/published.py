@@ -19,7 +19,7 @@ from navprune.models.classifiers import Vgg
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS
 
 SUM_SQUARES, MEAN_ABS = "sum-squares", "mean-abs"
-SCORES = {
+RULES = {
     SUM_SQUARES: lambda weight, dims: weight.square().sum(dims),
     MEAN_ABS: lambda weight, dims: weight.abs().mean(dims),
 }
@@ -45,13 +45,13 @@ def select(model: nn.Module, over: str, score: str, share: float, generator: tor
     """
     if not isinstance(model, Vgg):
         raise UserError(f"the published rules prune VGG networks, not {type(model).__name__}: choose another method")
-    if over not in (FILTERS, CHANNELS, BOTH) or score not in SCORES or not 0 < share < 1:
+    if over not in (FILTERS, CHANNELS, BOTH) or score not in RULES or not 0 < share < 1:
         raise UserError(f"over={over!r}, score={score!r}, share={share:g}: give filters, channels or both, a score of "
-                        f"{', '.join(SCORES)}, and a share between 0 and 1")  # fmt: skip
+                        f"{', '.join(RULES)}, and a share between 0 and 1")  # fmt: skip
     convs = {f"features.{i}": layer for i, layer in model.features.named_children() if isinstance(layer, nn.Conv2d)}
     weights = [conv.weight.detach() for conv in convs.values()]
-    filters = [SCORES[score](weight, (1, 2, 3)) for weight in weights]
-    channels = [SCORES[score](weight, (0, 2, 3)) for weight in weights]
+    filters = [RULES[score](weight, (1, 2, 3)) for weight in weights]
+    channels = [RULES[score](weight, (0, 2, 3)) for weight in weights]
     everything = torch.cat((filters if over != CHANNELS else []) + (channels if over != FILTERS else []))
     threshold = everything.sort().values[int(len(everything) * share)]
     pooled = _before_pooling(model)

@@ -124,6 +124,7 @@ def search(
     budget: Budget,
     config: SearchConfig | None = None,
     measured: Mapping[str, Callable[[Widths], float]] | None = None,
+    dense: Widths | None = None,
 ) -> dict[str, Tensor]:
     """The units to keep, {group name: bool [units]}, so that every measure is within its budget.
 
@@ -134,13 +135,14 @@ def search(
     to the earlier group, then to the lower unit. Groups without scores stay whole.
 
     `measured` are shares that are costly to ask and noisy, such as milliseconds: they are asked only in bisections
-    along the ranking and met within `MEASURED_TOLERANCE`. Raises UserError for scores and limits that do not fit,
+    along the ranking and met within `MEASURED_TOLERANCE`. `dense` is what limits and minimum share refer to, by default
+    the groups' own channels. Raises UserError for scores and limits that do not fit,
     and with the nearest that was found where the budget is not met.
     """
     config, measured = config or SearchConfig(), measured or {}
     check_budget(budget, (*MEASURES, *measured))
     exact = {name: share for name, share in budget.items() if name not in measured}
-    floors, steps = _steps(groups, scores, config)
+    floors, steps = _steps(groups, scores, config, dense or {})
     space = _Space({group.name: group.unit for group in groups}, floors, cost, exact, config.tolerance)
     order = sorted(steps, key=lambda step: -step.score)  # stable: ties stay in group order, then in unit order
     counts, order = _within(space, order, balance=len(exact) == 2 and config.scope == "global")
@@ -154,7 +156,12 @@ def search(
     return keep
 
 
-def shortfall(budget: Budget, reached: Mapping[str, float], tolerance: float) -> str | None:
+def shortfall(
+    budget: Budget,
+    reached: Mapping[str, float],
+    tolerance: float,
+    why: str = "in whole units along this ranking they cannot bind together",
+) -> str | None:
     """One line on the measures that ended further below their budget than the tolerance allows; None without any."""
     loads = {name: reached[name] / share for name, share in budget.items()}
     allowed = {name: tolerance if name in MEASURES else MEASURED_TOLERANCE for name in budget}
@@ -166,7 +173,7 @@ def shortfall(budget: Budget, reached: Mapping[str, float], tolerance: float) ->
         f"{name} ended at {reached[name]:.3g}, {1 - loads[name]:.1%} below its budget of {budget[name]:g}"
         for name in slack
     )
-    together = f"{binding} binds first, and in whole units along this ranking they cannot bind together"
+    together = f"{binding} binds first, and {why}"
     return f"{ends}: {together if binding else 'the units are too coarse to come nearer'}"
 
 
@@ -190,7 +197,7 @@ class Step(NamedTuple):
 
 
 def _steps(
-    groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], config: SearchConfig
+    groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], config: SearchConfig, dense: Widths
 ) -> tuple[Counter[str], list[Step]]:
     """The units that must stay of each group, and the steps by which it may grow, the best first."""
     _check_limits(config.limits, [group.name for group in groups if group.name in scores])
@@ -202,7 +209,7 @@ def _steps(
         if group.name not in scores:
             floors[group.name] = units(group)
             continue
-        sizes = _sizes(group, config)
+        sizes = _sizes(group, config, dense.get(group.name, group.channels))
         best = _checked(group, scores[group.name]).sort(descending=True).values
         floors[group.name] = sizes[0]
         for low, high in pairwise(sizes):
@@ -211,19 +218,19 @@ def _steps(
     return floors, steps
 
 
-def _sizes(group: ChannelGroup, config: SearchConfig) -> list[int]:
-    """Numbers of units that a group may keep, ascending."""
+def _sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
+    """Numbers of units that a group may keep, ascending; limits are shares of so many `dense` channels."""
     if group.block:
         return [0, 1]
-    count = units(group)
+    count, whole = units(group), dense / group.unit
     limit = min((share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)), default=1.0)
-    least = min(count, max(config.minimum, math.ceil(config.minimum_share * count - 1e-9)))
+    least = min(count, max(config.minimum, math.ceil(config.minimum_share * whole - 1e-9)))
     chunk = math.lcm(group.unit, config.multiple) // group.unit
     allowed = [size for size in range(1, count + 1) if size % chunk == 0 or size == count]
-    sizes = [size for size in allowed if least <= size <= limit * count + 1e-9]
+    sizes = [size for size in allowed if least <= size <= (limit * whole + 1e-9 if limit < 1 else count)]
     if not sizes:
         raise UserError(
-            f"limits: at most {limit:g} of {group.name}'s {group.channels} channels may stay, which is less than "
+            f"limits: at most {limit:g} of {group.name}'s {dense} channels may stay, which is less than "
             f"the minimum of {max(least, allowed[0]) * group.unit}; allow more, or ask for a smaller minimum"
         )
     return sizes

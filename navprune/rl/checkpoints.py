@@ -159,15 +159,22 @@ def numbered(run: Path) -> list[int]:
     return sorted((int(name) for name in names if len(name) == 12 and name.isdecimal()), reverse=True)
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raises UserError where writing a checkpoint to `folder` would take anything else with it."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder} is the folder we are in; choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another folder")
+    if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING, WIDTHS}:
+        raise UserError(f"{folder} holds other files; choose another folder")
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` as a folder that appears in one piece, synced to disk; errors as `save_checkpoint`."""
     folder = folder.resolve()
-    if Path.cwd().is_relative_to(folder):
-        raise UserError(f"{folder} is the folder we are in; choose another folder")
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING, WIDTHS}:
-            raise UserError(f"{folder} holds other files; choose another folder")
+        check_replaceable(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, data in files.items():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from navprune.errors import UserError
 from navprune.evaluation.cost import count
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import build, encoder_spec
+from navprune.models.spec import PolicySpec, build, encoder_spec
 from navprune.pruning.groups import groups_of, units
 from navprune.pruning.masks import (
     STRATEGIES,
@@ -37,6 +37,15 @@ STRUCTURED = [name for name in STRATEGIES if name.startswith("structured-")]
 
 def model(seed=0, classes=4):
     return build(classifier_spec("cifar_resnet56", classes, width=0.5), seed)
+
+
+def test_the_heads_of_a_policy_stay_whole():
+    policy = build(PolicySpec(encoder_spec("simple_cnn", (1, 64, 64)), 16, 16), 0)
+    spared = {name for name, _ in policy.named_parameters()} - set(prunable(policy))
+    assert {name for name in spared if "rnn" not in name and "embed" not in name} == {
+        f"{head}.{own}" for head in ("action_distribution.linear", "critic.fc") for own in ("weight", "bias")
+    }
+    assert set(prunable(policy, classifier=True)) > set(prunable(policy))
 
 
 def tiny():

@@ -131,6 +131,28 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
     assert isinstance(result.spec, PolicySpec)
 
 
+def test_limits_are_shares_of_the_dense_network_with_gates_too():
+    spec = encoder_spec("resnet18", (1, 32, 32), 32)
+    config = SearchConfig(limits={"stage4.*": 0.5}, tolerance=0.1)
+    result = prune(spec, GATES, {"macs": 0.5}, table1, batches=batches(32, 2), config=config)
+    kept = [after / before for name, (before, after) in result.widths.items() if name.startswith("stage4.block1")]
+    assert kept and max(kept) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("budget", "limits", "complaint"),
+    [({"macs": 0.01}, {}, "nearest found"), ({"macs": 0.5}, {"stage9.*": 0.5}, "no layer that this method cuts")],
+)
+def test_what_cannot_be_met_is_refused_before_anything_is_looked_at(budget, limits, complaint):
+    def unreachable(model):
+        raise AssertionError("a batch was drawn")
+        yield
+
+    with pytest.raises(UserError, match=complaint):
+        prune(encoder_spec("resnet18", (1, 32, 32), 32), GATES, budget, table1, batches=unreachable,
+              config=SearchConfig(limits=limits))  # fmt: skip
+
+
 def test_gates_ignore_the_weights_they_are_given():
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
     options = dict(batches=batches(32), gates=GateConfig(expansion=1), config=LOOSE)
