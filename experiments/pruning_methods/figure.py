@@ -1,16 +1,18 @@
 """Draws SPL against multiply-accumulates and renews README.md's tables, from whatever cells results.jsonl holds.
 
-Intervals and tests resample seeds and episodes independently of each other, both with replacement (the pigeonhole
-bootstrap: Owen, Annals of Applied Statistics 2007, which errs on the side of too wide). Methods are compared with a
-control on the same seeds and episodes; the p-values of all methods at one share are corrected together (Holm 1979).
+Intervals resample seeds and episodes independently of each other, both with replacement (the pigeonhole bootstrap:
+Owen, Annals of Applied Statistics 2007). Networks are compared with uniform's and the whole one on the same seeds and
+episodes likewise; methods with random by what random cuts differ by among themselves (Student's t-test, of which a cut
+is one observation). The p-values of all methods at one share are corrected together (Holm 1979).
 """
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from grid import CONTROLS, DENSE, HERE, PROTOCOLS, SEEDS, SHARES, Cell, grid, read_results
+from grid import CONTROLS, DENSE, HERE, PROTOCOLS, RANDOM, SHARES, Cell, grid, read_results
 from matplotlib.ticker import PercentFormatter
 
 from navprune.reports import style
@@ -37,6 +39,13 @@ class Spread(NamedTuple):
     p: float
 
 
+class Compared(NamedTuple):
+    """A difference, and how likely so large a one is by chance."""
+
+    mean: float
+    p: float
+
+
 Spreads = dict[tuple[str, float], Spread]
 """SPL of every network of a protocol."""
 
@@ -54,12 +63,16 @@ def measured(records: Records, protocol: str) -> Measured:
     return found
 
 
-def bootstrap(values: np.ndarray, rng: np.random.Generator) -> Spread:
+@cache
+def resamples(count: int, seed: int) -> np.ndarray:
+    """How often each of `count` things is drawn, [RESAMPLES, count], as shares."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
+
+
+def bootstrap(values: np.ndarray) -> Spread:
     """The spread of the mean of `values` [seeds, episodes] over both."""
     seeds, episodes = values.shape
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    columns = rng.multinomial(episodes, np.full(episodes, 1 / episodes), RESAMPLES) / episodes
-    means = np.einsum("bs,se,be->b", rows, values, columns, optimize=True)
+    means = ((resamples(seeds, 0) @ values) * resamples(episodes, 1)).sum(1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     mean = float(values.mean())
     beyond = np.count_nonzero(np.abs(means - mean) >= abs(mean))
@@ -81,34 +94,70 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def comparisons(found: Measured, methods: tuple[str, ...], share: float, control: str) -> dict[str, Spread]:
-    """The paired difference of each method to a control or the whole network, with Holm's p-values."""
-    spreads = {}
-    for method in methods:
-        theirs = found.get((control, 1.0 if control == DENSE else share), {})
-        differences = paired(found.get((method, share), {}), theirs)
-        if method != control and differences is not None:
-            spreads[method] = bootstrap(differences, np.random.default_rng(0))
-    corrected = holm({method: spread.p for method, spread in spreads.items()})
-    return {method: spread._replace(p=corrected[method]) for method, spread in spreads.items()}
+def networks(records: Records, protocol: str, method: str, share: float) -> np.ndarray:
+    """Mean SPL of each of a method's networks; those that began with the same weights count as one."""
+    shares = SHARES if share == TOGETHER else (share,)
+    began: dict[tuple[str, ...], list[float]] = {}
+    for seed in sorted({cell.seed for cell in records if cell[:2] == (protocol, method)}):
+        each = [records.get(Cell(protocol, method, own, seed), {}) for own in shares]
+        if all("spl" in record for record in each):
+            began.setdefault(tuple(record["weights"] for record in each), []).append(
+                np.mean([record["spl"] for record in each])
+            )
+    return np.array([np.mean(trained) for trained in began.values()])
+
+
+def by_luck(first: np.ndarray, second: np.ndarray) -> float:
+    """p of so large a difference between the means of two samples, [n] and [m] (Student's t-test, n may be 1)."""
+    freedom = len(first) + len(second) - 2
+    variance = sum(((each - each.mean()) ** 2).sum() for each in (first, second)) / freedom
+    error = np.sqrt(variance * (1 / len(first) + 1 / len(second)))
+    beyond = np.count_nonzero(students(freedom) >= abs(first.mean() - second.mean()) / error)
+    return (1 + beyond) / (1 + len(students(freedom)))
+
+
+@cache
+def students(freedom: int) -> np.ndarray:
+    """|t| of that many degrees of freedom, drawn."""
+    return np.abs(np.random.default_rng(0).standard_t(freedom, 10**6))
+
+
+def comparisons(found: Measured, records: Records, protocol: str, share: float, control: str) -> dict[str, Compared]:
+    """The difference of each method to a control or the whole network, with Holm's p-values."""
+    compared = {}
+    other = 1.0 if control == DENSE else share
+    for method in PROTOCOLS[protocol]:
+        differences = paired(found.get((method, share), {}), found.get((control, other), {}))
+        if method == control or differences is None:
+            continue
+        if RANDOM in (method, control):
+            first = networks(records, protocol, method, share)
+            second = networks(records, protocol, control, other)
+            compared[method] = Compared(first.mean() - second.mean(), by_luck(first, second))
+        else:
+            spread = bootstrap(differences)
+            compared[method] = Compared(spread.mean, spread.p)
+    corrected = holm({method: each.p for method, each in compared.items()})
+    return {method: each._replace(p=corrected[method]) for method, each in compared.items()}
 
 
 def table(found: Measured, spreads: Spreads, records: Records, protocol: str) -> str:
     """A protocol in Markdown: SPL and its interval, marked where it differs from a control beyond chance."""
     methods = PROTOCOLS[protocol]
     columns = (*SHARES, TOGETHER)
-    against = {(c, share): comparisons(found, methods, share, c) for c in AGAINST for share in columns}
+    against = {(c, share): comparisons(found, records, protocol, share, c) for c in AGAINST for share in columns}
     heads = [*(f"{100 * share:.0f} % of the MACs" for share in SHARES), "mean of the three"]
     lines = [f"| {protocol} | {' | '.join(heads)} |", "|---|" + "---|" * len(columns)]
     for method in methods:
         entries = []
         for share in columns:
-            refused = [records.get(Cell(protocol, method, share, seed), {}).get("refused") for seed in SEEDS]
+            cells = [cell for cell in grid() if cell[:3] == (protocol, method, share)]
+            refused = [records.get(cell, {}).get("refused") for cell in cells]
             if (method, share) not in spreads:
                 entries.append("cannot" if any(refused) else "-")
                 continue
             marks = [mark(against[control, share].get(method), control) for control in AGAINST]
-            missing = len(SEEDS) - len(found[method, share])
+            missing = len(cells) - len(found[method, share]) if cells else 0
             text = [said(spreads[method, share]), *marks, f"[{missing} missing]" if missing else ""]
             entries.append(" ".join(filter(None, text)))
         lines.append(f"| {method} | {' | '.join(entries)} |")
@@ -122,7 +171,7 @@ def said(spread: Spread) -> str:
     return f"{spread.mean:.3f} ({spread.low:.3f} to {spread.high:.3f})"
 
 
-def mark(difference: Spread | None, control: str) -> str:
+def mark(difference: Compared | None, control: str) -> str:
     """`>u` or `<r`: significantly above uniform, below random."""
     if difference is None or difference.p >= LEVEL:
         return ""
@@ -131,7 +180,7 @@ def mark(difference: Spread | None, control: str) -> str:
 
 def spread_of(seeds: dict[int, np.ndarray]) -> Spread:
     """The spread of one network's SPL."""
-    return bootstrap(np.stack([seeds[seed] for seed in sorted(seeds)]), np.random.default_rng(0))
+    return bootstrap(np.stack([seeds[seed] for seed in sorted(seeds)]))
 
 
 def draw(spreads: Spreads, records: Records, protocol: str) -> None:
@@ -167,8 +216,8 @@ def curve(panel, spreads: Spreads, records: Records, protocol: str, method: str,
     """A method's means over the shares that are there, with intervals as bars or as a band; returns the line."""
     shares = [share for share in SHARES if (method, share) in spreads]
     found = [spreads[method, share] for share in shares]
-    cells = [[Cell(protocol, method, share, seed) for seed in SEEDS] for share in shares]
-    x = [np.mean([records[cell]["macs"] for cell in each if "macs" in records.get(cell, {})]) for each in cells]
+    reached = [[r["macs"] for cell, r in records.items() if cell[:3] == (protocol, method, share)] for share in shares]
+    x = [np.mean(each) for each in reached]
     means, low, high = (np.array([getattr(spread, name) for spread in found]) for name in ("mean", "low", "high"))
     if bars:
         panel.errorbar(x, means, [means - low, high - means], color=colour, linewidth=1, capsize=2, linestyle="")

@@ -125,7 +125,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     if line := shortfall(budget, result.reached, search.tolerance, **why):
         note(line)
     if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:
-        note(f"all {options.method} scores are equal (of norms' scales before training, say): the order of units decided")
+        note(f"all {options.method} scores are equal, as before training norms' scales are: the order of units decided")
     print("\n" + next_step(options.out, result, answer, scratch=options.scratch, equal_compute=options.equal_compute))
     return answer
 
