@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.spec import widths, with_widths
-from navprune.pruning.groups import Keep, groups_of, units
+from navprune.pruning.graph import Example
+from navprune.pruning.groups import Keep, checked_keep, groups_of, units
 from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, weights_hash
 from navprune.pruning.recover import rewound
@@ -291,13 +292,14 @@ class GradualPruning(Callback):
 
 
 @torch.no_grad()
-def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float) -> None:
+def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float, example: Example | None = None) -> None:
     """Multiplies doomed units, {group name: bool [units]}, by `factor` in place.
 
     That is the scale and shift of their norms, since a norm divides by the scale of the filters before it; where
-    there is none, the filters and biases. A unit that has faded to 0 is as good as masked.
+    there is none, the filters and biases. A unit that has faded to 0 is as good as masked. `example` is that of
+    `groups_of`.
     """
-    for group in groups_of(model):
+    for group in groups_of(model, example):
         if group.name in doomed:
             each = torch.where(doomed[group.name], factor, 1.0)
             for layer in group.ends:
@@ -306,20 +308,33 @@ def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float) -> None:
                     parameter.mul_(channels.view(-1, *[1] * (parameter.dim() - 1)).to(parameter))
 
 
-def slim_optimiser(optimiser: torch.optim.Optimizer, model: nn.Module, keep: Keep) -> dict[str, Any]:
-    """The state of an optimiser of `model` for one of `slim(model, keep)`; `keep` names every group.
+def slim_optimiser(
+    optimiser: torch.optim.Optimizer, model: nn.Module, keep: Keep, example: Example | None = None
+) -> dict[str, Any]:
+    """The state of an optimiser of `model` for one of `slim(model, keep, example)`.
 
     Whatever it keeps for each weight, as Adam its two moments, loses what the weights lose; the next step on the slim
-    model is then that on the masked one.
+    model is then that on the masked one. Raises UserError for an optimiser of other weights, or one that keeps
+    something else than numbers and one value for each weight.
     """
     packed = optimiser.state_dict()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    if any(id(parameter) not in names for parameter in parameters):
+        raise UserError("the optimiser has weights that are not the model's: slim that of this model")
+    for i, entry in packed["state"].items():
+        kept = [value for value in entry.values() if isinstance(value, Tensor) and value.dim()]
+        if not isinstance(i, int) or any(value.shape != parameters[i].shape for value in kept):
+            raise UserError(f"{type(optimiser).__name__} keeps more than one value for each weight: begin a fresh one")
+    order = [names[id(parameter)] for parameter in parameters]
+    groups = groups_of(model, example)
+    full = checked_keep(groups, keep)
     state = copy.deepcopy(packed["state"])
     for key in {key for entry in state.values() for key in entry}:
-        named = {order[i]: entry[key] for i, entry in state.items()}
-        for group in groups_of(model):
-            cut_group(named, group, keep[group.name])
+        named = {order[i]: entry[key] for i, entry in state.items() if key in entry}
+        for group in groups:
+            cut_group(named, group, full[group.name])
         for i, entry in state.items():
-            entry[key] = named[order[i]]
+            if key in entry:
+                entry[key] = named[order[i]]
     return {**packed, "state": state}

@@ -20,6 +20,16 @@ ELEMENTWISE = (
     nn.Softshrink, nn.Hardshrink, nn.Dropout, nn.Dropout2d, nn.Identity,
 )  # fmt: skip
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
+ELEMENTWISE_NAMES = {
+    *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid sigmoid logsigmoid".split(),
+    *"softplus softsign tanh tanhshrink softshrink hardshrink clamp clamp_min clamp_max abs neg square pow exp".split(),
+    *"dropout dropout2d contiguous clone detach to float double half add sub rsub mul div truediv".split(),
+}
+POOL_NAMES = {*"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()}
+REDUCTIONS = {"mean", "sum", "amax"}
+SUMS = {"add", "sub", "maximum", "minimum"}  # nothing comes of nothing
+RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze"}
+SIZES = {"size", "getattr", "dim", "numel"}
 
 
 def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Graph]:
@@ -29,7 +39,9 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
     compute them, where `forward` branches on values, and for an example that does not fit.
     """
     _check_weights(module)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = example if isinstance(example, tuple | list) else (example,)
+    if not all(isinstance(tensor, Tensor) for tensor in inputs):
+        raise UserError(f"an example is a tensor or a tuple of tensors, not {type(example).__name__}: give one input")
     try:
         ghost = _without_values(module).float().eval()  # the example need not have its precision
         graph = _Tracer().trace(ghost)
@@ -47,6 +59,25 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
             f"{type(module).__name__} does not take an example of {shapes} ({reason}): give another"
         ) from error
     return ghost, graph
+
+
+def operation_of(node: fx.Node) -> str:
+    """The name of an operation, the same for function, method, operator and in-place form."""
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", str(node.target))
+        return {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name).strip("_")
+    return str(node.target).rstrip("_") if node.op == "call_method" else node.op
+
+
+def memory_of(node: fx.Node) -> int | None:
+    """What tells the memory of a tensor from that of others; views share it."""
+    result = node.meta["result"]
+    return result.untyped_storage()._cdata if isinstance(result, Tensor) else None
+
+
+def width_of(tensor: Tensor) -> int:
+    """Its channels or features."""
+    return tensor.shape[1] if tensor.dim() > 1 else 1
 
 
 class _Tracer(fx.Tracer):

@@ -94,8 +94,10 @@ def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
 
     Raises UserError on a name that does not exist, a wrong length, or a width that would vanish.
     """
+    if not isinstance(keep, Mapping):
+        raise UserError(f"keep is {type(keep).__name__}: give a dict {{group name: bool [units]}}")
     if unknown := set(keep) - {group.name for group in groups}:
-        raise UserError(f"no channel group {sorted(unknown)[0]!r}: there are {', '.join(g.name for g in groups)}")
+        raise UserError(f"no channel group {min(unknown, key=str)!r}: there are {', '.join(g.name for g in groups)}")
     full = {}
     for group in groups:
         kept = torch.as_tensor(keep.get(group.name, torch.ones(units(group), dtype=torch.bool)))
@@ -136,6 +138,8 @@ def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterat
 @contextmanager
 def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[None]:
     handles = []
+    if unknown := sorted(set(factors) - {group.name for group in groups}):
+        raise UserError(f"no channel group {unknown[0]!r}: there are {', '.join(group.name for group in groups)}")
     try:
         for group in groups:
             if group.name in factors:
@@ -151,7 +155,9 @@ def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, 
 
 
 def _scaling_hook(factor: Tensor):
-    def hook(_module, _inputs, output: Tensor) -> Tensor:
+    def hook(module, _inputs, output: Tensor) -> Tensor:
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
+            raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
         each = factor.repeat_interleave(output.shape[1] // len(factor))  # of a block all, behind a flatten several
         return output * each.view(-1, *[1] * (output.dim() - 2))
 

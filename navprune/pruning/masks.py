@@ -225,8 +225,14 @@ STRATEGIES: dict[str, Strategy] = {
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Sets masked weights to zero in place; call it behind each step of an optimiser to keep them there."""
+    parameters = dict(model.named_parameters())
     for name, mask in masks.items():
-        parameter = model.get_parameter(name)
+        parameter = parameters.get(name)
+        if parameter is None or parameter.shape != mask.shape:
+            there = "absent" if parameter is None else list(parameter.shape)
+            raise UserError(
+                f"the mask of {name!r} has {list(mask.shape)}, the parameter is {there}: masks of another model"
+            )
         parameter.mul_(mask.to(parameter))
 
 

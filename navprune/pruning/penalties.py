@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.groups import units
-from navprune.pruning.scores import CHANNELS, FILTERS, block_layers, unit_weights
+from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, block_layers, unit_weights
 
 
 def group_lasso(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILTERS) -> Tensor:
@@ -37,6 +38,9 @@ def proximal_step(model: nn.Module, groups: Sequence[ChannelGroup], threshold: f
     filters, or a block whose weights, come to zero loses its biases and its norms' scale and shift as well: behind
     a norm, filters of zero would still leave a constant. So `slim` to the `survivors` changes nothing.
     """
+    if not threshold >= 0:
+        raise UserError(f"a proximal step's threshold is {threshold:g}: give learning rate x strength, 0 or more")
+    _check(model, groups, over)
     measures = _measures(model, groups, over)
     factors = [(1 - threshold * sizes / norms.clamp_min(1e-38)).clamp_min(0) for sizes, norms in measures]
     for group, factor, (_, norms) in zip(groups, factors, measures):
@@ -57,6 +61,7 @@ def proximal_step(model: nn.Module, groups: Sequence[ChannelGroup], threshold: f
 
 def survivors(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILTERS) -> dict[str, Tensor]:
     """The units whose group is not zero, {group name: bool [units]}, as `slim` takes them; of a width at least one."""
+    _check(model, groups, over)
     keep = {}
     for group in groups:
         weights = _weights(model, group, over).detach()
@@ -65,6 +70,18 @@ def survivors(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILT
             alive[0] = True
         keep[group.name] = alive
     return keep
+
+
+def _check(model: nn.Module, groups: Sequence[ChannelGroup], over: str) -> None:
+    """Raises UserError for units that filters of zero would not silence, or that are made of something unknown."""
+    if over not in (FILTERS, CHANNELS, BOTH):
+        raise UserError(f"a group lasso is over {FILTERS}, {CHANNELS} or {BOTH}, not {over!r}")
+    for name in (name for group in groups for name in group.norms if over != CHANNELS):
+        norm = model.get_submodule(name)
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.weight is None:
+            raise UserError(
+                f"{name} has no scale to set to zero (affine=False), and makes a constant of filters of zero"
+            )
 
 
 def _weights(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:

@@ -112,9 +112,9 @@ def prune(
     """Prunes an encoder, a policy, a classifier or any module that can be traced with an `example` of its input.
 
     A spec begins with random weights from `seed`. `budget` {measure: share} refers to the dense network and is met
-    from below as `search` says under `config`: "macs" and "parameters" by `cost` of an encoder's spec, by default
-    those of the whole network as it runs (`module_cost`), and further measures by `costs`, {name: widths -> share}.
-    With `blocks` residual blocks may go whole. What is built from a spec is looked at on `device`.
+    from below as `search` says under `config`: "macs" and "parameters" by `cost` of the encoder's spec, without an
+    encoder those of the whole network as it runs (`module_cost`), further measures by `costs`, {name: widths ->
+    share}. With `blocks` residual blocks may go whole. What is built from a spec is looked at on `device`.
 
     Scores that need them look at `batches`, some through `loss(model, batch)`. Gates need batches, too; their loss is
     by default imitation, of classifiers classification; they start from random weights of `gates.expansion` times the
@@ -130,7 +130,7 @@ def prune(
     gates = (gates or GateConfig()) if method == GATES else None
     model = _looked_at(network, dense, gates, seed, device)
     groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
-    shares = _shares(dense if dense else model, cost, example)
+    shares = _shares(dense or _spec_within(model) or model, cost, example)
     measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
     before = widths(encoder_of(dense)) if dense else {}
@@ -223,8 +223,10 @@ def _by_torch_pruning(network: nn.Module | Spec, budget: Budget, cost: CountCost
 
 def _spec_of(network: nn.Module | Spec) -> Spec | None:
     """The spec of a network; raises UserError where its weights are of other shapes."""
-    if not isinstance(network, nn.Module):
+    if isinstance(network, Spec):
         return network
+    if not isinstance(network, nn.Module):
+        raise UserError(f"what is pruned is a network or a spec, not {network!r}: such as encoder_spec('resnet50')")
     spec = getattr(network, "spec", None)
     if not isinstance(spec, Spec):
         return None
@@ -253,6 +255,11 @@ def _check_reach(
         search(groups, alike, shares, exact, replace(config, tolerance=1.0), dense=dense)
 
 
+def _spec_within(model: nn.Module) -> EncoderSpec | None:
+    """That of an encoder of ours in somebody's module: its own groups are cut, whatever lies around it."""
+    return next((module.spec for module in model.modules() if isinstance(module, Encoder)), None)
+
+
 def _scored(
     model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None
 ) -> tuple[Scores, Sequence[float]]:
@@ -263,7 +270,7 @@ def _scored(
         return SCORES[method](model, replace(evidence, loss=loss)), ()
     if evidence.batches is None:
         raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
-    if loss is None and not any(isinstance(module, Encoder) for module in model.modules()):
+    if loss is None and _spec_within(model) is None:
         raise UserError("gates follow a loss: give one, such as classification_loss")
     loss = loss or Imitation(model, evidence.generator)
     return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
@@ -327,5 +334,5 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()

@@ -96,7 +96,7 @@ def weight_norm(model: nn.Module, group: ChannelGroup, over: str = FILTERS, orde
 def group_size(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> Tensor:
     """|g| of each unit, int64 [units] on the model's device: its weights that are not zero."""
     counts = [weight.detach().ne(0).sum(1) for weight in unit_weights(model, group, over)]
-    return torch.stack(counts).sum(0)
+    return torch.stack(counts).sum(0) if counts else torch.zeros(units(group), dtype=torch.long)
 
 
 def mean_abs(model: nn.Module, group: ChannelGroup) -> Tensor:
@@ -344,6 +344,9 @@ def distillation_loss(teacher: nn.Module) -> Loss:
 
 def _batches(method: str, evidence: Evidence) -> Iterator[Any]:
     empty = True
+    if isinstance(evidence.batches, Tensor) or not isinstance(evidence.batches, Iterable | None):
+        kind = type(evidence.batches).__name__
+        raise UserError(f"{method!r} scores look at batches, not at one {kind}: give a list of them")
     for batch in evidence.batches or ():
         empty = False
         yield batch

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import combinations_with_replacement, islice, pairwise
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -66,13 +67,15 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise UserError(f"search: scope is {self.scope!r}; use {' or '.join(SCOPES)}")
-        if self.minimum < 1 or self.multiple < 1:
+        if not all(isinstance(number, int) and number >= 1 for number in (self.minimum, self.multiple)):
             raise UserError("search: at least one unit of every width must stay; minimum and multiple are 1 or more")
+        if not isinstance(self.limits, Mapping):
+            raise UserError(f"search: limits are {self.limits!r}: give shares by layer, such as {{'stage4.*': 0.3}}")
         if not (0 <= self.minimum_share <= 1 and 0 <= self.tolerance <= 1):
             raise UserError("search: minimum_share and tolerance are shares from 0 to 1")
         for pattern, share in self.limits.items():
-            if not 0 < share <= 1:
-                raise UserError(f"limits: {pattern}={share:g} is not a share of the layer; give 0 < share <= 1")
+            if not isinstance(share, Real) or not 0 < share <= 1:
+                raise UserError(f"limits: {pattern}={share} is not a share of the layer; give 0 < share <= 1")
 
 
 def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str, float]:
@@ -108,12 +111,14 @@ def parse_budget(text: str) -> dict[str, float]:
 
 def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
     """Raises UserError unless every entry is a share in (0, 1] of a known measure."""
+    if not isinstance(budget, Mapping):
+        raise UserError(f"the budget is {budget!r}: give shares by name, such as {{'macs': 0.5}}")
     if not budget:
         raise UserError(f"the budget is empty: give a share of {' or '.join(known)}")
     for name, share in budget.items():
         if name not in known:
             raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(known)}")
-        if not isinstance(share, int | float) or not 0 < share <= 1:
+        if not isinstance(share, Real) or not 0 < share <= 1:
             raise UserError(f"budget: {name}={share} is not a share of the dense network; give 0 < {name} <= 1")
 
 

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from navprune.errors import UserError
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, with_widths
@@ -55,7 +56,11 @@ def _rebuilt(model: nn.Module, groups: list[ChannelGroup], keep: dict[str, Tenso
     for group in widths:
         cut_group(weights, group, keep[group.name])
     names = {name: renumbered(name, removed) for name in weights}
-    small.load_state_dict({new: weights[old] for old, new in names.items() if new})
+    try:
+        small.load_state_dict({new: weights[old] for old, new in names.items() if new})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights do not fit the network's spec ({reason}): build it from the spec") from error
     return small
 
 

@@ -11,24 +11,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.graph import ELEMENTWISE, NORMS, POOLS, WEIGHTED, Example, shaped_graph
+from navprune.pruning.graph import (
+    ELEMENTWISE,
+    ELEMENTWISE_NAMES,
+    NORMS,
+    POOL_NAMES,
+    POOLS,
+    REDUCTIONS,
+    RESHAPES,
+    SIZES,
+    SUMS,
+    WEIGHTED,
+    Example,
+    memory_of,
+    operation_of,
+    shaped_graph,
+    width_of,
+)
 
-ELEMENTWISE_NAMES = {
-    *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid sigmoid logsigmoid".split(),
-    *"softplus softsign tanh tanhshrink softshrink hardshrink clamp clamp_min clamp_max abs neg square pow exp".split(),
-    *"dropout dropout2d contiguous clone detach to float double half add sub rsub mul div truediv".split(),
-}
-POOL_NAMES = {*"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()}
-REDUCTIONS = {"mean", "sum", "amax"}
-SUMS = {"add", "sub", "maximum", "minimum"}  # nothing comes of nothing
-RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze"}
-SIZES = {"size", "getattr", "dim", "numel"}
 ADVICE = "prune the parts around it, or write it with convolutions, norms, linear layers, sums and pooling"
 
 
@@ -68,7 +75,13 @@ class Trace:
 
         Groups that are not named keep their channels; a name that leads to 0 channels removes the block it names.
         """
-        channels = {group.name: group.channels for group in self.groups} | dict(widths)
+        channels = {group.name: group.channels for group in self.groups}
+        for name, count in widths.items():
+            if name not in channels and count not in (0, 1):
+                raise UserError(f"no channel group {name!r}: there are {', '.join(channels)}")
+            if count < 0:
+                raise UserError(f"{name} cannot have {count} channels: give 0 or more")
+        channels |= widths
         removed = tuple(f"{name}." for name, count in widths.items() if count == 0)
         macs, parameters = 0, self.parameters
         for layer in self.layers:
@@ -113,7 +126,10 @@ class _Channels:
 
     @property
     def root(self) -> _Channels:
-        return self if self.parent is None else self.parent.root
+        channels = self
+        while channels.parent is not None:
+            channels = channels.parent
+        return channels
 
     def join(self, other: _Channels) -> None:
         first, second = self.root, other.root
@@ -137,6 +153,11 @@ class _Value:
         return not self.channels.root.fixed
 
 
+def _whole(result: Any) -> _Value | None:
+    """A tensor whose channels all stay; None of anything else."""
+    return _Value(_Channels(width_of(result), fixed=True)) if isinstance(result, Tensor) else None
+
+
 @dataclass
 class _Call:
     """A convolution, linear layer or norm and the channels it joins; `source` is None where inputs stay as many."""
@@ -154,24 +175,52 @@ class _Follower:
 
     module: nn.Module
     values: dict[fx.Node, _Value] = field(default_factory=dict)
+    counts: dict[fx.Node, _Channels] = field(default_factory=dict)
+    """Shapes with the number of channels in them, and that number."""
     calls: dict[str, _Call] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    """Layers that are called, or whose weights are read, in a way that no cut survives."""
     speaking: set[str] = field(default_factory=set)
     multiplying: set[str] = field(default_factory=set)
     obstacle: str | None = None
 
     def follow(self, graph: fx.Graph) -> Trace:
+        last = self._behind_all_layers(graph)
         for node in graph.nodes:
             if node.op == "output":
-                for value in self._inputs(node):
-                    value.channels.root.fixed = True
-                    self.speaking |= value.writers
+                self._fix(node)
             else:
-                result = self._value(node)
+                try:
+                    result = self._value(node)
+                except UserError:
+                    if node not in last:
+                        raise
+                    self.obstacle = self.obstacle or self._called(node, operation_of(node))
+                    self._fix(node)
+                    result = _whole(node.meta["result"])
                 if result is not None:
                     self.values[node] = result
                     if self._is_in_place(node):
                         self._overwrite(node, result)
         return self._result()
+
+    def _behind_all_layers(self, graph: fx.Graph) -> set[fx.Node]:
+        """The nodes that only outputs follow: what they read stays whole, whatever they make of it."""
+        last: set[fx.Node] = set()
+        for node in reversed(graph.nodes):
+            ends = node.users and all(user.op == "output" or user in last for user in node.users)
+            writes = self._is_in_place(node) or node.kwargs.get("out") is not None
+            if ends and not writes and not self._has_parameters(node):
+                last.add(node)
+        return last
+
+    def _fix(self, node: fx.Node) -> None:
+        """Notes that what a node reads is for others to know: all of these channels stay."""
+        for value in self._inputs(node):
+            value.channels.root.fixed = True
+            self.speaking |= value.writers
+        for count in self.counts.keys() & set(node.all_input_nodes):
+            self.counts[count].root.fixed = True
 
     def _is_in_place(self, node: fx.Node) -> bool:
         """Whether an operation leaves its result in its first input, by its name or by its `inplace`."""
@@ -184,9 +233,9 @@ class _Follower:
     def _overwrite(self, node: fx.Node, result: _Value) -> None:
         """What an operation in place writes is read under every name of the memory: its input and views of it."""
         written = node.all_input_nodes[0]
-        memory = _memory(written)
+        memory = memory_of(written)
         for other, value in self.values.items():
-            if other not in (node, written) and memory is not None and _memory(other) == memory:
+            if other not in (node, written) and memory is not None and memory_of(other) == memory:
                 silent, writers = value.silent and result.silent, value.writers | result.writers
                 self.values[other] = _Value(value.channels, silent, writers)
         self.values[written] = result
@@ -198,25 +247,32 @@ class _Follower:
         """The value of a node; None where it is no tensor."""
         inputs = self._inputs(node)
         result = node.meta["result"]
-        name = _operation(node)
+        name = operation_of(node)
+        if node.op == "get_attr":
+            self.elsewhere.add(str(node.target).rpartition(".")[0])
+        self._count_channels(node, name)
         if node.kwargs.get("out") is not None:
             raise self._refusal(node, f"{name} with out=")
         if node.op == "call_module" and isinstance(layer := self._layer(node), WEIGHTED):
             ranks = (2,) if isinstance(layer, nn.Linear) else (4,) if isinstance(layer, nn.Conv2d) else (2, 4)
             if result.dim() in ranks:
                 return self._weighted(node, inputs[0])
+            self.elsewhere.add(str(node.target))
             if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but cannot be cut
                 outputs, positions = _Channels(layer.out_features, fixed=True), math.prod(result.shape[1:-1])
                 self.calls.setdefault(str(node.target), _Call(layer, None, outputs, 0)).positions += positions
         if not all(value.free for value in inputs) and self._has_parameters(node):
             self.obstacle = self.obstacle or self._called(node, name)
         if not any(value.free for value in inputs):
-            return _Value(_Channels(_width(result), fixed=True)) if isinstance(result, Tensor) else None
+            return _whole(result)
         if name in SIZES and not isinstance(result, Tensor):
             return None
         tensors = [n for n in node.all_input_nodes if n in self.values]
         if isinstance(result, Tensor) and len(tensors) == 2 and name in SUMS | {"mul"}:
             return self._joined(node, *tensors)
+        if name == "expand_as" and len(tensors) == 2 and self._keeps_channels(node):
+            self._join(node, inputs[0].channels, inputs[1].channels)
+            return inputs[0]
         if isinstance(result, Tensor) and len(tensors) == 1:
             value = inputs[0]
             if self._is_per_channel(node, name):
@@ -224,6 +280,26 @@ class _Follower:
             if name in ELEMENTWISE_NAMES or (node.op == "call_module" and isinstance(self._layer(node), ELEMENTWISE)):
                 return self._elementwise(node, value)
         raise self._refusal(node, name)
+
+    def _count_channels(self, node: fx.Node, name: str) -> None:
+        """Follows the number of channels that can be cut; refuses all but giving the same channels another shape."""
+        result = node.meta["result"]
+        value = self.values.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+        index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if name in ("size", "getattr", "numel") and value is not None and value.free:
+            if index in (None, "shape", 1, 1 - node.all_input_nodes[0].meta["result"].dim()):
+                self.counts[node] = value.channels
+            return
+        for count in (n for n in node.all_input_nodes if n in self.counts):
+            channels = self.counts[count]
+            if name == "getitem" and isinstance(index, int | slice):
+                within = range(len(count.meta["result"]))[index]
+                if within == 1 or (isinstance(within, range) and 1 in within):
+                    self.counts[node] = channels
+            elif not isinstance(result, Tensor):
+                self.counts[node] = channels
+            elif name not in RESHAPES | {"expand"} or value is None or value.channels.root is not channels.root:
+                raise self._refusal(node, f"{name} with a number of channels")
 
     def _has_parameters(self, node: fx.Node) -> bool:
         """Whether an operation has parameters of its own, or is given some."""
@@ -240,7 +316,7 @@ class _Follower:
         if isinstance(layer, NORMS):
             target, source = value.channels, None
             if isinstance(layer, nn.GroupNorm):
-                if value.free and _width(result) != value.channels.size:
+                if value.free and width_of(result) != value.channels.size:
                     raise self._refusal(node, "GroupNorm behind flatten")
                 target.root.unit = math.lcm(target.root.unit, layer.num_channels // layer.num_groups)
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
@@ -250,7 +326,7 @@ class _Follower:
                 reason = f"{name} reads channels that are not 0 where cut ones are 0"
                 raise UserError(f"cannot prune before {name}: {reason} (sigmoid, added constant); use ReLU or the like")
             self.speaking |= value.writers
-            target, source = _Channels(_width(result)), value.channels
+            target, source = _Channels(width_of(result)), value.channels
         positions = math.prod(result.shape[2:])
         only_norms = all(u.op == "call_module" and isinstance(self._layer(u), NORMS) for u in node.users)
         if earlier := self.calls.get(name):
@@ -259,12 +335,15 @@ class _Follower:
             self._join(node, earlier.target, target)
             if source and earlier.source:
                 self._join(node, earlier.source, source)
+            earlier.source = earlier.source or source
         else:
             self.calls[name] = _Call(layer, source, target, positions, only_norms)
         before = value.writers if source is None else frozenset()
         return _Value(target, writers=before | {name})
 
     def _grouped(self, node: fx.Node, layer: nn.Conv2d, value: _Value) -> _Channels:
+        if value.free and layer.in_channels != value.channels.size:
+            raise self._refusal(node, "grouped Conv2d behind flatten")
         if layer.in_channels == layer.out_channels:
             root = value.channels.root
             root.unit = math.lcm(root.unit, layer.in_channels // layer.groups)
@@ -279,10 +358,10 @@ class _Follower:
         first, second = self.values[a], self.values[b]
         shapes = a.meta["result"].shape, b.meta["result"].shape
         if len(shapes[0]) != len(shapes[1]) or shapes[0][1:2] != shapes[1][1:2]:
-            raise self._refusal(node, f"{_operation(node)} of {list(shapes[0])} and {list(shapes[1])}")
+            raise self._refusal(node, f"{operation_of(node)} of {list(shapes[0])} and {list(shapes[1])}")
         self._join(node, first.channels, second.channels)
         writers = first.writers | second.writers
-        if _operation(node) in SUMS:
+        if operation_of(node) in SUMS:
             first.channels.root.trunk = True
             return _Value(first.channels, first.silent and second.silent, writers)
         for value, other in ((first, second), (second, first)):
@@ -293,7 +372,7 @@ class _Follower:
 
     def _join(self, node: fx.Node, first: _Channels, second: _Channels) -> None:
         if first.root.size != second.root.size:
-            raise self._refusal(node, f"{_operation(node)} of {first.size} and {second.size} channels")
+            raise self._refusal(node, f"{operation_of(node)} of {first.size} and {second.size} channels")
         first.join(second)
 
     def _is_per_channel(self, node: fx.Node, name: str) -> bool:
@@ -302,7 +381,7 @@ class _Follower:
         result = node.meta["result"].shape
         if node.op == "call_module":
             layer = self._layer(node)
-            return isinstance(layer, POOLS) or (
+            return (isinstance(layer, POOLS) and len(shape) == 4) or (
                 isinstance(layer, nn.Flatten) and self._keeps_order(node, shape, result)
             )
         if name in REDUCTIONS:
@@ -314,10 +393,18 @@ class _Follower:
             whole = index[:2] == (slice(None), slice(None))
             simple = all(i is None or isinstance(i, int | slice) for i in index[2:])
             return whole and simple and self._keeps_order(node, shape, result)
+        if name == "squeeze" and len(node.args) + len(node.kwargs) < 2:
+            raise self._refusal(node, "squeeze of every dimension (give it one)")
         if name in RESHAPES:
             self._check_not_written_out(node, name)
             return self._keeps_order(node, shape, result)
-        return name in POOL_NAMES
+        if name == "expand":
+            return self._keeps_channels(node)
+        return name in POOL_NAMES and len(shape) == 4
+
+    def _keeps_channels(self, node: fx.Node) -> bool:
+        """Whether a larger view repeats what is in each channel, and neither batch nor channels."""
+        return node.all_input_nodes[0].meta["result"].shape[:2] == node.meta["result"].shape[:2]
 
     def _keeps_order(self, node: fx.Node, shape: torch.Size, result: torch.Size) -> bool:
         """Whether batch and channels still come first, each channel with all of its features in a row."""
@@ -341,10 +428,12 @@ class _Follower:
             answer = self._layer(node)(zero)
         else:
             if len(node.all_input_nodes) > 1:
-                raise self._refusal(node, f"{_operation(node)} with a number computed in forward")
+                raise self._refusal(node, f"{operation_of(node)} with a number computed in forward")
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: zero)
             function = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
             answer = function(*args, **kwargs)
+        if not answer.isfinite().all():
+            raise self._refusal(node, f"{operation_of(node)}, which is not finite where cut channels are 0,")
         return _Value(value.channels, value.silent and not answer.any(), value.writers)
 
     def _place(self, node: fx.Node) -> str:
@@ -361,6 +450,9 @@ class _Follower:
         return UserError(f"cannot follow channels through {self._called(node, name)}: {ADVICE}")
 
     def _result(self) -> Trace:
+        for call in (self.calls[name] for name in self.elsewhere & self.calls.keys()):
+            for channels in filter(None, (call.source, call.target)):
+                channels.root.fixed = True
         free: dict[_Channels, list[str]] = {}
         for name, call in self.calls.items():
             if not isinstance(call.module, NORMS) and not call.target.root.fixed:
@@ -410,21 +502,3 @@ def _layer(name: str, call: _Call, names: Mapping[_Channels, str]) -> Layer:
     if target:
         outputs //= call.target.size
     return Layer(name, source, inputs, target, outputs, taps, call.positions, vectors)
-
-
-def _operation(node: fx.Node) -> str:
-    """The name of an operation, the same for function, method, operator and in-place form."""
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", str(node.target))
-        return {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name).strip("_")
-    return str(node.target).rstrip("_") if node.op == "call_method" else node.op
-
-
-def _memory(node: fx.Node) -> int | None:
-    """What tells the memory of a tensor from that of others; views share it."""
-    result = node.meta["result"]
-    return result.untyped_storage()._cdata if isinstance(result, Tensor) else None
-
-
-def _width(tensor: Tensor) -> int:
-    return tensor.shape[1] if tensor.dim() > 1 else 1

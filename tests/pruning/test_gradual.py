@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl.conftest import Corridor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from navprune.config import load_config, to_yaml
 from navprune.errors import UserError
@@ -155,6 +156,44 @@ def test_the_next_step_of_the_slim_network_is_that_of_the_masked_one(seed, kind,
             learn(policy, optimiser, step)
     for name, value in slim(policy, keep).state_dict().items():
         torch.testing.assert_close(small.state_dict()[name], value, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+def test_the_optimiser_of_a_module_of_ones_own_is_cut_likewise(kind):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    images, keep = torch.rand(2, 3, 4, 4, dtype=torch.float64), {"0": torch.tensor([True, False, True, True])}
+
+    def step(network, optimiser):
+        optimiser.zero_grad()
+        network(images).square().mean().backward()
+        optimiser.step()
+
+    def optimiser_of(network):
+        return kind(network.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+
+    step(model, optimiser := optimiser_of(model))
+    small = slim(model, keep, images)
+    cut = optimiser_of(small)
+    cut.load_state_dict(slim_optimiser(optimiser, model, keep, images))
+    step(small, cut)
+    with mask(model, keep, images):
+        step(model, optimiser)
+        torch.testing.assert_close(small(images), model(images), rtol=0, atol=1e-10)
+    fade(model, {"0": torch.tensor([False, True, False, False])}, 0.0, images)
+    assert not model[1].weight[1].any() and model[1].weight[0].any()
+
+
+def test_an_optimiser_of_something_else_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    images, keep = torch.rand(2, 3, 4, 4), {"0": torch.tensor([True, False, True, True])}
+    with pytest.raises(UserError, match="not the model's"):
+        slim_optimiser(torch.optim.Adam(nn.Linear(2, 2).parameters()), model, keep, images)
+    for kind in (torch.optim.Adafactor, torch.optim.LBFGS):
+        optimiser = kind(model.parameters())
+        model(images).sum().backward()
+        optimiser.step(lambda: model(images).square().sum())
+        with pytest.raises(UserError, match="begin a fresh one"):
+            slim_optimiser(optimiser, model, keep, images)
 
 
 def test_the_optimiser_that_was_cut_is_left_as_it_was():

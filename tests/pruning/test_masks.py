@@ -39,6 +39,12 @@ def model(seed=0, classes=4):
     return build(classifier_spec("cifar_resnet56", classes, width=0.5), seed)
 
 
+@pytest.mark.parametrize("masks", [{"7.weight": torch.ones(1)}, {"0.weight": torch.ones(2, dtype=torch.bool)}])
+def test_masks_of_another_model_are_refused(masks):
+    with pytest.raises(UserError, match="masks of another model"):
+        apply_masks(tiny(), masks)
+
+
 def test_the_heads_of_a_policy_stay_whole():
     policy = build(PolicySpec(encoder_spec("simple_cnn", (1, 64, 64)), 16, 16), 0)
     spared = {name for name, _ in policy.named_parameters()} - set(prunable(policy))

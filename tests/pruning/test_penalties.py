@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from navprune.errors import UserError
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import build, encoder_spec
 from navprune.pruning.groups import groups_of, units
@@ -166,6 +167,20 @@ def test_slimming_what_the_step_zeroed_changes_nothing(name, over):
     keep = survivors(model, groups, over)
     assert 0 < sum(int(kept.sum()) for kept in keep.values()) < sum(len(kept) for kept in keep.values())
     torch.testing.assert_close(slim(model, keep)(image(model)), model(image(model)), rtol=0, atol=1e-10)
+
+
+def test_what_a_penalty_cannot_silence_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    groups = groups_of(model, torch.rand(1, 3, 4, 4))
+    with pytest.raises(UserError, match="1 has no scale to set to zero"):
+        proximal_step(model, groups, 0.1)
+    with pytest.raises(UserError, match="1 has no scale to set to zero"):
+        survivors(model, groups)
+    proximal_step(model, groups, 0.1, "channels")
+    with pytest.raises(UserError, match="over filters, channels or both, not 'filter'"):
+        proximal_step(model, groups, 0.1, "filter")
+    with pytest.raises(UserError, match="threshold is nan"):
+        proximal_step(model, groups, float("nan"), "channels")
 
 
 def test_a_unit_at_zero_stays_silent_when_gradients_move_its_norm():

@@ -161,6 +161,35 @@ def test_gates_ignore_the_weights_they_are_given():
     assert first.initial_weights == second.initial_weights == weights_hash(build(spec, 0))
 
 
+def test_an_encoder_of_ours_in_a_module_of_ones_own_is_cut():
+    class Agent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.eyes = build(encoder_spec("resnet18", (1, 32, 32), 8), 0)
+            self.memory = nn.GRU(4, 4)
+
+        def forward(self, images):
+            return self.eyes(images)
+
+    result = prune(Agent(), "l1", {"macs": 0.5}, table1, config=LOOSE, example=torch.rand(1, 1, 32, 32))
+    assert 0.45 <= result.reached["macs"] <= 0.5
+    assert table1(result.model.eyes.spec)["macs"] < table1(encoder_spec("resnet18", (1, 32, 32), 8))["macs"]
+    with pytest.raises(UserError, match="give `cost`"):
+        prune(Agent(), "l1", {"macs": 0.5}, config=LOOSE)
+
+
+@pytest.mark.parametrize("network", ["resnet50", None])
+def test_what_is_no_network_is_refused(network):
+    with pytest.raises(UserError, match="a network or a spec, not"):
+        prune(network, "l1", {"macs": 0.5}, table1)
+
+
+def test_any_precision_has_a_hash():
+    model = build(encoder_spec("resnet18", (1, 32, 32), 8), 0)
+    before = weights_hash(model)
+    assert weights_hash(model.bfloat16()) != before
+
+
 def test_gates_of_a_module_need_a_loss():
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
     images = torch.rand(4, 1, 8, 8)

@@ -318,6 +318,12 @@ def test_scores_serve_policies_classifiers_and_other_networks(method):
         assert scores
 
 
+@pytest.mark.parametrize("batches", [torch.rand(2, 1, 32, 32), 3])
+def test_batches_are_a_list_of_batches(batches):
+    with pytest.raises(UserError, match="give a list of them"):
+        SCORES["activation"](encoder(), evidence(batches=batches))
+
+
 def test_distillation_has_a_slope_only_away_from_the_teacher():
     teacher = encoder(0)
     student = encoder(1)

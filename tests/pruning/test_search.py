@@ -1,5 +1,6 @@
 """Budgets are met from below with whole units, deterministically, or refused with the nearest there is."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -202,6 +203,13 @@ def test_budgets_that_make_no_sense_are_refused(text, complaint):
 def test_a_budget_is_a_share(share):
     with pytest.raises(UserError, match=r"give 0 < macs <= 1"):
         check_budget({"macs": share})
+    check_budget({"macs": np.float32(0.5)})
+
+
+@pytest.mark.parametrize("budget", [0.5, "macs=0.5", [0.5], None])
+def test_a_budget_has_names(budget):
+    with pytest.raises(UserError, match="give shares by name"):
+        check_budget(budget)
 
 
 # Two budgets at once -----------------------------------------------------------------------------
@@ -361,7 +369,7 @@ def test_a_measured_cost_is_bisected_and_asked_seldom():
         ({"minimum": 0}, "at least one unit"),
         ({"multiple": 0}, "at least one unit"),
         ({"minimum_share": 1.5}, "shares from 0 to 1"),
-        ({"limits": {"stem": 0.0}}, "stem=0 is not a share"),
+        ({"limits": {"stem": 0.0}}, "stem=0.0 is not a share"),
         ({"limits": {"stem": float("nan")}}, "stem=nan is not a share"),
         ({"limits": {"stage9.*": 0.5}}, "no layer that this method cuts is called 'stage9.[*]'; it cuts a, b"),
         ({"limits": {"a": 0.2}, "minimum_share": 0.5}, "at most 0.2 of a's 10 channels"),

@@ -123,7 +123,7 @@ def test_what_cannot_be_done_is_refused(monkeypatch):
     encoder = build(encoder_spec("resnet18", (1, 64, 64), 8), 0)
     with pytest.raises(UserError, match=r"cannot meet the budget macs=0\.001"):
         control.cut(encoder, {"macs": 0.001}, table1)
-    with pytest.raises(UserError, match="macs=2 is not a share"):
+    with pytest.raises(UserError, match=r"macs=2\.0 is not a share"):
         control.cut(encoder, {"macs": 2.0}, table1)
     with pytest.raises(UserError, match="no channels to prune"):
         control.cut(torch.nn.Linear(2, 2), {"macs": 0.5}, table1)

@@ -15,7 +15,7 @@ from navprune.errors import UserError
 from navprune.evaluation.cost import cost, count
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import build, encoder_spec, with_widths
-from navprune.pruning.groups import groups_of, mask, units
+from navprune.pruning.groups import groups_of, mask, scaled, units
 from navprune.pruning.slim import slim
 from navprune.pruning.trace import module_cost, trace
 
@@ -210,6 +210,64 @@ def test_inputs_outputs_and_grouped_convolutions_of_two_widths_stay():
         groups_of(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 4, 4))
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: (m.c(m.a(x).mean((2, 3))), F.conv2d(x, m.a.weight)),
+        lambda m, x: (m.c(m.a(x).mean((2, 3))), (m.a.weight**2).sum()),
+        lambda m, x: (m.c((y := m.a(x)).mean((2, 3))), x * y.shape[1]),
+        lambda m, x: (m.c(m.a(x).mean((2, 3))), m.c(x.flatten(2).mean(1)[:, None, :4])),
+        lambda m, x: (m.c(x.flatten(2).mean(1)[:, None, :4]), m.c(m.a(x).mean((2, 3)))),
+    ],
+)
+def test_layers_that_are_read_otherwise_stay_whole(forward):
+    """Their weights in forward, or a linear layer along the last of several dimensions."""
+    model = net(lambda m, x: (*forward(m, x), m.d(m.b(x))), c=nn.Linear(4, 2))
+    example = torch.rand(2, 3, 6, 6)
+    assert [group.name for group in groups_of(model, example)] == ["b"]
+    keep = {"b": torch.tensor([True, False, False, True])}
+    with mask(model, keep, example):
+        masked = model(example)
+    for mine, theirs in zip(masked, slim(model, keep, example)(example)):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_thousand_residual_sums_are_followed():
+    def forward(m, x):
+        y = m.a(x)
+        for _ in range(1200):
+            y = y + m.b(x)
+        return m.c(y)
+
+    (group,) = groups_of(net(forward), torch.rand(1, 3, 4, 4))
+    assert group.producers == ("a", "b")
+
+
+def test_costs_are_of_groups_that_exist():
+    model = net(lambda m, x: m.c(m.a(x)))
+    price = module_cost(model, torch.rand(1, 3, 4, 4))
+    for widths, complaint in (({"typo": 3}, "no channel group 'typo': there are a"), ({"a": -1}, "0 or more")):
+        with pytest.raises(UserError, match=complaint):
+            price(widths)
+
+
+def test_what_is_given_is_looked_at_first():
+    model = net(lambda m, x: m.c(m.a(x)))
+    example = torch.rand(1, 3, 4, 4)
+    for wrong in ({"rgb": example}, 3, (example, 3)):
+        with pytest.raises(UserError, match="an example is a tensor"):
+            groups_of(model, wrong)
+    with pytest.raises(UserError, match="keep is NoneType"):
+        slim(model, None, example)
+    with pytest.raises(UserError, match="no channel group 'z'"), scaled(model, {"z": torch.ones(4)}, example):
+        pass
+    with (
+        mask(model, {"a": torch.tensor([True, False, False, True])}, example),
+        pytest.raises(UserError, match="in batches, not in"),
+    ):
+        model(example[0])
+
+
 def test_what_only_fixed_channels_meet_is_left_alone():
     """Such as preprocessing, which costs all the same."""
     model = Net(
@@ -263,6 +321,11 @@ def net(forward, **layers):
         (net(lambda m, x: m.c(F.interpolate(F.max_pool2d(m.a(x), 2), size=x.shape[2:]))), {"a"}, set()),
         (net(lambda m, x: (m.h(y := m.a(x)), m.c(y))[1], h=nn.ReLU(inplace=True)), {"a"}, set()),
         (net(lambda m, x: m.c(2 * torch.tanh(m.a(x)).clamp(min=0) / 3)), {"a"}, set()),
+        (net(lambda m, x: m.c((y := m.a(x)) * m.b(x).mean((2, 3), True).sigmoid().expand_as(y))), {"a"}, {"b"}),
+        (net(lambda m, x: m.c(m.a(x).mean((2, 3), True).expand(-1, -1, 6, 6))), {"a"}, set()),
+        (net(lambda m, x: m.c((y := m.a(x)).view(y.size(0), y.size(1), -1).view(y.shape))), {"a"}, set()),
+        (net(lambda m, x: torch.cat([y := m.c(m.a(x)), y.permute(1, 0, 2, 3)], 1).log_softmax(1)), {"a"}, set()),
+        (net(lambda m, x: m.c(m.a(x).mean((2, 3))).squeeze(), c=nn.Linear(4, 1)), {"a"}, set()),
     ],
 )  # fmt: skip
 def test_cut_channels_are_silenced_wherever_they_would_speak(model, ends, multipliers):
@@ -297,6 +360,17 @@ def test_cut_channels_are_silenced_wherever_they_would_speak(model, ends, multip
         (Net(lambda m, x: m.b(torch.reshape(m.a(x), shape=(-1, 144))), a=conv(), b=nn.Linear(144, 2)), "144"),
         (Net(lambda m, x: m.b(m.a(x).unflatten(1, (2, 2)).flatten(1, 2)), a=conv(), b=conv(4)), "through unflatten"),
         (Net(lambda m, x: m.b(m.a(x) / x.shape[1]), a=conv(), b=conv(4)), "truediv with a number computed"),
+        (net(lambda m, x: m.c(y := m.a(x)) + m.d(m.b(x) * y.shape[1])), "mul with a number of channels"),
+        (net(lambda m, x: m.c(y := m.a(x)) + m.d(m.b(x).view(y.shape))), "view with a number of channels"),
+        (net(lambda m, x: m.d(m.a(x).mean((2, 3)).squeeze()), d=nn.Linear(4, 1)), "squeeze of every dimension"),
+        (net(lambda m, x: m.d(F.max_pool2d(m.a(x).flatten(2), 2).flatten(1)), d=nn.Linear(36, 1)), "max_pool2d"),
+        (net(lambda m, x: m.d(m.n(m.a(x).flatten(2))), n=nn.MaxPool2d(2), d=nn.Linear(18, 1)), "MaxPool2d at n"),
+        (net(lambda m, x: m.c(m.a(x) * m.b(x).abs() ** -0.5)), "pow, which is not finite"),
+        (net(lambda m, x: m.c(m.a(x) * (1 / m.b(x)))), "not finite where cut channels are 0"),
+        (
+            net(lambda m, x: m.d(m.c(m.a(x).flatten(1)[:, :, None, None])), c=nn.Conv2d(144, 144, 1, groups=144),
+                d=nn.Conv2d(144, 1, 1)), "grouped Conv2d behind flatten",
+        ),
         (Net(lambda m, x: m.b(m.a(x).transpose(1, 2)), a=conv(), b=conv(6)), "through transpose"),
         (Net(lambda m, x: m.b(m.a(x).mean(1, keepdim=True)), a=conv(), b=conv(1)), "through mean"),
         (Net(lambda m, x: m.b(m.a(x).chunk(2, 1)[0]), a=conv(), b=conv(2)), "through chunk"),
