@@ -425,7 +425,10 @@ class _Follower:
         """An operation on each value alone; what it makes of 0 is found by computing it."""
         zero = torch.zeros(1, 1, 1, 1, device="cpu")
         if node.op == "call_module":
-            answer = self._layer(node)(zero)
+            layer = self._layer(node)
+            if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
+                raise self._refusal(node, "PReLU with a slope for each channel")
+            answer = zero if isinstance(layer, nn.PReLU) else layer(zero)
         else:
             if len(node.all_input_nodes) > 1:
                 raise self._refusal(node, f"{operation_of(node)} with a number computed in forward")

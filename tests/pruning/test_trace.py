@@ -322,6 +322,7 @@ def net(forward, **layers):
         (net(lambda m, x: (m.h(y := m.a(x)), m.c(y))[1], h=nn.ReLU(inplace=True)), {"a"}, set()),
         (net(lambda m, x: m.c(2 * torch.tanh(m.a(x)).clamp(min=0) / 3)), {"a"}, set()),
         (net(lambda m, x: m.c((y := m.a(x)) * m.b(x).mean((2, 3), True).sigmoid().expand_as(y))), {"a"}, {"b"}),
+        (net(lambda m, x: m.c(m.n(m.a(x))), n=nn.PReLU()), {"a"}, set()),
         (net(lambda m, x: m.c(m.a(x).mean((2, 3), True).expand(-1, -1, 6, 6))), {"a"}, set()),
         (net(lambda m, x: m.c((y := m.a(x)).view(y.size(0), y.size(1), -1).view(y.shape))), {"a"}, set()),
         (net(lambda m, x: torch.cat([y := m.c(m.a(x)), y.permute(1, 0, 2, 3)], 1).log_softmax(1)), {"a"}, set()),
@@ -365,6 +366,7 @@ def test_cut_channels_are_silenced_wherever_they_would_speak(model, ends, multip
         (net(lambda m, x: m.d(m.a(x).mean((2, 3)).squeeze()), d=nn.Linear(4, 1)), "squeeze of every dimension"),
         (net(lambda m, x: m.d(F.max_pool2d(m.a(x).flatten(2), 2).flatten(1)), d=nn.Linear(36, 1)), "max_pool2d"),
         (net(lambda m, x: m.d(m.n(m.a(x).flatten(2))), n=nn.MaxPool2d(2), d=nn.Linear(18, 1)), "MaxPool2d at n"),
+        (net(lambda m, x: m.c(m.n(m.a(x))), n=nn.PReLU(4)), "PReLU with a slope for each channel"),
         (net(lambda m, x: m.c(m.a(x) * m.b(x).abs() ** -0.5)), "pow, which is not finite"),
         (net(lambda m, x: m.c(m.a(x) * (1 / m.b(x)))), "not finite where cut channels are 0"),
         (
