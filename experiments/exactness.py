@@ -43,7 +43,7 @@ def main() -> None:
                 entries.append(f"{torch_pruning.departure(encoder, small, keep, images):.2g}")
             line.show(len(rows) * len(SHARES) + len(entries) // 2)
         rows.append(f"| {name} | {' | '.join(entries)} |")
-    print("| encoder |", " | ".join(f"{share:.0%}: ours | theirs" for share in SHARES), "|")
+    print("| encoder |", " | ".join(f"{100 * share:.0f} %: ours | theirs" for share in SHARES), "|")
     print("|---|" + "---|" * 2 * len(SHARES), *rows, sep="\n")
 
 

@@ -50,7 +50,11 @@ def main() -> None:
             line.show(done)
         agreements = [rank_correlation(first, second) for first, second in combinations(found, 2)]
         rows.append((steps, np.mean(agreements), min(agreements), max(agreements)))
-    print(f"| steps of {BATCH} | mean of {len(agreements)} pairs | least | most |", "|---|---|---|---|", sep="\n")
+    print(
+        f"| steps of {BATCH} | rank correlation, mean of {len(agreements)} pairs | least | most |",
+        "|---|---|---|---|",
+        sep="\n",
+    )
     for steps, *values in rows:
         print(f"| {steps} | {' | '.join(f'{value:.2f}' for value in values)} |")
 
