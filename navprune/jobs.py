@@ -45,8 +45,8 @@ from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import (
     LATEST,
+    PRUNED_FROM,
     PRUNING,
-    TRAINER,
     check_replaceable,
     find_checkpoint,
     load_classifier,
@@ -54,6 +54,7 @@ from navprune.rl.checkpoints import (
     read_any_spec,
     read_spec,
     save_checkpoint,
+    was_pruned,
     write_file,
 )
 from navprune.rl.trainer import TrainingResult, default_device, device_of, train
@@ -327,7 +328,8 @@ def run_pruning(
     environments, of classifiers from labelled images.
     """
     how = PruningOptions(**options)
-    _check_out(out, source)
+    for given in filter(None, (source, how.teacher)):
+        _check_out(out, given)
     network = unpruned(source, config, how)
     spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
     device = device_of(config.trainer.device)
@@ -356,7 +358,7 @@ def run_pruning(
             device=device if method in NEEDS_BATCHES else "cpu",
         )
     model = cast(PointNavPolicy | Classifier, result.model)
-    save_checkpoint(out, model, config=to_yaml(config), metrics={"pruned_from": source})
+    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: source})
     write_pruning(out, pruning_json(result, config.trainer.total_frames, how.frames_per_second))
     return result
 
@@ -364,11 +366,13 @@ def run_pruning(
 def _check_out(out: Path, source: str) -> None:
     """Raises UserError where a slim checkpoint in `out` would take the place of anything but another one."""
     check_replaceable(out)
-    if (out / TRAINER).exists():
-        raise UserError(f"{out} is a checkpoint that a training run goes on from; choose another folder")
+    if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
+        raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
+    if source in NAMES or source in CLASSIFIERS or not Path(source).exists():
+        return
     given = find_checkpoint(source) if Path(source).is_dir() else Path(source)
-    if given.exists() and out.resolve() in (given.resolve(), given.resolve().parent):
-        raise UserError(f"{out} holds the network that is to be pruned; choose another folder")
+    if out.resolve() in (given.resolve(), given.resolve().parent):
+        raise UserError(f"{out} holds the network {source}, which is asked for; choose another folder")
 
 
 def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.Module | Spec:

@@ -21,6 +21,7 @@ from navprune.models.spec import EncoderSpec, build, widths, with_widths
 from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig
 from navprune.pruning.losses import (
+    Batch,
     PPOTask,
     collect_observations,
     labelled_batches,
@@ -109,10 +110,10 @@ class Material(NamedTuple):
         def draw(model: torch.nn.Module) -> Iterator[Any]:
             line, done = ProgressLine(title, self.total, "batches"), 0
             try:
-                for done, batch in enumerate(source(model) if callable(source) else source):
+                for batch in source(model) if callable(source) else source:
                     line.show(done, last=False)
-                    yield batch
                     done += 1
+                    yield batch
             finally:
                 line.show(done, last=True)
 
@@ -165,12 +166,13 @@ def material(
             f"imitation learns a readout along with gates; {method!r} scores follow ppo's loss: leave it out"
         )
     env = environment()
-    try:
+    closing.callback(env.close)
+
+    def observed(_model: torch.nn.Module) -> Iterator[Batch]:
         data = collect_observations(env, options.steps, np.random.default_rng(options.seed))
-    finally:
-        env.close()
-    total = epochs * (options.steps * env.num_envs // options.batch_size)
-    return Material(shuffled_batches(data, options.batch_size, epochs, generator), taught, total)
+        return shuffled_batches(data, options.batch_size, epochs, generator)
+
+    return Material(observed, taught, epochs * (options.steps * env.num_envs // options.batch_size))
 
 
 def _network(source: str) -> torch.nn.Module:
@@ -207,7 +209,7 @@ def latency_costs(
     if not isinstance(encoder, EncoderSpec):
         raise UserError(f"latency is measured of visual encoders, not of {encoder.family}; budget macs and parameters")
     share = latency_share(encoder, options.latency_batch, options.latency_runtime, device)
-    units = sum(count // encoder.units[name] for name, count in widths(encoder).items())
+    units = sum(channels // encoder.units[name] for name, channels in widths(encoder).items())
     line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
 
     def shown(channels: Widths) -> float:

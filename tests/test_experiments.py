@@ -49,6 +49,11 @@ def test_a_cut_by_luck_is_called_better_than_luck_at_five_per_cent(experiment):
     assert figure.by_luck(np.array([0.9]), rng.normal(0.5, 0.07, 20)) < 1e-3
 
 
+def test_luck_takes_more_than_one_draw_to_know(experiment):
+    figure, _ = experiment
+    assert figure.by_luck(np.array([0.9]), np.array([0.1])) == 1.0
+
+
 def test_a_difference_that_is_there_is_found(experiment):
     figure, _ = experiment
     spread = figure.bootstrap(0.15 + np.random.default_rng(0).normal(0, 0.4, (3, 120)))

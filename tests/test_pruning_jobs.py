@@ -97,19 +97,29 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
 
 
-@pytest.mark.parametrize("kind", ["source", "training", "folder", "file"])
+@pytest.mark.parametrize("kind", ["source", "teacher", "training", "trained", "folder", "file"])
 def test_pruning_takes_nothing_but_a_slim_checkpoints_place(config, tmp_path, kind):
-    source, out = tmp_path / "dense", tmp_path / "dense"
+    source, other = tmp_path / "dense", tmp_path / "other"
     run_pruning("resnet18", "l1", {"macs": 1.0}, source, config)
-    if kind != "source":
-        out = tmp_path / "other"
-        out.write_text("notes") if kind == "file" else out.mkdir()
-    if out.is_dir() and kind != "source":
-        (out / ("trainer.pt" if kind == "training" else "notes.txt")).write_text("mine")
+    options = {"loss": "distillation", "teacher": str(other)} if kind == "teacher" else {}
+    if kind == "file":
+        other.write_text("notes")
+    elif kind != "source":
+        shutil.copytree(source, other)
+        wrong = {"training": "trainer.pt", "trained": "metrics.json", "folder": "notes.txt"}
+        if kind in wrong:
+            (other / wrong[kind]).write_text('{"spl": 1.0}')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    out = source if kind == "source" else other
     with pytest.raises(UserError, match="choose another folder"):
-        run_pruning(str(source), "l1", {"macs": 0.6}, out, config, search=LOOSE)
+        run_pruning(str(source), "taylor", {"macs": 0.6}, out, config, search=LOOSE, **options)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_by_the_name_of_a_network_is_no_hindrance(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18").mkdir()
+    assert run_pruning("resnet18", "l1", {"macs": 0.6}, Path("out"), config, search=LOOSE).dense
 
 
 def test_a_slim_checkpoint_loads_without_pruning_code(config, tmp_path):

@@ -94,22 +94,25 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def networks(records: Records, protocol: str, method: str, share: float) -> np.ndarray:
-    """Mean SPL of each of a method's networks; those that began with the same weights count as one."""
+def choices(records: Records, protocol: str, method: str, share: float) -> np.ndarray:
+    """Mean SPL of each independent choice of channels: of random each cut, of any other method all its networks.
+
+    Cuts by a method that follows data differ a little from seed to seed; they are one choice all the same.
+    """
     shares = SHARES if share == TOGETHER else (share,)
-    began: dict[tuple[str, ...], list[float]] = {}
+    found = []
     for seed in sorted({cell.seed for cell in records if cell[:2] == (protocol, method)}):
         each = [records.get(Cell(protocol, method, own, seed), {}) for own in shares]
         if all("spl" in record for record in each):
-            began.setdefault(tuple(record["weights"] for record in each), []).append(
-                np.mean([record["spl"] for record in each])
-            )
-    return np.array([np.mean(trained) for trained in began.values()])
+            found.append(np.mean([record["spl"] for record in each]))
+    return np.array(found if method == RANDOM else [np.mean(found)])
 
 
 def by_luck(first: np.ndarray, second: np.ndarray) -> float:
     """p of so large a difference between the means of two samples, [n] and [m] (Student's t-test, n may be 1)."""
     freedom = len(first) + len(second) - 2
+    if freedom < 1:
+        return 1.0
     variance = sum(((each - each.mean()) ** 2).sum() for each in (first, second)) / freedom
     error = np.sqrt(variance * (1 / len(first) + 1 / len(second)))
     beyond = np.count_nonzero(students(freedom) >= abs(first.mean() - second.mean()) / error)
@@ -131,8 +134,8 @@ def comparisons(found: Measured, records: Records, protocol: str, share: float, 
         if method == control or differences is None:
             continue
         if RANDOM in (method, control):
-            first = networks(records, protocol, method, share)
-            second = networks(records, protocol, control, other)
+            first = choices(records, protocol, method, share)
+            second = choices(records, protocol, control, other)
             compared[method] = Compared(first.mean() - second.mean(), by_luck(first, second))
         else:
             spread = bootstrap(differences)

@@ -161,6 +161,8 @@ def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:
 def _orthogonal(weight: Tensor, gain: float = 1.0) -> None:
     """Orthogonal weights, by one thread: how the decomposition rounds would depend on the number of threads."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    nn.init.orthogonal_(weight, gain)
-    torch.set_num_threads(threads)
+    try:
+        torch.set_num_threads(1)
+        nn.init.orthogonal_(weight, gain)
+    finally:
+        torch.set_num_threads(threads)

@@ -331,10 +331,9 @@ def slim_optimiser(
     full = checked_keep(groups, keep)
     state = copy.deepcopy(packed["state"])
     for key in {key for entry in state.values() for key in entry}:
-        named = {order[i]: entry[key] for i, entry in state.items() if key in entry}
+        named = {order[i]: entry[key] for i, entry in state.items() if isinstance(entry.get(key), Tensor)}
         for group in groups:
             cut_group(named, group, full[group.name])
         for i, entry in state.items():
-            if key in entry:
-                entry[key] = named[order[i]]
+            entry.update({key: named[order[i]]} if order[i] in named else {})
     return {**packed, "state": state}

@@ -228,11 +228,13 @@ def _sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
     if group.block:
         return [0, 1]
     count, whole = units(group), dense / group.unit
-    limit = min((share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)), default=1.0)
+    limit = min(
+        (share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)), default=math.inf
+    )
     least = min(count, max(config.minimum, math.ceil(config.minimum_share * whole - 1e-9)))
     chunk = math.lcm(group.unit, config.multiple) // group.unit
     allowed = [size for size in range(1, count + 1) if size % chunk == 0 or size == count]
-    sizes = [size for size in allowed if least <= size <= (limit * whole + 1e-9 if limit < 1 else count)]
+    sizes = [size for size in allowed if least <= size <= limit * whole + 1e-9]
     if not sizes:
         raise UserError(
             f"limits: at most {limit:g} of {group.name}'s {dense} channels may stay, which is less than "

@@ -62,7 +62,7 @@ class Layer:
 class Trace:
     """The groups of a network, in order of execution, its layers, and parameters that no cut changes.
 
-    `obstacle` is the first operation with parameters that channels cannot be followed through, with its place.
+    `obstacle` is the first operation whose channels stay because they cannot be followed through it, with its place.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -175,8 +175,8 @@ class _Follower:
 
     module: nn.Module
     values: dict[fx.Node, _Value] = field(default_factory=dict)
-    counts: dict[fx.Node, _Channels] = field(default_factory=dict)
-    """Shapes with the number of channels in them, and that number."""
+    counts: dict[fx.Node, tuple[_Channels, int | None]] = field(default_factory=dict)
+    """Shapes, with the place of the number of channels in them, and numbers that come of it (None)."""
     calls: dict[str, _Call] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
     """Layers that are called, or whose weights are read, in a way that no cut survives."""
@@ -220,7 +220,7 @@ class _Follower:
             value.channels.root.fixed = True
             self.speaking |= value.writers
         for count in self.counts.keys() & set(node.all_input_nodes):
-            self.counts[count].root.fixed = True
+            self.counts[count][0].root.fixed = True
 
     def _is_in_place(self, node: fx.Node) -> bool:
         """Whether an operation leaves its result in its first input, by its name or by its `inplace`."""
@@ -286,18 +286,21 @@ class _Follower:
         result = node.meta["result"]
         value = self.values.get(node.all_input_nodes[0]) if node.all_input_nodes else None
         index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        index = index.meta["result"] if isinstance(index, fx.Node) else index
         if name in ("size", "getattr", "numel") and value is not None and value.free:
-            if index in (None, "shape", 1, 1 - node.all_input_nodes[0].meta["result"].dim()):
-                self.counts[node] = value.channels
+            if index in (None, "shape", "nbytes", 1, 1 - node.all_input_nodes[0].meta["result"].dim()):
+                self.counts[node] = value.channels, 1 if isinstance(result, tuple) else None
             return
         for count in (n for n in node.all_input_nodes if n in self.counts):
-            channels = self.counts[count]
-            if name == "getitem" and isinstance(index, int | slice):
-                within = range(len(count.meta["result"]))[index]
-                if within == 1 or (isinstance(within, range) and 1 in within):
-                    self.counts[node] = channels
+            channels, place = self.counts[count]
+            if name == "getitem" and place is not None and isinstance(index, int | slice):
+                left = range(len(count.meta["result"]))[index]
+                if left == place:
+                    self.counts[node] = channels, None
+                elif isinstance(left, range) and place in left:
+                    self.counts[node] = channels, left.index(place)
             elif not isinstance(result, Tensor):
-                self.counts[node] = channels
+                self.counts[node] = channels, None
             elif name not in RESHAPES | {"expand"} or value is None or value.channels.root is not channels.root:
                 raise self._refusal(node, f"{name} with a number of channels")
 
@@ -399,6 +402,7 @@ class _Follower:
             self._check_not_written_out(node, name)
             return self._keeps_order(node, shape, result)
         if name == "expand":
+            self._check_not_written_out(node, name)
             return self._keeps_channels(node)
         return name in POOL_NAMES and len(shape) == 4
 
@@ -412,9 +416,11 @@ class _Follower:
         return len(result) >= 2 and result[0] == shape[0] and result[1] % size == 0
 
     def _check_not_written_out(self, node: fx.Node, name: str) -> None:
-        """A width that stands as a number in `view` or `reshape` would be wrong in the smaller network."""
-        sizes = node.args[1] if len(node.args) == 2 else node.kwargs.get("shape", node.args[1:])
-        if name in ("view", "reshape") and isinstance(sizes, tuple | list) and len(sizes) > 1:
+        """A width that stands as a number in `view` and the like would be wrong in the smaller network."""
+        sizes = (
+            node.args[1] if len(node.args) == 2 else node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
+        )
+        if name in ("view", "reshape", "expand") and isinstance(sizes, tuple | list) and len(sizes) > 1:
             if isinstance(sizes[1], int) and sizes[1] != -1:
                 raise UserError(
                     f"cannot prune before {name}(..., {sizes[1]}, ...) {self._place(node)}: the width stands there as "

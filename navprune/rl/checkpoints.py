@@ -27,6 +27,8 @@ from navprune.models.spec import EncoderSpec, PolicySpec, build, spec_from_json
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
+PRUNED_FROM = "pruned_from"
+"""In the metrics of a checkpoint that pruning wrote: the source."""
 PRUNING, WIDTHS = "pruning.json", "widths.png"  # stand beside these where the network was pruned
 LATEST, BEST = "latest", "best"
 ARRAY = "__ndarray__"
@@ -126,6 +128,14 @@ def read_spec(folder: Path) -> PolicySpec:
 def read_any_spec(folder: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
     """Read the architecture of a checkpoint of any kind; raises UserError when it is missing or cut off."""
     return spec_from_json(_read(folder / SPEC, lambda data: json.loads(data)))
+
+
+def was_pruned(folder: Path) -> bool:
+    """Whether a checkpoint is what pruning wrote, and not what a training made of it."""
+    try:
+        return PRUNED_FROM in json.loads((folder / METRICS).read_text()) and not (folder / TRAINER).exists()
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def load_weights(folder: Path, policy: PointNavPolicy | Classifier) -> None:

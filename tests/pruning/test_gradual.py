@@ -183,6 +183,18 @@ def test_the_optimiser_of_a_module_of_ones_own_is_cut_likewise(kind):
     assert not model[1].weight[1].any() and model[1].weight[0].any()
 
 
+def test_plain_numbers_in_an_optimisers_state_stay():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    optimiser = torch.optim.Adam(model.parameters())
+    model(torch.rand(2, 3, 4, 4)).sum().backward()
+    optimiser.step()
+    for state in optimiser.state.values():
+        state["step"], state["age"] = 1, 7
+    cut = slim_optimiser(optimiser, model, {"0": torch.tensor([True, False, True, True])}, torch.rand(2, 3, 4, 4))
+    assert all((entry["step"], entry["age"]) == (1, 7) for entry in cut["state"].values())
+    assert cut["state"][0]["exp_avg"].shape == (3, 3, 1, 1)
+
+
 def test_an_optimiser_of_something_else_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     images, keep = torch.rand(2, 3, 4, 4), {"0": torch.tensor([True, False, True, True])}
