@@ -315,6 +315,7 @@ def net(forward, **layers):
         (net(lambda m, x: m.c(m.n(m.a(x))) + m.d(m.n(m.b(x))), n=nn.BatchNorm2d(4)), {"n"}, set()),
         (net(lambda m, x: m.c(m.n(m.a(x))) + m.c(m.a(2 * x)), n=nn.BatchNorm2d(4)), {"n", "a"}, set()),
         (net(lambda m, x: m.c(torch.maximum(m.a(x), m.b(x)))), {"a", "b"}, set()),
+        (net(lambda m, x: m.c(torch.maximum(y := m.a(x), y))), {"a"}, set()),
         (net(lambda m, x: m.c(m.n(m.a(x).flatten(1))), n=nn.BatchNorm1d(144), c=nn.Linear(144, 2)), {"n", "a"}, set()),
         (net(lambda m, x: m.c(m.a(x).flatten(1).view(x.size(0), -1, 6, 6))), {"a"}, set()),
         (net(lambda m, x: m.c(m.a(x).flatten(2).mean(-1)), c=nn.Linear(4, 2)), {"a"}, set()),
