@@ -36,8 +36,9 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     data = out / "data"
     config = replace(config, data=replace(config.data, folder=str(data)))
     _check_recipe(out / "recipe.yaml", to_yaml(config) + f"# {HOMES} {BUDGET} {GATE_STEPS} {GATES}\n")
-    note("1/4  generating homes")
-    draw_homes(data, config.data.name)
+    if not has_homes(data, config.data.name):
+        note("1/4  generating homes")
+        draw_homes(data, config.data.name)
     slim = out / "slim"
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")
@@ -69,11 +70,15 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     )
 
 
+def has_homes(data: Path, name: str) -> bool:
+    """Whether a data folder holds the demo's data set, whole."""
+    return (data / "datasets" / "pointnav" / name / "v1" / "statistics.json").is_file()
+
+
 def draw_homes(data: Path, name: str) -> None:
-    """Writes the demo's data set to a data folder, unless it is there."""
-    if not (data / "datasets" / "pointnav" / name / "v1" / "statistics.json").is_file():
-        line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
-        generate_dataset(data, name=name, progress=line.show, **HOMES)
+    """Writes the demo's data set to a data folder."""
+    line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
+    generate_dataset(data, name=name, progress=line.show, **HOMES)
 
 
 def _check_recipe(path: Path, recipe: str) -> None:

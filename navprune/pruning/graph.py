@@ -23,7 +23,9 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
 ELEMENTWISE_NAMES = {
     *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid sigmoid logsigmoid".split(),
     *"softplus softsign tanh tanhshrink softshrink hardshrink clamp clamp_min clamp_max abs neg square pow exp".split(),
-    *"dropout dropout2d contiguous clone detach to float double half add sub rsub mul div truediv maximum minimum".split(),
+    *"dropout dropout2d contiguous clone detach to float double half add sub rsub mul div truediv".split(),
+    "maximum",
+    "minimum",
 }
 POOL_NAMES = {*"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()}
 REDUCTIONS = {"mean", "sum", "amax"}
