@@ -93,6 +93,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.jobs import config_of, run_pruning
     from navprune.pruning.methods import TORCH_PRUNING
     from navprune.pruning.search import SearchConfig, parse_budget, parse_shares, shortfall
+    from navprune.pruning.torch_pruning import TOLERANCE
     from navprune.pruning_jobs import next_step, pruning_json
     from navprune.reports.tables import pruning_table
 
@@ -121,8 +122,11 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     )
     answer = pruning_json(result, config.trainer.total_frames, options.frames_per_second)
     print(pruning_table(answer).text())
-    why = {"why": "its one pruning ratio cannot make both bind"} if options.method == TORCH_PRUNING else {}
-    if line := shortfall(budget, result.reached, search.tolerance, **why):
+    if options.method == TORCH_PRUNING:
+        line = shortfall(budget, result.reached, TOLERANCE, "its one pruning ratio cannot make both bind")
+    else:
+        line = shortfall(budget, result.reached, search.tolerance)
+    if line:
         note(line)
     if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:
         note(f"all {options.method} scores are equal, as before training norms' scales are: the order of units decided")

@@ -34,6 +34,8 @@ HALVINGS = 12
 """Of the pruning ratio: as many as tell 4096 places in its ranking apart."""
 ENOUGH = 0.99
 """Share of the budget at which bisection ends."""
+TOLERANCE = 0.05
+"""How far below its budget a cut may end (relative)."""
 LEAST_SIDE = 128
 """Traced images have at least so many pixels a side: on single pixels our convolutions are linear layers."""
 
@@ -48,7 +50,7 @@ class Cut(NamedTuple):
     keep: dict[str, Tensor]
 
 
-def cut(model: nn.Module, budget: Budget, cost: CountCost, tolerance: float = 0.05) -> Cut:
+def cut(model: nn.Module, budget: Budget, cost: CountCost, tolerance: float = TOLERANCE) -> Cut:
     """Cuts the encoder of an encoder or a policy with Torch-Pruning; `model` is left as it is.
 
     Bisects its pruning ratio until every measure of the budget, shares of `cost` of the dense encoder, is met from
