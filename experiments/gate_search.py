@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from navprune.config import load_config
-from navprune.demo import GATE_STEPS, draw_homes, has_homes
+from navprune.demo import GATE_STEPS, draw_homes
 from navprune.models.encoders import Encoder
 from navprune.models.spec import build, encoder_spec
 from navprune.progress import ProgressLine
@@ -35,8 +35,7 @@ CONFIG = GateConfig(stable=1.0)
 def main() -> None:
     """Rank correlations of gates between searches after so many steps, mean and range over all pairs."""
     torch.set_num_threads(1)
-    if not has_homes(DATA, DEMO.data.name):
-        draw_homes(DATA, DEMO.data.name)
+    draw_homes(DATA, DEMO.data.name)
     episodes = read_episodes(DATA, DEMO.data.name, "train")
     order = Shuffled(len(episodes), DEMO.environments, 0)
     env = PointNavEnv(episodes, DATA, order, DEMO.environments, DEMO.task)

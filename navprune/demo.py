@@ -38,7 +38,7 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     _check_recipe(out / "recipe.yaml", to_yaml(config) + f"# {HOMES} {BUDGET} {GATE_STEPS} {GATES}\n")
     if not has_homes(data, config.data.name):
         note("1/4  generating homes")
-        draw_homes(data, config.data.name)
+    draw_homes(data, config.data.name)
     slim = out / "slim"
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")
@@ -76,9 +76,10 @@ def has_homes(data: Path, name: str) -> bool:
 
 
 def draw_homes(data: Path, name: str) -> None:
-    """Writes the demo's data set to a data folder."""
-    line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
-    generate_dataset(data, name=name, progress=line.show, **HOMES)
+    """Writes the demo's data set to a data folder, unless it is there."""
+    if not has_homes(data, name):
+        line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
+        generate_dataset(data, name=name, progress=line.show, **HOMES)
 
 
 def _check_recipe(path: Path, recipe: str) -> None:

@@ -49,9 +49,8 @@ from navprune.rl.checkpoints import (
     PRUNING,
     check_replaceable,
     find_checkpoint,
-    load_classifier,
+    load_network,
     load_policy,
-    read_any_spec,
     read_spec,
     save_checkpoint,
     was_pruned,
@@ -328,8 +327,7 @@ def run_pruning(
     environments, of classifiers from labelled images.
     """
     how = PruningOptions(**options)
-    for given in filter(None, (source, how.teacher)):
-        _check_out(out, given)
+    _check_out(out, [source, *filter(None, [how.teacher])])
     network = unpruned(source, config, how)
     spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
     device = device_of(config.trainer.device)
@@ -363,16 +361,17 @@ def run_pruning(
     return result
 
 
-def _check_out(out: Path, source: str) -> None:
+def _check_out(out: Path, sources: Sequence[str]) -> None:
     """Raises UserError where a slim checkpoint in `out` would take the place of anything but another one."""
     check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
         raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
-    if source in NAMES or source in CLASSIFIERS or not Path(source).exists():
-        return
-    given = find_checkpoint(source) if Path(source).is_dir() else Path(source)
-    if out.resolve() in (given.resolve(), given.resolve().parent):
-        raise UserError(f"{out} holds the network {source}, which is asked for; choose another folder")
+    for source in sources:
+        if source in NAMES or source in CLASSIFIERS or not Path(source).exists():
+            continue
+        given = find_checkpoint(source) if Path(source).is_dir() else Path(source)
+        if out.resolve() in (given.resolve(), given.resolve().parent):
+            raise UserError(f"{out} holds the network {source}, which is asked for; choose another folder")
 
 
 def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.Module | Spec:
@@ -381,8 +380,8 @@ def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.M
         return unpruned_classifier(source, options)
     if source in NAMES or Path(source).suffix == ".json":
         return spec_of(source, config)
-    if Path(source).is_dir() and isinstance(read_any_spec(find_checkpoint(source)), ClassifierSpec):
-        return load_classifier(source)
+    if Path(source).is_dir():
+        return load_network(source)
     return policy_of(source, config, options.seed)
 
 

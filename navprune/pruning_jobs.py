@@ -35,15 +35,7 @@ from navprune.pruning.search import LATENCY, SearchConfig, Widths
 from navprune.pruning.slim import Spec, encoder_of
 from navprune.pruning.trace import module_cost
 from navprune.reports.plots import widths_figure
-from navprune.rl.checkpoints import (
-    PRUNING,
-    WIDTHS,
-    find_checkpoint,
-    load_classifier,
-    load_policy,
-    read_any_spec,
-    write_file,
-)
+from navprune.rl.checkpoints import PRUNING, WIDTHS, load_network, write_file
 from navprune.rl.ppo import PPOConfig
 from navprune.tasks.pointnav import VectorEnv
 
@@ -144,7 +136,7 @@ def material(
     loss = options.loss or ("imitation" if method == GATES else "ppo")
     if loss == DISTILLATION and method != "taylor":
         raise UserError(f"distillation is a loss of taylor scores, not of {method!r}: leave it out")
-    taught = distillation_loss(_network(options.teacher)) if options.teacher else None
+    taught = distillation_loss(load_network(options.teacher)) if options.teacher else None
     epochs = options.epochs if method == GATES else 1
     generator = torch.Generator().manual_seed(options.seed)
     if isinstance(spec, ClassifierSpec) or loss == "classification":
@@ -173,13 +165,6 @@ def material(
         return shuffled_batches(data, options.batch_size, epochs, generator)
 
     return Material(observed, taught, epochs * (options.steps * env.num_envs // options.batch_size))
-
-
-def _network(source: str) -> torch.nn.Module:
-    """The policy or classifier of a checkpoint or run."""
-    if isinstance(read_any_spec(find_checkpoint(source)), ClassifierSpec):
-        return load_classifier(source)
-    return load_policy(source).policy
 
 
 def _labelled(spec: Spec, options: PruningOptions) -> tuple[torch.Tensor, torch.Tensor]:

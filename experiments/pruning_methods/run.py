@@ -24,7 +24,7 @@ import torch
 from grid import CUT, DENSE, PROTOCOLS, RESULTS, SCRATCH, TUNED, Cell, grid, read_results
 
 from navprune.config import load_config
-from navprune.demo import GATE_STEPS, GATES, draw_homes, has_homes
+from navprune.demo import GATE_STEPS, GATES, draw_homes
 from navprune.errors import UserError
 from navprune.evaluation.agents import PolicyAgent
 from navprune.evaluation.cost import cost
@@ -72,8 +72,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, help="stop after so many")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="only these cells")
     options = parser.parse_args()
-    if not has_homes(DATA, DEMO.data.name):
-        draw_homes(DATA, DEMO.data.name)
+    draw_homes(DATA, DEMO.data.name)
     done = read_results()
     left = [cell for cell in grid() if cell not in done and options.protocol in (None, cell.protocol)][: options.cells]
     work(left, options.workers)

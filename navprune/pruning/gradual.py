@@ -335,5 +335,6 @@ def slim_optimiser(
         for group in groups:
             cut_group(named, group, full[group.name])
         for i, entry in state.items():
-            entry.update({key: named[order[i]]} if order[i] in named else {})
+            if order[i] in named:
+                entry[key] = named[order[i]]
     return {**packed, "state": state}

@@ -89,6 +89,11 @@ def is_inner(group: ChannelGroup) -> bool:
     return not group.trunk and not group.block
 
 
+def _check_names(groups: list[ChannelGroup], named: Mapping[str, Tensor]) -> None:
+    if unknown := set(named) - {group.name for group in groups}:
+        raise UserError(f"no channel group {min(unknown, key=str)!r}: there are {', '.join(g.name for g in groups)}")
+
+
 def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     """`keep` completed for all groups: {name: bool [units]}; groups it does not name are kept whole.
 
@@ -96,8 +101,7 @@ def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     """
     if not isinstance(keep, Mapping):
         raise UserError(f"keep is {type(keep).__name__}: give a dict {{group name: bool [units]}}")
-    if unknown := set(keep) - {group.name for group in groups}:
-        raise UserError(f"no channel group {min(unknown, key=str)!r}: there are {', '.join(g.name for g in groups)}")
+    _check_names(groups, keep)
     full = {}
     for group in groups:
         kept = torch.as_tensor(keep.get(group.name, torch.ones(units(group), dtype=torch.bool)))
@@ -138,8 +142,7 @@ def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterat
 @contextmanager
 def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[None]:
     handles = []
-    if unknown := sorted(set(factors) - {group.name for group in groups}):
-        raise UserError(f"no channel group {unknown[0]!r}: there are {', '.join(group.name for group in groups)}")
+    _check_names(groups, factors)
     try:
         for group in groups:
             if group.name in factors:

@@ -118,24 +118,22 @@ def prune(
 
     Scores that need them look at `batches`, some through `loss(model, batch)`. Gates need batches, too; their loss is
     by default imitation, of classifiers classification; they start from random weights of `gates.expansion` times the
-    width whatever `network` holds (of a module without a spec, from its own weights and widths), and leave trunks and
-    stem at that width. Torch-Pruning takes no `config`, and its `keep` is of channels. Raises UserError for an unknown
-    method, weights that do not fit the spec, or a budget that cannot be met.
+    width whatever `network` holds (without a spec, from its own weights and widths), and leave trunks and stem so wide.
+    Torch-Pruning takes no `config`, and its `keep` is of channels. Raises UserError for an unknown method, weights that
+    do not fit the spec, or a budget that cannot be met.
     """
-    config, costs = config or SearchConfig(), costs or {}
+    config, costs, gates = config or SearchConfig(), costs or {}, (gates or GateConfig()) if method == GATES else None
     _check(method, budget, config, costs, blocks)
     if method == TORCH_PRUNING:
         return _by_torch_pruning(network, budget, cost, seed)
     began, dense = time.perf_counter(), _spec_of(network)
-    gates = (gates or GateConfig()) if method == GATES else None
     model = _looked_at(network, dense, gates, seed, device)
     groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
     shares = _shares(dense or _spec_within(model) or model, cost, example)
     measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
-    before = widths(encoder_of(dense)) if dense else {}
-    if method in NEEDS_BATCHES:
-        _check_reach(groups, method, shares, budget, config, before)
+    before = _dense_widths(dense, groups)
+    _check_reach(groups, method, shares, budget, config, before)
     evidence = Evidence(torch.Generator().manual_seed(seed), drawn, loss, example, blocks)
     scores, losses = _scored(model, method, evidence, gates)
     keep = search(groups, scores, shares, budget, config, measured, before)
@@ -145,7 +143,7 @@ def prune(
         dense=dense,
         method=method,
         budget=dict(budget),
-        **_left(dense, groups, keep, shares, measured),
+        **_left(before, groups, keep, shares, measured),
         keep=keep,
         scores=scores,
         seed=seed,
@@ -174,8 +172,13 @@ def _looked_at(
     return network if isinstance(network, nn.Module) else build(network, seed).to(device)
 
 
+def _dense_widths(dense: Spec | None, groups: Sequence[ChannelGroup]) -> dict[str, int]:
+    """Channels of each width of the network that was asked about, which with gates is not the one searched."""
+    return widths(encoder_of(dense)) if dense else {group.name: group.channels for group in groups if not group.block}
+
+
 def _left(
-    dense: Spec | None,
+    before: Widths,
     groups: Sequence[ChannelGroup],
     keep: Mapping[str, Tensor],
     shares: Callable[[Widths], dict[str, float]],
@@ -184,9 +187,6 @@ def _left(
     """What a cut leaves, as fields of `PruningResult`: "reached", "widths" and "blocks"."""
     kept = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
     removed = tuple(group.name for group in groups if group.block and not kept[group.name])
-    before = {group.name: group.channels for group in groups if not group.block}
-    if dense:
-        before = widths(encoder_of(dense))
     return {
         "reached": {**shares(kept), **{name: share(kept) for name, share in measured.items()}},
         "widths": {name: (count, kept[name] if renumbered(name, removed) else 0) for name, count in before.items()},
@@ -249,6 +249,8 @@ def _check_reach(
     dense: Widths,
 ) -> None:
     """Raises UserError for limits or a budget that no scores could meet, before minutes go into scores."""
+    if method not in NEEDS_BATCHES:
+        return
     cut = [group for group in groups if method != GATES or is_inner(group) or group.block]
     if exact := {name: budget[name] for name in MEASURES if name in budget}:
         alike = {group.name: torch.ones(units(group)) for group in cut}

@@ -74,7 +74,7 @@ class SearchConfig:
         if not (0 <= self.minimum_share <= 1 and 0 <= self.tolerance <= 1):
             raise UserError("search: minimum_share and tolerance are shares from 0 to 1")
         for pattern, share in self.limits.items():
-            if not isinstance(share, Real) or not 0 < share <= 1:
+            if not _is_share(share):
                 raise UserError(f"limits: {pattern}={share} is not a share of the layer; give 0 < share <= 1")
 
 
@@ -109,6 +109,10 @@ def parse_budget(text: str) -> dict[str, float]:
     return budget
 
 
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and 0 < float(value) <= 1
+
+
 def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
     """Raises UserError unless every entry is a share in (0, 1] of a known measure."""
     if not isinstance(budget, Mapping):
@@ -118,7 +122,7 @@ def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
     for name, share in budget.items():
         if name not in known:
             raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(known)}")
-        if not isinstance(share, Real) or not 0 < share <= 1:
+        if not _is_share(share):
             raise UserError(f"budget: {name}={share} is not a share of the dense network; give 0 < {name} <= 1")
 
 
@@ -141,8 +145,8 @@ def search(
 
     `measured` are shares that are costly to ask and noisy, such as milliseconds: they are asked only in bisections
     along the ranking and met within `MEASURED_TOLERANCE`. `dense` is what limits and minimum share refer to, by default
-    the groups' own channels. Raises UserError for scores and limits that do not fit,
-    and with the nearest that was found where the budget is not met.
+    the groups' own channels. Raises UserError for scores and limits that do not fit, and with the nearest that was
+    found where the budget is not met.
     """
     config, measured = config or SearchConfig(), measured or {}
     check_budget(budget, (*MEASURES, *measured))

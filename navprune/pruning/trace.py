@@ -135,20 +135,20 @@ class _Follower:
         for node in graph.nodes:
             if node.op == "output":
                 self._fix(node)
-            else:
-                try:
-                    result = self._value(node)
-                except UserError:
-                    if node not in last:
-                        raise
-                    self.obstacle = self.obstacle or self._called(node, operation_of(node))
-                    self._fix(node)
-                    result = _whole(node.meta["result"])
-                if result is not None:
-                    self.values[node] = result
-                    if self._is_in_place(node):
-                        self._overwrite(node, result)
+            elif (result := self._last_value(node) if node in last else self._value(node)) is not None:
+                self.values[node] = result
+                if self._is_in_place(node):
+                    self._overwrite(node, result)
         return self._result()
+
+    def _last_value(self, node: fx.Node) -> _Value | None:
+        """The value of a node that only outputs follow: where it cannot be followed, what it reads stays whole."""
+        try:
+            return self._value(node)
+        except UserError:
+            self.obstacle = self.obstacle or self._called(node, operation_of(node))
+            self._fix(node)
+            return _whole(node.meta["result"])
 
     def _behind_all_layers(self, graph: fx.Graph) -> set[fx.Node]:
         """The nodes that only outputs follow: what they read stays whole, whatever they make of it."""

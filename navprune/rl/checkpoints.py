@@ -101,6 +101,13 @@ def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Cla
     return classifier.to(device).eval()
 
 
+def load_network(path: Path | str) -> PointNavPolicy | Classifier:
+    """Read the policy or classifier of a checkpoint or run folder; raises UserError as `load_policy`."""
+    if isinstance(read_any_spec(find_checkpoint(path)), ClassifierSpec):
+        return load_classifier(path)
+    return load_policy(path).policy
+
+
 def find_checkpoint(path: Path | str, names: tuple[str, ...] = (LATEST, BEST)) -> Path:
     """Return the checkpoint folder that `path` is or, of a run folder, the first of its links `names`.
 
