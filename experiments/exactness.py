@@ -11,12 +11,13 @@ from typing import cast
 
 import torch
 
+from navprune.commands.prune import count_cost
+from navprune.comparisons import torch_pruning
+from navprune.models.build import build
 from navprune.models.encoders import Encoder
-from navprune.models.spec import build, encoder_spec
+from navprune.models.spec import encoder_spec
 from navprune.progress import ProgressLine
-from navprune.pruning import torch_pruning
 from navprune.pruning.prune import prune
-from navprune.pruning_jobs import count_cost
 from navprune.rl.checkpoints import load_policy
 
 SHARES = (0.75, 0.5, 0.25)

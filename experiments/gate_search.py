@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from navprune.commands.demo import GATE_STEPS, draw_homes
 from navprune.config import load_config
-from navprune.demo import GATE_STEPS, draw_homes
+from navprune.models.build import build
 from navprune.models.encoders import Encoder
-from navprune.models.spec import build, encoder_spec
+from navprune.models.spec import encoder_spec
 from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig, learn_gates, rank_correlation
 from navprune.pruning.losses import Imitation, collect_observations, shuffled_batches
-from navprune.scenes.episodes import read_episodes
+from navprune.scenes.files.episodes import read_episodes
 from navprune.tasks.pointnav import PointNavEnv, Shuffled
 
 DATA = Path("runs/pruning_methods/data")

@@ -168,7 +168,8 @@ def test_agents_are_looked_for_before_data(tmp_path, capsys):
 
 
 def test_policies_of_any_image_size_are_exported_and_read_again(tmp_path):
-    from navprune.models.spec import PolicySpec, build, encoder_spec
+    from navprune.models.build import build
+    from navprune.models.spec import PolicySpec, encoder_spec
     from navprune.rl.checkpoints import save_checkpoint
 
     policy = build(PolicySpec(encoder_spec("resnet18", (1, 96, 160), 8), 16, 16))

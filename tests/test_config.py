@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from navprune.commands.environments import training_env
 from navprune.config import Config, load_config, recipes, to_yaml
 from navprune.errors import UserError
-from navprune.jobs import training_env
 
 
 @pytest.mark.parametrize("recipe", recipes())

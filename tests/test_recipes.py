@@ -3,8 +3,9 @@ from dataclasses import replace
 import layouts
 import pytest
 
+from navprune.commands.environments import split_episodes
+from navprune.commands.evaluate import run_evaluation
 from navprune.config import load_config, to_yaml
-from navprune.jobs import run_evaluation, split_episodes
 
 RECIPES = {"pointnav_gibson": layouts.gibson, "pointnav_mp3d": layouts.mp3d, "pointnav_hm3d": layouts.hm3d}
 

@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from grid import CUT, DENSE, PROTOCOLS, RESULTS, SCRATCH, TUNED, Cell, grid, read_results
 
+from navprune.commands.demo import GATE_STEPS, GATES, draw_homes
+from navprune.comparisons import torch_pruning
 from navprune.config import load_config
-from navprune.demo import GATE_STEPS, GATES, draw_homes
 from navprune.errors import UserError
 from navprune.evaluation.agents import PolicyAgent
 from navprune.evaluation.cost import cost
 from navprune.evaluation.evaluate import evaluate
+from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import EncoderSpec, build
+from navprune.models.spec import EncoderSpec
 from navprune.progress import ProgressLine
 from navprune.pruning.losses import PPOTask, collect_observations, shuffled_batches
 from navprune.pruning.methods import GATES as LEARNED
-from navprune.pruning.methods import TORCH_PRUNING
 from navprune.pruning.prune import prune, weights_hash
 from navprune.pruning.recover import Distillation
 from navprune.pruning.search import SearchConfig
@@ -43,7 +44,7 @@ from navprune.rl.imitation import WarmStart, WarmStartConfig
 from navprune.rl.monitor import EpisodeWindow, Timers
 from navprune.rl.ppo import PPO
 from navprune.rl.rollouts import Actor
-from navprune.scenes.episodes import EpisodeTable, read_episodes
+from navprune.scenes.files.episodes import EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import EpisodeOrder, Once, PointNavEnv, Shuffled
 
@@ -156,15 +157,14 @@ def network(cell: Cell) -> tuple[PointNavPolicy, dict[str, Any]]:
         # Gates and controls of random weights; the widths of any other method come from the trained agent.
         random = cell.protocol == SCRATCH and cell.method != "l1"
         with evidence(cell) as given:
-            result = prune(
-                build(trained.spec, cell.seed) if random else trained,
-                cell.method,
-                {"macs": cell.share},
-                macs_and_parameters,
-                seed=cell.seed,
-                config=None if cell.method == TORCH_PRUNING else SearchConfig(tolerance=TOLERANCE),
-                **given,
-            )
+            network = build(trained.spec, cell.seed) if random else trained
+            budget, config = {"macs": cell.share}, SearchConfig(tolerance=TOLERANCE)
+            if cell.method == torch_pruning.TORCH_PRUNING:
+                result = torch_pruning.prune(network, budget, macs_and_parameters, seed=cell.seed)
+            else:
+                result = prune(
+                    network, cell.method, budget, macs_and_parameters, seed=cell.seed, config=config, **given
+                )
         policy = cast(PointNavPolicy, result.fresh(cell.seed) if cell.protocol == SCRATCH else result.model)
     reached = macs_and_parameters(policy.spec.encoder)
     return policy, {name: round(reached[name] / whole[name], 4) for name in whole}

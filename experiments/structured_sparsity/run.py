@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from navprune.comparisons.published import pruned_ratio, select
 from navprune.evaluation.cost import count
+from navprune.models.build import build
 from navprune.models.classifiers import ClassifierSpec, classifier_spec
-from navprune.models.spec import build, widths, with_widths
+from navprune.models.spec import widths, with_widths
 from navprune.pruning.groups import groups_of
 from navprune.pruning.penalties import proximal_step, survivors
-from navprune.pruning.published import pruned_ratio, select
 
 HERE = Path(__file__).parent
 SHARE = 0.2

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = options.run(options)
         answer, status = result if isinstance(result, tuple) else (result, 0)
         if options.json is not None and answer is not None:
-            from navprune.rl.checkpoints import write_file
+            from navprune.files import write_file
 
             write_file(options.json, (json.dumps(answer, indent=2) + "\n").encode())
     except UserError as error:

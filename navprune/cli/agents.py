@@ -32,8 +32,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.commands.train import run_training
     from navprune.config import load_config
-    from navprune.jobs import run_training
 
     result = run_training(load_config(options.config, options.settings))
     measures = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
@@ -66,8 +66,9 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import config_of, run_evaluation, run_folder
+    from navprune.commands.evaluate import run_evaluation
     from navprune.reports.tables import measure_table
+    from navprune.source import config_of, run_folder
 
     config = config_of(options.agent, options.config, options.settings)
     split = options.split or config.data.val
@@ -108,9 +109,9 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import policy_of
+    from navprune.files import write_file
     from navprune.models.weights import foreign_bytes, foreign_hints, hints_file, needs_hints
-    from navprune.rl.checkpoints import write_file
+    from navprune.source import policy_of
 
     beside = hints_file(options.out)
     if options.json == beside:
@@ -138,8 +139,8 @@ def _add_demo(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.commands.demo import run_demo
     from navprune.config import load_config
-    from navprune.demo import run_demo
 
     table, page, answer = run_demo(options.out, load_config(options.config, options.settings), note)
     print(table.text())

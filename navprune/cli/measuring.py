@@ -34,8 +34,8 @@ def _add_cost(commands: Any) -> None:
 
 def _cost(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.evaluation.cost import breakdown, cost
-    from navprune.jobs import spec_of
     from navprune.reports.tables import cost_table, rows_table
+    from navprune.source import spec_of
 
     spec = spec_of(options.source)
     answer = cost(spec).to_json()
@@ -62,7 +62,7 @@ def _add_latency(commands: Any) -> None:
 
 
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import run_latency
+    from navprune.commands.latency import run_latency
     from navprune.reports.tables import latency_table
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
@@ -88,7 +88,7 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import run_comparison
+    from navprune.commands.compare import run_comparison
 
     table, page, answer = run_comparison(
         options.runs,
@@ -139,7 +139,7 @@ def _add_benchmark(commands: Any) -> None:
 
 
 def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.benchmark import benchmark_simulator
+    from navprune.commands.benchmark import benchmark_simulator
     from navprune.reports.tables import rows_table
 
     widths = numbers("--widths", options.widths)
@@ -159,7 +159,7 @@ def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.benchmark import benchmark_training
+    from navprune.commands.benchmark import benchmark_training
     from navprune.reports.tables import rows_table
 
     answer = benchmark_training(
@@ -193,7 +193,7 @@ def _add_parity(commands: Any) -> None:
 
 
 def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from navprune.evaluation.parity import parity, shortfalls
+    from navprune.comparisons.parity import parity, shortfalls
     from navprune.progress import ProgressLine
     from navprune.reports.tables import parity_table
 
@@ -223,7 +223,7 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.doctor import examine
+    from navprune.commands.doctor import examine
 
     findings = examine(options.data)
     for finding in findings:

@@ -90,12 +90,12 @@ def _methods() -> str:
 
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.jobs import config_of, run_pruning
+    from navprune.commands.prune import next_step, pruning_json, run_pruning
+    from navprune.comparisons.torch_pruning import TOLERANCE
     from navprune.pruning.methods import TORCH_PRUNING
     from navprune.pruning.search import SearchConfig, parse_budget, parse_shares, shortfall
-    from navprune.pruning.torch_pruning import TOLERANCE
-    from navprune.pruning_jobs import next_step, pruning_json
     from navprune.reports.tables import pruning_table
+    from navprune.source import config_of
 
     budget = parse_budget(options.budget)
     _check_used(options, budget)

@@ -52,7 +52,7 @@ def _add_generate(commands: Any) -> None:
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.progress import ProgressLine
     from navprune.reports.tables import rows_table
-    from navprune.tasks.dataset import generate_dataset
+    from navprune.scenes.homes.dataset import generate_dataset
 
     line = ProgressLine("drawing", options.train + options.val, "homes")
     statistics = generate_dataset(
@@ -102,8 +102,8 @@ def _add_navmesh(commands: Any) -> None:
 def _navmesh(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from navprune.progress import ProgressLine
     from navprune.reports.tables import rows_table
-    from navprune.scenes.navmesh import NavMeshSettings
-    from navprune.scenes.recast import build_for
+    from navprune.scenes.files.navmesh import NavMeshSettings
+    from navprune.scenes.recast.build import build_for
 
     settings = NavMeshSettings(**{name: getattr(options, name) for name in AGENT if hasattr(options, name)})
     rows, failed = [], []

@@ -16,7 +16,7 @@ from torch import Tensor
 from navprune.errors import UserError
 from navprune.evaluation.agents import Agent
 from navprune.progress import ProgressLine
-from navprune.scenes.episodes import Episode
+from navprune.scenes.files.episodes import Episode
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks.pointnav import Finished, VectorEnv
 

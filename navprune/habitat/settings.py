@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from navprune.errors import UserError
 from navprune.habitat import embedded
 from navprune.habitat.devices import check_habitat_sim
-from navprune.scenes.episodes import split_folder
+from navprune.scenes.files.episodes import split_folder
 from navprune.tasks.pointnav import TaskConfig
 
 SIMULATORS = {"embedded": embedded.NAME, "habitat_sim": "Sim-v0"}

@@ -14,8 +14,8 @@ from navprune.errors import UserError
 from navprune.habitat.devices import gpu_of
 from navprune.habitat.settings import Data, lab_config
 from navprune.habitat.workers import ACTIONS, Report, Workers
-from navprune.scenes.episodes import Episode, scene_path
-from navprune.scenes.navmesh import read_navmesh
+from navprune.scenes.files.episodes import Episode, scene_path
+from navprune.scenes.files.navmesh import read_navmesh
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import STOP
 from navprune.tasks.pointnav import EpisodeOrder, Finished, Lockstep, Observations, Step, TaskConfig

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.policy import EMBEDDING, PointNavPolicy
 from navprune.models.pth import read_state_dict
-from navprune.models.spec import CHANNELS, RESNETS, EncoderSpec, PolicySpec, build, encoder_spec
+from navprune.models.spec import CHANNELS, RESNETS, EncoderSpec, PolicySpec, encoder_spec
 from navprune.tasks import GOAL
 
 PREFIX = "actor_critic."  # of files from DD-PPO's time, the published ones among them

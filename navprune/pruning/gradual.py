@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from navprune.checks import check_ranges
 from navprune.errors import UserError
 from navprune.models.spec import widths, with_widths
 from navprune.pruning.graph import Example
@@ -33,7 +34,6 @@ from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, S
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget, parse_budget, search, shortfall
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
-from navprune.rl.ppo import check_ranges
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy

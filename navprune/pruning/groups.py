@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
-from navprune.models.spec import build
 from navprune.pruning.graph import Example
 from navprune.pruning.trace import ADVICE, trace
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
-from navprune.models.spec import EncoderSpec, PolicySpec, build, renumbered, widths, with_widths
-from navprune.pruning import torch_pruning
+from navprune.models.spec import EncoderSpec, PolicySpec, renumbered, widths, with_widths
 from navprune.pruning.gates import GateConfig, learn_gates
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, units
@@ -23,9 +23,10 @@ from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES, TORCH_PRUNIN
 from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
-from navprune.pruning.torch_pruning import CountCost
 from navprune.pruning.trace import module_cost
 
+CountCost = Callable[[EncoderSpec], Mapping[str, float]]
+"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
 Batches = Iterable[Any] | Callable[[nn.Module], Iterable[Any]]
 """Batches, or a function of the network that is looked at that draws them."""
 
@@ -123,10 +124,8 @@ def prune(
     do not fit the spec, or a budget that cannot be met.
     """
     config, costs, gates = config or SearchConfig(), costs or {}, (gates or GateConfig()) if method == GATES else None
-    _check(method, budget, config, costs, blocks)
-    if method == TORCH_PRUNING:
-        return _by_torch_pruning(network, budget, cost, seed)
-    began, dense = time.perf_counter(), _spec_of(network)
+    _check(method, budget, costs)
+    began, dense = time.perf_counter(), spec_of(network)
     model = _looked_at(network, dense, gates, seed, device)
     groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
     shares = _shares(dense or _spec_within(model) or model, cost, example)
@@ -155,11 +154,11 @@ def prune(
     )
 
 
-def _check(method: str, budget: Budget, config: SearchConfig, costs: Iterable[str], blocks: bool) -> None:
+def _check(method: str, budget: Budget, costs: Iterable[str]) -> None:
     if method not in METHODS:
         raise UserError(f"unknown pruning method {method!r}; known are {', '.join(METHODS)}")
-    if method == TORCH_PRUNING and (blocks or config != SearchConfig(tolerance=config.tolerance)):
-        raise UserError("torch-pruning knows no limits, minimum, multiple, scope or blocks: leave them out")
+    if method == TORCH_PRUNING:
+        raise UserError("torch-pruning is a control: navprune.comparisons.torch_pruning.prune runs it")
     check_budget(budget, (*MEASURES, *costs))
 
 
@@ -194,34 +193,7 @@ def _left(
     }
 
 
-def _by_torch_pruning(network: nn.Module | Spec, budget: Budget, cost: CountCost | None, seed: int) -> PruningResult:
-    began = time.perf_counter()
-    dense = _spec_of(network)
-    if not isinstance(dense, EncoderSpec | PolicySpec) or cost is None:
-        raise UserError("torch-pruning is a control for encoders and policies alone: give one, and what it costs")
-    model = network if isinstance(network, nn.Module) else build(network, seed)
-    cut = torch_pruning.cut(model, budget, cost)
-    seconds = time.perf_counter() - began
-    before, after = (encoder_of(spec) for spec in (dense, cast(Spec, cut.model.spec)))
-    whole, left = cost(cast(EncoderSpec, before)), cost(cast(EncoderSpec, after))
-    return PruningResult(
-        model=cut.model,
-        dense=dense,
-        method=TORCH_PRUNING,
-        budget=dict(budget),
-        reached={name: left[name] / whole[name] for name in MEASURES},
-        widths={name: (count, widths(after)[name]) for name, count in widths(before).items()},
-        blocks=(),
-        keep=cut.keep,
-        scores={},
-        seed=seed,
-        seconds=seconds,
-        search_seconds=seconds,
-        initial_weights=weights_hash(model),
-    )
-
-
-def _spec_of(network: nn.Module | Spec) -> Spec | None:
+def spec_of(network: nn.Module | Spec) -> Spec | None:
     """The spec of a network; raises UserError where its weights are of other shapes."""
     if isinstance(network, Spec):
         return network
@@ -299,7 +271,9 @@ def _count(
     if isinstance(network, EncoderSpec | PolicySpec):
         encoder = cast(EncoderSpec, encoder_of(network))
         if cost is None:
-            raise UserError("what an encoder costs depends on the convention: give `cost`, such as jobs.count_cost")
+            raise UserError(
+                "what an encoder costs depends on the convention: give `cost`, such as commands.prune.count_cost"
+            )
         return lambda channels: cost(resized(encoder, channels))
     if isinstance(network, ClassifierSpec):
         example = torch.empty(1, *network.input)

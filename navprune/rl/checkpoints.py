@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,9 +20,11 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError, plain
+from navprune.files import cannot_write, sync, write_file, write_folder
+from navprune.models.build import build, spec_from_json
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import EncoderSpec, PolicySpec, build, spec_from_json
+from navprune.models.spec import EncoderSpec, PolicySpec
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
@@ -73,6 +74,7 @@ def save_checkpoint(
         stream = io.BytesIO()
         torch.save(pack(trainer), stream)
         files[TRAINER] = stream.getvalue()
+    check_replaceable(folder)
     write_folder(folder, files)
     return folder
 
@@ -186,53 +188,6 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} holds other files; choose another folder")
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` as a folder that appears in one piece, synced to disk; errors as `save_checkpoint`."""
-    folder = folder.resolve()
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        check_replaceable(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, data in files.items():
-            write_bytes(temporary / name, data)
-        sync(temporary)
-        if folder.exists():
-            # Between these two renames a crash leaves the old folder under its other name: nothing is lost.
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                old.rename(folder)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears in one piece, synced to disk; raises UserError when it cannot."""
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; name a file in it")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(temporary, data)
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors to one file in one piece; raises UserError when it cannot."""
     write_file(path, safetensors.torch.save(tensors))
@@ -253,30 +208,6 @@ def point(link: Path, folder: Path) -> None:
         sync(link.parent)
     except OSError as error:
         raise cannot_write(link, error) from error
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write and sync one file."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Bring the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """Return the error to raise for a failed write."""
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; earlier ones are intact; make room and run again"
-    )
 
 
 def pack(value: Any, place: str = "trainer") -> Any:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from navprune.checks import check_ranges
 from navprune.errors import UserError
 from navprune.rl.checkpoints import load_tensors, save_tensors
-from navprune.rl.ppo import check_ranges, gradient_step
+from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
 

@@ -10,23 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from navprune.checks import check_ranges
 from navprune.errors import UserError
 from navprune.rl.callbacks import Callback
 from navprune.rl.rollouts import Actor, Rollout, collect, log_probability
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy, PolicyOutput
-
-
-def check_ranges(section: str, config: object, **ranges: tuple[float, float]) -> None:
-    """Raise UserError naming the first field of `config` that lies outside its range (both ends allowed).
-
-    `section` is the name of `config` in a configuration file.
-    """
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise UserError(f"{section}.{name} is {value}; it must be from {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)

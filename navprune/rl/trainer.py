@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
+from navprune.checks import check_ranges
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import PolicySpec, build
+from navprune.models.spec import PolicySpec
 from navprune.progress import ProgressLine
 from navprune.rl import checkpoints
 from navprune.rl.callbacks import Callback
 from navprune.rl.imitation import WarmStart, WarmStartConfig, forget_rounds, rounds_after
 from navprune.rl.monitor import EpisodeWindow, Scalars, Timers
-from navprune.rl.ppo import PPO, PPOConfig, check_ranges
+from navprune.rl.ppo import PPO, PPOConfig
 from navprune.rl.rollouts import Actor
 
 if TYPE_CHECKING:

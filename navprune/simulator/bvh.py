@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from navprune.scenes.mesh import NO_LEVELS, Sampler, SceneMesh
+from navprune.scenes.files.mesh import NO_LEVELS, Sampler, SceneMesh
 
 LEAF_TRIANGLES = 8
 BINS = 16

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from navprune.scenes.mesh import CLAMP, LINEAR, MIRROR, NEAREST
+from navprune.scenes.files.mesh import CLAMP, LINEAR, MIRROR, NEAREST
 
 NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
 TILE = 8  # pixels; side of the squares in which hidden nodes are detected

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from navprune.errors import UserError
-from navprune.scenes.navmesh import (
+from navprune.scenes.files.navmesh import (
     EXTERNAL,
     INTERNAL_SIDE,
     SMALLEST_AREA,

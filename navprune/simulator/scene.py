@@ -8,8 +8,8 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from navprune.errors import UserError
-from navprune.scenes.mesh import load_glb
-from navprune.scenes.navmesh import read_navmesh
+from navprune.scenes.files.mesh import load_glb
+from navprune.scenes.files.navmesh import read_navmesh
 from navprune.simulator.bvh import Bvh
 from navprune.simulator.pathfinder import PathFinder
 

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import Episode, read_episodes
+from navprune.scenes.files.episodes import Episode, read_episodes
 from navprune.tasks.pointnav import Observations, PointNavEnv, Shuffled, TaskConfig
 
 Arrays = dict[str, NDArray]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import Episode, EpisodeTable, check_episodes, scene_path
+from navprune.scenes.files.episodes import Episode, EpisodeTable, check_episodes, scene_path
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, SceneLibrary, check_files

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from navprune.scenes.episodes import Episode
+from navprune.scenes.files.episodes import Episode
 from navprune.tasks.pointnav import GOAL, Finished, Step
 
 STEP, TURN, LIMIT = 0.25, math.radians(10), 20

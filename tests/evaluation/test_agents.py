@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navprune.evaluation.agents import GoalFollower, PolicyAgent, RandomAgent, choose
-from navprune.models.spec import PolicySpec, build, encoder_spec
+from navprune.models.build import build
+from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP
 from navprune.tasks.pointnav import GOAL, TaskConfig
 

@@ -17,7 +17,8 @@ from navprune.evaluation.evaluate import (
     key_of,
     summarise,
 )
-from navprune.models.spec import PolicySpec, build, encoder_spec
+from navprune.models.build import build
+from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.progress import ProgressLine
 
 

@@ -7,8 +7,9 @@ from navprune.errors import UserError
 from navprune.evaluation import latency
 from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import measure
+from navprune.models.build import build
 from navprune.models.encoders import Encoder
-from navprune.models.spec import build, encoder_spec
+from navprune.models.spec import encoder_spec
 
 
 class Clock:

@@ -137,7 +137,7 @@ sys.meta_path.append(Finder)
 SCRIPT = """
 from navprune.config import DataConfig
 from navprune.errors import UserError
-from navprune.scenes.episodes import read_episodes
+from navprune.scenes.files.episodes import read_episodes
 from navprune.tasks.pointnav import Once, TaskConfig
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import read_episodes, scene_name
+from navprune.scenes.files.episodes import read_episodes, scene_name
+from navprune.scenes.homes.dataset import generate_dataset
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
-from navprune.tasks.dataset import generate_dataset
 from navprune.tasks.pointnav import Once, PointNavEnv, TaskConfig
 
 pytest.importorskip("quaternion", reason="habitat-lab, which brings numpy-quaternion, is not installed")

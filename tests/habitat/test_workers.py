@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from navprune.commands.evaluate import run_evaluation
+from navprune.commands.train import run_training
 from navprune.config import DataConfig, load_config
 from navprune.errors import UserError
-from navprune.jobs import run_evaluation, run_training
-from navprune.scenes.episodes import read_episodes, scene_path
+from navprune.scenes.files.episodes import read_episodes, scene_path
 from navprune.tasks import FORWARD, LEFT, STOP, orders
 from navprune.tasks.pointnav import Once, PointNavEnv, Shuffled, TaskConfig
 

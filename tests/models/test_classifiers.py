@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from navprune.errors import UserError
+from navprune.models.build import build, spec_from_json
 from navprune.models.classifiers import NAMES, ClassifierSpec, classifier_spec, dense_widths
-from navprune.models.spec import build, encoder_spec, spec_from_json, widths, with_widths
+from navprune.models.spec import encoder_spec, widths, with_widths
 
 
 def parameters(spec):

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from navprune.models.build import build
 from navprune.models.encoders import Conv2d, RunningMeanAndVar
-from navprune.models.spec import build, convolutions, encoder_spec
+from navprune.models.spec import convolutions, encoder_spec
 
 SPECS = {
     "resnet18": encoder_spec("resnet18", (1, 96, 128), 8),

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import PolicySpec, build, encoder_spec
+from navprune.models.spec import PolicySpec, encoder_spec
 
 T, N = 7, 3
 ENCODERS = {

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.spec import (
     NAMES,
     RESNETS,
     EncoderSpec,
     Layer,
     PolicySpec,
-    build,
     convolutions,
     encoder_spec,
     widths,

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from navprune.errors import UserError
-from navprune.models.spec import RESNETS, PolicySpec, build, encoder_spec, with_widths
+from navprune.models.build import build
+from navprune.models.spec import RESNETS, PolicySpec, encoder_spec, with_widths
 from navprune.models.weights import ENCODER, PREFIX, foreign_bytes, foreign_hints, hints_file, needs_hints, read_foreign
 from navprune.tasks import GOAL
 

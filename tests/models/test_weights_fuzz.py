@@ -11,7 +11,8 @@ from mutations import COUNT, mutants
 from omegaconf import OmegaConf
 
 from navprune.errors import UserError
-from navprune.models.spec import PolicySpec, build, encoder_spec
+from navprune.models.build import build
+from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.models.weights import PREFIX, read_foreign
 
 ROOM = 500 * 1024  # KiB that the process may grow by; the files have less than 100

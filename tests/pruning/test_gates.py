@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import PolicySpec, build, encoder_spec, with_widths
+from navprune.models.spec import PolicySpec, encoder_spec, with_widths
 from navprune.pruning.gates import PAPER, GateConfig, learn_gates, rank_correlation
 from navprune.pruning.losses import (
     EXPERT,

@@ -14,11 +14,12 @@ from rl.conftest import Corridor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from navprune.commands.train import run_training
 from navprune.config import load_config, to_yaml
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
-from navprune.jobs import run_training
-from navprune.models.spec import EncoderSpec, Layer, PolicySpec, build, encoder_spec
+from navprune.models.build import build
+from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec
 from navprune.pruning.gradual import (
     GradualPruning,
     PruningScheduleConfig,

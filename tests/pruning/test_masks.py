@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from navprune.errors import UserError
 from navprune.evaluation.cost import count
+from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import PolicySpec, build, encoder_spec
+from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.pruning.groups import groups_of, units
 from navprune.pruning.masks import (
     STRATEGIES,

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import build, encoder_spec
+from navprune.models.spec import encoder_spec
 from navprune.pruning.groups import groups_of, units
 from navprune.pruning.masks import apply_masks, structured_masks
 from navprune.pruning.penalties import group_lasso, proximal_step, survivors

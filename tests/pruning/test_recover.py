@@ -11,7 +11,7 @@ from rl.conftest import Corridor, tiny_spec
 from torch.distributions import Categorical, kl_divergence
 
 from navprune.errors import UserError
-from navprune.models.spec import build
+from navprune.models.build import build
 from navprune.pruning.groups import groups_of, units
 from navprune.pruning.recover import Distillation, policy_divergence, rewound, rewound_checkpoint
 from navprune.pruning.slim import slim

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import PolicySpec, build, encoder_spec
+from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.pruning.groups import groups_of, scaled, units
 from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES
 from navprune.pruning.penalties import proximal_step

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost, count
+from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import build, encoder_spec, with_widths
+from navprune.models.spec import encoder_spec, with_widths
 from navprune.pruning.groups import groups_of, mask, scaled, units
 from navprune.pruning.slim import slim
 from navprune.pruning.trace import module_cost, trace

@@ -8,7 +8,7 @@ import pytest
 
 from navprune.evaluation.evaluate import Recording
 from navprune.reports.tables import EncoderRow
-from navprune.scenes.episodes import Episode
+from navprune.scenes.files.episodes import Episode
 
 
 class TwoRooms:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from navprune.errors import UserError
-from navprune.models.spec import build
+from navprune.models.build import build
 from navprune.rl.callbacks import Callback, Replacement
 from navprune.rl.checkpoints import load_policy
 from navprune.rl.imitation import WarmStartConfig

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from navprune import files
 from navprune.errors import UserError
+from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import build
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import (
     find_checkpoint,
@@ -167,8 +168,8 @@ def test_a_full_disk_loses_nothing(toys, saved, monkeypatch, full_at):
 
 
 def test_a_real_full_device(toys, saved, monkeypatch):
-    write = checkpoints.write_bytes
-    monkeypatch.setattr(checkpoints, "write_bytes", lambda path, data: write(Path("/dev/full"), data))
+    write = files.write_bytes
+    monkeypatch.setattr(files, "write_bytes", lambda path, data: write(Path("/dev/full"), data))
     with pytest.raises(UserError, match="No space left on device"):
         save_checkpoint(saved, toys.policy(seed=6))
     assert load_policy(saved).metrics == {"spl": 0.5}

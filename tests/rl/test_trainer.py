@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from navprune import files
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.rl import checkpoints
@@ -244,13 +245,13 @@ def test_a_run_of_another_make_is_refused(toys, whole, tmp_path):
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(toys, whole, tmp_path, monkeypatch):
-    save, count = checkpoints.write_bytes, iter(range(1000))
+    save, count = files.write_bytes, iter(range(1000))
 
     def full(path, data):
         save(path if next(count) < 40 else Path("/dev/full"), data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_bytes", full)
+        patch.setattr(files, "write_bytes", full)
         with pytest.raises(UserError, match="No space left"):
             run(toys, tmp_path)
     assert not list(tmp_path.rglob(".*"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navprune.scenes import navmesh as nm
+from navprune.scenes.files import navmesh as nm
 from navprune.simulator.pathfinder import PathFinder
 
 RECORDED = Path(__file__).parents[1] / "data/detour"

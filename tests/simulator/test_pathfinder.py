@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
-from navprune.scenes import navmesh as nm
+from navprune.scenes.files import navmesh as nm
 from navprune.simulator.pathfinder import PathFinder
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"

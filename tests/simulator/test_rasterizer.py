@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navprune.scenes.mesh import SceneMesh, load_glb
+from navprune.scenes.files.mesh import SceneMesh, load_glb
 from navprune.simulator.bvh import Bvh, build_tree
 from navprune.simulator.drawing import NEAR
 from navprune.simulator.rasterizer import Renderer

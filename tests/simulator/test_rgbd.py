@@ -8,7 +8,7 @@ import torch
 
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec, encoder_spec
-from navprune.scenes.episodes import read_episodes
+from navprune.scenes.files.episodes import read_episodes
 from navprune.tasks.pointnav import Once, PointNavEnv, TaskConfig
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"

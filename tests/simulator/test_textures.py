@@ -9,7 +9,7 @@ from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
 from PIL import Image
 
 from navprune.errors import UserError
-from navprune.scenes.mesh import Masks, load_glb
+from navprune.scenes.files.mesh import Masks, load_glb
 from navprune.simulator.bvh import Bvh
 from navprune.simulator.rasterizer import Renderer
 

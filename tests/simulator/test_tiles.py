@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navprune.scenes import navmesh as nm
+from navprune.scenes.files import navmesh as nm
 from navprune.simulator.pathfinder import PathFinder
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from navprune.scenes.episodes import read_episodes, scene_path
-from navprune.scenes.navmesh import read_navmesh
+from navprune.scenes.files.episodes import read_episodes, scene_path
+from navprune.scenes.files.navmesh import read_navmesh
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP, shortest_path_action
 from navprune.tasks.measures import forward_of, heading_of

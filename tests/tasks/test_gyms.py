@@ -10,7 +10,7 @@ import torch
 
 import navprune  # noqa: F401 - registers the environments
 from navprune.errors import UserError
-from navprune.scenes.episodes import read_episodes
+from navprune.scenes.files.episodes import read_episodes
 from navprune.tasks import FORWARD, GOAL, LEFT, STOP
 from navprune.tasks.gyms import picture
 from navprune.tasks.pointnav import PointNavEnv, Shuffled, TaskConfig

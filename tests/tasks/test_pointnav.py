@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from navprune.errors import UserError
-from navprune.scenes.episodes import read_episodes
+from navprune.scenes.files.episodes import read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.expert import FORWARD, LEFT, STOP
 from navprune.tasks.pointnav import GOAL, Once, PointNavEnv, Shuffled, TaskConfig

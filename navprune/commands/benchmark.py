@@ -1,0 +1,149 @@
+"""Frames per second of the simulator and of training, on this machine."""
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.rl.ppo import PPOConfig
+from navprune.rl.trainer import TrainerConfig, train
+from navprune.scenes.files.episodes import read_episodes
+from navprune.scenes.homes.dataset import generate_dataset
+from navprune.simulator.scene import SceneLibrary
+from navprune.tasks.pointnav import PointNavEnv, Shuffled, TaskConfig
+
+# Stops now and then, so that resets count, and mostly walks, so that moving and measuring count.
+ACTION_SHARES = (0.005, 0.595, 0.2, 0.2)
+
+NETWORK_PHASES = ("policy", "learn")
+
+
+def benchmark_simulator(
+    data: Path | None = None,
+    name: str = "homes",
+    widths: Sequence[int] = (128, 256),
+    environments: int = 32,
+    threads: int | None = None,
+    frames: int = 100_000,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Runs the full environment step (move, measure, render) with random actions; the result is in the form of --json.
+
+    data holds scenes called name; without it one home is generated. Each width is measured over `frames` agent
+    steps in ten parts whose median counts; memory (MiB, resident) is that before and after the last of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            data = Path(folder)
+            report("generating one furnished home")
+            generate_dataset(data, name=name, train=1, val=1, seed=seed)
+        library = SceneLibrary()
+        rows, memory = [], [0.0, 0.0]
+        for width in widths:
+            report(f"measuring {environments} environments at {width} x {width}")
+            env = make_benchmark_env(data, name, width, environments, threads, seed, library)
+            env.reset()
+            parts = [_frames_per_second(env, frames // 100, seed)]  # compiles and warms up
+            memory[0] = resident_mib()
+            parts = [_frames_per_second(env, frames // 10, seed + part) for part in range(10)]
+            memory[1] = resident_mib()
+            scene = env.scene(0)
+            rows.append(
+                {
+                    "scene": scene.name,
+                    "triangles": scene.bvh.triangles,
+                    "width": width,
+                    "environments": environments,
+                    "threads": threads or os.cpu_count(),
+                    "frames_per_second": float(np.median(parts)),
+                }
+            )
+            env.close()
+    return {"rows": rows, "memory_mib": memory}
+
+
+def make_benchmark_env(
+    data: Path,
+    name: str,
+    width: int,
+    environments: int,
+    threads: int | None,
+    seed: int,
+    library: SceneLibrary,
+) -> PointNavEnv:
+    """A training environment over the split `train` of a data set, with square depth images."""
+    episodes = read_episodes(data, name, "train")
+    order = Shuffled(len(episodes), environments, seed)
+    config = TaskConfig(width=width, height=width)
+    return PointNavEnv(episodes, data, order, environments, config, library=library, threads=threads)
+
+
+def _frames_per_second(env: PointNavEnv, frames: int, seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    steps = max(1, frames // env.num_envs)
+    actions = torch.from_numpy(rng.choice(4, size=(steps, env.num_envs), p=ACTION_SHARES))
+    begin = time.perf_counter()
+    for row in actions:
+        env.step(row)
+    return steps * env.num_envs / (time.perf_counter() - begin)
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in use now, MiB (the peak where /proc is missing)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def benchmark_training(
+    data: Path | None = None,
+    name: str = "homes",
+    encoder: str = "resnet18",
+    base_planes: int = 32,
+    width: int = 128,
+    environments: int = 6,
+    epochs: int = 4,
+    updates: int = 3,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains with PPO (GRU 512, rollouts of 128 steps) for a few updates after one that warms up.
+
+    The JSON form has the frames/s and the seconds of each phase; `network_share` is what acting and learning
+    take of the wall time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            data = Path(folder)
+            report("generating one furnished home")
+            generate_dataset(data, name=name, train=1, val=1, seed=seed)
+        env = make_benchmark_env(data, name, width, environments, None, seed, SceneLibrary())
+        spec = PolicySpec(encoder_spec(encoder, (1, width, width), base_planes))
+        ppo = PPOConfig(epochs=epochs)
+        frames = ppo.steps * environments
+        report(f"training {encoder} on {environments} environments at {width} x {width}")
+        run = Path(folder) / "run"
+        train(spec, env, TrainerConfig(total_frames=frames, seed=seed), ppo, None, run)
+        result = train(spec, env, TrainerConfig(total_frames=(1 + updates) * frames, seed=seed), ppo, None, run)
+        env.close()
+    network = sum(seconds for phase, seconds in result.seconds.items() if phase in NETWORK_PHASES)
+    row = {
+        "encoder": encoder,
+        "base_planes": base_planes,
+        "width": width,
+        "environments": environments,
+        "frames_per_second": result.frames_per_second,
+        "network_share": network / sum(result.seconds.values()),
+        "seconds": result.seconds,
+    }
+    return {"rows": [row]}

@@ -1,0 +1,105 @@
+"""The main job in miniature: homes, four agents trained alike, one of them pruned, and the table that compares them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from navprune.commands.compare import run_comparison
+from navprune.commands.prune import run_pruning
+from navprune.commands.train import run_training
+from navprune.config import Config, to_yaml
+from navprune.errors import UserError
+from navprune.files import write_file
+from navprune.progress import ProgressLine
+from navprune.pruning.gates import GateConfig
+from navprune.reports.tables import Table
+from navprune.rl.checkpoints import PRUNING
+from navprune.scenes.homes.dataset import generate_dataset
+from navprune.source import CONTROLS
+
+HOMES: dict[str, Any] = {
+    "train": 60,
+    "val": 12,
+    "seed": 7,
+    "area": (40.0, 50.0),
+    "episodes_per_scene": 100,
+    "val_episodes_per_scene": 10,
+}
+RUNTIMES = ("eager",)
+"""Compiling three encoders for two batch sizes would take minutes; `navprune latency` does it on demand."""
+GATE_STEPS = 100
+GATES = GateConfig(expansion=1.0, stable=1.0)
+"""A network of base 8 has too few units for the usual expansion of 1.25: its uncut trunks would eat the budget."""
+BUDGET = {"macs": 0.488}
+"""Table 1's reduction: 51.2 % of the multiply-accumulates."""
+
+
+def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Table, Path, dict[str, Any]]:
+    """Generates, prunes, trains, evaluates and reports below `out`; a part that is done already is not done again."""
+    data = out / "data"
+    config = replace(config, data=replace(config.data, folder=str(data)))
+    _check_recipe(out / "recipe.yaml", to_yaml(config) + f"# {HOMES} {BUDGET} {GATE_STEPS} {GATES}\n")
+    if not has_homes(data, config.data.name):
+        note("1/4  generating homes")
+    draw_homes(data, config.data.name)
+    slim = out / "slim"
+    if not (slim / PRUNING).is_file():
+        note("2/4  pruning ResNet50 from random weights")
+        run_pruning("resnet50", "gates", BUDGET, slim, config, steps=GATE_STEPS, gates=GATES)
+    agents = {
+        "resnet50": config,
+        "resnet50-pruned": replace(config, init=str(slim), init_weights=False),
+        "resnet18": replace(config, agent=replace(config.agent, encoder="resnet18")),
+        "blind": replace(config, agent=replace(config.agent, encoder="blind")),
+    }
+    runs = []
+    for name, own in agents.items():
+        note(f"3/4  training {name}")
+        runs.append(str(out / name))
+        run_training(replace(own, run=runs[-1]))
+    note("4/4  evaluating and measuring")
+    return run_comparison(
+        runs,
+        out,
+        batch_sizes=(1, 8),
+        runtimes=RUNTIMES,
+        pictures="3",
+        controls=CONTROLS,
+        texts={
+            "title": "PointNav with a pruned encoder, in miniature",
+            "commands": ["make demo"],
+            "limits": limits(config),
+        },
+    )
+
+
+def has_homes(data: Path, name: str) -> bool:
+    """Whether a data folder holds the demo's data set, whole."""
+    return (data / "datasets" / "pointnav" / name / "v1" / "statistics.json").is_file()
+
+
+def draw_homes(data: Path, name: str) -> None:
+    """Writes the demo's data set to a data folder, unless it is there."""
+    if not has_homes(data, name):
+        line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
+        generate_dataset(data, name=name, progress=line.show, **HOMES)
+
+
+def _check_recipe(path: Path, recipe: str) -> None:
+    """Parts made by another recipe must not be mixed with new ones."""
+    if path.is_file() and path.read_text() != recipe:
+        raise UserError(f"{path.parent} was made by another recipe than this one; give another --out, or delete it")
+    write_file(path, recipe.encode())
+
+
+def limits(config: Config) -> list[str]:
+    """What a reader must know before drawing conclusions from the demo's table."""
+    task, frames = config.task, config.trainer.total_frames
+    homes, episodes = HOMES["val"], HOMES["val"] * HOMES["val_episodes_per_scene"]
+    return [
+        f"The encoders have {config.agent.base_planes} base planes and see {task.width} x {task.height} pixels; the "
+        "published ones have 32 and see 256 x 256. Only the shares saved can be held against the published table.",
+        f"Each agent saw {frames:,} frames, mostly on an expert's paths; published agents see 75 million and more.",
+        f"One seed, {homes} unseen homes, {episodes} episodes: where intervals overlap, nothing is shown.",
+    ]

@@ -1,0 +1,231 @@
+"""What is installed, which simulator and data sets are found, and what to do about what is not."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from navprune.errors import UserError
+from navprune.installing import HABITAT_LAB, HABITAT_SIM, OPENCV
+from navprune.scenes.files.episodes import count_episodes, scene_path, split_files, split_scenes
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "trimesh",
+    "shapely",
+    "gymnasium",
+    "hydra-core",
+    "tensorboard",
+    "safetensors",
+)
+
+
+COUNTED = 4 << 20  # bytes; the episodes of larger splits are not counted
+
+
+class Source(NamedTuple):
+    """What is known of a public data set: scenes and episodes by split, its archive of episodes, its licence."""
+
+    scenes: dict[str, int]
+    counts: dict[str, int]
+    episodes: str
+    licence: str
+
+
+# docs/datasets.md says where the numbers come from.
+KNOWN = {
+    "gibson": Source(
+        {"train": 72, "train_extra_large": 411, "val": 14},
+        {"val": 994},
+        "pointnav_gibson_v1.zip of habitat-lab's DATASETS.md",
+        "Gibson's terms of use are accepted in the form of the Gibson Database (GibsonEnv on GitHub); "
+        "take its files for Habitat",
+    ),
+    "mp3d": Source(
+        {"train": 61, "val": 11, "test": 18},
+        {},
+        "pointnav_mp3d_v1.zip of habitat-lab's DATASETS.md",
+        "Matterport3D's Terms of Use are signed and sent in as its project page says; "
+        "then `download_mp.py --task habitat`",
+    ),
+    "hm3d": Source(
+        {"train": 800, "val": 100},
+        {},
+        "pointnav_hm3d_v1.zip of habitat-lab's DATASETS.md",
+        "HM3D is under the Matterport End User License Agreement for Academic Use, asked for on Matterport's HM3D page",
+    ),
+    "habitat-test-scenes": Source(
+        {},
+        {},
+        "the habitat_test_pointnav_dataset of habitat-sim's DATASETS.md",
+        "the habitat_test_scenes of habitat-sim's DATASETS.md need no asking",
+    ),
+}
+UNKNOWN = Source({}, {}, "the data set", "")
+
+
+class Finding(NamedTuple):
+    """One thing looked at: its name, whether it is in order, what was found, and what to do if it is not."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str
+
+
+def examine(data: Path) -> list[Finding]:
+    """Looks at Python, packages, simulators, compiler, accelerator and the data sets below `data`."""
+    return [*_packages(), *_simulators(), *_machine(), *_data_sets(data)]
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("python", True, platform.python_version(), "")
+    for package in PACKAGES:
+        version = _version(package)
+        yield Finding(package, version is not None, version or "missing", f"pip install {package}, or run `make setup`")
+
+
+def _simulators() -> Iterator[Finding]:
+    yield Finding("simulator: embedded", True, "built in", "")
+    versions = {package: _version(package) for package in ("habitat-lab", "habitat-sim", "gym")}
+    for package, version in versions.items():
+        yield Finding(package, True, version or "not installed; only env=habitat needs it", "")
+    if importlib.util.find_spec("cv2"):
+        fault = _fault("cv2")
+        yield Finding("opencv", fault is None, fault or "works without system libraries", OPENCV)
+    if versions["habitat-lab"] is None:
+        yield Finding("env=habitat", True, f"not available; {HABITAT_LAB}", "")
+        return
+    fault = _fault("navprune.habitat")
+    yield Finding("env=habitat", fault is None, fault or "works", HABITAT_LAB)
+    if fault is None and importlib.util.find_spec("habitat_sim"):
+        from navprune.habitat.devices import check_habitat_sim
+
+        fault = _fault_of(check_habitat_sim)
+        yield Finding("simulator=habitat_sim", fault is None, fault or "works", HABITAT_SIM)
+    else:
+        yield Finding("simulator=habitat_sim", True, f"not available; {HABITAT_SIM}", "")
+
+
+def _fault(module: str) -> str | None:
+    """Why a module cannot be imported."""
+    return _fault_of(lambda: importlib.import_module(module))
+
+
+def _fault_of(attempt: Callable[[], object]) -> str | None:
+    try:
+        attempt()
+    except (ImportError, UserError, AttributeError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("cores", True, str(len(os.sched_getaffinity(0))), "")
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    advice = "install a C++ compiler for torch.compile (Debian: apt-get install g++); all else works without"
+    yield Finding("C++ compiler", compiler is not None, compiler or "missing", advice)
+    yield Finding("accelerator", True, _accelerator(), "")
+    free = shutil.disk_usage(".").free / 2**30
+    yield Finding("free disk", free > 2, f"{free:.1f} GiB", "free some space: a run keeps a few checkpoints")
+
+
+def _accelerator() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "unknown without torch"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the CPU is used"
+
+
+def _data_sets(data: Path) -> Iterator[Finding]:
+    """A finding for each split of each data set, and one for scenes that no episodes are there for."""
+    root = data / "datasets" / "pointnav"
+    splits = sorted(path for path in root.glob("*/*/*") if path.is_dir())
+    for split in splits:
+        yield _split(data, split.parts[-3], split.parts[-2], split.name)
+    names = {split.parts[-3] for split in splits}
+    for name in KNOWN:
+        scenes = data / "scene_datasets" / name
+        if name not in names and scenes.is_dir():
+            advice = f"unpack {KNOWN[name].episodes} into {root / name / 'v1'} (docs/datasets.md)"
+            yield Finding(name, False, f"scenes in {scenes}, but no episodes", advice)
+            names.add(name)
+    if not names:
+        advice = f"`navprune scenes generate --out {data}` makes one; docs/datasets.md says where others come from"
+        yield Finding(f"data sets in {data}", False, "none", advice)
+
+
+def _split(data: Path, name: str, version: str, split: str) -> Finding:
+    """How many scenes and episodes a split has, of how many, which files are missing and where they come from."""
+    label = f"{name} {version} {split}"
+    known = KNOWN.get(name, UNKNOWN)
+    try:
+        index, contents = split_files(data, name, split, version)
+        scenes = split_scenes(data, name, split, version)
+        small = sum(path.stat().st_size for path in (index, *contents)) < COUNTED
+        count = count_episodes(data, name, split, version) if small else None
+    except UserError as error:
+        fault, _, remedy = str(error).rpartition("; ")
+        if name in KNOWN:
+            remedy = f"unpack {known.episodes}"
+        return Finding(label, False, fault, remedy)
+    if not scenes:
+        remedy = f"unpack the folder content that belongs beside it ({known.episodes})"
+        return Finding(label, False, f"{index} lists no episodes and has no content/", remedy)
+    paths = [scene_path(data, scene) for scene in scenes]
+    missing = list(_missing(paths, known))
+    found = [_share(len(scenes), known.scenes.get(split), "scene")]
+    if count is not None:
+        where = "" if contents else f", all in {index.name}"
+        found.append(_share(count, known.counts.get(split), "episode") + where)
+    found += [what for what, _ in missing]
+    advice = [what for _, what in missing]
+    if len(scenes) < known.scenes.get(split, 0):
+        advice.append(f"unpack {known.episodes} anew")
+    if paths[0].is_file() and _is_basis_compressed(paths[0]):
+        found.append("textures Basis-compressed: depth works, for colour see docs/datasets.md")
+    return Finding(label, not advice, "; ".join(found), "; ".join(advice))
+
+
+def _missing(paths: list[Path], known: Source) -> Iterator[tuple[str, str]]:
+    """What is missing of these scenes, and what to do."""
+    meshes = [path for path in paths if not path.is_file()]
+    if meshes:
+        where = "put them there" + (f"; {known.licence}" if known.licence else "")
+        yield f"{_number(len(meshes), 'scene')} missing: {meshes[0]}{' ...' if len(meshes) > 1 else ''}", where
+    walks = [path for path in paths if path.is_file() and not path.with_suffix(".navmesh").is_file()]
+    if walks:
+        example = walks[0].with_suffix(".navmesh")
+        advice = f"copy them there, or build them: `navprune scenes navmesh {walks[0]}`"
+        yield f"{_number(len(walks), 'navmesh file')} missing: {example}{' ...' if len(walks) > 1 else ''}", advice
+
+
+def _share(found: int, expected: int | None, what: str) -> str:
+    return _number(found, what) if expected is None else f"{found} of {_number(expected, what)}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _is_basis_compressed(path: Path) -> bool:
+    """Whether the JSON part of a .glb file speaks of Basis textures, under any of their names."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(20)[12:16], "little")
+        text = file.read(min(size, COUNTED)).lower()
+    return b"basis" in text or b"image/ktx2" in text
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

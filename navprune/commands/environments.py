@@ -1,0 +1,67 @@
+"""The environments and episodes that a configuration asks for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from navprune.config import Config
+from navprune.errors import UserError
+from navprune.models.spec import EncoderSpec
+from navprune.scenes.files.episodes import Episode, EpisodeTable, read_episodes
+from navprune.simulator.scene import SceneLibrary
+from navprune.tasks.pointnav import EpisodeOrder, PointNavEnv, Shuffled, VectorEnv
+
+
+def check_sees(spec: EncoderSpec, config: Config) -> None:
+    """Raises UserError where the encoder does not fit the images of the task."""
+    task = config.task
+    missing = [key for key in spec.observations if key not in task.sensors]
+    if missing:
+        wanted = ",".join(spec.observations)
+        raise UserError(f"the encoder reads {missing[0]}, which task.sensors lacks; set task.sensors=[{wanted}]")
+    if spec.observations and spec.input[1:] != (task.height, task.width):
+        height, width = spec.input[1:]
+        raise UserError(
+            f"the encoder is made for {width} x {height} pixels and the task shows {task.width} x {task.height}; "
+            f"set task.width={width} task.height={height}"
+        )
+
+
+def split_episodes(config: Config, split: str) -> EpisodeTable:
+    """The episodes of a split of the configured data set."""
+    data = config.data
+    return read_episodes(data.folder, data.name, split, data.version, data.scenes)
+
+
+def environment(
+    config: Config,
+    split: str,
+    episodes: Sequence[Episode],
+    order: EpisodeOrder,
+    count: int,
+    library: SceneLibrary | None = None,
+) -> VectorEnv:
+    """The kind of environment that a configuration asks for, over episodes of a split."""
+    if config.env == "habitat":
+        from navprune.habitat.vector import HabitatEnv  # habitat-lab is an extra
+
+        return HabitatEnv(
+            episodes,
+            config.data,
+            split,
+            order,
+            count,
+            config.task,
+            simulator=config.simulator,
+            gpu=config.gpu,
+            seed=config.trainer.seed,
+        )
+    return PointNavEnv(episodes, Path(config.data.folder), order, count, config.task, library=library)
+
+
+def training_env(config: Config) -> VectorEnv:
+    """The environments that a configuration trains in."""
+    episodes = split_episodes(config, config.data.train)
+    # A worker holds one scene, and loading takes it as long as many steps.
+    scenes = episodes.scene_numbers if config.env == "habitat" else None
+    order = Shuffled(len(episodes), config.environments, config.trainer.seed, scenes)
+    return environment(config, config.data.train, episodes, order, config.environments)

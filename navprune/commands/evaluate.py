@@ -1,0 +1,104 @@
+"""`navprune evaluate`: an agent over every episode of a split."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from navprune.commands.environments import check_sees, environment, split_episodes
+from navprune.config import Config
+from navprune.errors import UserError
+from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
+from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
+from navprune.files import write_file
+from navprune.progress import ProgressLine
+from navprune.reports import maps, video
+from navprune.rl.trainer import default_device
+from navprune.scenes.files.episodes import Episode
+from navprune.simulator.scene import SceneLibrary
+from navprune.source import CONTROLS, policy_of, spec_of
+from navprune.tasks.pointnav import Once, VectorEnv
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures of one episode: its map and its video."""
+
+    name: str
+    map: Path
+    video: Path
+
+
+def agent_of(source: str, config: Config, env: VectorEnv, greedy: bool) -> Agent:
+    """A control agent by name, or the policy of a checkpoint."""
+    if source == "random":
+        return RandomAgent(config.task)
+    if source == "goal-follower":
+        return GoalFollower(config.task)
+    if source == "shortest-path":
+        return ShortestPathAgent(env)
+    return PolicyAgent(policy_of(source, config).to(default_device()), greedy)
+
+
+def run_evaluation(
+    source: str,
+    config: Config,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    environments: int = 16,
+    greedy: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+    pictures: str = "0",
+    library: SceneLibrary | None = None,
+) -> tuple[Evaluation, list[Shown]]:
+    """Runs an agent over every episode of a split (or the first `limit`).
+
+    With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
+    """
+    if source not in CONTROLS:
+        check_sees(spec_of(source, config).encoder, config)
+    split = split or config.data.val
+    episodes = split_episodes(config, split)[:limit]
+    if config.env == "habitat":  # Each is a process with its own copy of the scene.
+        environments = min(environments, config.environments, len(episodes))
+    env = environment(config, split, episodes, Once(len(episodes)), environments, library)
+    recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
+    try:
+        agent = agent_of(source, config, env, greedy)
+        line = ProgressLine(f"evaluating {Path(source).name}", len(episodes), "episodes")
+        result = evaluate(env, agent, episodes, seed, recorder, line)
+    finally:
+        env.close()
+    if out is None:
+        return result, []
+    out.mkdir(parents=True, exist_ok=True)
+    summary = result.to_json(split) | {"agent": source, "greedy": greedy, "seed": seed}
+    write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    result.write_episodes(out / "episodes.jsonl")
+    return result, [show(recording, out) for recording in recorder.recordings.values()]
+
+
+def chosen_episodes(episodes: Sequence[Episode], pictures: str) -> list[Episode]:
+    """So many episodes spread over the split ("3"), or those named SCENE:ID ("duplex:4,duplex:7"); UserError else."""
+    if pictures.isdecimal():
+        count = min(int(pictures), len(episodes))
+        return [episodes[i] for i in np.linspace(0, len(episodes) - 1, count).round().astype(int)]
+    named = {f"{Path(episode.scene_id).stem}:{episode.episode_id}": episode for episode in episodes}
+    for name in pictures.split(","):
+        if name not in named:
+            raise UserError(
+                f"--pictures: no episode is called {name}; give a number or SCENE:ID, such as {next(iter(named))}"
+            )
+    return [named[name] for name in pictures.split(",")]
+
+
+def show(recording: Recording, folder: Path) -> Shown:
+    """Writes the top-down map and the video of one recorded episode into a folder."""
+    name = f"{Path(recording.episode.scene_id).stem}_{recording.episode.episode_id}"
+    map_file = folder / f"{name}_map.png"
+    maps.episode_map(recording).save(map_file)
+    return Shown(name, map_file, video.write_video(folder / f"{name}.mp4", recording))

@@ -1,0 +1,257 @@
+"""`navprune prune`: a network, a method and a budget to a slim checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+
+from navprune.commands.environments import check_sees, training_env
+from navprune.commands.evidence import Material, PruningOptions, material
+from navprune.comparisons import torch_pruning
+from navprune.config import Config, to_yaml
+from navprune.errors import UserError
+from navprune.evaluation.cost import cost
+from navprune.evaluation.latency import measure
+from navprune.files import write_file
+from navprune.models.build import build
+from navprune.models.classifiers import NAMES as CLASSIFIERS
+from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
+from navprune.models.encoders import Encoder
+from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, widths, with_widths
+from navprune.progress import ProgressLine
+from navprune.pruning.losses import read_labelled
+from navprune.pruning.methods import NEEDS_BATCHES
+from navprune.pruning.prune import PruningResult, prune, resized
+from navprune.pruning.search import LATENCY, Widths
+from navprune.pruning.slim import Spec, encoder_of
+from navprune.pruning.trace import module_cost
+from navprune.reports.plots import widths_figure
+from navprune.rl.checkpoints import (
+    PRUNED_FROM,
+    PRUNING,
+    WIDTHS,
+    check_replaceable,
+    find_checkpoint,
+    load_network,
+    save_checkpoint,
+    was_pruned,
+)
+from navprune.rl.trainer import device_of
+from navprune.source import policy_of, spec_of
+from navprune.tasks.pointnav import VectorEnv
+
+
+def run_pruning(
+    source: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
+) -> PruningResult:
+    """Prunes a spec or checkpoint to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
+
+    `options` are the fields of `PruningOptions`. What scores and gates look at comes from the configured training
+    environments, of classifiers from labelled images.
+    """
+    how = PruningOptions(**options)
+    _check_out(out, [source, *filter(None, [how.teacher])])
+    network = unpruned(source, config, how)
+    spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
+    device = device_of(config.trainer.device)
+    if how.images and not isinstance(spec, ClassifierSpec):
+        raise UserError(f"{how.images}: labelled images are for classifiers, which {source} is not; leave them out")
+
+    def training() -> VectorEnv:
+        assert isinstance(spec, PolicySpec)
+        check_sees(spec.encoder, config)
+        return training_env(config)
+
+    if method == torch_pruning.TORCH_PRUNING:
+        cut = torch_pruning.prune(network, budget, count_cost, seed=how.seed, config=how.search, blocks=how.blocks)
+        return _write(cut, out, source, config, how)
+    with ExitStack() as closing:
+        seen = material(method, spec, how, training, config.ppo, closing) if method in NEEDS_BATCHES else Material()
+        result = prune(
+            network,
+            method,
+            budget,
+            count_cost,
+            seed=how.seed,
+            batches=seen.shown(method),
+            loss=seen.loss,
+            gates=how.gates,
+            config=how.search,
+            costs=latency_costs(budget, spec, how, device),
+            blocks=how.blocks,
+            device=device if method in NEEDS_BATCHES else "cpu",
+        )
+    return _write(result, out, source, config, how)
+
+
+def _write(result: PruningResult, out: Path, source: str, config: Config, how: PruningOptions) -> PruningResult:
+    model = cast(PointNavPolicy | Classifier, result.model)
+    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: source})
+    write_pruning(out, pruning_json(result, config.trainer.total_frames, how.frames_per_second))
+    return result
+
+
+def _check_out(out: Path, sources: Sequence[str]) -> None:
+    """Raises UserError where a slim checkpoint in `out` would take the place of anything but another one."""
+    check_replaceable(out)
+    if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
+        raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
+    for source in sources:
+        if source in NAMES or source in CLASSIFIERS or not Path(source).exists():
+            continue
+        given = find_checkpoint(source) if Path(source).is_dir() else Path(source)
+        if out.resolve() in (given.resolve(), given.resolve().parent):
+            raise UserError(f"{out} holds the network {source}, which is asked for; choose another folder")
+
+
+def latency_costs(
+    budget: Mapping[str, float], spec: Spec, options: PruningOptions, device: torch.device
+) -> dict[str, Callable[[Widths], float]]:
+    """{"latency": widths -> share of the dense encoder's milliseconds} where the budget names it."""
+    if LATENCY not in budget:
+        return {}
+    encoder = encoder_of(spec)
+    if not isinstance(encoder, EncoderSpec):
+        raise UserError(f"latency is measured of visual encoders, not of {encoder.family}; budget macs and parameters")
+    share = latency_share(encoder, options.latency_batch, options.latency_runtime, device)
+    units = sum(channels // encoder.units[name] for name, channels in widths(encoder).items())
+    line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
+
+    def shown(channels: Widths) -> float:
+        answer = share(channels)
+        line.show(next(asked), f"{answer:.0%} of the dense encoder's time", last=True)
+        return answer
+
+    return {LATENCY: shown}
+
+
+def latency_share(
+    dense: EncoderSpec,
+    batch_size: int = 1,
+    runtime: str = "eager",
+    device: str | torch.device = "cpu",
+    repeats: int = 40,
+) -> Callable[[Widths], float]:
+    """Widths -> share of the dense encoder's forward time: builds the encoder and measures it.
+
+    Each answer is the ratio of two medians of `repeats` passes; the two encoders take turns, so that a machine that
+    slows down slows both. It still varies by some per cent from one asking to the next.
+    """
+    whole = build(dense, 0)
+
+    def share(channels: Widths) -> float:
+        small = build(resized(dense, channels), 0)
+        assert isinstance(whole, Encoder) and isinstance(small, Encoder)
+        rows = measure({"dense": whole, "slim": small}, [batch_size], [runtime], device, repeats)
+        saved = rows[1].saving_realised
+        if saved is None:
+            raise UserError(f"latency cannot be measured in {runtime}: {rows[1].note or rows[0].note}; use eager")
+        return 1 - saved
+
+    return share
+
+
+def count_cost(spec: EncoderSpec) -> dict[str, float]:
+    """What budgets refer to: multiply-accumulates and parameters in the convention of table 1."""
+    counted = cost(spec)
+    return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
+
+
+def pruning_json(
+    result: PruningResult, total_frames: int | None = None, frames_per_second: float | None = None
+) -> dict[str, Any]:
+    """The JSON form of a pruning: what was asked, what it cost before and after, and every width.
+
+    With the `total_frames` of the training that follows, it also has the frames that cost as much as the dense
+    network's; with its `frames_per_second`, the share that the search takes of the dense network's training, which
+    is what pruning from scratch saves.
+    """
+    assert result.dense is not None
+    before, after = (_cost_json(encoder_of(spec)) for spec in (result.dense, result.spec))
+    answer = result.to_json() | {"before": before, "after": after}
+    if total_frames:
+        training: dict[str, float] = {
+            "frames": total_frames,
+            "equal_compute_frames": round(total_frames * result.equal_compute),
+        }
+        if frames_per_second:
+            dense = total_frames / frames_per_second
+            training |= {"frames_per_second": frames_per_second, "search_share": result.search_seconds / dense}
+        answer["training"] = training
+    return answer
+
+
+def with_costs(pruning: dict[str, Any], dense: Spec) -> dict[str, Any]:
+    """The JSON form of a pruning of `dense` (of its encoder) with its costs "before" and "after"."""
+    encoder = encoder_of(dense)
+    left = {name: after for name, (_, after) in pruning["widths"].items() if after}
+    small = with_widths(encoder, left).without_blocks(pruning.get("blocks_removed", []))
+    return pruning | {"before": _cost_json(encoder), "after": _cost_json(small)}
+
+
+def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
+    if isinstance(spec, EncoderSpec):
+        return cost(spec).to_json()
+    with torch.device("meta"):
+        model = build(spec)
+    return {"deployed": module_cost(model, torch.empty(1, *spec.input))({}), "input": list(spec.input)}
+
+
+def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
+    """Writes pruning.json and the picture of the widths beside a slim checkpoint."""
+    write_file(folder / PRUNING, (json.dumps(answer, indent=2) + "\n").encode())
+    with TemporaryDirectory() as temporary:
+        picture = Path(temporary) / WIDTHS
+        widths_figure(picture, answer)
+        write_file(folder / WIDTHS, picture.read_bytes())
+
+
+def next_step(
+    out: Path, result: PruningResult, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
+) -> str:
+    """What to do with a slim checkpoint: the command that trains an agent, or how a classifier is loaded."""
+    if isinstance(result.dense, ClassifierSpec):
+        code = f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
+        if scratch or equal_compute:
+            code = f"navprune.models.spec.build({code}.spec, seed)  # new weights"
+        return f"slim checkpoint in {out}; load it in Python with\n  {code}"
+    command = training_command(out, answer, scratch=scratch, equal_compute=equal_compute)
+    return f"slim checkpoint in {out}; train it with\n  {command}"
+
+
+def training_command(
+    out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
+) -> str:
+    """The command that trains a slim agent: from `scratch`, then also for as much compute as the dense network's."""
+    parts = [f"navprune train --config {out}/config.yaml init={out} run={out}_run"]
+    if scratch or equal_compute:
+        parts.append("init_weights=false")
+    if equal_compute:
+        parts.append(f"trainer.total_frames={answer['training']['equal_compute_frames']}")
+    return " ".join(parts)
+
+
+def unpruned_classifier(name: str, options: PruningOptions) -> ClassifierSpec:
+    """A dense classifier by name, for the labelled images where there are some, else for CIFAR-10 or ImageNet."""
+    if options.images is None:
+        return classifier_spec(name, 10 if name.startswith("cifar") else 1000)
+    images, labels = read_labelled(options.images)
+    _, channels, height, width = images.shape
+    return classifier_spec(name, int(labels.max()) + 1, (channels, height, width))
+
+
+def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.Module | Spec:
+    """What `source` names: a spec where it has no weights, else the policy or classifier with them."""
+    if source in CLASSIFIERS:
+        return unpruned_classifier(source, options)
+    if source in NAMES or Path(source).suffix == ".json":
+        return spec_of(source, config)
+    if Path(source).is_dir():
+        return load_network(source)
+    return policy_of(source, config, options.seed)

@@ -1,0 +1,71 @@
+"""`navprune train`: a training run as configured."""
+
+from pathlib import Path
+
+from navprune.commands.environments import check_sees, training_env
+from navprune.commands.prune import count_cost, with_costs, write_pruning
+from navprune.config import Config, to_yaml
+from navprune.errors import UserError
+from navprune.models.build import build
+from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import PolicySpec
+from navprune.pruning.gradual import GradualPruning
+from navprune.pruning.recover import Distillation, rewound_checkpoint
+from navprune.rl.callbacks import Callback
+from navprune.rl.checkpoints import (
+    find_checkpoint,
+    load_policy,
+)
+from navprune.rl.trainer import TrainingResult, train
+from navprune.source import policy_of, policy_spec
+
+
+def initial_policy(config: Config) -> PointNavPolicy:
+    """The policy that a training run begins with."""
+    pruning = config.pruning
+    if pruning and pruning.rewind and pruning.budget is None:
+        if config.init is None or not Path(config.init).is_dir():
+            raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
+        return rewound_checkpoint(find_checkpoint(config.init), pruning.rewind)
+    if config.init is not None and config.init_weights:
+        return policy_of(config.init, config, config.trainer.seed)
+    return build(policy_spec(config), config.trainer.seed)  # type: ignore[return-value]
+
+
+def run_training(config: Config) -> TrainingResult:
+    """Trains as configured into `config.run`; goes on where the folder holds a checkpoint of the same spec."""
+    policy = initial_policy(config)
+    check_sees(policy.spec.encoder, config)
+    cuts, lessons = gradual_pruning(config, policy), distillation(config, policy.spec)
+    callbacks: list[Callback] = [callback for callback in (cuts, lessons) if callback]
+    env = training_env(config)
+    try:
+        result = train(
+            policy, env, config.trainer, config.ppo, config.warm_start, Path(config.run), to_yaml(config), callbacks
+        )
+    finally:
+        env.close()
+    if cuts:
+        write_pruning(result.latest, with_costs(cuts.to_json(), cuts.dense))
+    return result
+
+
+def gradual_pruning(config: Config, policy: PointNavPolicy) -> GradualPruning | None:
+    """What cuts `policy`, the one that the run begins with, while it trains; None where nothing does."""
+    pruning, trainer = config.pruning, config.trainer
+    if pruning is None or pruning.budget is None:
+        return None
+    early = load_policy(pruning.rewind).policy if pruning.rewind else None
+    begin = min(config.warm_start.frames, trainer.total_frames) if config.warm_start else 0
+    frames, update = (begin, trainer.total_frames), config.ppo.steps * config.environments
+    return GradualPruning(pruning, policy, count_cost, frames=frames, update=update, seed=trainer.seed, early=early)
+
+
+def distillation(config: Config, student: PolicySpec) -> Distillation | None:
+    """The lessons of `pruning.teacher` for a network of spec `student`; None where there is no teacher."""
+    pruning = config.pruning
+    if pruning is None or pruning.teacher is None:
+        return None
+    teacher = policy_of(pruning.teacher, config)
+    check_sees(teacher.spec.encoder, config)
+    return Distillation(teacher, student, policy=pruning.teach_policy, features=pruning.teach_features)

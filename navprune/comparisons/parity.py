@@ -1,0 +1,225 @@
+"""How far the embedded simulator and task agree with what habitat-sim and habitat-lab answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from navprune.comparisons import recordings
+from navprune.comparisons.recordings import Columns, Images, Rollout
+from navprune.errors import UserError
+from navprune.simulator.bvh import Bvh
+from navprune.simulator.pathfinder import PathFinder
+from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.scene import SceneLibrary
+from navprune.tasks import measures
+from navprune.tasks.pointnav import Once, PointNavEnv, TaskConfig
+
+TOLERANCE = 1e-3
+"""Metres, radians or units of reward by which two answers may differ that agree."""
+SPL_TOLERANCE = 0.01
+SHORTEST = 1e-3
+"""Metres; the error of a shorter distance is told relative to this."""
+BATCH = 8
+"""Images that are drawn at once."""
+TASK = TaskConfig(width=1, height=1)
+"""Of the recorded episodes, less the view, which changes nothing that is compared."""
+
+REQUIRED = {
+    "depth.within_2mm": {"at_least": 0.999},
+    "rgb.within_2": {"at_least": 0.97},
+    "geodesic.reachable_agree": {"at_least": 0.995},
+    "geodesic.median": {"at_most": 1e-5},
+    "geodesic.p99": {"at_most": 1e-3},
+    "snap": {"at_least": 0.99},
+    "navigable": {"at_least": 0.99},
+    "island": {"at_least": 0.98},
+    "obstacle_distance": {"at_least": 0.98},
+    "step.sliding": {"at_least": 0.99},
+    "step.no_sliding": {"at_least": 0.97},
+    "rollouts.synchronised.position": {"at_least": 0.99},
+    "rollouts.synchronised.reward": {"at_least": 0.99},
+    "rollouts.synchronised.pointgoal": {"at_least": 0.99},
+    "rollouts.synchronised.distance_to_goal": {"at_least": 0.99},
+    "rollouts.free.spl": {"at_least": 0.95},
+}
+"""What every scene is to reach, by the way to the figure in its answer."""
+SYNCHRONISED = ("position", "reward", "pointgoal", "distance_to_goal")
+
+
+def parity(
+    folder: Path, scenes: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
+) -> dict:
+    """Puts every recorded question to the embedded simulator and says how many answers agree.
+
+    folder: a recording (`recordings`); `scenes` takes those scenes alone; `progress(done, total)` counts its files.
+    Returns {"scenes": {name: figures}, "required": `REQUIRED`}: shares from 0 to 1 and relative errors of distances,
+    None where there was no question; a kind of answer without a file is left out. Raises UserError where a file is
+    missing or broken.
+    """
+    files = recordings.find_answers(folder, scenes)
+    total, done = sum(map(len, files.values())), 0
+    answer: dict[str, dict] = {}
+    for name, kinds in files.items():
+        figures = answer[name] = dict[str, Any]()
+        path, library = recordings.find_scene(folder, name), SceneLibrary()
+        for kind, file in kinds.items():
+            if kind == "images":
+                figures |= compare_images(library.get(path).bvh, recordings.read_images(file))
+            elif kind == "navigation":
+                figures |= compare_navigation(library.get(path).pathfinder, recordings.read_navigation(file))
+            else:
+                rollouts = recordings.read_rollouts(file, folder, name)
+                figures["rollouts"] = compare_rollouts(folder, rollouts, library)
+            done += 1
+            if progress:
+                progress(done, total)
+    return {"scenes": answer, "required": REQUIRED}
+
+
+def shortfalls(answer: dict) -> list[str]:
+    """What of an answer of `parity` misses what it is to reach, a line each."""
+    lines = []
+    for scene, figures in answer["scenes"].items():
+        for way, bound in answer["required"].items():
+            figure = figures
+            for key in way.split("."):
+                figure = figure.get(key) if figure else None
+            if figure is None or bound.get("at_least", -np.inf) <= figure <= bound.get("at_most", np.inf):
+                continue
+            ((words, limit),) = bound.items()
+            lines.append(f"{scene}: {way} is {figure:.4g}, and is to be {words.replace('_', ' ')} {limit:g}")
+    return lines
+
+
+def compare_images(bvh: Bvh, images: Images) -> dict:
+    """Shares of pixels whose depth agrees to 2 mm and 1 cm, and whose three colours all agree to 2 of 255."""
+    count, height, width = images.depth.shape
+    eyes = images.position + np.array([0.0, images.camera_height, 0.0])
+    depth = np.empty((count, height, width), np.float32)
+    rgb = np.empty((count, height, width, 3), np.uint8)
+    renderer = Renderer(width, height, images.hfov, colour=True)
+    for start in range(0, count, BATCH):
+        part = slice(start, start + BATCH)
+        renderer.render([bvh] * len(eyes[part]), eyes[part], images.rotation[part], depth[part], rgb[part])
+    renderer.close()
+    error = np.abs(depth - images.depth)
+    shares: dict = {"depth": {"within_2mm": _share(error <= 2e-3), "within_1cm": _share(error <= 1e-2)}}
+    if len(images.rgb):
+        difference = np.abs(rgb[: len(images.rgb)].astype(np.int16) - images.rgb)
+        shares["rgb"] = {"within_2": _share(difference.max(axis=-1) <= 2)}
+    return shares
+
+
+def compare_navigation(finder: PathFinder, recorded: Mapping[str, Columns]) -> dict:
+    """Shares of questions to the path finder whose answers agree, and the relative errors of its distances."""
+    figures: dict[str, Any] = {}
+    if "geodesic" in recorded:
+        figures["geodesic"] = _geodesic(finder, recorded["geodesic"])
+    if "snap" in recorded:
+        points, snapped, navigable = recorded["snap"].values()
+        figures["snap"] = _share(_agree(finder.snap(points), snapped))
+        figures["navigable"] = _share(finder.is_navigable(points) == (navigable == 1))
+    if "island" in recorded:
+        points, radius, distance = recorded["island"].values()
+        figures["island"] = _share(_agree(finder.island_radius(points), radius))
+        figures["obstacle_distance"] = _share(_agree(finder.obstacle_distance(points), distance))
+    if "step" in recorded:
+        starts, targets, slid, stopped = recorded["step"].values()
+        figures["step"] = {
+            "sliding": _share(_agree(finder.step(starts, targets), slid)),
+            "no_sliding": _share(_agree(finder.step(starts, targets, sliding=False), stopped)),
+        }
+    return figures
+
+
+def _geodesic(finder: PathFinder, recorded: Columns) -> dict:
+    starts, ends, found, expected = recorded.values()
+    distance = finder.geodesic_distance(starts, ends)
+    both = np.isfinite(distance) & (found == 1) & np.isfinite(expected)
+    error = np.abs(distance[both] - expected[both]) / np.maximum(expected[both], SHORTEST)
+    agree = _share(np.isfinite(distance) == (found == 1))
+    percentiles = {"median": 50, "p99": 99, "max": 100}
+    return {"reachable_agree": agree} | {
+        name: float(np.percentile(error, percent)) if len(error) else None for name, percent in percentiles.items()
+    }
+
+
+def compare_rollouts(folder: Path, rollouts: Sequence[Rollout], library: SceneLibrary) -> dict:
+    """Shares of steps from the recorded state before that agree, and of whole episodes that end with the recorded SPL.
+
+    folder: where the scenes of the episodes lie. An episode that does not fit its navmesh agrees in nothing.
+    """
+    steps: dict[str, list[NDArray[np.bool_]]] = {key: [] for key in SYNCHRONISED}
+    spl: list[bool] = []
+    for rollout in rollouts:
+        envs = [_begin(rollout, folder, library) for _ in range(2)]
+        for key, agree in _synchronised(envs[0], rollout).items():
+            steps[key].append(agree)
+        spl.append(abs(_final_spl(envs[1], rollout) - rollout.states["spl"][-1]) <= SPL_TOLERANCE)
+    shares = {key: _share(np.concatenate(agree) if agree else np.zeros(0)) for key, agree in steps.items()}
+    return {"synchronised": shares, "free": {"spl": _share(np.array(spl))}}
+
+
+def _begin(rollout: Rollout, folder: Path, library: SceneLibrary) -> PointNavEnv | None:
+    """An environment at the reset of an episode; None where the navmesh has no way for it."""
+    env = PointNavEnv([rollout.episode], folder, Once(1), 1, TASK, library=library, threads=1)
+    try:
+        env.reset()
+    except UserError:
+        return None
+    return env
+
+
+def _synchronised(env: PointNavEnv | None, rollout: Rollout) -> dict[str, NDArray[np.bool_]]:
+    """Which of the T steps from the recorded states agree, bool [T] for each of `SYNCHRONISED`."""
+    states = rollout.states
+    count = len(states["action"]) - 1
+    if env is None:
+        return {key: np.zeros(count, bool) for key in SYNCHRONISED}
+    position, pointgoal = np.empty((count, 3)), np.empty((count, 2))
+    reward, distance = np.empty((2, count))
+    goal = np.array([rollout.episode.goal_position])
+    before = np.nan_to_num(states["distance_to_goal"], nan=np.inf)
+    for t in range(count):
+        env.place(0, states["position"][t], measures.heading_of(states["rotation_xyzw"][t]), before[t])
+        step = env.step(torch.tensor([int(states["action"][t + 1])]))
+        ended = step.finished[0].measures if step.finished else env.running_measures(0)
+        position[t], reward[t], distance[t] = env.positions[0], step.reward[0], ended["distance_to_goal"]
+        pointgoal[t] = measures.goal_vectors(env.positions, env.headings, goal)[0]
+    expected = {key: column[1:] for key, column in states.items()}
+    turn = pointgoal[:, 1] - expected["pointgoal_with_gps_compass"][:, 1]
+    pointgoal[:, 1] -= 2 * np.pi * np.round(turn / (2 * np.pi))  # -pi and pi are one direction
+    return {
+        "position": _agree(position, expected["position"]),
+        "reward": _agree(reward, expected["reward"]),
+        "pointgoal": _agree(pointgoal, expected["pointgoal_with_gps_compass"]),
+        "distance_to_goal": _agree(distance, expected["distance_to_goal"]),
+    }
+
+
+def _final_spl(env: PointNavEnv | None, rollout: Rollout) -> float:
+    """SPL of the episode replayed from its reset, NaN where it cannot be."""
+    if env is None:
+        return np.nan
+    for action in rollout.states["action"][1:]:
+        finished = env.step(torch.tensor([int(action)])).finished
+        if finished:
+            return finished[0].measures["spl"]
+    return env.running_measures(0)["spl"]
+
+
+def _agree(answers: NDArray, recorded: NDArray) -> NDArray[np.bool_]:
+    """Which rows of answers [N] or [N, W] are as recorded; NaN there stands for NaN and infinity."""
+    answers = np.where(np.isfinite(answers), answers, np.nan)
+    same = (np.abs(answers - recorded) <= TOLERANCE) | (np.isnan(answers) & np.isnan(recorded))
+    return same if same.ndim == 1 else same.all(axis=1)
+
+
+def _share(agree: NDArray) -> float | None:
+    return float(np.mean(agree)) if agree.size else None

@@ -1,0 +1,236 @@
+"""Answers recorded from habitat-sim and habitat-lab: which there are, and what stands in them.
+
+A recording is a folder in Habitat's layout with answers beside it: `expected/NAME_navigation.json` (path finder),
+`expected/NAME_images.npz` (camera) and `expected/NAME_rollouts.json.gz` (episodes), one set for each scene NAME,
+any of the three. `null` stands for NaN and infinity, and becomes NaN.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navprune.errors import UserError, plain
+from navprune.scenes.files.episodes import Episode, read_episodes, scene_name, scene_path, split_scenes
+from navprune.scenes.files.navmesh import MAX_COORDINATE
+
+Floats = NDArray[np.float64]
+Columns = dict[str, Floats]
+"""Recorded values by name, [N] or [N, W] each."""
+
+SUFFIXES = {"images": "_images.npz", "navigation": "_navigation.json", "rollouts": "_rollouts.json.gz"}
+CAMERA_HEIGHT, HFOV = 1.25, 90.0  # metres and degrees, where a file does not say
+QUESTIONS = {
+    "geodesic": {"start": 3, "end": 3, "found": 1, "distance": 1},
+    "snap": {"point": 3, "snapped": 3, "navigable": 1},
+    "island": {"point": 3, "radius": 1, "obstacle_distance": 1},
+    "step": {"start": 3, "target": 3, "sliding": 3, "no_sliding": 3},
+}
+"""What the path finder was asked and what it answered, with the width of each value."""
+STATE = {
+    "action": 1,
+    "position": 3,
+    "rotation_xyzw": 4,
+    "reward": 1,
+    "pointgoal_with_gps_compass": 2,
+    "distance_to_goal": 1,
+    "spl": 1,
+}
+"""What a step of an episode tells, with the width of each value."""
+BROKEN = (
+    OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
+    MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a damaged file raises."""
+
+
+class Images(NamedTuple):
+    """N views of a scene; colours of the first M."""
+
+    position: Floats  # of the agent's feet [N, 3], metres
+    rotation: Floats  # [N, 4], x y z w
+    depth: Floats  # [N, H, W], metres
+    rgb: NDArray[np.uint8]  # [M, H, W, 3]
+    camera_height: float
+    hfov: float
+
+
+class Rollout(NamedTuple):
+    """One episode and its T + 1 states; the first is the reset."""
+
+    episode: Episode
+    states: Columns
+
+
+def find_answers(folder: Path, scenes: Sequence[str] | None = None) -> dict[str, dict[str, Path]]:
+    """The files of answers as {scene: {"images" | "navigation" | "rollouts": path}}, `scenes` alone where given.
+
+    Raises UserError where there are none.
+    """
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    for kind, suffix in SUFFIXES.items():
+        for path in (Path(folder) / "expected").glob(f"*{suffix}"):
+            found[path.name.removesuffix(suffix)][kind] = path
+    if not found:
+        raise UserError(f"{folder} holds no recorded answers (expected/NAME_navigation.json ...); check the folder")
+    for name in scenes or ():
+        if name not in found:
+            raise UserError(f"{folder} has no answers for scene {name}; it has them for {', '.join(sorted(found))}")
+    return {name: found[name] for name in sorted(found) if scenes is None or name in scenes}
+
+
+def find_scene(folder: Path, name: str) -> Path:
+    """The scene NAME somewhere below scene_datasets: what its episodes name, else NAME.glb, else NAME.basis.glb.
+
+    Raises UserError where there is none, or several that this does not tell apart.
+    """
+    scenes = Path(folder) / "scene_datasets"
+    files = [
+        path for path in _files_below(scenes) if path.suffix == ".glb" and scene_name(path.name) == scene_name(name)
+    ]
+    paths = list({path.resolve(): path for path in reversed(files)}.values())[::-1]  # of links to one file, the first
+    if not paths:
+        raise UserError(f"there is no {name}.glb below {scenes}; put the scene there")
+    if len(paths) > 1:
+        named = {scene_path(folder, episode.scene_id).resolve() for episode in _scene_episodes(folder, name)}
+        paths = [path for path in paths if path.resolve() in named] or paths
+        paths = [path for path in paths if path.stem == name] or paths
+    if len(paths) > 1:
+        raise UserError(f"{paths[0]} and {paths[1]} are both called {name}; leave the one that the answers are of")
+    return paths[0]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files of a folder and of all below it, also where links lead, each folder once; sorted."""
+    files: list[Path] = []
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        files += [Path(place, name) for name in names]
+    return sorted(files)
+
+
+def read_images(path: Path) -> Images:
+    """The views of a scene; UserError where the file is broken."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = {key: np.asarray(arrays[key]) for key in arrays.files}
+        depth = images["depth_m"].astype(np.float64)
+        count, height, width = depth.shape
+        if depth.size == 0:
+            raise ValueError("depth_m holds no pixel")
+        rgb = images.get("rgb", np.zeros((0, height, width, 3), np.uint8)).astype(np.uint8)
+        if rgb.shape[1:] != (height, width, 3) or len(rgb) > count:
+            raise ValueError(f"rgb is {list(rgb.shape)} and depth_m {list(depth.shape)}")
+        position = images["position"].astype(np.float64).reshape(count, 3)
+        rotation = images["rotation_xyzw"].astype(np.float64).reshape(count, 4)
+        _check_poses(position, rotation)
+        camera_height, hfov = float(images.get("sensor_height", CAMERA_HEIGHT)), float(images.get("hfov_deg", HFOV))
+        if not abs(camera_height) <= MAX_COORDINATE or not 0 < hfov < 180:
+            raise ValueError(f"sensor_height is {camera_height:g} and hfov_deg {hfov:g}")
+        return Images(position, rotation, depth, rgb, camera_height, hfov)
+    except BROKEN as error:
+        raise _broken(path, error) from None
+
+
+def read_navigation(path: Path) -> dict[str, Columns]:
+    """What the path finder was asked and answered, by question (`QUESTIONS`); those not recorded are left out.
+
+    Raises UserError where the file is broken.
+    """
+    try:
+        recorded = json.loads(path.read_text())
+        if not isinstance(recorded, dict) or not recorded.keys() & QUESTIONS.keys():
+            raise ValueError(f"none of {', '.join(QUESTIONS)}")
+        return {name: _columns(recorded[name], fields) for name, fields in QUESTIONS.items() if name in recorded}
+    except BROKEN as error:
+        raise _broken(path, error) from None
+
+
+def read_rollouts(path: Path, folder: Path, scene: str) -> list[Rollout]:
+    """The episodes that were run in a scene, with their states (`STATE`).
+
+    Raises UserError where the file is broken or tells of an episode that the folder's episode files do not have.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            recorded = json.load(file)
+        states = [(str(entry["episode_id"]), _columns(entry["steps"], STATE)) for entry in recorded]
+        if not all(len(columns["action"]) for _, columns in states):
+            raise ValueError("an episode without steps")
+        for _, columns in states:
+            _check_poses(columns["position"], columns["rotation_xyzw"])
+            if not np.isin(columns["action"][1:], range(4)).all():
+                raise ValueError("an action that is not 0 to 3")
+    except BROKEN as error:
+        raise _broken(path, error) from None
+    episodes = _scene_episodes(folder, scene)
+    return [Rollout(_matching(episodes, name, columns, path), columns) for name, columns in states]
+
+
+def _check_poses(position: Floats, rotation: Floats) -> None:
+    if not (np.isfinite(position).all() and np.isfinite(rotation).all()):
+        raise ValueError("a pose is not finite")
+    if not np.all(np.abs(position) <= MAX_COORDINATE):
+        raise ValueError("a position is not a sensible one in metres")
+    if not np.all(np.abs(np.linalg.norm(rotation, axis=-1) - 1) <= 1e-2):
+        raise ValueError("a rotation is no unit quaternion")
+
+
+def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
+    """The episodes of a scene in every split of every data set."""
+    episodes: list[Episode] = []
+    for place in sorted((Path(folder) / "datasets" / "pointnav").glob("*/v*/*/")):
+        name, version, split = place.parts[-3:]
+        if not (place / f"{split}.json.gz").is_file():
+            continue
+        if scene_name(scene) in map(scene_name, split_scenes(folder, name, split, version)):
+            episodes += read_episodes(folder, name, split, version, [scene])
+    return episodes
+
+
+def _matching(episodes: Iterable[Episode], name: str, states: Columns, path: Path) -> Episode:
+    """Of the episodes of this id, which several splits may have, the one that starts where the record does."""
+    same = [episode for episode in episodes if episode.episode_id == name]
+    if not same:
+        raise UserError(f"{path} tells of episode {name}, which no episode file has; put its data set there")
+    start = states["position"][0]
+    return min(same, key=lambda episode: float(np.linalg.norm(np.array(episode.start_position) - start)))
+
+
+def _columns(entries: Any, fields: Mapping[str, int]) -> Columns:
+    """The fields of recorded entries as arrays, [N] or [N, width]."""
+    if not isinstance(entries, list):
+        raise ValueError("no list of entries")
+    return {key: _column([entry[key] for entry in entries], key, width) for key, width in fields.items()}
+
+
+def _column(values: list, key: str, width: int) -> Floats:
+    missing = np.nan if width == 1 else [np.nan] * width
+    column = np.array([missing if value is None else value for value in values], dtype=np.float64)
+    shape = (len(values),) if width == 1 else (len(values), width)
+    if len(values) and column.shape != shape:
+        raise ValueError(f"{key} is not {width} numbers")
+    column[np.isinf(column)] = np.nan
+    if np.any(np.abs(column) > MAX_COORDINATE):
+        raise ValueError(f"{key} is no sensible number of metres")
+    return column.reshape(shape)
+
+
+def _broken(path: Path, error: BaseException) -> UserError:
+    return UserError(f"{path} is damaged or no recording ({plain(error)}); copy or record it again")

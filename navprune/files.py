@@ -1,0 +1,80 @@
+"""Writing files and folders that are either whole or not there: beside, synced, renamed."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from navprune.errors import UserError
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` as a folder that appears in one piece, synced to disk; raises UserError when it cannot.
+
+    Then nothing is left behind, and what was there before is intact."""
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        sync(temporary)
+        if folder.exists():
+            # Between these two renames a crash leaves the old folder under its other name: nothing is lost.
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears in one piece, synced to disk; raises UserError when it cannot."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file in it")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(temporary, data)
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write and sync one file."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Bring the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Return the error to raise for a failed write."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; earlier ones are intact; make room and run again"
+    )

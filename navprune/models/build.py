@@ -1,0 +1,34 @@
+"""From a spec of any kind to its module, and from JSON to the spec."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from navprune.models.classifiers import ClassifierSpec, build_classifier
+from navprune.models.encoders import build_encoder
+from navprune.models.policy import PointNavPolicy
+from navprune.models.spec import EncoderSpec, PolicySpec
+
+
+def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | ClassifierSpec:
+    """The spec of whichever kind that its `to_json` wrote; raises UserError for anything else."""
+    if isinstance(data, Mapping) and "encoder" in data:
+        return PolicySpec.from_json(data)
+    if isinstance(data, Mapping) and "classes" in data:
+        return ClassifierSpec.from_json(data)
+    return EncoderSpec.from_json(data)
+
+
+def build(spec: EncoderSpec | PolicySpec | ClassifierSpec, seed: int | None = None) -> nn.Module:
+    """The module of a spec: an encoder, a `PointNavPolicy`, or a classifier.
+
+    With a `seed` its random weights depend on that alone; torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU, too
+        if isinstance(spec, ClassifierSpec):
+            return build_classifier(spec)
+        return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)

@@ -1,0 +1,1 @@
+"""The formats of scenes, navmeshes and episodes on disk."""

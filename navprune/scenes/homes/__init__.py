@@ -1,0 +1,1 @@
+"""Procedural homes and their data set."""

@@ -1,0 +1,1 @@
+"""Navmeshes from triangles, as Recast builds them in habitat-sim."""

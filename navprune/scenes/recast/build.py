@@ -1,0 +1,335 @@
+"""Builds the navigation mesh of a scene from its triangles, as habitat-sim's `PathFinder::build` does with Recast.
+
+The stages are Recast's, in the order and with the roundings of habitat-sim, so that polygons come out the same:
+`heightfield`, `regions`, `contours`, `polygons` and `detail`; here they are put together and laid out as a Detour tile.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from navprune.errors import UserError
+from navprune.scenes.files.mesh import load_glb
+from navprune.scenes.files.navmesh import (
+    BV_NODE,
+    DETAIL,
+    LINK,
+    MAX_COORDINATE,
+    MAX_CORNERS,
+    MAX_POLYGONS,
+    MAX_VERTICES,
+    POLYGON,
+    SMALLEST_AREA,
+    TILE_HEADER,
+    WALKABLE,
+    NavMesh,
+    NavMeshSettings,
+    Tile,
+    bounding_volumes,
+    detail_triangles,
+    fill_header,
+    write_navmesh,
+)
+from navprune.scenes.recast import heightfield as voxels
+from navprune.scenes.recast.contours import trace
+from navprune.scenes.recast.detail import Detail, detail
+from navprune.scenes.recast.polygons import NONE, PolygonMesh, polygon_mesh
+from navprune.scenes.recast.regions import partition
+
+MEMORY = 2 << 30  # bytes that a build may take
+CELL_BYTES = 16  # of each cell of the grid, over the stages
+SPAN_BYTES = 100  # of each span in it
+MAX_CELLS = 0xFFFF  # along x or z; Recast keeps corners as ushort
+DISABLED = 4  # Habitat's polygon flag for those it closes
+POSITIVE = ("cell_size", "cell_height", "agent_height")  # settings that may not be 0
+SMALLEST_LENGTH = 1e-4  # metres that those may be
+STEEPEST = 90  # degrees of a slope
+TURN_ERROR = np.float32(2.0**-23)  # of the matrix by which habitat-sim turns a stage from z up to y up
+
+DEFAULTS = NavMeshSettings()
+
+Progress = Callable[[str, float], None]  # what is being done, and the share of the stages that is behind
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The settings in cells, rounded as habitat-sim rounds them, and the box that the cells fill."""
+
+    lower: np.ndarray  # float32 [3]
+    upper: np.ndarray  # float32 [3]
+    cell_size: np.float32
+    cell_height: np.float32
+    width: int
+    depth: int
+    agent_height: int
+    climb: int
+    radius: int
+
+
+def build_navmesh(
+    triangles: np.ndarray, settings: NavMeshSettings = DEFAULTS, progress: Progress | None = None
+) -> NavMesh:
+    """The navigation mesh of a scene.
+
+    triangles: [T, 3, 3], metres, y up, fronts counter-clockwise. The mesh has one tile. `progress` is called at the
+    beginning of each stage. Raises `UserError` where nothing is walkable, the settings or positions make no sense, the
+    grid would need more than 2 GiB, or Detour's format cannot hold the result.
+    """
+    say = progress or (lambda stage, share: None)
+    _check_settings(settings)
+    triangles = np.ascontiguousarray(triangles, np.float32).reshape(-1, 3, 3)
+    grid = _grid(triangles, settings)
+    say("rasterising", 0.0)
+    spans = _spans(triangles, grid, settings)
+    say("finding places to stand", 0.3)
+    field = voxels.standing_field(spans, grid.agent_height, grid.climb)
+    is_open = voxels.erode(field, grid.radius)
+    if not is_open.any():
+        raise _no_floor(settings)
+    say("dividing them into regions", 0.4)
+    smallest, merged = int(settings.region_min_size**2), int(settings.region_merge_size**2)
+    regions = partition(field, is_open, smallest, merged)
+    say("drawing contours", 0.7)
+    longest = min(int(np.float32(settings.edge_max_length) / grid.cell_size), 2 * MAX_CELLS)
+    contours = trace(field, is_open, regions, settings.edge_max_error, longest)
+    say("cutting polygons", 0.8)
+    mesh = polygon_mesh(contours, int(settings.corners_per_polygon))
+    if not len(mesh.corners):
+        raise _no_floor(settings)
+    if len(mesh.vertices) > MAX_VERTICES or len(mesh.corners) > MAX_POLYGONS:
+        raise UserError(
+            f"the navmesh would have {len(mesh.corners)} polygons and {len(mesh.vertices)} vertices, and a tile holds "
+            f"{MAX_POLYGONS} and {MAX_VERTICES}; take a larger cell size or cut the scene into parts"
+        )
+    say("measuring heights", 0.9)
+    spacing = grid.cell_size * np.float32(settings.detail_sample_distance)
+    details = detail(
+        field,
+        regions,
+        mesh,
+        float(grid.cell_size),
+        float(grid.cell_height),
+        float(spacing) if settings.detail_sample_distance >= 0.9 else 0.0,
+        float(grid.cell_height * np.float32(settings.detail_sample_max_error)),
+        max(1, math.ceil(np.float32(settings.edge_max_error))),
+    )
+    tile = _tile(mesh, details, grid, settings)
+    say("done", 1.0)
+    lower, upper = tile.header["lower"], tile.header["upper"]
+    size = (upper - lower).tolist()
+    return NavMesh((tile,), tuple(lower.tolist()), size[0], size[2], 1, len(mesh.corners), settings)
+
+
+def build_for(
+    glb: Path,
+    out: Path | None = None,
+    settings: NavMeshSettings = DEFAULTS,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """Builds the navigation mesh of a scene's GLB file and writes it, in one piece, to `out` or beside the scene.
+
+    Returns `path`, `area` (m2), `islands`, `polygons`, `triangles` and `seconds`. Raises `UserError` as `load_glb` and
+    `build_navmesh` do, and when the file exists and is not to be overwritten, or cannot be written.
+    """
+    began = time.perf_counter()
+    glb = Path(glb)
+    out = glb.with_suffix(".navmesh") if out is None else Path(out)
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already; pass --overwrite (overwrite=True) to replace it")
+    triangles = turned_like_habitat(load_glb(glb).vertices)
+    try:
+        navmesh = build_navmesh(triangles, settings, progress)
+    except UserError as error:
+        raise UserError(f"{glb}: {error}") from None
+    _write(out, navmesh)
+    return {
+        "path": str(out),
+        "area": float(_areas(navmesh.tiles[0]).sum()),
+        "islands": _islands(navmesh.tiles[0]),
+        "polygons": len(navmesh.tiles[0].polygons),
+        "triangles": len(triangles),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def turned_like_habitat(vertices: np.ndarray) -> np.ndarray:
+    """Positions float32 [..., 3], y up, with the rounding error of the matrix that turns stages in habitat-sim.
+
+    It comes from a float32 quaternion and is a micrometre at 10 m, and decides where floors fall whose height is
+    a whole number of cells.
+    """
+    x, y, z = np.moveaxis(np.asarray(vertices, np.float32), -1, 0)
+    near_one = np.float32(1) + TURN_ERROR
+    return np.stack([x, TURN_ERROR * z + near_one * y, near_one * z - TURN_ERROR * y], axis=-1)
+
+
+def _write(path: Path, navmesh: NavMesh) -> None:
+    """Writes a navmesh beside its place, syncs it and puts it there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_navmesh(temporary, navmesh)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the navmesh {path}: {error.strerror or error}; choose another place") from None
+
+
+# ---------------------------------------------------------------------------------------------- the grid
+
+
+def _check_settings(settings: NavMeshSettings) -> None:
+    for name, value in asdict(settings).items():
+        least = SMALLEST_LENGTH if name in POSITIVE else 0
+        most = STEEPEST if name == "agent_max_slope" else MAX_COORDINATE
+        if not least <= value <= most:
+            raise UserError(f"the navmesh setting {name} is {value}; give a number from {least:g} to {most:g}")
+    if not 3 <= int(settings.corners_per_polygon) <= MAX_CORNERS:
+        raise UserError(f"a navmesh polygon has 3 to {MAX_CORNERS} corners, not {settings.corners_per_polygon:g}")
+
+
+def _no_floor(settings: NavMeshSettings) -> UserError:
+    return UserError(
+        f"no floor on which an agent of {settings.agent_height:g} m height and {settings.agent_radius:g} m radius can "
+        "stand; check that the scene is z up, that its floor faces upwards, and the agent's size"
+    )
+
+
+def _grid(triangles: np.ndarray, settings: NavMeshSettings) -> _Grid:
+    if not len(triangles):
+        raise UserError("the scene has no triangles to build a navmesh from; export it with its meshes")
+    if not np.all(np.abs(triangles) <= MAX_COORDINATE):
+        raise UserError("the scene has vertices that are not sensible positions in metres; export it again")
+    lower, upper = triangles.min(axis=(0, 1)), triangles.max(axis=(0, 1))
+    size, height = np.float32(settings.cell_size), np.float32(settings.cell_height)
+    width, depth = (int((upper[k] - lower[k]) / size + np.float32(0.5)) for k in (0, 2))
+    if (upper[1] - lower[1]) / height >= voxels.MAX_HEIGHT:
+        raise UserError(
+            f"the scene is {upper[1] - lower[1]:.0f} m tall, more than {voxels.MAX_HEIGHT} cells; take a cell height "
+            f"of {float(upper[1] - lower[1]) / voxels.MAX_HEIGHT * 1.1:.2g} m or more"
+        )
+    if max(width, depth) > MAX_CELLS or width * depth * CELL_BYTES > MEMORY:
+        factor = max(max(width, depth) / MAX_CELLS, math.sqrt(width * depth * CELL_BYTES / MEMORY))
+        raise _too_large(settings, 1.1 * factor)
+    return _Grid(
+        lower,
+        upper,
+        size,
+        height,
+        max(width, 1),
+        max(depth, 1),
+        agent_height=math.ceil(np.float32(settings.agent_height) / height),
+        climb=math.floor(np.float32(settings.agent_max_climb) / height),
+        radius=math.ceil(np.float32(settings.agent_radius) / size),
+    )
+
+
+def _too_large(settings: NavMeshSettings, factor: float) -> UserError:
+    return UserError(
+        f"the scene is too large for cells of {settings.cell_size:g} m: the grid would need over {MEMORY >> 30} GiB; "
+        f"take a cell size of about {settings.cell_size * factor:.2g} m"
+    )
+
+
+def _spans(triangles: np.ndarray, grid: _Grid, settings: NavMeshSettings) -> voxels.Columns:
+    """The solid spans of the scene, walkable where an agent may stand."""
+    limit = (MEMORY - grid.width * grid.depth * CELL_BYTES) // SPAN_BYTES
+    heads, rows = voxels.rasterise(
+        triangles,
+        voxels.walkable_slopes(triangles, settings.agent_max_slope),
+        grid.lower,
+        grid.upper,
+        grid.cell_size,
+        grid.cell_height,
+        grid.width,
+        grid.depth,
+        grid.climb,
+        limit,
+    )
+    if not len(rows):
+        raise _too_large(settings, 1.5)
+    spans = voxels.columns(grid.width, grid.depth, heads, rows)
+    if settings.filter_low_hanging_obstacles:
+        voxels.keep_low_obstacles(spans, grid.climb)
+    if settings.filter_ledge_spans:
+        voxels.drop_ledges(spans, grid.agent_height, grid.climb)
+    if settings.filter_walkable_low_height_spans:
+        voxels.drop_low_ceilings(spans, grid.agent_height)
+    return spans
+
+
+# ---------------------------------------------------------------------------------------------- the tile
+
+
+def _tile(mesh: PolygonMesh, details: list[Detail], grid: _Grid, settings: NavMeshSettings) -> Tile:
+    """Lays a polygon mesh out as Detour's `dtCreateNavMeshData` does."""
+    scale = np.array([grid.cell_size, grid.cell_height, grid.cell_size], np.float32)
+    upper = grid.upper.copy()
+    upper[1] += np.float32(grid.agent_height) * grid.cell_height
+    records = np.zeros(len(mesh.corners), POLYGON)
+    used = mesh.corners != NONE
+    most = mesh.corners.shape[1]
+    records["corner_count"] = counts = used.sum(axis=1)
+    records["corners"][:, :most] = np.where(used, mesh.corners, 0)
+    records["neighbours"][:, :most] = np.where(used & (mesh.neighbours != NONE), mesh.neighbours + 1, 0)
+
+    lift = np.array([0, grid.cell_height, 0], np.float32)  # Recast's detail lies a cell over the polygons
+    points = [part.points + (grid.lower + lift) for part in details]
+    extra = np.array([len(part) for part in points]) - counts
+    sizes = np.array([len(part.triangles) for part in details])
+    rows = np.zeros(len(details), DETAIL)
+    rows["vertex_count"], rows["triangle_count"] = extra, sizes
+    rows["vertex_base"], rows["triangle_base"] = np.cumsum(extra) - extra, np.cumsum(sizes) - sizes
+    ends = np.cumsum([len(part) for part in points])
+    ranges = [range(end - len(part), end) for end, part in zip(ends.tolist(), points)]
+    per_cell = np.float32(1) / grid.cell_size
+    tile = Tile(
+        1 << (len(records) - 1).bit_length(),  # salt 1, tile 0, and bits enough for the polygons
+        np.zeros((), TILE_HEADER),
+        grid.lower + mesh.vertices.astype(np.float32) * scale,
+        records,
+        np.zeros(counts.sum(), LINK),
+        rows,
+        np.concatenate([part[count:] for part, count in zip(points, counts)]).astype(np.float32).reshape(-1, 3),
+        np.concatenate([part.triangles for part in details]).astype(np.uint8),
+        bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell).astype(BV_NODE),
+    )
+    fill_header(tile, grid.lower, upper, per_cell, settings)
+    records["flags"] = np.where(_areas(tile) < SMALLEST_AREA, DISABLED, WALKABLE)
+    return tile
+
+
+def _areas(tile: Tile) -> np.ndarray:
+    """The area of each polygon's detail, m2 [P]."""
+    owner, corners, _ = detail_triangles(tile)
+    sides = np.diff(corners.astype(np.float64), axis=1)
+    areas = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1) / 2
+    return np.bincount(owner, areas, minlength=len(tile.polygons))
+
+
+def _islands(tile: Tile) -> int:
+    """How many sets of open polygons there are that no path connects."""
+    neighbours = tile.polygons["neighbours"].astype(int) - 1
+    is_open = tile.polygons["flags"] == WALKABLE
+    unseen = set(np.flatnonzero(is_open).tolist())
+    count = 0
+    while unseen:
+        count += 1
+        stack = [unseen.pop()]
+        while stack:
+            near = set(neighbours[stack.pop()].tolist()) & unseen
+            unseen -= near
+            stack += near
+    return count

@@ -1,0 +1,94 @@
+import layouts
+import pytest
+
+from navprune import installing
+from navprune.commands.doctor import KNOWN, examine
+
+
+@pytest.fixture
+def data(tmp_path):
+    layouts.gibson(tmp_path)
+    layouts.mp3d(tmp_path)
+    layouts.hm3d(tmp_path)
+    layouts.habitat_test_scenes(tmp_path)
+    return tmp_path
+
+
+def finding(data, name):
+    found = {finding.name: finding for finding in examine(data)}
+    assert all("\n" not in text for one in found.values() for text in (one.found, one.advice))
+    return found[name]
+
+
+def test_scenes_and_episodes_are_counted_against_what_there_should_be(data):
+    val = finding(data, "gibson v1 val")
+    assert not val.ok and "2 of 14 scenes" in val.found and "40 of 994 episodes" in val.found
+    assert "pointnav_gibson_v1.zip" in val.advice
+    assert "1 of 800 scenes" in finding(data, "hm3d v1 train").found
+    assert "1 of 61 scenes" in finding(data, "mp3d v1 train").found
+
+
+def test_a_split_in_one_file_is_in_order(data):
+    val = finding(data, "habitat-test-scenes v1 val")
+    assert val.ok and val.found == "1 scene; 20 episodes, all in val.json.gz"
+
+
+def test_missing_scenes_are_named_with_the_licence(data):
+    path = data / "scene_datasets" / "mp3d" / "2azQ1b91cZZ" / "2azQ1b91cZZ.glb"
+    path.unlink()
+    val = finding(data, "mp3d v1 val")
+    assert not val.ok and f"1 scene missing: {path}" in val.found and "Terms of Use" in val.advice
+    assert "Terms of Use" not in finding(data, "mp3d v1 train").advice
+
+
+def test_missing_navmeshes_are_to_be_built(data):
+    scene = data / "scene_datasets" / "habitat-test-scenes" / "apartment_1.glb"
+    scene.with_suffix(".navmesh").unlink()
+    val = finding(data, "habitat-test-scenes v1 val")
+    assert not val.ok and "1 navmesh file missing" in val.found and f"`navprune scenes navmesh {scene}`" in val.advice
+
+
+def test_an_empty_index_without_content_and_a_broken_file_are_told(data):
+    layouts.put_episodes(data, "gibson/v1", "train", [], {})
+    train = finding(data, "gibson v1 train")
+    assert not train.ok and "no content/" in train.found and "pointnav_gibson_v1.zip" in train.advice
+    content = data / "datasets" / "pointnav" / "gibson" / "v1" / "val" / "content" / "Eastville.json.gz"
+    content.write_bytes(content.read_bytes()[:300])
+    val = finding(data, "gibson v1 val")
+    assert "damaged" in val.found and "pointnav_gibson_v1.zip" in val.advice
+
+
+def test_a_missing_index_is_in_the_archive(data):
+    (data / "datasets" / "pointnav" / "mp3d" / "v1" / "val" / "val.json.gz").unlink()
+    val = finding(data, "mp3d v1 val")
+    assert not val.ok and "no split 'val'" in val.found and val.advice == f"unpack {KNOWN['mp3d'].episodes}"
+
+
+def test_scenes_without_episodes_are_told(tmp_path):
+    layouts.put_scene(tmp_path, "apartment", "gibson/Adrian.glb")
+    gibson = finding(tmp_path, "gibson")
+    assert not gibson.ok and "no episodes" in gibson.found and KNOWN["gibson"].episodes in gibson.advice
+
+
+def test_basis_textures_are_named(data):
+    scene = data / "scene_datasets" / "hm3d" / "val" / "00800-TEEsavR23oF" / "TEEsavR23oF.basis.glb"
+    assert "Basis" not in finding(data, "hm3d v1 val").found
+    scene.unlink()
+    text = b'{"extensionsUsed":["GOOGLE_texture_basis"]}'
+    header = b"glTF" + (2).to_bytes(4, "little") + (20 + len(text)).to_bytes(4, "little")
+    scene.write_bytes(header + len(text).to_bytes(4, "little") + b"JSON" + text)
+    assert "depth works" in finding(data, "hm3d v1 val").found
+
+
+def test_nothing_found_says_how_to_make_some(tmp_path):
+    nothing = finding(tmp_path, f"data sets in {tmp_path}")
+    assert not nothing.ok and "navprune scenes generate" in nothing.advice
+
+
+def test_what_habitat_needs_is_told_where_it_is_absent(tmp_path):
+    assert finding(tmp_path, "env=habitat").ok
+    assert {"habitat-lab", "habitat-sim", "gym"} <= {one.name for one in examine(tmp_path)}
+    advice = {"env=habitat": installing.HABITAT_LAB, "simulator=habitat_sim": installing.HABITAT_SIM}
+    for one in examine(tmp_path):
+        if "not available" in one.found:
+            assert one.found == f"not available; {advice[one.name]}"

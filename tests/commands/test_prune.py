@@ -1,0 +1,310 @@
+"""`navprune prune` as a function: what it looks at, what it writes, and that the result needs no pruning code."""
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from navprune.cli import main
+from navprune.commands.evidence import PruningOptions, material
+from navprune.commands.prune import count_cost, latency_share, run_pruning, training_command, unpruned_classifier
+from navprune.config import load_config
+from navprune.errors import UserError
+from navprune.models.spec import encoder_spec, widths
+from navprune.pruning.gates import GateConfig
+from navprune.pruning.prune import resized
+from navprune.pruning.search import SearchConfig
+from navprune.rl.checkpoints import load_classifier, load_policy
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+TINY = [
+    "data.name=reference", "data.train=val", "task.width=32", "task.height=32", "agent.base_planes=8",
+    "agent.compression=8", "agent.visual_features=16", "agent.hidden_size=16", "environments=2", "ppo.steps=8",
+    "ppo.epochs=1", "ppo.minibatches=2", "trainer.total_frames=1000", "trainer.device=cpu",
+]  # fmt: skip
+LOOSE = SearchConfig(tolerance=0.1)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruning_jobs") / "data"
+    shutil.copytree(REFERENCE, folder)
+    return load_config("pointnav", [*TINY, f"data.folder={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("method", "loss"), [("gates", None), ("gates", "ppo"), ("taylor", None), ("activation", None)]
+)
+def test_scores_and_gates_look_at_the_task(config, tmp_path, method, loss):
+    result = run_pruning(
+        "resnet18", method, {"macs": 0.6}, tmp_path / "slim", config, steps=16, epochs=1, batch_size=8, loss=loss,
+        search=LOOSE, gates=GateConfig(expansion=1),
+    )  # fmt: skip
+    assert 0.54 <= result.reached["macs"] <= 0.6
+    assert len(result.losses) == {("gates", None): 4, ("gates", "ppo"): 4}.get((method, loss), 0)
+    assert load_policy(tmp_path / "slim").policy.spec == result.spec
+
+
+@pytest.mark.parametrize(("method", "batches"), [("gates", 4), ("activation", 4), ("taylor", 4)])
+def test_progress_is_shown_while_batches_are_looked_at(config, tmp_path, capsys, method, batches):
+    """Of 2 x 16 observations by 8, and of two rollouts with two mini-batches each."""
+    options = dict(steps=16, epochs=1, batch_size=8, search=LOOSE, gates=GateConfig(expansion=1))
+    run_pruning("resnet18", method, {"macs": 0.6}, tmp_path / "slim", config, **options)
+    assert f"{method}  {batches} of {batches} batches" in capsys.readouterr().err
+
+
+def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
+    out = tmp_path / "slim"
+    for _ in range(2):  # the second time in place of the first
+        result = run_pruning(
+            "resnet18", "l1", {"macs": 0.6}, out, config, search=LOOSE, seed=3, frames_per_second=10.0, blocks=True
+        )
+    assert {path.name for path in out.iterdir()} == {
+        "weights.safetensors", "spec.json", "config.yaml", "metrics.json", "pruning.json", "widths.png"
+    }  # fmt: skip
+    data = json.loads((out / "pruning.json").read_text())
+    assert data["method"] == "l1" and data["seed"] == 3 and data["budget"] == {"macs": 0.6}
+    assert data["initial_weights"] == result.initial_weights and len(data["initial_weights"]) == 64
+    assert data["reached"]["macs"] == pytest.approx(
+        data["after"]["table1"]["macs_gi"] / data["before"]["table1"]["macs_gi"], abs=2e-2
+    )
+    after = {name: pair[1] for name, pair in data["widths"].items() if pair[1]}
+    assert sorted(after.values()) == sorted(widths(result.spec.encoder).values())
+    assert data["blocks_removed"] == list(result.blocks)
+    training = data["training"]
+    assert training["equal_compute_frames"] == round(1000 / data["reached"]["macs"])
+    assert training["search_share"] == pytest.approx(data["search_seconds"] / 100)
+    frames = f"trainer.total_frames={training['equal_compute_frames']}"
+    assert training_command(out, data, scratch=True).endswith("init_weights=false")
+    for scratch in (True, False):  # equal compute is of training from scratch
+        command = training_command(out, data, scratch=scratch, equal_compute=True)
+        assert command.endswith(f"init_weights=false {frames}")
+    with Image.open(out / "widths.png") as picture:
+        assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
+
+
+@pytest.mark.parametrize("kind", ["source", "teacher", "training", "trained", "folder", "file"])
+def test_pruning_takes_nothing_but_a_slim_checkpoints_place(config, tmp_path, kind):
+    source, other = tmp_path / "dense", tmp_path / "other"
+    run_pruning("resnet18", "l1", {"macs": 1.0}, source, config)
+    options = {"loss": "distillation", "teacher": str(other)} if kind == "teacher" else {}
+    if kind == "file":
+        other.write_text("notes")
+    elif kind != "source":
+        shutil.copytree(source, other)
+        wrong = {"training": "trainer.pt", "trained": "metrics.json", "folder": "notes.txt"}
+        if kind in wrong:
+            (other / wrong[kind]).write_text('{"spl": 1.0}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    out = source if kind == "source" else other
+    with pytest.raises(UserError, match="choose another folder"):
+        run_pruning(str(source), "taylor", {"macs": 0.6}, out, config, search=LOOSE, **options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_by_the_name_of_a_network_is_no_hindrance(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18").mkdir()
+    assert run_pruning("resnet18", "l1", {"macs": 0.6}, Path("out"), config, search=LOOSE).dense
+
+
+def test_a_slim_checkpoint_loads_without_pruning_code(config, tmp_path):
+    run_pruning("resnet50", "random", {"macs": 0.6}, tmp_path / "slim", config, search=LOOSE, blocks=True)
+    code = f"""
+import sys
+from navprune.rl.checkpoints import load_policy
+policy = load_policy({str(tmp_path / "slim")!r}).policy
+assert policy.spec.encoder.layers
+assert not any(name.startswith("navprune.pruning") for name in sys.modules), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def images(tmp_path):
+    generator = np.random.default_rng(0)
+    file = tmp_path / "set.npz"
+    np.savez(file, images=generator.integers(0, 256, (16, 3, 32, 32), np.uint8), labels=np.arange(16) % 4)
+    return file
+
+
+def test_classifiers_learn_gates_from_labelled_images(config, tmp_path, images):
+    out = tmp_path / "slim"
+    options = dict(images=images, batch_size=8, epochs=1)
+    result = run_pruning("cifar_resnet56", "gates", {"macs": 0.5}, out, config, loss="classification", **options)
+    assert result.dense.classes == 4 and len(result.losses) == 2
+    classifier = load_classifier(out)
+    assert classifier.spec == result.spec
+    data = json.loads((out / "pruning.json").read_text())
+    counts = [data[when]["deployed"]["macs"] for when in ("before", "after")]
+    assert 0.495 <= counts[1] / counts[0] <= 0.5
+    again = run_pruning(str(out), "taylor", {"parameters": 0.9}, tmp_path / "slimmer", config, **options)
+    assert again.dense == classifier.spec and 0.89 <= again.reached["parameters"] <= 0.9
+
+
+def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
+    """Of a network cut once already, for agents and classifiers; the teacher itself has no slope there."""
+    looked = {"resnet18": {"steps": 8, "batch_size": 8}, "cifar_resnet56": {"images": images, "batch_size": 8}}
+    for source, options in looked.items():
+        dense, cut, out = (tmp_path / f"{source}-{name}" for name in ("dense", "cut", "out"))
+        run_pruning(source, "l1", {"macs": 1.0}, dense, config)
+        run_pruning(str(dense), "l1", {"macs": 0.8}, cut, config, search=LOOSE)
+        taught = {**options, "loss": "distillation", "teacher": str(dense)}
+        with pytest.raises(UserError, match="copy of its own teacher"):
+            run_pruning(str(dense), "taylor", {"macs": 0.7}, out, config, search=LOOSE, **taught)
+        result = run_pruning(str(cut), "taylor", {"macs": 0.7}, out, config, search=LOOSE, **taught)
+        assert 0.63 <= result.reached["macs"] <= 0.7
+        assert any(score.unique().numel() > 1 for score in result.scores.values())
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "options", "complaint"),
+    [
+        ("cifar_resnet56", "gates", {}, "labelled images: give an .npz"),
+        ("cifar_resnet56", "gates", {"loss": "ppo"}, "its loss is classification or distillation, not ppo"),
+        ("resnet18", "gates", {"loss": "classification"}, "classification needs a classifier"),
+        ("resnet18", "taylor", {"loss": "imitation"}, "follow ppo's loss"),
+        ("resnet18", "activation", {"loss": "ppo"}, "activation follows no loss"),
+        ("resnet18", "l1", {"images": Path("set.npz")}, "set.npz: labelled images are for classifiers"),
+        ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification, distillation"),
+        ("resnet18", "taylor", {"loss": "distillation"}, "distillation and a teacher go together"),
+        ("resnet18", "taylor", {"teacher": "runs/dense"}, "distillation and a teacher go together"),
+        ("resnet18", "gates", {"loss": "distillation", "teacher": "runs/dense"}, "a loss of taylor scores"),
+        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "no checkpoint at runs/none"),
+        ("resnet18", "l1", {"latency_runtime": "tape"}, "unknown runtime 'tape'"),
+        ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
+        ("resnet99", "l1", {}, "no checkpoint at resnet99"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, options, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run_pruning(source, method, {"macs": 0.5}, tmp_path / "slim", config, **options)
+    assert not (tmp_path / "slim").exists()
+
+
+@pytest.mark.parametrize(("method", "passes"), [("gates", 3), ("taylor", 1), ("activation", 1)])
+def test_only_gates_pass_through_the_images_more_than_once(config, images, method, passes):
+    options = PruningOptions(images=images, batch_size=4, epochs=3)
+    spec = unpruned_classifier("cifar_resnet56", options)
+    seen = material(method, spec, options, lambda: pytest.fail("no environment"), config.ppo, ExitStack())
+    assert sum(len(labels) for _, labels in seen.batches) == 16 * passes
+
+
+def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
+    run_pruning("cifar_resnet56", "l1", {"macs": 0.5}, tmp_path / "slim", config)
+    np.savez(images, images=np.zeros((8, 3, 40, 40), np.uint8), labels=np.arange(8))
+    with pytest.raises(UserError, match=r"holds images of \[3, 40, 40\] with 8 classes"):
+        run_pruning(str(tmp_path / "slim"), "taylor", {"macs": 0.5}, tmp_path / "x", config, images=images)
+
+
+def test_latency_is_a_share_of_the_dense_encoder():
+    spec = encoder_spec("resnet18", (1, 64, 64), 32)
+    share = latency_share(spec, batch_size=4, repeats=5)
+    thin = share({name: spec.units[name] for name in widths(spec)})
+    assert 0 < thin < share(widths(spec)) < 3
+
+
+def test_latency_may_be_the_budget(config, tmp_path, monkeypatch):
+    """By a clock that is made up: each multiply-accumulate takes as long as any other."""
+    asked = []
+
+    def share(dense, *_):
+        whole = count_cost(dense)["macs"]
+        return lambda channels: asked.append(channels) or count_cost(resized(dense, channels))["macs"] / whole
+
+    monkeypatch.setattr("navprune.commands.prune.latency_share", share)
+    result = run_pruning("resnet18", "random", {"latency": 0.7}, tmp_path / "slim", config)
+    assert 0.665 <= result.reached["latency"] <= 0.7 and len(asked) < 12
+    with pytest.raises(UserError, match="latency is measured of visual encoders"):
+        run_pruning("cifar_resnet56", "random", {"latency": 0.7}, tmp_path / "x", config)
+
+
+def test_gates_on_ppo_repeat_with_their_seed(config, tmp_path):
+    options = dict(steps=16, search=LOOSE, loss="ppo", seed=1)
+    first, second = (run_pruning("resnet18", "gates", {"macs": 0.7}, tmp_path / n, config, **options) for n in "ab")
+    assert first.losses == second.losses
+    assert all(torch.equal(first.scores[name], second.scores[name]) for name in first.scores)
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+SMALL = ["agent.base_planes=8", "task.width=64", "task.height=64"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--method l1 --loss ppo", "--loss is for methods that need batches"),
+        ("--method l1 --steps 9", "--steps is for"),
+        ("--method random --batch-size 9", "--batch-size is for"),
+        ("--method taylor --batch-size 9", "PPO draws its own mini-batches"),
+        ("--method taylor --teacher X", "--teacher is for --loss distillation"),
+        ("--method gates --loss ppo --epochs 2", "--epochs is for gates, unless PPO"),
+        ("--method activation --epochs 2", "--epochs is for gates"),
+        ("--method taylor --expansion 1.5", "--expansion is for gates"),
+        ("--method l1 --stable 0.9", "--stable is for gates"),
+        ("--method l1 --paper cifar --images X", "--paper is for gates"),
+        ("--method gates --paper cifar", "--paper is for gates that learn from labelled --images"),
+        ("--method gates --images X --steps 9", "--steps is for"),
+        ("--method l1 --latency-batch 4", "--latency-batch is for a budget of latency"),
+        ("--method l1 --images X", "labelled images are for classifiers"),
+    ],
+)
+def test_options_that_make_no_difference_are_refused(capsys, tmp_path, options, complaint):
+    out = tmp_path / "slim"
+    assert main(["prune", "resnet18", *SMALL, "--budget", "macs=0.5", "--out", str(out), *options.split()]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert complaint in said[-1] and said[-1].endswith("out")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "batch_size", "expansion", "penalty"),
+    [
+        ("", None, None, 1.25, 20),
+        ("--epochs 2 --expansion 1", 2, None, 1, 20),
+        ("--paper cifar --images X", 10, 128, 1.25, 0.5),
+        ("--paper cifar --images X --epochs 2 --expansion 1", 2, 128, 1, 0.5),
+        ("--paper imagenet --images X --batch-size 7", 1, 7, 1.25, 0.05),
+    ],
+)
+def test_what_is_asked_for_goes_before_the_papers_settings(
+    monkeypatch, tmp_path, options, epochs, batch_size, expansion, penalty
+):
+    given = {}
+
+    def run(*_, **options):
+        given.update(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr("navprune.commands.prune.run_pruning", run)
+    assert main(["prune", "resnet18", "--budget", "macs=0.5", "--out", str(tmp_path / "x"), *options.split()]) == 2
+    assert (given.get("epochs"), given.get("batch_size")) == (epochs, batch_size)
+    assert (given["gates"].expansion, given["gates"].penalty) == (expansion, penalty)
+
+
+def test_a_budget_that_does_not_bind_is_told(capsys, tmp_path):
+    arguments = ["prune", "resnet18", *SMALL, "--method", "l1", "--out", str(tmp_path / "slim"), "--budget"]
+    assert main([*arguments, "macs=0.9,parameters=0.1"]) == 0
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in said if line.startswith("macs ended at") and "parameters binds first" in line]) == 1
+    assert main([*arguments, "macs=0.5"]) == 0
+    assert "ended at" not in capsys.readouterr().err
+
+
+def test_what_is_printed_of_a_classifier_loads_it(capsys, tmp_path):
+    out = tmp_path / "slim"
+    assert main(["prune", "cifar_resnet56", "--method", "l1", "--budget", "macs=0.5", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "navprune train" not in said
+    code = said.strip().splitlines()[-1].strip()
+    assert code == f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
+    assert load_classifier(out).spec.widths

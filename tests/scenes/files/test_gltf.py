@@ -1,0 +1,377 @@
+"""Features of the format: each way to say the same scene gives the same mesh, each broken part one line."""
+
+import struct
+import sys
+
+import numpy as np
+import pytest
+from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import mutants
+
+from navprune.errors import UserError
+from navprune.scenes.files import mesh as mesh_module
+from navprune.scenes.files.gltf import FAN, STRIP, TRIANGLES, triangles_of
+from navprune.scenes.files.mesh import load_glb
+
+CHECKER = np.array([[0, 255], [255, 0]], np.uint8)[..., None].repeat(3, -1)
+
+
+def of_primitive(tmp_path, build, **node):
+    """The mesh of a file with one primitive, which `build` makes of the file."""
+    file = GlbFile()
+    file.place(file.mesh(build(file)), **node)
+    return load_glb(file.write(tmp_path / "scene.glb"))
+
+
+def oriented(vertices):
+    """Triangles with their corners turned so that the least comes first, sorted: equal for equal fronts."""
+    turned = [min(np.roll(t, k, axis=0).tolist() for k in range(3)) for t in np.asarray(vertices)]
+    return sorted(turned)
+
+
+# ---- vertices
+
+
+@pytest.mark.parametrize("kind, normalised", [("i1", True), ("i2", True), ("i1", False), ("i2", False), ("u2", True)])
+def test_quantised_positions_equal_floats(tmp_path, kind, normalised):
+    top = np.iinfo(kind).max if normalised else 100
+    shift = [0, 0, 0] if kind.startswith("i") else [1, 1, 0]
+    rows = (QUAD + shift) * (top // 2)
+    scale = (top if normalised else 1) / (top // 2)
+    quantised = of_primitive(
+        tmp_path,
+        lambda file: file.primitive(file.accessor(rows.astype(kind), normalized=normalised), QUAD_FACES),
+        scale=[scale] * 3,
+        translation=[-s for s in shift],
+    )
+    plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
+    np.testing.assert_allclose(quantised.vertices, plain.vertices, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2"])
+def test_quantised_texture_coordinates_equal_floats(tmp_path, kind):
+    def build(file, uv):
+        return file.primitive(QUAD, QUAD_FACES, file.material(file.texture(CHECKER)), TEXCOORD_0=uv(file))
+
+    top = np.iinfo(kind).max
+    quantised = of_primitive(
+        tmp_path, lambda file: build(file, lambda f: f.accessor((QUAD_UV * top).astype(kind), normalized=True))
+    )
+    np.testing.assert_array_equal(quantised.uv, QUAD_UV[QUAD_FACES.reshape(-1, 3)])
+
+
+@pytest.mark.parametrize("width", [3, 4])
+@pytest.mark.parametrize("kind", ["f4", "u1", "u2"])
+def test_vertex_colours_of_every_type_multiply_the_factor(tmp_path, kind, width):
+    shares = np.array([[0.0, 0.2, 1.0, 1.0], [1.0, 0.4, 0.0, 1.0], [0.8, 0.8, 0.8, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    rows = shares[:, :width] if kind == "f4" else np.rint(shares[:, :width] * np.iinfo(kind).max)
+    colours = of_primitive(
+        tmp_path,
+        lambda file: file.primitive(
+            QUAD,
+            QUAD_FACES,
+            file.material(factor=[0.5, 1.0, 0.25, 1.0]),
+            COLOR_0=file.accessor(rows.astype(kind), normalized=kind != "f4"),
+        ),
+    ).colours
+    expected = np.rint(shares[:, :3] * [0.5, 1.0, 0.25] * 255)[QUAD_FACES.reshape(-1, 3)]
+    np.testing.assert_array_equal(colours, expected)
+
+
+def test_strips_fans_and_unindexed_corners_are_lists(tmp_path):
+    plain = oriented(of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES)).vertices)
+    zigzag = np.array([0, 1, 3, 2], np.uint8)
+    fan = np.array([0, 1, 2, 3], np.uint32)
+    other_diagonal = oriented(
+        of_primitive(tmp_path, lambda file: file.primitive(QUAD, np.array([0, 1, 3, 1, 2, 3], np.uint16))).vertices
+    )
+    assert oriented(of_primitive(tmp_path, lambda f: f.primitive(QUAD, zigzag, mode=STRIP)).vertices) == other_diagonal
+    assert oriented(of_primitive(tmp_path, lambda f: f.primitive(QUAD, fan, mode=FAN)).vertices) == plain
+    assert oriented(of_primitive(tmp_path, lambda f: f.primitive(QUAD, mode=FAN)).vertices) == plain
+    assert oriented(of_primitive(tmp_path, lambda f: f.primitive(QUAD[QUAD_FACES])).vertices) == plain
+
+
+@given(st.integers(0, 9), st.sampled_from([TRIANGLES, STRIP, FAN]))
+def test_a_flat_strip_or_fan_shows_one_side(count, mode):
+    # Corners in the order in which a strip zigzags, or around a fan's centre.
+    step = np.arange(count)
+    points = np.column_stack([step // 2, step % 2]) if mode == STRIP else np.column_stack([step, step**2])
+    triangles = triangles_of(np.arange(count), mode)
+    assert len(triangles) == (count // 3 if mode == TRIANGLES else max(0, count - 2))
+    a, b, c = np.moveaxis(points[triangles], 1, 0) if len(triangles) else np.zeros((3, 0, 2))
+    areas = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    assert len(set(np.sign(areas))) <= 1
+
+
+def test_points_and_lines_are_left_out(tmp_path):
+    file = GlbFile()
+    strokes = [file.primitive(QUAD, mode=mode) for mode in (0, 1, 2, 3)]
+    file.place(file.mesh(*strokes, file.primitive(QUAD, QUAD_FACES)))
+    assert len(load_glb(file.write(tmp_path / "a.glb")).vertices) == 2
+
+
+def test_sparse_accessors_equal_dense_ones(tmp_path):
+    def sparse(file, base):
+        changes = {
+            "count": 2,
+            "indices": {"bufferView": file.view(np.array([1, 2], "u2").tobytes()), "componentType": 5123},
+            "values": {"bufferView": file.view(QUAD[1:3].tobytes())},
+        }
+        rows = {"componentType": 5126, "type": "VEC3", "count": 4, "sparse": changes}
+        if base is not None:
+            rows["bufferView"] = file.view(base.astype("f4").tobytes())
+        return file.primitive(file.add("accessors", rows), QUAD_FACES)
+
+    wrong = QUAD.copy()
+    wrong[1:3] = 77
+    plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
+    np.testing.assert_array_equal(of_primitive(tmp_path, lambda f: sparse(f, wrong)).vertices, plain.vertices)
+    zeros = np.zeros_like(QUAD)
+    zeros[1:3] = QUAD[1:3]
+    expected = of_primitive(tmp_path, lambda file: file.primitive(zeros, QUAD_FACES))
+    np.testing.assert_array_equal(of_primitive(tmp_path, lambda f: sparse(f, None)).vertices, expected.vertices)
+
+
+def test_interleaved_attributes_equal_separate_ones(tmp_path):
+    def build(file):
+        rows = np.hstack([QUAD, QUAD_UV]).astype("f4")
+        view = file.view(rows.tobytes(), byteStride=20)
+        position = {"bufferView": view, "componentType": 5126, "type": "VEC3", "count": 4}
+        uv = {"bufferView": view, "byteOffset": 12, "componentType": 5126, "type": "VEC2", "count": 4}
+        accessors = file.add("accessors", position), file.add("accessors", uv)
+        return file.primitive(accessors[0], QUAD_FACES, file.material(file.texture(CHECKER)), TEXCOORD_0=accessors[1])
+
+    mesh = of_primitive(tmp_path, build)
+    plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
+    np.testing.assert_array_equal(mesh.vertices, plain.vertices)
+    np.testing.assert_array_equal(mesh.uv, QUAD_UV[QUAD_FACES.reshape(-1, 3)])
+
+
+def test_draco_compressed_equals_plain(tmp_path):
+    draco = pytest.importorskip("DracoPy")
+
+    def build(file):
+        data = draco.encode(QUAD, QUAD_FACES.reshape(-1, 3), quantization_bits=20, tex_coord=QUAD_UV.astype(float))
+        decoded = {a["attribute_type"]: a["unique_id"] for a in draco.decode(data).attributes}
+        ids = {"POSITION": decoded[0], "TEXCOORD_0": decoded[3]}
+        primitive = file.primitive(QUAD, QUAD_FACES, file.material(file.texture(CHECKER)), TEXCOORD_0=QUAD_UV)
+        primitive["extensions"] = {
+            "KHR_draco_mesh_compression": {"bufferView": file.view(data), "attributes": ids},
+        }
+        for accessor in file.document["accessors"]:
+            del accessor["bufferView"]
+        return primitive
+
+    mesh = of_primitive(tmp_path, build)
+    plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
+    joint = np.concatenate([mesh.vertices, mesh.uv], axis=-1).round(4)
+    expected = np.concatenate([plain.vertices, QUAD_UV[QUAD_FACES.reshape(-1, 3)]], axis=-1)
+    np.testing.assert_allclose(oriented(joint), oriented(expected), atol=1e-4)
+
+
+# ---- nodes
+
+
+def test_matrices_equal_translation_rotation_and_scale_in_a_tree(tmp_path):
+    half = np.sqrt(0.5)
+    moved, turned, shrunk = np.eye(4), np.eye(4), np.diag([2.0, 3.0, 4.0, 1.0])
+    moved[:3, 3] = [1, 2, 3]
+    turned[:2, :2] = [[0, -1], [1, 0]]  # a quarter about z
+    parts, whole = GlbFile(), GlbFile()
+    for file, nodes in (
+        (parts, [{"translation": [1, 2, 3]}, {"rotation": [0, 0, half, half], "scale": [2, 3, 4]}]),
+        (whole, [{"matrix": moved.T.reshape(-1).tolist()}, {"matrix": (turned @ shrunk).T.reshape(-1).tolist()}]),
+    ):
+        child = file.add("nodes", {"mesh": file.mesh(file.primitive(QUAD, QUAD_FACES)), **nodes[1]})
+        file.document["scenes"][0]["nodes"] = [file.add("nodes", {"children": [child], **nodes[0]})]
+    first, second = (load_glb(file.write(tmp_path / "a.glb")).vertices for file in (parts, whole))
+    corners = np.hstack([QUAD, np.ones((4, 1))]) @ (moved @ turned @ shrunk).T
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    np.testing.assert_allclose(first, (corners[:, [0, 2, 1]] * [1, 1, -1])[QUAD_FACES].reshape(-1, 3, 3), atol=1e-5)
+
+
+def test_a_mesh_stands_wherever_a_node_places_it(tmp_path):
+    file = GlbFile()
+    mesh = file.mesh(file.primitive(QUAD, QUAD_FACES), file.primitive(QUAD * 2, QUAD_FACES))
+    file.place(mesh)
+    file.place(mesh, translation=[5, 0, 0])
+    vertices = load_glb(file.write(tmp_path / "a.glb")).vertices
+    assert len(vertices) == 8
+    np.testing.assert_allclose(vertices[4:], vertices[:4] + np.array([5, 0, 0]))
+
+
+def test_only_the_default_scene_is_loaded(tmp_path):
+    file = GlbFile()
+    file.quad()
+    other = file.add("nodes", {"mesh": 0, "translation": [7, 0, 0]})
+    file.document["scenes"].append({"nodes": [other]})
+    file.document["scene"] = 1
+    assert load_glb(file.write(tmp_path / "a.glb")).vertices[..., 0].min() == 6
+
+
+# ---- textures
+
+
+@settings(max_examples=30, deadline=None)
+@given(offset=st.tuples(*[st.floats(-3, 3)] * 2), angle=st.floats(-7, 7), scale=st.tuples(*[st.floats(-3, 3)] * 2))
+def test_texture_transforms_scale_then_turn_then_shift(tmp_path_factory, offset, angle, scale):
+    file = GlbFile()
+    transform = {"offset": offset, "rotation": angle, "scale": scale}
+    file.quad(file.material(file.texture(CHECKER), transform=transform))
+    uv = load_glb(file.write(tmp_path_factory.mktemp("a") / "a.glb")).uv
+    # Counter-clockwise as one sees it, v pointing down: the complex number u - iv is multiplied by exp(i angle).
+    scaled = QUAD_UV.astype(float) * scale
+    turned = (scaled[:, 0] - 1j * scaled[:, 1]) * np.exp(1j * angle)
+    expected = np.column_stack([turned.real, -turned.imag]) + offset
+    np.testing.assert_allclose(uv, expected[QUAD_FACES.reshape(-1, 3)], atol=1e-4)
+
+
+def test_the_texture_coordinates_that_a_texture_names_are_taken(tmp_path):
+    other = QUAD_UV * 0.5
+
+    def build(file, **which):
+        texture = file.texture(CHECKER)
+        return file.primitive(QUAD, QUAD_FACES, file.material(texture, **which), TEXCOORD_0=QUAD_UV, TEXCOORD_1=other)
+
+    for which, expected in (
+        ({}, QUAD_UV),
+        ({"tex_coord": 1}, other),
+        ({"tex_coord": 1, "transform": {"texCoord": 0}}, QUAD_UV),
+        ({"transform": {"texCoord": 1}}, other),
+    ):
+        mesh = of_primitive(tmp_path, lambda file, which=which: build(file, **which))
+        np.testing.assert_allclose(mesh.uv, expected[QUAD_FACES.reshape(-1, 3)])
+
+
+@pytest.mark.parametrize("format, tolerance", [("PNG", 0), ("WEBP", 0), ("JPEG", 12)])
+def test_images_of_each_format_are_decoded(tmp_path, format, tolerance):
+    pixels = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
+    file = GlbFile()
+    texture = file.texture(pixels, format)
+    if format == "WEBP":
+        source = file.document["textures"][texture].pop("source")
+        file.document["textures"][texture]["extensions"] = {"EXT_texture_webp": {"source": source}}
+    file.quad(file.material(texture))
+    decoded = load_glb(file.write(tmp_path / "a.glb")).textures[0]
+    assert decoded.shape == (16, 16, 4)
+    assert np.abs(decoded[..., :3].astype(int) - pixels).max() <= tolerance
+
+
+# ---- what is not read
+
+
+def test_geometry_compressed_for_others_says_how_to_convert(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "DracoPy", None)
+    draco, meshopt = GlbFile(), GlbFile()
+    for file in (draco, meshopt):
+        file.quad()
+    extension = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 0}}}
+    draco.document["meshes"][0]["primitives"][0]["extensions"] = extension
+    meshopt.document["bufferViews"][0]["extensions"] = {"EXT_meshopt_compression": {"buffer": 0}}
+    for file, name in ((draco, "Draco"), (meshopt, "meshopt")):
+        with pytest.raises(UserError, match=f"{name}-compressed.*gltf-transform copy house.glb OUT.glb") as caught:
+            load_glb(file.write(tmp_path / "house.glb"))
+        assert "\n" not in str(caught.value)
+
+
+def test_required_extensions_are_known_or_refused(tmp_path):
+    file = GlbFile()
+    file.quad()
+    file.document["extensionsRequired"] = ["KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_basisu"]
+    assert len(load_glb(file.write(tmp_path / "house.glb")).vertices) == 2
+    file.document["extensionsRequired"].append("EXT_mesh_gpu_instancing")
+    with pytest.raises(UserError, match="needs the glTF extension EXT_mesh_gpu_instancing"):
+        load_glb(file.write(tmp_path / "house.glb"))
+
+
+def test_damage_is_told_in_plain_words(tmp_path):
+    for data, reason in {
+        b"glTF": "it ends too early",
+        b"glTF\2\0\0\0\0\0\0\0\2\0\0\0JSON{}": r"'scenes' is missing",
+        b"glTF\2\0\0\0\0\0\0\0\4\0\0\0JSONnull": "a part of it is of the wrong kind",
+    }.items():
+        (tmp_path / "house.glb").write_bytes(data)
+        with pytest.raises(UserError, match=rf"damaged or cut off \({reason}\)"):
+            load_glb(tmp_path / "house.glb")
+
+
+def change(kind, index=0, **values):
+    return lambda file: file.document[kind][index].update(values)
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        (change("accessors", count=10**15), "damaged"),
+        (change("accessors", count=-1), "damaged"),
+        (change("accessors", byteOffset=40), "damaged"),
+        (change("accessors", byteOffset=-4), "damaged"),
+        (change("accessors", bufferView=-1), "damaged"),
+        (change("accessors", type="MAT4"), "damaged"),
+        (change("bufferViews", byteLength=10**9), "damaged"),
+        (change("bufferViews", byteStride=10**9), "damaged"),
+        (change("nodes", children=[0]), "two parents"),
+        (change("nodes", mesh=9), "damaged"),
+        (change("nodes", matrix=[1, 2, 3]), "damaged"),
+        (change("nodes", rotation="left"), "damaged"),
+        (change("nodes", scale=[np.nan] * 3), "not finite"),
+        (change("meshes", primitives=None), "damaged"),
+        (change("scenes", nodes=[]), "no triangles"),
+        (lambda file: file.document["meshes"][0]["primitives"][0].update(mode=9), "not a mode"),
+        (lambda file: file.document["meshes"][0]["primitives"][0].update(indices=0), "damaged"),
+        (lambda file: file.document["accessors"][0].pop("bufferView"), None),
+        (lambda file: (file.document["accessors"][0].pop("bufferView"), change("accessors", count=10**15)(file)), "lo"),
+        (lambda file: file.document.update(scene=3), "damaged"),
+    ],
+)
+def test_broken_parts_are_told_in_one_line(tmp_path, broken, message):
+    file = GlbFile()
+    file.quad()
+    broken(file)
+    path = file.write(tmp_path / "house.glb")
+    if message is None:
+        assert (load_glb(path).vertices == 0).all()  # glTF: an accessor without a view holds zeros
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        load_glb(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_outside_the_file_and_other_versions_are_refused(tmp_path):
+    file = GlbFile()
+    file.quad()
+    with pytest.raises(UserError, match="outside the file; export the scene as one"):
+        load_glb(file.write(tmp_path / "house.glb", uri="house.bin"))
+    path = file.write(tmp_path / "house.glb")
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + struct.pack("<I", 1) + data[8:])
+    with pytest.raises(UserError, match="version 1; export the scene"):
+        load_glb(path)
+
+
+def test_scenes_without_end_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh_module, "MAX_TRIANGLES", 5)
+    file = GlbFile()
+    for _ in range(3):
+        file.quad()
+    with pytest.raises(UserError, match="more than 5 triangles"):
+        load_glb(file.write(tmp_path / "a.glb"))
+
+
+def test_broken_copies_are_read_or_refused_with_one_line(tmp_path):
+    file = GlbFile()
+    texture = file.texture(CHECKER, wrapS=33071)
+    file.quad(file.material(texture, factor=[1, 0.5, 0, 1], alphaMode="MASK"), translation=[1, 0, 0])
+    path = file.write(tmp_path / "a.glb")
+    read = 0
+    for mutant in mutants(path.read_bytes(), 300, seed=1):
+        path.write_bytes(mutant)
+        try:
+            load_glb(path, alpha_masks=True)
+            read += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert 0 < read < 300
