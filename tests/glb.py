@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ class GlbFile:
 
     def __init__(self):
         self.binary = bytearray()
-        self.document = {"asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": []}]}
+        self.document: dict[str, Any] = {"asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": []}]}
 
     def add(self, kind, entry):
         """Appends an entry to one of the document's lists and returns its index."""
@@ -55,7 +56,7 @@ class GlbFile:
 
     def material(self, texture=None, factor=None, transform=None, tex_coord=None, **more):
         """A material with a base colour."""
-        base = {} if factor is None else {"baseColorFactor": list(factor)}
+        base: dict[str, Any] = {} if factor is None else {"baseColorFactor": list(factor)}
         if texture is not None:
             base["baseColorTexture"] = {"index": texture}
             if tex_coord is not None:
@@ -72,7 +73,7 @@ class GlbFile:
         """A primitive; arrays become accessors, integers stand for accessors that exist."""
         attributes = {"POSITION": positions, **attributes}
         made = {name: rows if isinstance(rows, int) else self.accessor(rows) for name, rows in attributes.items()}
-        primitive = {"attributes": made}
+        primitive: dict[str, Any] = {"attributes": made}
         if indices is not None:
             primitive["indices"] = indices if isinstance(indices, int) else self.accessor(indices)
         for name, value in (("material", material), ("mode", mode)):

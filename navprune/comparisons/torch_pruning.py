@@ -149,7 +149,7 @@ def _cut_by(library: ModuleType, encoder: Encoder, ratio: float) -> Cut:
     return Cut(small, kept)
 
 
-def _pruner(library: ModuleType, encoder: Encoder, ratio: float):
+def _pruner(library: ModuleType, encoder: Encoder, ratio: float) -> Any:
     convs = convolutions(encoder.spec)
     staying = {"output", *(conv.target for conv in convs if conv.per_group)}
     fixed = [encoder.get_submodule(conv.module) for conv in convs if conv.target in staying]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class Recorder:
         self.keys = frozenset(keys)
         self.recordings: dict[Key, Recording] = {}
 
-    def before_step(self, env, observations: dict[str, Tensor], rows: Iterable[int]) -> None:
+    def before_step(self, env: Any, observations: dict[str, Tensor], rows: Iterable[int]) -> None:
         """Note the state of those environments in `rows` that run a chosen episode."""
         for row in rows:
             episode = env.episodes[row]

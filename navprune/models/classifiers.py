@@ -50,7 +50,7 @@ class ClassifierSpec:
     widths: Mapping[str, int] = field(hash=False)
     blocks: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.family not in NAMES:
             raise UserError(f"unknown classifier {self.family!r}; known are {', '.join(NAMES)}")
         if len(self.input) != 3:

@@ -43,7 +43,7 @@ class ChannelGroup:
     trunk: bool = False
     block: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "ends", self.ends or self.norms or self.producers)
 
 

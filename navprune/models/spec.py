@@ -88,7 +88,7 @@ class EncoderSpec:
     output: int = 0
     normalise: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_encoder(self)
 
     @cached_property
@@ -176,7 +176,7 @@ class PolicySpec:
     rnn_layers: int = 1
     actions: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rnn not in ("gru", "lstm"):
             raise UserError(f"policy: rnn is {self.rnn!r}; use 'gru' or 'lstm'")
         for name in ("visual_features", "hidden_size", "rnn_layers", "actions"):

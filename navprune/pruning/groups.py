@@ -1,9 +1,10 @@
 """The channel groups of a model, and scaling or masking their channels in place."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,8 +158,8 @@ def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, 
             handle.remove()
 
 
-def _scaling_hook(factor: Tensor):
-    def hook(module, _inputs, output: Tensor) -> Tensor:
+def _scaling_hook(factor: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
             raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
         each = factor.repeat_interleave(output.shape[1] // len(factor))  # of a block all, behind a flatten several

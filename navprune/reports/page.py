@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import Environment
@@ -82,7 +83,7 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
     """Draw into `folder` whatever the report has numbers for."""
     rows, pictures = report.rows, []
 
-    def draw(name: str, caption: str, plot, *arguments, wide: bool = False, **options) -> None:
+    def draw(name: str, caption: str, plot: Callable, *arguments: Any, wide: bool = False, **options: Any) -> None:
         plot(folder / name, *arguments, **options)
         pictures.append(Picture(folder / name, caption, wide))
 

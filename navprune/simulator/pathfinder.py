@@ -6,9 +6,11 @@ Inside, points are float32 as in Habitat, so that answers agree with it; positio
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from navprune.errors import UserError
 from navprune.scenes.files.navmesh import (
@@ -26,6 +28,9 @@ from navprune.simulator.detour import ISLAND, OPEN
 MAX_SHIFT = 1e-2  # metres in the plane that a navigable point may be off the mesh
 OVERLAP_MARGIN = 0.01  # metres by which edges on a tile border must overlap
 SIDE_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
+
+Link = tuple[int, int, int, int, int, int]  # as in `_links`
+Edges = dict[int, list[tuple[int, int, np.ndarray, np.ndarray]]]  # by side of a tile: polygon, edge and its two ends
 
 
 class Path(NamedTuple):
@@ -173,7 +178,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray, np.ndarray]:
     return mesh, areas, owner
 
 
-def _array(values, dtype) -> np.ndarray:
+def _array(values: Any, dtype: DTypeLike) -> np.ndarray:
     """An array of the one layout that the compiled queries know."""
     return np.ascontiguousarray(values, dtype=dtype)
 
@@ -207,7 +212,7 @@ def _links(navmesh: NavMesh, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a polygon's links inside the tile by edge, and puts each new link to another tile in front.
     """
     inner: list[np.ndarray] = []
-    outer: list[tuple[int, ...]] = []
+    outer: list[Link] = []
     for tile, start in zip(navmesh.tiles, base):
         neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
         polygon, edge = np.nonzero((neighbours > 0) & (neighbours < EXTERNAL))
@@ -239,7 +244,7 @@ def _is_used(tile: Tile) -> np.ndarray:
     return np.arange(6) < tile.polygons["corner_count"][:, None]
 
 
-def _border_links(tiles: tuple[Tile, ...], base: np.ndarray):
+def _border_links(tiles: tuple[Tile, ...], base: np.ndarray) -> Iterator[Link]:
     """Yields links between tiles in the order in which Detour adds them, tile by tile."""
     edges = [_border_edges(tile) for tile in tiles]
     placed: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -257,9 +262,9 @@ def _border_links(tiles: tuple[Tile, ...], base: np.ndarray):
         placed[x, y].append(new)
 
 
-def _border_edges(tile: Tile) -> dict[int, list[tuple[int, int, np.ndarray, np.ndarray]]]:
+def _border_edges(tile: Tile) -> Edges:
     """For each side the polygon, edge and two ends of the edges that lie on it."""
-    edges = defaultdict(list)
+    edges: Edges = defaultdict(list)
     neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
     for polygon, edge in np.argwhere(neighbours & EXTERNAL).tolist():
         record = tile.polygons[polygon]
@@ -268,7 +273,9 @@ def _border_edges(tile: Tile) -> dict[int, list[tuple[int, int, np.ndarray, np.n
     return edges
 
 
-def _connect(tiles, edges, base, source: int, target: int, side: int):
+def _connect(
+    tiles: tuple[Tile, ...], edges: list[Edges], base: np.ndarray, source: int, target: int, side: int
+) -> Iterator[Link]:
     """Links from one tile's edges on a side to the other tile's edges that they overlap."""
     along = {0: 2, 4: 2, 2: 0, 6: 0}.get(side)
     if along is None:
@@ -287,7 +294,9 @@ def _connect(tiles, edges, base, source: int, target: int, side: int):
             yield polygon + base[source], other + base[target], edge, side, lower, upper
 
 
-def _overlap(a, b, c, d, along: int, climb: float) -> tuple[float, float] | None:
+def _overlap(
+    a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, along: int, climb: float
+) -> tuple[float, float] | None:
     """Where two edges on a tile border overlap, if they do and their heights there are within `climb`."""
     a, b = sorted((a, b), key=lambda point: point[along])
     c, d = sorted((c, d), key=lambda point: point[along])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,7 +194,7 @@ def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, 
 def test_only_gates_pass_through_the_images_more_than_once(config, images, method, passes):
     options = PruningOptions(images=images, batch_size=4, epochs=3)
     spec = unpruned_classifier("cifar_resnet56", options)
-    seen = material(method, spec, options, lambda: pytest.fail("no environment"), config.ppo, ExitStack())
+    seen: Any = material(method, spec, options, lambda: pytest.fail("no environment"), config.ppo, ExitStack())
     assert sum(len(labels) for _, labels in seen.batches) == 16 * passes
 
 

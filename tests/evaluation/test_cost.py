@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,7 +38,7 @@ def test_published_table_to_the_last_digit(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_table_counts_the_backbone_alone_on_an_unpooled_image(name):
     spec = encoder_spec(name)
-    backbone = build(spec).backbone
+    backbone: Any = build(spec).backbone
     weights = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Conv2d))
     assert cost(spec).table1_macs == _counted(backbone, torch.rand(1, 1, 256, 256))
     assert cost(spec).table1_parameters == weights

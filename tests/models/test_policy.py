@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from navprune.models.build import build
-from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec, encoder_spec
 
 T, N = 7, 3
@@ -25,7 +24,7 @@ def _inputs(n=N, size=32):
     return observations, actions, masks
 
 
-def _policy(encoder="resnet18", rnn="gru", layers=1) -> PointNavPolicy:
+def _policy(encoder="resnet18", rnn="gru", layers=1):
     spec = PolicySpec(ENCODERS[encoder], visual_features=24, hidden_size=16, rnn=rnn, rnn_layers=layers)
     return build(spec, seed=0)
 

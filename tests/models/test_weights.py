@@ -57,7 +57,7 @@ def _answers(policy, observations):
 
 def _assert_close(answers, expected):
     for key, answer in answers.items():
-        torch.testing.assert_close(answer, expected[key], atol=1e-4, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(answer, expected[key], atol=1e-4, rtol=0, msg=f"{key}: {{}}".format)
 
 
 def _loaded(path):

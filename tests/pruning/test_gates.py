@@ -214,7 +214,7 @@ def test_rank_correlation_is_spearmans(first, second, answer):
 # Classification ----------------------------------------------------------------------------------
 
 
-def labelled(count, seed=0):
+def labelled(count, seed=0) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of noise whose class is the channel that is bright."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (count,), generator=generator)

@@ -175,9 +175,9 @@ def test_widths_of_a_slim_module_are_told_by_its_layers():
     group = groups_of(model, torch.rand(1, 2, 4, 4))[0]
     assert (group.name, group.unit, group.producers) == ("0", 6, ("0", "1"))  # groups of 2 and of 3
     model[2] = nn.GroupNorm(3, 6)
+    calls: list[int] = []
     model[4].requires_grad_(False)
     model[4].register_forward_hook(lambda *_: calls.append(1))
-    calls = []
     small = slim(model.train(), {"0": torch.tensor([True, False, True])}, torch.rand(1, 2, 4, 4))
     small(torch.rand(1, 2, 4, 4))
     assert str(small[1]) == "Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), groups=2)"

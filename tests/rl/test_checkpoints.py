@@ -2,6 +2,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_plain_data_survives_packing(data):
 
 def test_everything_a_trainer_needs_loads_without_unpickling_code(policy, tmp_path):
     rng = np.random.default_rng(3)
-    state = {
+    state: dict[str, Any] = {
         "rng": rng.bit_generator.state,
         "arrays": [np.arange(6).reshape(2, 3), np.array(2.5), np.zeros((0, 4), np.float32), np.array([True])],
         "number": np.float64(0.1),

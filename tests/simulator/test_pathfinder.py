@@ -147,8 +147,8 @@ def test_samples_spread_by_area(apartment):
 
 def test_off_the_mesh_there_is_no_answer(apartment):
     inside = apartment.sample(1, np.random.default_rng(0))[0]
-    for outside in ([100.0, 0.0, 100.0], [np.nan] * 3, [np.inf, 0.0, 0.0], [1e30, -1e30, 0.0]):
-        outside = np.array(outside)
+    for place in ([100.0, 0.0, 100.0], [np.nan] * 3, [np.inf, 0.0, 0.0], [1e30, -1e30, 0.0]):
+        outside = np.array(place)
         assert np.isnan(apartment.snap(outside[None])).all()
         assert not apartment.is_navigable(outside[None])[0]
         assert apartment.geodesic_distance(inside[None], outside[None])[0] == np.inf

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from navprune.simulator.rasterizer import Renderer
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 DOWN = np.array([[-np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)]])
 UP = DOWN * [[-1, 1, 1, 1]]
-WRAPS = {10497: "wrap", 33071: "edge", 33648: "symmetric"}  # of glTF, and what NumPy calls them
+WRAPS: dict[int, Any] = {10497: "wrap", 33071: "edge", 33648: "symmetric"}  # of glTF, and what NumPy calls them
 NEAREST, LINEAR = 9728, 9729
 RANDOM = np.random.default_rng(5).integers(0, 256, (4, 4, 3)).astype(np.uint8)
 

@@ -150,7 +150,7 @@ def furnished(rng, count):
     """A room of 6 m x 5 m with boxes [count, 4] (x0, z0, x1, z1) in it."""
     low = rng.uniform([0, 0], [5, 4], (count, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.1, 1.5, (count, 2))], axis=1)
-    return np.concatenate([floor(0, 0, 6, 5), *[box(*b, top=1.0) for b in boxes]]), boxes
+    return np.concatenate([floor(0, 0, 6, 5), *[box(x0, z0, x1, z1, top=1.0) for x0, z0, x1, z1 in boxes]]), boxes
 
 
 @settings(max_examples=15, deadline=None)
