@@ -1,8 +1,14 @@
 import ast
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+import navprune
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -29,3 +35,70 @@ def decorator(node):
 def test_mypy_checks_package_and_tests():
     mypy = PROJECT["tool"]["mypy"]
     assert {"navprune", "tests"} <= set(mypy["files"]) and mypy["check_untyped_defs"]
+
+
+# The hosted workflow -----------------------------------------------------------------------------
+
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
+JOB = WORKFLOW["jobs"]["test"]
+VERSIONS = [str(version) for version in JOB["strategy"]["matrix"]["python"]]
+
+
+def test_the_workflow_runs_what_runs_at_home():
+    assert [step["run"] for step in JOB["steps"] if "run" in step] == ["make test"]
+    assert {"push", "pull_request"} <= set(WORKFLOW[True])  # YAML reads the key `on` as a truth value
+    python = next(step["with"] for step in JOB["steps"] if "setup-python" in step.get("uses", ""))
+    assert python["python-version"] == "${{ matrix.python }}"
+    for path in python["cache-dependency-path"].split():
+        assert (ROOT / path).is_file()
+
+
+def test_the_workflow_runs_on_the_versions_that_the_package_names():
+    prefix = "Programming Language :: Python :: "
+    named = [each.removeprefix(prefix) for each in PROJECT["project"]["classifiers"] if each.startswith(prefix)]
+    assert named == VERSIONS == sorted(VERSIONS, key=lambda version: [*map(int, version.split("."))])
+    assert (
+        PROJECT["project"]["requires-python"] == f">={VERSIONS[0]}" == f">={PROJECT['tool']['mypy']['python_version']}"
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_make_test_leaves_out_habitat_lab_only_where_its_numpy_ends(version, tmp_path):
+    python = tmp_path / "python"
+    major, minor = version.split(".")
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = ({major}, {minor}); $2"\n')
+    python.chmod(0o755)
+    steps = subprocess.run(
+        ["make", "--dry-run", "test", f"PYTHON={python}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert any(step.endswith("bin/pytest") for step in steps) and any(step.endswith("bin/mypy") for step in steps)
+    assert any("pytest tests/habitat" in step for step in steps) == (version != "3.13")
+
+
+# What stands in several places --------------------------------------------------------------------
+
+
+def test_versions_and_dates_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\S+)$", changelog, re.MULTILINE)
+    version = PROJECT["project"]["version"]
+    assert version == navprune.__version__ == citation["version"]
+    assert released[0] == (version, str(citation["date-released"]))
+    assert changelog.count("## [Unreleased]") == 1 and released == sorted(released, reverse=True)
+
+
+def test_addresses_lead_to_files_and_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    home = PROJECT["project"]["urls"]["Homepage"]
+    assert home == citation["repository-code"]
+    for address in PROJECT["project"]["urls"].values():
+        assert (ROOT / address.removeprefix(home).lstrip("/")).exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_and_names_of_files_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    named = re.findall(r"`((?:navprune|tests)/[\w/]+\.py)`", text)
+    assert links and [path for path in (*links, *named) if not (ROOT / path).exists()] == []
