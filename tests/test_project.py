@@ -34,7 +34,7 @@ def decorator(node):
 
 def test_mypy_checks_package_and_tests():
     mypy = PROJECT["tool"]["mypy"]
-    assert {"navprune", "tests"} <= set(mypy["files"]) and mypy["check_untyped_defs"]
+    assert {"navprune", "tests", "examples"} <= set(mypy["files"]) and mypy["check_untyped_defs"]
 
 
 # The hosted workflow -----------------------------------------------------------------------------
