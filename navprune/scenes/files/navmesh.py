@@ -7,7 +7,8 @@ and packed like the C structs (`DetourNavMesh.h`, and habitat-sim's `PathFinder.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -152,7 +153,7 @@ class NavMesh:
 class _Bytes:
     """A cursor over a file's bytes that refuses to read past the end, so no count is believed unchecked."""
 
-    def __init__(self, data: bytes, name: str):
+    def __init__(self, data: bytes | np.ndarray, name: str):
         self.data, self.name, self.offset = data, name, 0
 
     def take(self, dtype: np.dtype | str, count: int, what: str) -> np.ndarray:
@@ -175,34 +176,37 @@ def read_navmesh(path: str | os.PathLike) -> NavMesh:
 
     Raises `UserError` when the file is missing, cut off, of another kind, or its counts and indices disagree.
     """
-    try:
+    with _readable(path):
         data = Path(path).read_bytes()
+    return parse_navmesh(data, str(path))
+
+
+def check_navmesh(path: str | os.PathLike) -> None:
+    """Raises `UserError` where a file's headers say that it is cut off or of another kind; no more of it is read."""
+    with _readable(path):
+        data = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else b""
+    source = _Bytes(data, str(path))
+    head, _ = _set(source)
+    for index, _, blob in _blobs(source, head):
+        _tile_header(_Bytes(blob, source.name), index)
+
+
+@contextmanager
+def _readable(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"cannot read the navmesh {path}: {error.strerror or error}; check the path") from None
-    return parse_navmesh(data, str(path))
 
 
 def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
     """Reads a navigation mesh from the bytes of a file; `name` stands in the errors."""
     source = _Bytes(data, name)
-    head = source.take(SET_HEADER, 1, "set header")[0]
-    if head["magic"] != SET_MAGIC:
-        raise source.broken("it does not begin with the mark of a navmesh set")
-    if head["version"] not in (1, 2):
-        raise source.broken(f"its version is {head['version']}, and only 1 and 2 are known")
-    settings = NavMeshSettings()
-    if head["version"] == 2:
-        settings = _settings(source)
-    grid = (*head["origin"].tolist(), float(head["tile_width"]), float(head["tile_height"]))
-    if not np.all(np.abs(grid) <= MAX_COORDINATE) or min(grid[3:]) <= 0:
-        raise source.broken("its tile grid is not a sensible one")
+    head, settings = _set(source)
     tiles: list[Tile] = []
     places = set()
-    for index in range(int(head["tile_count"])):
-        lead = source.take(TILE_LEAD, 1, f"lead of tile {index}")[0]
-        if not lead["reference"] or not lead["size"]:
-            break  # as Habitat does, whatever the count says
-        tile = _read_tile(source, index, lead)
+    for index, reference, blob in _blobs(source, head):
+        tile = _read_tile(_Bytes(blob.tobytes(), name), index, reference)
         place = tuple(int(tile.header[key]) for key in ("x", "y", "layer"))
         if place in places:
             raise source.broken(f"two tiles lie at {place}")
@@ -211,8 +215,37 @@ def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
     if not any(len(tile.polygons) for tile in tiles):
         raise source.broken("it holds no polygon")
     return NavMesh(
-        tuple(tiles), grid[:3], grid[3], grid[4], int(head["max_tiles"]), int(head["max_polygons"]), settings
+        tuple(tiles),
+        tuple(head["origin"].tolist()),
+        float(head["tile_width"]),
+        float(head["tile_height"]),
+        int(head["max_tiles"]),
+        int(head["max_polygons"]),
+        settings,
     )
+
+
+def _set(source: _Bytes) -> tuple[np.void, NavMeshSettings]:
+    """The header of the set, and how it was made."""
+    head = source.take(SET_HEADER, 1, "set header")[0]
+    if head["magic"] != SET_MAGIC:
+        raise source.broken("it does not begin with the mark of a navmesh set")
+    if head["version"] not in (1, 2):
+        raise source.broken(f"its version is {head['version']}, and only 1 and 2 are known")
+    settings = _settings(source) if head["version"] == 2 else NavMeshSettings()
+    grid = (*head["origin"].tolist(), head["tile_width"], head["tile_height"])
+    if not np.all(np.abs(grid) <= MAX_COORDINATE) or min(grid[3:]) <= 0:
+        raise source.broken("its tile grid is not a sensible one")
+    return head, settings
+
+
+def _blobs(source: _Bytes, head: np.void) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Index, reference and bytes of each tile."""
+    for index in range(int(head["tile_count"])):
+        lead = source.take(TILE_LEAD, 1, f"lead of tile {index}")[0]
+        if not lead["reference"] or not lead["size"]:
+            break  # as Habitat does, whatever the count says
+        yield index, int(lead["reference"]), source.take("u1", int(lead["size"]), f"bytes of tile {index}")
 
 
 def _settings(source: _Bytes) -> NavMeshSettings:
@@ -222,16 +255,20 @@ def _settings(source: _Bytes) -> NavMeshSettings:
     return NavMeshSettings(*record["numbers"].tolist(), *(bool(value) for value in record["filters"]))
 
 
-def _read_tile(source: _Bytes, index: int, lead: np.void) -> Tile:
-    blob = _Bytes(source.take("u1", int(lead["size"]), f"bytes of tile {index}").tobytes(), source.name)
+def _tile_header(blob: _Bytes, index: int) -> np.void:
     header = blob.take(TILE_HEADER, 1, f"header of tile {index}")[0]
     if header["magic"] != TILE_MAGIC or header["version"] != TILE_VERSION:
-        raise source.broken(f"tile {index} is not a Detour tile of version {TILE_VERSION}")
+        raise blob.broken(f"tile {index} is not a Detour tile of version {TILE_VERSION}")
     if header["off_mesh_count"] != 0:
-        raise source.broken(f"tile {index} has off-mesh connections, which Habitat never makes")
+        raise blob.broken(f"tile {index} has off-mesh connections, which Habitat never makes")
+    return header
+
+
+def _read_tile(blob: _Bytes, index: int, reference: int) -> Tile:
+    header = _tile_header(blob, index)
     count = {key: int(header[key]) for key in TILE_HEADER.names or () if key.endswith("_count")}
     tile = Tile(
-        int(lead["reference"]),
+        reference,
         np.array(header),
         blob.take("<f4", 3 * count["vertex_count"], "vertices").reshape(-1, 3),
         blob.take(POLYGON, count["polygon_count"], "polygons"),
@@ -242,10 +279,10 @@ def _read_tile(source: _Bytes, index: int, lead: np.void) -> Tile:
         blob.take(BV_NODE, count["bv_node_count"], "bounding-volume nodes"),
     )
     if blob.offset != len(blob.data):
-        raise source.broken(f"tile {index} is larger than its counts say")
+        raise blob.broken(f"tile {index} is larger than its counts say")
     fault = _fault(tile)
     if fault:
-        raise source.broken(f"tile {index} {fault}")
+        raise blob.broken(f"tile {index} {fault}")
     return tile
 
 
