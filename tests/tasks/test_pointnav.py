@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,20 @@ def test_every_episode_runs_once_whatever_the_number_of_environments():
     alone = results(1)
     assert len(alone) == 40
     assert results(7) == alone
+
+
+def test_measures_do_not_need_the_distances_of_the_file():
+    def results(episodes):
+        env = make_env(episodes, num_envs=2)
+        env.reset()
+        return [
+            end.measures
+            for _ in range(20)
+            for end in env.step(torch.tensor([STOP, STOP])).finished
+        ]
+
+    episodes = reference_episodes()[:8]
+    assert results([replace(e, geodesic_distance=None) for e in episodes]) == results(episodes) != []
 
 
 def test_the_expert_walks_shortest_paths():
@@ -181,14 +196,18 @@ def test_training_checks_a_scene_when_it_first_runs_there():
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".navmesh"])
-def test_a_missing_scene_file_is_named_at_once(tmp_path, suffix):
+@pytest.mark.parametrize(("kept", "message"), [(None, "does not exist"), (0, ""), (60, ""), (0.9, "")])
+def test_a_scene_file_that_is_missing_or_cut_off_is_named_at_once(tmp_path, suffix, kept, message):
     folder = tmp_path / "scene_datasets" / "reference"
-    folder.mkdir(parents=True)
-    for name in ("apartment.glb", "apartment.navmesh", "duplex.glb", "duplex.navmesh"):
-        (folder / name).touch()
-    (folder / f"duplex{suffix}").unlink()
-    with pytest.raises(UserError, match=rf"duplex\{suffix} does not exist"):
+    shutil.copytree(REFERENCE / "scene_datasets" / "reference", folder)
+    file = folder / f"duplex{suffix}"
+    whole = file.read_bytes()
+    file.unlink()
+    if kept is not None:
+        file.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    with pytest.raises(UserError, match=rf"duplex\{suffix}.*{message}") as raised:
         PointNavEnv(reference_episodes(), tmp_path, Shuffled(40, 1, 0), 1, SMALL)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_state_over_other_episodes_is_refused():

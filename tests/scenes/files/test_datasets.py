@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from navprune.errors import UserError
-from navprune.scenes.files.episodes import read_episodes, scene_name, scene_path, split_scenes
+from navprune.scenes.files.episodes import read_episodes, scene_name, scene_path, skim_episodes
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.homes.dataset import generate_dataset
 from navprune.simulator.pathfinder import PathFinder
@@ -53,7 +53,10 @@ def test_splits_are_read_and_run_to_the_end(data, split):
     assert len(episodes) == 20 * len(SPLITS[split])
     assert sorted({scene_name(episode.scene_id) for episode in episodes}) == SPLITS[split]
     assert len({(episode.scene_id, episode.episode_id) for episode in episodes}) == len(episodes)
-    assert split_scenes(data, name, part, version) == sorted({episode.scene_id for episode in episodes})
+    for each in (1, None):
+        skimmed = skim_episodes(data, name, part, version, each)
+        assert set(skimmed.by_scene()) == {episode.scene_id for episode in episodes}
+    assert list(skimmed) == list(episodes)
     assert all(scene_path(data, episode.scene_id).with_suffix(".navmesh").is_file() for episode in episodes)
     measures = finish(episodes[::5], data)
     assert all(one["success"] == 1 and one["spl"] > 0.8 for one in measures)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mutations import COUNT, mutants
 
 from navprune.errors import UserError
-from navprune.scenes.files.episodes import read_episodes, split_scenes
+from navprune.scenes.files.episodes import read_episodes, skim_episodes
 
 ENTRY = {
     "episode_id": "7",
@@ -144,4 +144,4 @@ def test_what_was_cut_at_the_end_of_a_piece_is_read_whole(split):
 def test_scenes_of_a_split_fault_no_less(split):
     split[1].write_bytes(packed({"episodes": [ENTRY | {"scene_id": "two\nlines"}]}))
     with pytest.raises(UserError, match="scene_id"):
-        split_scenes(split[0], "reference", "val")
+        skim_episodes(split[0], "reference", "val")
