@@ -27,6 +27,24 @@ def test_recipes_differ_in_their_data_alone():
     assert len({config.data.name for config in (first, *others)}) == len({c.run for c in (first, *others)}) == 3
 
 
+def test_gibsons_second_version_has_the_locobots_body():
+    first, second = load_config("pointnav_gibson"), load_config("pointnav_gibson_v2")
+    assert first.task.body == (0.1, 1.5) and second.task.body == (0.18, 0.88)
+    assert (first.data.version, second.data.version) == ("v1", "v2")
+    task = replace(second.task, agent_radius=0.1, agent_height=1.5)
+    assert replace(second, run=first.run, data=first.data, task=task) == first
+
+
+def test_the_second_version_runs_on_navmeshes_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    layouts.gibson(tmp_path, "v2")
+    config = load_config("pointnav_gibson_v2", [f"data.folder={tmp_path}", "task.width=8", "task.height=8"])
+    result, _ = run_evaluation("shortest-path", config, limit=4)
+    assert result.measures["success"]["mean"] == 1
+    built = sorted(path.name for path in (tmp_path / "scene_datasets" / "gibson").glob("*.r0.18_h0.88.navmesh"))
+    assert "Cantwell.r0.18_h0.88.navmesh" in built
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_run_on_data_in_their_layout(recipe, tmp_path):
     RECIPES[recipe](tmp_path)

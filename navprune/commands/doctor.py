@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ PACKAGES = (
     "safetensors",
 )
 
+
+MODULES = {"habitat-lab": "habitat", "hydra-core": "hydra"}  # that are not called as their packages
 
 COUNTED = 4 << 20  # bytes; of larger splits the episodes are not counted,
 TRIED = 200  # and so many of each scene are tried
@@ -279,8 +282,8 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        module = package.replace("-", "_")
-        if package not in BUILT_IN_PLACE or importlib.util.find_spec(module) is None:
-            return None
-    fault = _fault(module)
-    return fault or getattr(sys.modules[module], "__version__", "installed")
+        spec = importlib.util.find_spec(MODULES.get(package, package.replace("-", "_")))
+    if spec is None or spec.origin is None:
+        return None
+    said = re.search(r"^__version__ = ['\"](.+)['\"]", Path(spec.origin).read_text(errors="replace"), re.MULTILINE)
+    return f"{said[1] if said else 'installed'}, without the metadata of a package"

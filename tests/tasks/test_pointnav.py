@@ -12,6 +12,8 @@ import torch
 
 from navprune.errors import UserError
 from navprune.scenes.files.episodes import read_episodes
+from navprune.scenes.recast.bodies import Body, navmesh_for
+from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.expert import FORWARD, LEFT, STOP
 from navprune.tasks.pointnav import GOAL, Once, PointNavEnv, Shuffled, TaskConfig
@@ -95,14 +97,27 @@ def test_measures_do_not_need_the_distances_of_the_file():
     def results(episodes):
         env = make_env(episodes, num_envs=2)
         env.reset()
-        return [
-            end.measures
-            for _ in range(20)
-            for end in env.step(torch.tensor([STOP, STOP])).finished
-        ]
+        return [end.measures for _ in range(20) for end in env.step(torch.tensor([STOP, STOP])).finished]
 
     episodes = reference_episodes()[:8]
     assert results([replace(e, geodesic_distance=None) for e in episodes]) == results(episodes) != []
+
+
+@pytest.mark.parametrize("body", [(0.18, 0.88), (0.25, 1.5), (0.1, 0.5)])
+def test_the_navmesh_is_for_the_agents_body(tmp_path, body):
+    for path in (REFERENCE / "scene_datasets" / "reference").iterdir():
+        (tmp_path / "scene_datasets" / "reference").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "scene_datasets" / "reference")
+    task = TaskConfig(width=8, height=8, agent_radius=body[0], agent_height=body[1])
+    episodes = reference_episodes("duplex")[:1]
+    env = PointNavEnv(episodes, tmp_path, Once(1), 1, task, threads=1)
+    env.reset()
+    expected = navmesh_for(tmp_path / "scene_datasets" / "reference" / "duplex.glb", Body(*body))
+    assert env.scene(0).pathfinder.navigable_area == PathFinder(expected).navigable_area
+    env.close()
+    published = PointNavEnv(episodes, REFERENCE, Once(1), 1, SMALL, library=LIBRARY, threads=1)
+    published.reset()
+    assert env.scene(0).pathfinder.navigable_area != published.scene(0).pathfinder.navigable_area
 
 
 def test_the_expert_walks_shortest_paths():
@@ -225,6 +240,7 @@ def test_a_state_over_other_episodes_is_refused():
     ("name", "value"),
     [
         ("width", 0), ("width", "a"), ("height", 2.5), ("hfov", 180), ("hfov", np.nan), ("camera_height", np.inf),
+        ("agent_radius", -0.1), ("agent_height", 0), ("agent_height", "tall"),
         ("max_depth", 0), ("forward_step", -1), ("turn_angle", np.nan), ("turn_angle", 0), ("max_steps", 0),
         ("success_distance", np.nan), ("success_reward", np.inf), ("slack_reward", None),
     ],

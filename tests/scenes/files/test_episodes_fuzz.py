@@ -47,7 +47,8 @@ def refusal(split, packed: bytes) -> str | None:
         assert line.isprintable()
         return line
     for episode in episodes:
-        numbers = (*episode.start_position, *episode.start_rotation, *episode.goal_position, episode.geodesic_distance)
+        distance = 0.0 if episode.geodesic_distance is None else episode.geodesic_distance
+        numbers = (*episode.start_position, *episode.start_rotation, *episode.goal_position, distance)
         assert len(numbers) == 11 and all(type(x) is float and math.isfinite(x) for x in numbers)
         assert episode.goal_radius is None or math.isfinite(episode.goal_radius)
         assert episode.scene_id.isprintable() and episode.episode_id.isprintable()
