@@ -19,7 +19,6 @@ class GlbFile:
 
     def __init__(self):
         self.binary = bytearray()
-        self.more = []  # buffers beside the binary part
         self.document = {"asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": []}]}
 
     def add(self, kind, entry):
@@ -94,7 +93,7 @@ class GlbFile:
     def write(self, path, **buffer):
         """Writes the file, with more about its buffer if anything is given, and returns its path."""
         if self.binary:
-            self.document["buffers"] = [{"byteLength": len(self.binary), **buffer}, *self.more]
+            self.document["buffers"] = [{"byteLength": len(self.binary), **buffer}]
         text = json.dumps(self.document).encode()
         text += b" " * (-len(text) % 4)
         binary = bytes(self.binary) + b"\0" * (-len(self.binary) % 4)

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,19 +21,7 @@ from navprune.scenes.files.episodes import EpisodeTable, episode_faults, scene_p
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.files.places import check_files, navmesh_path
 
-PACKAGES = (
-    "torch",
-    "numpy",
-    "numba",
-    "trimesh",
-    "shapely",
-    "gymnasium",
-    "hydra-core",
-    "tensorboard",
-    "safetensors",
-)
-
-
+PACKAGES = ("torch", "numpy", "numba", "trimesh", "shapely", "gymnasium", "hydra-core", "tensorboard", "safetensors")
 MODULES = {"habitat-lab": "habitat", "hydra-core": "hydra"}  # that are not called as their packages
 
 COUNTED = 4 << 20  # bytes; of larger splits the episodes are not counted,
@@ -180,12 +169,12 @@ def _split(data: Path, name: str, version: str, split: str) -> Iterator[Finding]
     try:
         index, contents = split_files(data, name, split, version)
         small = sum(path.stat().st_size for path in (index, *contents)) < COUNTED
-        episodes = skim_episodes(data, name, split, version, None if small else TRIED)
+        episodes = skim_episodes(data, name, split, version, each=None if small else TRIED)
     except UserError as error:
         fault, remedy = _parts(error)
         yield Finding(label, False, fault, f"unpack {known.episodes}" if name in KNOWN else remedy)
         return
-    paths = {scene: scene_path(data, scene) for scene in sorted(episodes.by_scene())}
+    paths = {scene: scene_path(data, scene) for scene in sorted(episodes.scenes)}
     if not paths:
         remedy = f"unpack the folder content that belongs beside it ({known.episodes})"
         yield Finding(label, False, f"{index} lists no episodes and has no content/", remedy)
@@ -213,9 +202,10 @@ def _try(label: str, episodes: EpisodeTable, paths: dict[str, Path]) -> tuple[li
         from navprune.simulator.pathfinder import PathFinder
     except ImportError:
         return [], "episodes not tried without numba"
-    broken, tried, differences = list[Finding](), 0, list[np.ndarray]()
+    broken, tried, differences = list[Finding](), 0, np.zeros(0)
     line = ProgressLine(f"trying {label}", len(paths), "scenes")
     for done, (scene, part) in enumerate(sorted(episodes.by_scene().items()), 1):
+        line.show(done)
         if not (paths[scene].is_file() and navmesh_path(paths[scene]).is_file()):
             continue
         try:
@@ -224,19 +214,14 @@ def _try(label: str, episodes: EpisodeTable, paths: dict[str, Path]) -> tuple[li
         except UserError as error:
             broken.append(Finding(f"{label}: {scene}", False, *_parts(error)))
             continue
-        faults = episode_faults(part, finder)
-        for row, fault in list(faults.items())[:1]:
-            what = f"{len(faults)} of {_number(len(part), 'episode')} cannot be run: in {part[row].episode_id} {fault}"
-            broken.append(
-                Finding(f"{label}: {scene}", False, what, "use the navmesh that they were made with, or drop them")
-            )
-        measured = finder.geodesic_distance(*np.split(part.starts_and_goals(), 2, axis=1))
-        differences.append(np.abs(measured / part.distances - 1))
         tried += len(part)
-        line.show(done)
-    known = np.concatenate([np.zeros(0), *differences])
-    known = known[np.isfinite(known)]
-    note = f"{tried} tried on their navmeshes"
+        for row, fault in islice((faults := episode_faults(part, finder)).items(), 1):
+            what = f"{len(faults)} of {_number(len(part), 'episode')} cannot be run: in {part[row].episode_id} {fault}"
+            advice = "use the navmesh that they were made with, or drop them"
+            broken.append(Finding(f"{label}: {scene}", False, what, advice))
+        measured = finder.geodesic_distance(*np.split(part.starts_and_goals(), 2, axis=1))
+        differences = np.append(differences, np.abs(measured / part.distances - 1))
+    note, known = f"{tried} tried on their navmeshes", differences[np.isfinite(differences)]
     if known.size and np.median(known) > NOTABLE:
         note += f", whose distances differ by {np.median(known):.1%}: made for another body (docs/datasets.md)?"
     return broken, note

@@ -199,7 +199,7 @@ def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
         name, version, split = place.parts[-3:]
         if not (place / f"{split}.json.gz").is_file():
             continue
-        if scene_name(scene) in map(scene_name, skim_episodes(folder, name, split, version, each=1).by_scene()):
+        if scene_name(scene) in map(scene_name, skim_episodes(folder, name, split, version, each=1).scenes):
             episodes += read_episodes(folder, name, split, version, [scene])
     return episodes
 

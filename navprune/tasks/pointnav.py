@@ -254,12 +254,7 @@ class PointNavEnv(Lockstep[Scene]):
         task = self.config
         self._library = library or SceneLibrary()
         self._renderer = Renderer(
-            task.width,
-            task.height,
-            task.hfov,
-            colour="rgb" in task.sensors,
-            threads=threads,
-            far=task.max_depth,
+            task.width, task.height, task.hfov, colour="rgb" in task.sensors, threads=threads, far=task.max_depth
         )
         self._measured_at = np.zeros((num_envs, 3))
         self._shortest, self._travelled, self._return = np.zeros((3, num_envs))
@@ -377,10 +372,7 @@ class PointNavEnv(Lockstep[Scene]):
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here, as plain numbers and tensors."""
-        return {
-            **self._course(),
-            **{name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()},
-        }
+        return self._course() | {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observations:
         """Goes on from a state; returns its observations. Raises UserError where its episodes were others."""

@@ -64,7 +64,7 @@ class EpisodeTable(Sequence[Episode]):
 
         The numbers are start (3), rotation (4), goal (3), goal radius and geodesic distance (NaN for none).
         """
-        self._scenes, self._scene, self._ids, self._numbers = scenes, scene, ids, numbers
+        self.scenes, self._scene, self._ids, self._numbers = scenes, scene, ids, numbers
 
     def __len__(self) -> int:
         return len(self._scene)
@@ -80,7 +80,7 @@ class EpisodeTable(Sequence[Episode]):
             return self._part(index)
         row = self._numbers[index].tolist()
         radius, distance = (None if math.isnan(number) else number for number in row[10:])
-        scene, name = self._scenes[self._scene[index]], str(self._ids[index])
+        scene, name = self.scenes[self._scene[index]], str(self._ids[index])
         return Episode(name, scene, tuple(row[:3]), tuple(row[3:7]), tuple(row[7:10]), radius, distance)
 
     @classmethod
@@ -95,9 +95,9 @@ class EpisodeTable(Sequence[Episode]):
     def by_scene(self) -> dict[str, EpisodeTable]:
         """The episodes of each scene that has any, in their order; without a copy where they stand together."""
         order = np.argsort(self._scene, kind="stable")
-        cuts = np.searchsorted(self._scene[order], np.arange(1, len(self._scenes)))
+        cuts = np.searchsorted(self._scene[order], np.arange(1, len(self.scenes)))
         tables = {}
-        for scene, rows in zip(self._scenes, np.split(order, cuts)):
+        for scene, rows in zip(self.scenes, np.split(order, cuts)):
             if len(rows):
                 together = rows[-1] - rows[0] + 1 == len(rows)
                 tables[scene] = self._part(slice(rows[0], rows[-1] + 1) if together else rows)
@@ -119,11 +119,11 @@ class EpisodeTable(Sequence[Episode]):
 
     def digest(self) -> str:
         """What tells these episodes, in this order, from others."""
-        names = "\n".join(f"{self._scenes[scene]}\t{name}" for scene, name in zip(self._scene, self._ids.tolist()))
+        names = "\n".join(f"{self.scenes[scene]}\t{name}" for scene, name in zip(self._scene, self._ids.tolist()))
         return hashlib.sha256(names.encode() + self.starts_and_goals().tobytes()).hexdigest()
 
     def _part(self, rows: slice | NDArray[np.int64]) -> EpisodeTable:
-        return EpisodeTable(self._scenes, self._scene[rows], self._ids[rows], self._numbers[rows])
+        return EpisodeTable(self.scenes, self._scene[rows], self._ids[rows], self._numbers[rows])
 
 
 class _Columns:
@@ -201,23 +201,20 @@ def read_episodes(
     `scenes` keeps those scenes alone, by name ("Adrian"; a text is one name), and leaves the files of others unread.
     Raises `UserError` where the split or one of its scenes is missing or a file is damaged.
     """
-    index, contents = split_files(data, name, split, version)
-    wanted = None if scenes is None else set(map(scene_name, [scenes] if isinstance(scenes, str) else scenes))
-    if wanted is not None:
-        contents = [path for path in contents if scene_name(path.name) in wanted]
-    columns = _Columns()
-    for path in (index, *contents):
-        rows = _read_file(path)
-        columns.add(rows if wanted is None else (row for row in rows if scene_name(row[0]) in wanted))
-    absent = sorted((wanted or set()) - set(map(scene_name, columns.scenes)))
+    table = skim_episodes(data, name, split, version, scenes)
+    folder = split_folder(data, name, split, version)
+    absent = sorted(_names(scenes) - _names(table.scenes))
     if absent:
-        raise UserError(
-            f"{index.parent} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)"
-        )
-    if not columns.scenes:
-        raise UserError(f"{index.parent} holds no episodes; generate the data set anew")
-    _check_scenes_exist(data, split, sorted(columns.scenes))
-    return columns.table()
+        raise UserError(f"{folder} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)")
+    if not table.scenes:
+        raise UserError(f"{folder} holds no episodes; generate the data set anew")
+    _check_scenes_exist(data, split, sorted(table.scenes))
+    return table
+
+
+def _names(scenes: Sequence[str] | None) -> set[str]:
+    """The scenes' names; a text is one scene."""
+    return set(map(scene_name, [scenes] if isinstance(scenes, str) else scenes or ()))
 
 
 def _check_scenes_exist(data: str | os.PathLike, split: str, scenes: Sequence[str]) -> None:
@@ -229,16 +226,23 @@ def _check_scenes_exist(data: str | os.PathLike, split: str, scenes: Sequence[st
 
 
 def skim_episodes(
-    data: str | os.PathLike, name: str, split: str, version: str = "v1", each: int | None = None
+    data: str | os.PathLike,
+    name: str,
+    split: str,
+    version: str = "v1",
+    scenes: Sequence[str] | None = None,
+    each: int | None = None,
 ) -> EpisodeTable:
-    """The episodes of `SPLIT.json.gz` and the first `each` (None: all) of each file in `content`.
+    """The episodes of `SPLIT.json.gz` and the first `each` (None: all) of each in `content`, of some scenes or all.
 
     Raises `UserError` for a missing split or damaged file; whether the scenes exist is not looked at.
     """
     index, contents = split_files(data, name, split, version)
-    columns = _Columns()
+    columns, wanted = _Columns(), _names(scenes)
     for path in (index, *contents):
-        columns.add(islice(_read_file(path), None if path == index else each))
+        if scenes is None or path == index or scene_name(path.name) in wanted:
+            rows = islice(_read_file(path), None if path == index else each)
+            columns.add(row for row in rows if scenes is None or scene_name(row[0]) in wanted)
     return columns.table()
 
 

@@ -55,8 +55,8 @@ def test_splits_are_read_and_run_to_the_end(data, split):
     assert sorted({scene_name(episode.scene_id) for episode in episodes}) == SPLITS[split]
     assert len({(episode.scene_id, episode.episode_id) for episode in episodes}) == len(episodes)
     for each in (1, None):
-        skimmed = skim_episodes(data, name, part, version, each)
-        assert set(skimmed.by_scene()) == {episode.scene_id for episode in episodes}
+        skimmed = skim_episodes(data, name, part, version, each=each)
+        assert set(skimmed.scenes) == {episode.scene_id for episode in episodes}
     assert list(skimmed) == list(episodes)
     assert all(scene_path(data, episode.scene_id).with_suffix(".navmesh").is_file() for episode in episodes)
     measures = finish(episodes[::5], data)

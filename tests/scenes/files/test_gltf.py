@@ -376,15 +376,16 @@ def buffer_as_uri(file):
     file.binary = b""
 
 
-def second_buffer(file):
-    """The positions in a buffer of their own, beside the binary part."""
+def two_buffers(file):
+    """The positions in a buffer of their own, beside that of all else."""
     view = file.document["bufferViews"][file.document["accessors"][0]["bufferView"]]
     data = file.binary[view["byteOffset"] :][: view["byteLength"]]
     view |= {"buffer": 1, "byteOffset": 0}
-    file.more = [{"byteLength": len(data), "uri": data_uri(data)}]
+    buffer_as_uri(file)
+    file.document["buffers"].append({"byteLength": len(data), "uri": data_uri(data)})
 
 
-@pytest.mark.parametrize("move", [image_as_uri, buffer_as_uri, second_buffer])
+@pytest.mark.parametrize("move", [image_as_uri, buffer_as_uri, two_buffers])
 def test_data_uris_are_data(tmp_path, move):
     expected = load_glb(coloured_quad().write(tmp_path / "plain.glb"))
     file = coloured_quad()
