@@ -7,6 +7,7 @@ import layouts
 import pytest
 
 from navprune import installing
+from navprune.cli import main
 from navprune.commands import doctor
 from navprune.commands.doctor import KNOWN, examine
 
@@ -122,6 +123,14 @@ def test_episodes_that_cannot_be_run_are_told_with_their_scene(data, change, fau
     broken = finding(data, HOME)
     assert not broken.ok and broken.found == f"1 of 20 episodes cannot be run: in 7 {fault}"
     assert not finding(data, "gibson v1 val").ok and "40 tried" in finding(data, "gibson v1 val").found
+
+
+def test_each_fault_is_a_line_of_the_command(data, capsys):
+    damage(data / "scene_datasets" / "gibson" / "Eastville.glb", lambda whole: whole[:-1])
+    damage(data / "scene_datasets" / "gibson" / "Cantwell.navmesh", lambda whole: whole[:-1])
+    assert main(["doctor", "--data", str(data)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--  gibson v1 val")]
+    assert len(lines) == 3 and "Cantwell.navmesh" in lines[1] and "Eastville.glb" in lines[2]
 
 
 def test_distances_of_another_body_are_noted(data, monkeypatch):
