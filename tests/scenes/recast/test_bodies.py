@@ -148,6 +148,14 @@ def test_two_processes_may_build_the_same(glb):
     assert files(glb.parent) == ["room.glb", "room.navmesh", "room.r0.18_h0.88.navmesh"]
 
 
+@pytest.mark.parametrize(("body", "area"), [(Body(), 76.6), (LOCOBOT, 61.2)])
+def test_areas_are_habitat_sims(glb, body, area):
+    """habitat-sim's of the apartment, for its default body and for that of Gibson's version 2."""
+    for suffix in (".glb", ".navmesh"):
+        shutil.copy(SCENES / f"apartment{suffix}", glb.with_suffix(suffix))
+    assert PathFinder(navmesh_for(glb, body)).navigable_area == pytest.approx(area, abs=0.05)
+
+
 def test_distances_are_those_of_the_body(glb):
     """A wider body goes round corners in wider turns: no way is shorter, and some are longer."""
     finders = [PathFinder(navmesh_for(glb, body)) for body in (Body(), Body(0.3, 1.5))]
