@@ -3,6 +3,7 @@
 HABITAT_LAB = "run pip install '.[habitat]' in a checkout of navprune, best into a fresh environment"
 OPENCV = "pip install --force-reinstall --no-deps 'opencv-python-headless<4.12'"  # later ones ask for NumPy 2
 HABITAT_SIM = (
-    "its conda packages end at Python 3.9: build it from its source for this Python, or use simulator=embedded, "
+    "its stable conda packages end at Python 3.9, nightly ones are reported for 3.10 and 3.11 (docs/habitat.md): take "
+    "one, or build it from its source for this Python, with NumPy 1.26 as habitat-lab asks; or use simulator=embedded, "
     "which gives the same numbers without it"
 )

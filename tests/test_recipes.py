@@ -3,6 +3,7 @@ from dataclasses import replace
 import layouts
 import pytest
 
+from navprune.cli import main
 from navprune.commands.environments import split_episodes
 from navprune.commands.evaluate import run_evaluation
 from navprune.config import load_config, to_yaml
@@ -25,6 +26,46 @@ def test_recipes_differ_in_their_data_alone():
     first, *others = map(load_config, RECIPES)
     assert all(replace(other, run=first.run, data=first.data) == first for other in others)
     assert len({config.data.name for config in (first, *others)}) == len({c.run for c in (first, *others)}) == 3
+
+
+def test_gibsons_second_version_has_the_locobots_body():
+    first, second = load_config("pointnav_gibson"), load_config("pointnav_gibson_v2")
+    assert first.task.body == (0.1, 1.5) and second.task.body == (0.18, 0.88)
+    assert (first.data.version, second.data.version) == ("v1", "v2")
+    task = replace(second.task, agent_radius=0.1, agent_height=1.5)
+    assert replace(second, run=first.run, data=first.data, task=task) == first
+
+
+def test_the_second_version_runs_on_navmeshes_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    layouts.gibson(tmp_path, "v2")
+    config = load_config("pointnav_gibson_v2", [f"data.folder={tmp_path}", "task.width=8", "task.height=8"])
+    result, _ = run_evaluation("shortest-path", config, limit=4)
+    assert result.measures["success"]["mean"] == 1
+    built = sorted(path.name for path in (tmp_path / "scene_datasets" / "gibson").glob("*.r0.18_h0.88.navmesh"))
+    assert "Cantwell.r0.18_h0.88.navmesh" in built
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        (["train"], ["agent.base_planes=4", "data.train=val"]),
+        (["evaluate", "shortest-path"], []),
+        (["evaluate", "random"], ["task.agent_radius=0.2"]),
+    ],
+)
+def test_a_scene_that_is_cut_off_ends_a_command_at_its_start(tmp_path, monkeypatch, capsys, command, settings):
+    monkeypatch.chdir(tmp_path)
+    layouts.gibson(tmp_path)
+    scene = tmp_path / "scene_datasets" / "gibson" / "Eastville.glb"
+    whole = scene.read_bytes()
+    scene.unlink()
+    scene.write_bytes(whole[:-10])
+    sizes = ["task.width=32", "task.height=32", "environments=1", f"run={tmp_path / 'run'}"]
+    config = ["--config", "pointnav_gibson", f"data.folder={tmp_path}"]
+    assert main([*command, *config, *sizes, *settings]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{scene}: glTF file is damaged or cut off" in last
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

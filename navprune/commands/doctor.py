@@ -5,29 +5,28 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from navprune.errors import UserError
 from navprune.installing import HABITAT_LAB, HABITAT_SIM, OPENCV
-from navprune.scenes.files.episodes import count_episodes, scene_path, split_files, split_scenes
+from navprune.progress import ProgressLine
+from navprune.scenes.files.episodes import EpisodeTable, episode_faults, scene_path, skim_episodes, split_files
+from navprune.scenes.files.navmesh import read_navmesh
+from navprune.scenes.files.places import check_files, navmesh_path
 
-PACKAGES = (
-    "torch",
-    "numpy",
-    "numba",
-    "trimesh",
-    "shapely",
-    "gymnasium",
-    "hydra-core",
-    "tensorboard",
-    "safetensors",
-)
+PACKAGES = ("torch", "numpy", "numba", "trimesh", "shapely", "gymnasium", "hydra-core", "tensorboard", "safetensors")
+MODULES = {"habitat-lab": "habitat", "hydra-core": "hydra"}  # that are not called as their packages
 
-
-COUNTED = 4 << 20  # bytes; the episodes of larger splits are not counted
+COUNTED = 4 << 20  # bytes; of larger splits the episodes are not counted,
+TRIED = 200  # and so many of each scene are tried
+NOTABLE = 5e-3  # relative difference of distances that another body explains, and rounding does not
 
 
 class Source(NamedTuple):
@@ -150,7 +149,7 @@ def _data_sets(data: Path) -> Iterator[Finding]:
     root = data / "datasets" / "pointnav"
     splits = sorted(path for path in root.glob("*/*/*") if path.is_dir())
     for split in splits:
-        yield _split(data, split.parts[-3], split.parts[-2], split.name)
+        yield from _split(data, split.parts[-3], split.parts[-2], split.name)
     names = {split.parts[-3] for split in splits}
     for name in KNOWN:
         scenes = data / "scene_datasets" / name
@@ -163,36 +162,75 @@ def _data_sets(data: Path) -> Iterator[Finding]:
         yield Finding(f"data sets in {data}", False, "none", advice)
 
 
-def _split(data: Path, name: str, version: str, split: str) -> Finding:
-    """How many scenes and episodes a split has, of how many, which files are missing and where they come from."""
+def _split(data: Path, name: str, version: str, split: str) -> Iterator[Finding]:
+    """How many scenes and episodes a split has, what is missing and where it comes from; then each broken scene."""
     label = f"{name} {version} {split}"
     known = KNOWN.get(name, UNKNOWN)
     try:
         index, contents = split_files(data, name, split, version)
-        scenes = split_scenes(data, name, split, version)
         small = sum(path.stat().st_size for path in (index, *contents)) < COUNTED
-        count = count_episodes(data, name, split, version) if small else None
+        episodes = skim_episodes(data, name, split, version, each=None if small else TRIED)
     except UserError as error:
-        fault, _, remedy = str(error).rpartition("; ")
-        if name in KNOWN:
-            remedy = f"unpack {known.episodes}"
-        return Finding(label, False, fault, remedy)
-    if not scenes:
+        fault, remedy = _parts(error)
+        yield Finding(label, False, fault, f"unpack {known.episodes}" if name in KNOWN else remedy)
+        return
+    paths = {scene: scene_path(data, scene) for scene in sorted(episodes.scenes)}
+    if not paths:
         remedy = f"unpack the folder content that belongs beside it ({known.episodes})"
-        return Finding(label, False, f"{index} lists no episodes and has no content/", remedy)
-    paths = [scene_path(data, scene) for scene in scenes]
-    missing = list(_missing(paths, known))
-    found = [_share(len(scenes), known.scenes.get(split), "scene")]
-    if count is not None:
+        yield Finding(label, False, f"{index} lists no episodes and has no content/", remedy)
+        return
+    missing = list(_missing(list(paths.values()), known))
+    found = [_share(len(paths), known.scenes.get(split), "scene")]
+    if small:
         where = "" if contents else f", all in {index.name}"
-        found.append(_share(count, known.counts.get(split), "episode") + where)
+        found.append(_share(len(episodes), known.counts.get(split), "episode") + where)
     found += [what for what, _ in missing]
     advice = [what for _, what in missing]
-    if len(scenes) < known.scenes.get(split, 0):
+    if len(paths) < known.scenes.get(split, 0):
         advice.append(f"unpack {known.episodes} anew")
-    if paths[0].is_file() and _is_basis_compressed(paths[0]):
+    first = paths[next(iter(paths))]
+    if first.is_file() and _is_basis_compressed(first):
         found.append("textures Basis-compressed: depth works, for colour see docs/datasets.md")
-    return Finding(label, not advice, "; ".join(found), "; ".join(advice))
+    broken, note = _try(label, episodes, paths)
+    yield Finding(label, not advice and not broken, "; ".join([*found, note]), "; ".join(advice) or "see below")
+    yield from broken
+
+
+def _try(label: str, episodes: EpisodeTable, paths: dict[str, Path]) -> tuple[list[Finding], str]:
+    """What is wrong with the scenes that are there and with their episodes, and how many were tried."""
+    try:
+        from navprune.simulator.pathfinder import PathFinder
+    except ImportError:
+        return [], "episodes not tried without numba"
+    broken, tried, differences = list[Finding](), 0, np.zeros(0)
+    line = ProgressLine(f"trying {label}", len(paths), "scenes")
+    for done, (scene, part) in enumerate(sorted(episodes.by_scene().items()), 1):
+        line.show(done)
+        if not (paths[scene].is_file() and navmesh_path(paths[scene]).is_file()):
+            continue
+        try:
+            check_files(paths[scene])
+            finder = PathFinder(read_navmesh(navmesh_path(paths[scene])))
+        except UserError as error:
+            broken.append(Finding(f"{label}: {scene}", False, *_parts(error)))
+            continue
+        tried += len(part)
+        for row, fault in islice((faults := episode_faults(part, finder)).items(), 1):
+            what = f"{len(faults)} of {_number(len(part), 'episode')} cannot be run: in {part[row].episode_id} {fault}"
+            advice = "use the navmesh that they were made with, or drop them"
+            broken.append(Finding(f"{label}: {scene}", False, what, advice))
+        measured = finder.geodesic_distance(*np.split(part.starts_and_goals(), 2, axis=1))
+        differences = np.append(differences, np.abs(measured / part.distances - 1))
+    note, known = f"{tried} tried on their navmeshes", differences[np.isfinite(differences)]
+    if known.size and np.median(known) > NOTABLE:
+        note += f", whose distances differ by {np.median(known):.1%}: made for another body (docs/datasets.md)?"
+    return broken, note
+
+
+def _parts(error: UserError) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    fault, _, remedy = str(error).rpartition("; ")
+    return fault, remedy
 
 
 def _missing(paths: list[Path], known: Source) -> Iterator[tuple[str, str]]:
@@ -201,7 +239,7 @@ def _missing(paths: list[Path], known: Source) -> Iterator[tuple[str, str]]:
     if meshes:
         where = "put them there" + (f"; {known.licence}" if known.licence else "")
         yield f"{_number(len(meshes), 'scene')} missing: {meshes[0]}{' ...' if len(meshes) > 1 else ''}", where
-    walks = [path for path in paths if path.is_file() and not path.with_suffix(".navmesh").is_file()]
+    walks = [path for path in paths if path.is_file() and not navmesh_path(path).is_file()]
     if walks:
         example = walks[0].with_suffix(".navmesh")
         advice = f"copy them there, or build them: `navprune scenes navmesh {walks[0]}`"
@@ -225,7 +263,12 @@ def _is_basis_compressed(path: Path) -> bool:
 
 
 def _version(package: str) -> str | None:
+    """Its version; by its own word where metadata is missing, as with a habitat-sim that was built in place."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        spec = importlib.util.find_spec(MODULES.get(package, package.replace("-", "_")))
+    if spec is None or spec.origin is None:
         return None
+    said = re.search(r"^__version__ = ['\"](.+)['\"]", Path(spec.origin).read_text(errors="replace"), re.MULTILINE)
+    return f"{said[1] if said else 'installed'}, without the metadata of a package"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.errors import UserError, plain
-from navprune.scenes.files.episodes import Episode, read_episodes, scene_name, scene_path, split_scenes
+from navprune.scenes.files.episodes import Episode, read_episodes, scene_name, scene_path, skim_episodes
 from navprune.scenes.files.navmesh import MAX_COORDINATE
 
 Floats = NDArray[np.float64]
@@ -199,7 +199,7 @@ def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
         name, version, split = place.parts[-3:]
         if not (place / f"{split}.json.gz").is_file():
             continue
-        if scene_name(scene) in map(scene_name, split_scenes(folder, name, split, version)):
+        if scene_name(scene) in map(scene_name, skim_episodes(folder, name, split, version, each=1).scenes):
             episodes += read_episodes(folder, name, split, version, [scene])
     return episodes
 

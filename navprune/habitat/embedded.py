@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
 
 from navprune.errors import UserError
+from navprune.scenes.recast.bodies import Body
 from navprune.simulator.bvh import Bvh
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
@@ -54,7 +55,7 @@ class EmbeddedSimulator(Simulator):
         self._suite = SensorSuite(sensors)
         self._cameras = _cameras(sensors)
         self._scene: Scene | None = None
-        self._scene_file: Path | None = None
+        self._scene_key: tuple[Path, Body] | None = None
         self._collided = False
         self.seed(config.seed)
         self.reconfigure(config)
@@ -103,10 +104,10 @@ class EmbeddedSimulator(Simulator):
     def reconfigure(self, config: DictConfig, episode: Episode | None = None) -> None:
         """Loads the configured scene where it is another one and puts the agent at its start."""
         self.habitat_config = config
-        file = Path(config.scene)
-        if self._scene is None or file != self._scene_file:
-            self._scene, self._scene_file = load_scene(file), file
         agent = get_agent_config(config)
+        key = Path(config.scene), Body(agent.radius, agent.height)
+        if self._scene is None or key != self._scene_key:
+            self._scene, self._scene_key = load_scene(key[0], body=key[1]), key
         if agent.is_set_start_state:
             self._start = np.array(agent.start_position, np.float64), _rotation(agent.start_rotation)
         else:

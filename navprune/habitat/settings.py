@@ -1,8 +1,7 @@
 """habitat-lab's own configuration for this project's task and data, and the environment made from it."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from habitat import RLEnv, get_config, read_write
 from habitat.config.default_structured_configs import CollisionsMeasurementConfig, SoftSPLMeasurementConfig
@@ -14,34 +13,17 @@ from navprune.errors import UserError
 from navprune.habitat import embedded
 from navprune.habitat.devices import check_habitat_sim
 from navprune.scenes.files.episodes import split_folder
-from navprune.tasks.pointnav import TaskConfig
+from navprune.tasks.config import TaskConfig
+
+if TYPE_CHECKING:
+    from navprune.config import DataConfig
 
 SIMULATORS = {"embedded": embedded.NAME, "habitat_sim": "Sim-v0"}
 TASK = "benchmark/nav/pointnav/pointnav_gibson.yaml"
 
 
-class Data(Protocol):
-    """Which data set: its folder, its name, the version of its episodes, and its scenes."""
-
-    @property
-    def folder(self) -> str:
-        """Folder that holds scene_datasets/ and datasets/."""
-
-    @property
-    def name(self) -> str:
-        """Data set: datasets/pointnav/NAME."""
-
-    @property
-    def version(self) -> str:
-        """Version folder of the episodes."""
-
-    @property
-    def scenes(self) -> Sequence[str] | None:
-        """Scenes that are used, by name; None for all of the split."""
-
-
 def lab_config(
-    task: TaskConfig, data: Data, split: str, simulator: str = "embedded", gpu: int | None = None, seed: int = 0
+    task: TaskConfig, data: "DataConfig", split: str, simulator: str = "embedded", gpu: int | None = None, seed: int = 0
 ) -> DictConfig:
     """habitat-lab's `pointnav_gibson` with the values of a task, for one split of a data set.
 
@@ -64,7 +46,9 @@ def lab_config(
         lab.simulator.habitat_sim_v0.allow_sliding = task.sliding
         if gpu is not None:
             lab.simulator.habitat_sim_v0.gpu_device_id = gpu
-        _set_sensors(lab.simulator.agents.main_agent.sim_sensors, task)
+        agent = lab.simulator.agents.main_agent
+        agent.radius, agent.height = task.body
+        _set_sensors(agent.sim_sensors, task)
         lab.task.success_reward = task.success_reward
         lab.task.slack_reward = task.slack_reward
         lab.task.measurements.success.success_distance = task.success_distance

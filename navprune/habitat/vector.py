@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.habitat.devices import gpu_of
-from navprune.habitat.settings import Data, lab_config
+from navprune.habitat.settings import lab_config
 from navprune.habitat.workers import ACTIONS, Report, Workers
 from navprune.scenes.files.episodes import Episode, scene_path
-from navprune.scenes.files.navmesh import read_navmesh
+from navprune.scenes.recast.bodies import navmesh_for
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import STOP
 from navprune.tasks.pointnav import EpisodeOrder, Finished, Lockstep, Observations, Step, TaskConfig
+
+if TYPE_CHECKING:
+    from navprune.config import DataConfig
 
 KEPT_FLOORS = 100
 """Navmeshes that an environment keeps in memory."""
@@ -28,11 +31,6 @@ class Floor(NamedTuple):
     """A scene as the main process needs it: for the expert and for maps, not for images."""
 
     pathfinder: PathFinder
-
-
-def load_floor(path: Path) -> Floor:
-    """The navmesh beside a scene file; raises UserError where it is missing or broken."""
-    return Floor(PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
 
 
 class HabitatEnv(Lockstep[Floor]):
@@ -45,7 +43,7 @@ class HabitatEnv(Lockstep[Floor]):
     def __init__(
         self,
         episodes: Sequence[Episode],
-        data: Data,
+        data: "DataConfig",
         split: str,
         order: EpisodeOrder,
         num_envs: int,
@@ -56,7 +54,8 @@ class HabitatEnv(Lockstep[Floor]):
         seed: int = 0,
     ) -> None:
         """Episodes of a split of the data; gpu: as `devices.gpu_of` takes it, for habitat_sim alone."""
-        super().__init__(episodes, Path(data.folder), order, num_envs, config, lru_cache(KEPT_FLOORS)(load_floor))
+        load = lru_cache(KEPT_FLOORS)(lambda path: Floor(PathFinder(navmesh_for(path, self.config.body))))
+        super().__init__(episodes, Path(data.folder), order, num_envs, config, load)
         gpus = [gpu_of(worker, gpu) for worker in range(num_envs)]
         configs = {gpu: lab_config(self.config, data, split, simulator, gpu, seed) for gpu in set(gpus)}
         self._configs = [configs[gpu] for gpu in gpus]
@@ -144,7 +143,7 @@ class HabitatEnv(Lockstep[Floor]):
             start_position=[float(x) for x in episode.start_position],
             start_rotation=[float(x) for x in episode.start_rotation],
             goals=[NavigationGoal(position=[float(x) for x in episode.goal_position], radius=episode.goal_radius)],
-            info={"geodesic_distance": episode.geodesic_distance},
+            info={} if episode.geodesic_distance is None else {"geodesic_distance": episode.geodesic_distance},
         )
 
     def _note(self, env: int, report: Report) -> None:

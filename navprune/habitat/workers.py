@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
@@ -69,7 +69,9 @@ class Worker(RLTaskEnv):
         faulthandler.enable()
         dataset = PointNavDatasetV1()
         dataset.episodes = [episode]
-        super().__init__(config, dataset)
+        self._opening = opening if config.habitat.simulator.type == "Sim-v0" else contextlib.nullcontext
+        with self._opening():
+            super().__init__(config, dataset)
         self.original_action_space = self.action_space
 
     def begin(self, episode: NavigationEpisode, actions: Sequence[int]) -> tuple[dict[str, np.ndarray], Report]:
@@ -77,7 +79,8 @@ class Worker(RLTaskEnv):
         os.ftruncate(self._log, 0)
         self.habitat_env.current_episode = episode
         self._return, self._steps = 0.0, 0
-        observations = dict(self.reset())
+        with self._opening():
+            observations = dict(self.reset())
         for action in actions:
             observations = self.step(action)[0]
         return observations, self._report()
@@ -99,6 +102,16 @@ class Worker(RLTaskEnv):
         }
         heading = heading_of(np.array([turn.x, turn.y, turn.z, turn.w]))
         return Report(np.array(state.position, dtype=np.float64), heading, measures)
+
+
+@contextlib.contextmanager
+def opening() -> Iterator[None]:
+    """Raises UserError for a scene that habitat-sim cannot open; its C++ raises these two."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        remedy = "copy the scene again (`navprune doctor` finds files that are cut off)"
+        raise UserError(advice(str(error)) or f"habitat-sim cannot open it: {error}; {remedy}") from error
 
 
 class Workers(VectorEnv):

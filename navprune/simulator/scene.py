@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from navprune.errors import UserError
 from navprune.scenes.files.mesh import load_glb
-from navprune.scenes.files.navmesh import read_navmesh
+from navprune.scenes.files.places import check_files, existing
+from navprune.scenes.recast.bodies import Body, navmesh_for
 from navprune.simulator.bvh import Bvh
 from navprune.simulator.pathfinder import PathFinder
+
+HABITATS = Body()
+Key = tuple[Path, bool, Body]
 
 
 @dataclass(frozen=True)
@@ -23,23 +26,14 @@ class Scene:
     pathfinder: PathFinder
 
 
-def check_files(path: Path) -> None:
-    """Raises UserError where NAME.glb or the NAME.navmesh beside it does not exist."""
-    for file in (path, path.with_suffix(".navmesh")):
-        if not file.is_file():
-            raise UserError(
-                f"scene file {file} does not exist; check the data folder, "
-                "or make scenes with `navprune scenes generate`"
-            )
+def load_scene(path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> Scene:
+    """Loads NAME.glb and its navmesh; raises UserError where either is missing or broken.
 
-
-def load_scene(path: Path, alpha_masks: bool = False) -> Scene:
-    """Loads NAME.glb and the NAME.navmesh beside it; raises UserError where either is missing or broken.
-
-    alpha_masks: see load_glb.
+    alpha_masks: see load_glb. body: whom the navmesh is for, see navmesh_for.
     """
+    path = existing(path)
     check_files(path)
-    return Scene(path.stem, Bvh(load_glb(path, alpha_masks)), PathFinder(read_navmesh(path.with_suffix(".navmesh"))))
+    return Scene(path.stem, Bvh(load_glb(path, alpha_masks)), PathFinder(navmesh_for(path, body)))
 
 
 class SceneLibrary:
@@ -51,17 +45,17 @@ class SceneLibrary:
     def __init__(self, limit: int | None = None) -> None:
         """limit: bytes of scenes to keep, by default a quarter of this machine's memory."""
         self._limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-        self._used: WeakValueDictionary[tuple[Path, bool], Scene] = WeakValueDictionary()
-        self._kept: OrderedDict[tuple[Path, bool], Scene] = OrderedDict()
+        self._used: WeakValueDictionary[Key, Scene] = WeakValueDictionary()
+        self._kept: OrderedDict[Key, Scene] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path, alpha_masks: bool = False) -> Scene:
-        """The scene at this path; alpha_masks: whether its masked materials have holes, see load_glb."""
-        key = path, alpha_masks
+    def get(self, path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> Scene:
+        """The scene at this path; alpha_masks and body as load_scene takes them."""
+        key = path, alpha_masks, body
         with self._lock:
             scene = self._used.get(key)
             if scene is None:
-                scene = self._used[key] = load_scene(path, alpha_masks)
+                scene = self._used[key] = load_scene(*key)
             self._kept[key] = scene
             self._kept.move_to_end(key)
             while len(self._kept) > 1 and sum(kept.bvh.nbytes for kept in self._kept.values()) > self._limit:

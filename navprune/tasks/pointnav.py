@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -15,10 +13,12 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.scenes.files.episodes import Episode, EpisodeTable, check_episodes, scene_path
+from navprune.scenes.files.places import check_files
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
-from navprune.simulator.scene import Scene, SceneLibrary, check_files
+from navprune.simulator.scene import Scene, SceneLibrary
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP, measures
+from navprune.tasks.config import TaskConfig as TaskConfig
 from navprune.tasks.expert import shortest_path_action
 from navprune.tasks.orders import EpisodeOrder as EpisodeOrder
 from navprune.tasks.orders import Once as Once
@@ -26,66 +26,9 @@ from navprune.tasks.orders import Shuffled as Shuffled
 
 Observations = dict[str, Tensor]
 
-LIMITS = {
-    "width": (1, 16384),
-    "height": (1, 16384),
-    "hfov": (0.1, 179.9),
-    "camera_height": (0, 1000),
-    "max_depth": (0.01, 1e6),
-    "forward_step": (0.001, 1000),
-    "turn_angle": (0.001, 360),
-    "max_steps": (1, 1e9),
-    "success_distance": (0.001, 1e6),
-    "success_reward": (-1e6, 1e6),
-    "slack_reward": (-1e6, 1e6),
-}
-"""The least and the most that numbers of `TaskConfig` may be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """PointNav as Habitat's Gibson task defines it."""
-
-    width: int = 256
-    """Image width in pixels."""
-    height: int = 256
-    """Image height in pixels."""
-    hfov: float = 90.0
-    """Horizontal field of view in degrees, less than 180."""
-    camera_height: float = 1.25
-    """Height of the camera above the agent's feet, metres."""
-    max_depth: float = 10.0
-    """Depth in metres that the depth sensor reports as 1."""
-    sensors: tuple[str, ...] = ("depth",)
-    """What the agent sees: any of depth and rgb."""
-    forward_step: float = 0.25
-    """Length of MOVE_FORWARD in metres."""
-    turn_angle: float = 10.0
-    """Angle of TURN_LEFT and TURN_RIGHT in degrees."""
-    max_steps: int = 500
-    """Time limit of an episode in steps."""
-    success_distance: float = 0.2
-    """An episode succeeds where STOP is called nearer to the goal than this (geodesic metres)."""
-    success_reward: float = 2.5
-    """Reward of success."""
-    slack_reward: float = -0.01
-    """Reward of each step."""
-    sliding: bool = True
-    """Whether the agent slides along what it runs into."""
-    alpha_masks: bool = False
-    """Whether masked materials have holes, as glTF says; habitat-sim draws them whole."""
-
-    def __post_init__(self) -> None:
-        seen = (self.sensors,) if isinstance(self.sensors, str) else tuple(self.sensors)
-        object.__setattr__(self, "sensors", seen)
-        unknown = sorted(set(self.sensors) - {"depth", "rgb"})
-        if unknown:
-            raise UserError(f"task.sensors knows depth and rgb, not {', '.join(map(str, unknown))}")
-        for name, (least, most) in LIMITS.items():
-            value, whole = getattr(self, name), isinstance(getattr(TaskConfig, name), int)
-            if not isinstance(value, Integral if whole else Real) or not least <= float(value) <= most:
-                kind = "whole number" if whole else "number"
-                raise UserError(f"task.{name} must be a {kind} from {least:g} to {most:g}, not {value}")
+MEASURED = ("_measured_at", "_distance", "_shortest", "_travelled", "_return", "_steps", "_collisions")
+KEPT = ("positions", "headings", "_goals", *MEASURED)
+"""What a state holds of the environments' numbers."""
 
 
 class Finished(NamedTuple):
@@ -155,8 +98,8 @@ World = TypeVar("World", bound=Ground)
 class Lockstep(Generic[World]):
     """What every vector environment of PointNav keeps: episodes and spaces, who runs what and where, the expert's map.
 
-    Raises UserError for a missing scene file when it is made and, when a scene is first used, for an episode there
-    whose start is off the navmesh or whose goal cannot be reached.
+    Raises UserError when it is made for a scene file that is missing or, by its headers, broken; and, when a scene is
+    first used, for an episode there whose start is off the navmesh or whose goal cannot be reached.
     """
 
     def __init__(
@@ -311,19 +254,14 @@ class PointNavEnv(Lockstep[Scene]):
         task = self.config
         self._library = library or SceneLibrary()
         self._renderer = Renderer(
-            task.width,
-            task.height,
-            task.hfov,
-            colour="rgb" in task.sensors,
-            threads=threads,
-            far=task.max_depth,
+            task.width, task.height, task.hfov, colour="rgb" in task.sensors, threads=threads, far=task.max_depth
         )
         self._measured_at = np.zeros((num_envs, 3))
         self._shortest, self._travelled, self._return = np.zeros((3, num_envs))
         self._steps, self._collisions = np.zeros((2, num_envs), dtype=np.int64)
 
     def _load_scene(self, path: Path) -> Scene:
-        return self._library.get(path, self.config.alpha_masks)
+        return self._library.get(path, self.config.alpha_masks, self.config.body)
 
     def reset(self) -> Observations:
         """Begins the first episodes; observations of all N."""
@@ -418,37 +356,23 @@ class PointNavEnv(Lockstep[Scene]):
         picked = np.array([envs[row] for row in running], dtype=np.int64)
         goal = np.zeros((count, 2), np.float32)
         goal[running] = measures.goal_vectors(self.positions[picked], self.headings[picked], self._goals[picked])
-        make = np.empty if len(running) == count else np.zeros
-        depth = make((count, task.height, task.width), np.float32)
-        rgb = make((count, task.height, task.width, 3), np.uint8) if "rgb" in task.sensors else None
+        shape = len(running), task.height, task.width
+        depth = np.empty(shape, np.float32)
+        rgb = np.empty((*shape, 3), np.uint8) if "rgb" in task.sensors else None
         if running:
             eyes = self.positions[picked] + np.array([0.0, task.camera_height, 0.0])
             bvhs = [self.scene(env).bvh for env in picked]
-            rotations = measures.rotations_of(self.headings[picked])
-            if len(running) == count:
-                self._renderer.render(bvhs, eyes, rotations, depth, rgb)
-            else:
-                part, part_rgb = (
-                    depth[: len(running)].copy(),
-                    None if rgb is None else rgb[: len(running)].copy(),
-                )
-                self._renderer.render(bvhs, eyes, rotations, part, part_rgb)
-                depth[running] = part
-                if rgb is not None and part_rgb is not None:
-                    rgb[running] = part_rgb
+            self._renderer.render(bvhs, eyes, measures.rotations_of(self.headings[picked]), depth, rgb)
         observations = {GOAL: torch.from_numpy(goal)}
         if "depth" in task.sensors:
-            observations["depth"] = torch.from_numpy(depth)[..., None]
+            observations["depth"] = torch.from_numpy(_spread(depth, running, count))[..., None]
         if rgb is not None:
-            observations["rgb"] = torch.from_numpy(rgb)
+            observations["rgb"] = torch.from_numpy(_spread(rgb, running, count))
         return observations
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here, as plain numbers and tensors."""
-        return {
-            **self._course(),
-            **{name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()},
-        }
+        return self._course() | {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observations:
         """Goes on from a state; returns its observations. Raises UserError where its episodes were others."""
@@ -460,19 +384,17 @@ class PointNavEnv(Lockstep[Scene]):
         return self._observe(range(self.num_envs))
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "positions": self.positions,
-            "headings": self.headings,
-            "goals": self._goals,
-            "measured_at": self._measured_at,
-            "distance": self._distance,
-            "shortest": self._shortest,
-            "travelled": self._travelled,
-            "return": self._return,
-            "steps": self._steps,
-            "collisions": self._collisions,
-        }
+        return {name.lstrip("_"): getattr(self, name) for name in KEPT}
 
     def close(self) -> None:
         """Stops the rendering threads."""
         self._renderer.close()
+
+
+def _spread(part: np.ndarray, rows: list[int], count: int) -> np.ndarray:
+    """These rows of `count`, zeros in the others; `part` itself where there are no others."""
+    if len(rows) == count:
+        return part
+    whole = np.zeros((count, *part.shape[1:]), part.dtype)
+    whole[rows] = part
+    return whole

@@ -1,7 +1,14 @@
+import gzip
+import importlib.metadata
+import json
+import sys
+
 import layouts
 import pytest
 
 from navprune import installing
+from navprune.cli import main
+from navprune.commands import doctor
 from navprune.commands.doctor import KNOWN, examine
 
 
@@ -30,7 +37,7 @@ def test_scenes_and_episodes_are_counted_against_what_there_should_be(data):
 
 def test_a_split_in_one_file_is_in_order(data):
     val = finding(data, "habitat-test-scenes v1 val")
-    assert val.ok and val.found == "1 scene; 20 episodes, all in val.json.gz"
+    assert val.ok and val.found == "1 scene; 20 episodes, all in val.json.gz; 20 tried on their navmeshes"
 
 
 def test_missing_scenes_are_named_with_the_licence(data):
@@ -78,6 +85,83 @@ def test_basis_textures_are_named(data):
     header = b"glTF" + (2).to_bytes(4, "little") + (20 + len(text)).to_bytes(4, "little")
     scene.write_bytes(header + len(text).to_bytes(4, "little") + b"JSON" + text)
     assert "depth works" in finding(data, "hm3d v1 val").found
+
+
+HOME = "gibson v1 val: data/scene_datasets/gibson/Eastville.glb"
+
+
+def damage(path, change):
+    """Replaces a link by a changed copy."""
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(change(whole))
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".navmesh"])
+@pytest.mark.parametrize("change", [lambda whole: whole[:-1], lambda whole: whole[:50], lambda whole: b"<html>" * 99])
+def test_each_scene_that_is_cut_off_or_something_else_is_a_line(data, suffix, change):
+    damage(data / "scene_datasets" / "gibson" / f"Eastville{suffix}", change)
+    broken = finding(data, HOME)
+    assert not broken.ok and f"Eastville{suffix}" in broken.found and broken.advice
+    val = finding(data, "gibson v1 val")
+    assert not val.ok and "20 tried" in val.found
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"goals": [{"position": [1e3, 0.0, 1e3]}]}, "its goal cannot be reached"),
+        ({"start_position": [1e3, 0.0, 1e3]}, "its start is off the navmesh"),
+        ({"goals": [{"position": [0.0, 50.0, 0.0]}]}, "its goal cannot be reached"),
+    ],
+)
+def test_episodes_that_cannot_be_run_are_told_with_their_scene(data, change, fault):
+    entries = layouts.entries("duplex", "data/scene_datasets/gibson/Eastville.glb")
+    entries[7] |= change
+    content = data / "datasets" / "pointnav" / "gibson" / "v1" / "val" / "content" / "Eastville.json.gz"
+    content.write_bytes(gzip.compress(json.dumps({"episodes": entries}).encode()))
+    broken = finding(data, HOME)
+    assert not broken.ok and broken.found == f"1 of 20 episodes cannot be run: in 7 {fault}"
+    assert not finding(data, "gibson v1 val").ok and "40 tried" in finding(data, "gibson v1 val").found
+
+
+def test_each_fault_is_a_line_of_the_command(data, capsys):
+    damage(data / "scene_datasets" / "gibson" / "Eastville.glb", lambda whole: whole[:-1])
+    damage(data / "scene_datasets" / "gibson" / "Cantwell.navmesh", lambda whole: whole[:-1])
+    assert main(["doctor", "--data", str(data)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--  gibson v1 val")]
+    assert len(lines) == 3 and "Cantwell.navmesh" in lines[1] and "Eastville.glb" in lines[2]
+
+
+def test_distances_of_another_body_are_noted(data, monkeypatch):
+    entries = layouts.entries("apartment", "habitat-test-scenes/apartment_1.glb")
+    for entry in entries:
+        entry["info"] = {"geodesic_distance": entry["info"]["geodesic_distance"] * 1.03}
+    file = data / "datasets" / "pointnav" / "habitat-test-scenes" / "v1" / "val" / "val.json.gz"
+    file.write_bytes(gzip.compress(json.dumps({"episodes": entries}).encode()))
+    val = finding(data, "habitat-test-scenes v1 val")
+    assert val.ok and "differ by 2.9%: made for another body" in val.found
+    assert "another body" not in finding(data, "gibson v1 val").found
+
+
+def test_of_large_splits_some_episodes_are_tried(data, monkeypatch):
+    monkeypatch.setattr(doctor, "COUNTED", 100)
+    monkeypatch.setattr(doctor, "TRIED", 5)
+    assert "10 tried" in finding(data, "gibson v1 val").found and "episodes" not in finding(data, "gibson v1 val").found
+
+
+@pytest.mark.parametrize(("package", "module"), [("habitat-sim", "habitat_sim"), ("habitat-lab", "habitat")])
+@pytest.mark.parametrize(("text", "said"), [('__version__ = "9.8.7"\n', "9.8.7"), ("", "installed")])
+def test_a_package_without_metadata_is_found_by_its_module(tmp_path, monkeypatch, package, module, text, said):
+    def none(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", none)
+    assert doctor._version(f"{package}-that-nobody-has") is None
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    assert doctor._version(package).startswith(said)
 
 
 def test_nothing_found_says_how_to_make_some(tmp_path):

@@ -1,6 +1,7 @@
 """What habitat-sim says when it cannot draw becomes advice; messages as users met them in its issues."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,8 +107,7 @@ class Fake(metaclass=Anything):
 
 class Simulator(Fake):
     def __init__(self, *args, **kwargs):
-        os.write(2, {words!r}.encode())
-        os._exit(1)
+        {end}
 
 
 def __getattr__(name):
@@ -145,23 +145,51 @@ if __name__ == "__main__":
 
     data = DataConfig(folder={folder!r}, name="reference")
     episodes = read_episodes(data.folder, "reference", "val")
-    env = HabitatEnv(episodes, data, "val", Once(len(episodes)), 1, TaskConfig(), simulator="habitat_sim")
     try:
+        env = HabitatEnv(episodes, data, "val", Once(len(episodes)), 1, TaskConfig(), simulator="habitat_sim")
         env.reset()
     except UserError as error:
         print(error)
 """
 
 
-def test_a_simulator_that_ends_its_process_is_explained(tmp_path):
+def run_fake(folder, end, data=REFERENCE):
+    """What a script prints whose habitat-sim ends as it is told where a simulator is made."""
     for name in ("habitat_sim", "magnum"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(FAKE.replace("{words!r}", repr(NO_EGL_DEVICE)))
-    (tmp_path / "script.py").write_text(SCRIPT.format(folder=str(REFERENCE)))
-    command = [sys.executable, str(tmp_path / "script.py")]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.startswith("worker 0 (scene apartment, episode 0): Platform::Windowless"), done.stderr
-    assert "gpu=-1" in done.stdout and done.stdout.count("\n") == 1
-    assert "Traceback" not in done.stderr
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(FAKE.replace("{end}", end))
+    (folder / "script.py").write_text(SCRIPT.format(folder=str(data)))
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(folder / "script.py")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1, done.stderr
+    return done.stdout
+
+
+def test_a_simulator_that_ends_its_process_is_explained(tmp_path):
+    said = run_fake(tmp_path, f"os.write(2, {NO_EGL_DEVICE.encode()!r}), os._exit(1)")
+    assert said.startswith("worker 0 (scene apartment, episode 0): Platform::Windowless") and "gpu=-1" in said
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (
+            "raise RuntimeError('Could not load scene:\\nfile too short')",
+            "cannot open it: Could not load scene: file too",
+        ),
+        ("raise AssertionError('no scene')", "cannot open it: no scene"),
+        (f"raise RuntimeError({NO_EGL_DEVICE!r})", "gpu=-1"),
+    ],
+)
+def test_a_scene_that_habitat_sim_cannot_open_is_one_line(tmp_path, end, words):
+    said = run_fake(tmp_path, end)
+    assert said.startswith("worker 0 (scene apartment, episode 0): ") and words in said
+
+
+def test_a_scene_that_is_cut_off_is_told_before_habitat_sim_meets_it(tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(REFERENCE, data, ignore=shutil.ignore_patterns("expected", "policy"))
+    scene = data / "scene_datasets" / "reference" / "duplex.glb"
+    scene.write_bytes(scene.read_bytes()[:-1000])
+    assert f"{scene}: glTF file is damaged or cut off" in run_fake(tmp_path, "os.abort()", data)

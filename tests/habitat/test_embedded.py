@@ -3,8 +3,10 @@
 import dataclasses
 import gzip
 import json
+import shutil
 from importlib.util import find_spec
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ from habitat.tasks.nav.shortest_path_follower import ShortestPathFollower
 
 from navprune.config import DataConfig
 from navprune.habitat import lab_config
+from navprune.habitat.vector import HabitatEnv
 
 SMALL = TaskConfig(width=16, height=16)
 BOTH = TaskConfig(width=64, height=64, sensors=("depth", "rgb"))
@@ -360,6 +363,35 @@ def test_a_scene_without_navmesh_is_named(make_lab, reference):
         config.scene = config.scene.replace("duplex", "nowhere").replace("apartment", "nowhere")
     with pytest.raises(UserError, match=r"nowhere\.glb does not exist"):
         sim.reconfigure(config)
+
+
+def test_the_body_is_the_tasks_on_every_path(make_lab, reference, tmp_path):
+    shutil.copytree(f"{reference.folder}/scene_datasets", tmp_path / "scene_datasets")
+    shutil.copytree(f"{reference.folder}/datasets", tmp_path / "datasets")
+    data = dataclasses.replace(reference, folder=str(tmp_path), scenes=("duplex",))
+    task = dataclasses.replace(SMALL, agent_radius=0.18, agent_height=0.88)
+    episodes = read_episodes(tmp_path, "reference", "val", scenes=["duplex"])[:1]
+    areas = []
+    for body in (task, SMALL):
+        lab = make_lab(body, data=data)
+        agent = lab.habitat_env.sim.habitat_config.agents.main_agent
+        assert (agent.radius, agent.height) == body.body
+        lab.reset()
+        ours = PointNavEnv(episodes, tmp_path, Once(1), 1, body, threads=1)
+        ours.reset()
+        workers = HabitatEnv(episodes, data, "val", Once(1), 1, body)
+        workers._assign(0, 0)
+        found = lab.habitat_env.sim.pathfinder, ours.scene(0).pathfinder, workers.scene(0).pathfinder
+        areas.append({finder.navigable_area for finder in found})
+    assert len(areas[0]) == len(areas[1]) == 1 and areas[0] != areas[1]
+
+
+def test_hm3ds_other_name_stands_for_the_one_that_episodes_say(make_lab, reference, tmp_path):
+    layouts.put_scene(tmp_path, "duplex", "hm3d/val/00800-ID/ID.glb")
+    entries = layouts.entries("duplex", "hm3d/val/00800-ID/ID.basis.glb", count=2)
+    layouts.put_episodes(tmp_path, "hm3d/v1", "val", [], {"ID": entries})
+    lab = make_lab(SMALL, data=dataclasses.replace(reference, folder=str(tmp_path), name="hm3d"))
+    assert np.isfinite(lab.reset()["depth"]).all()
 
 
 def test_unknown_actions_are_refused(make_lab):

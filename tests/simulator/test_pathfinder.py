@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from navprune.errors import UserError
 from navprune.scenes.files import navmesh as nm
+from navprune.scenes.files.tile import navmesh_from_polygons
 from navprune.simulator.pathfinder import PathFinder
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -169,7 +170,7 @@ def test_wrong_shapes_are_refused(apartment):
 
 
 def test_a_mesh_closed_throughout_has_no_place():
-    navmesh = nm.navmesh_from_polygons(*floor(2, 2))
+    navmesh = navmesh_from_polygons(*floor(2, 2))
     navmesh.tiles[0].polygons["flags"] = 0
     finder = PathFinder(navmesh)
     assert np.isnan(finder.snap([[0.5, 0, 0.5]])).all() and finder.triangles().shape == (0, 3, 3)
@@ -203,7 +204,7 @@ def floor(columns, rows, height=0.0, x=0.0):
 
 
 def test_one_polygon_is_a_whole_world():
-    finder = PathFinder(nm.navmesh_from_polygons(*floor(1, 1)))
+    finder = PathFinder(navmesh_from_polygons(*floor(1, 1)))
     assert finder.navigable_area == pytest.approx(1)
     assert finder.geodesic_distance([[0.1, 0, 0.1]], [[0.9, 0, 0.9]])[0] == pytest.approx(0.8 * 2**0.5)
     assert np.allclose(finder.step([[0.5, 0, 0.5]], [[1.5, 0, 0.7]]), [[1, 0, 0.7]], atol=1e-6)
@@ -216,7 +217,7 @@ def test_floors_one_above_the_other_are_islands_of_their_own():
     below, polygons = floor(4, 2)
     above, more = floor(4, 2, height=3.0)
     both = [[corner + len(below) for corner in polygon] for polygon in more]
-    finder = PathFinder(nm.navmesh_from_polygons(np.concatenate([below, above]), polygons + both))
+    finder = PathFinder(navmesh_from_polygons(np.concatenate([below, above]), polygons + both))
     points = np.array([[0.5, 0.1, 0.5], [3.5, 2.9, 1.5], [3.5, 0.1, 1.5]])
     assert np.allclose(finder.snap(points)[:, 1], [0, 3, 0])
     distance = finder.geodesic_distance(points[[0, 0, 1]], points[[1, 2, 2]])
@@ -224,6 +225,6 @@ def test_floors_one_above_the_other_are_islands_of_their_own():
 
 
 def test_a_corridor_of_more_polygons_than_habitat_takes_is_no_way():
-    finder = PathFinder(nm.navmesh_from_polygons(*floor(300, 1)))
+    finder = PathFinder(navmesh_from_polygons(*floor(300, 1)))
     ends = np.array([[256.5, 0, 0.5], [255.5, 0, 0.5]])
     assert finder.geodesic_distance([[0.5, 0, 0.5]] * 2, ends).tolist() == [np.inf, 255.0]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navprune.scenes.files import navmesh as nm
+from navprune.scenes.files.tile import navmesh_from_polygons
 from navprune.simulator.pathfinder import PathFinder
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -65,7 +66,7 @@ def build(polygons):
     """A tile of polygons that share vertices where their corners are the same."""
     places = {}
     rows = [[places.setdefault(tuple(corner), len(places)) for corner in polygon.tolist()] for polygon in polygons]
-    return nm.navmesh_from_polygons(np.array(list(places)), rows)
+    return navmesh_from_polygons(np.array(list(places)), rows)
 
 
 def assemble(parts, origin, size):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 from navprune.errors import UserError
 from navprune.scenes.files.episodes import read_episodes
+from navprune.scenes.recast.bodies import Body, navmesh_for
+from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.expert import FORWARD, LEFT, STOP
 from navprune.tasks.pointnav import GOAL, Once, PointNavEnv, Shuffled, TaskConfig
@@ -88,6 +91,33 @@ def test_every_episode_runs_once_whatever_the_number_of_environments():
     alone = results(1)
     assert len(alone) == 40
     assert results(7) == alone
+
+
+def test_measures_do_not_need_the_distances_of_the_file():
+    def results(episodes):
+        env = make_env(episodes, num_envs=2)
+        env.reset()
+        return [end.measures for _ in range(20) for end in env.step(torch.tensor([STOP, STOP])).finished]
+
+    episodes = reference_episodes()[:8]
+    assert results([replace(e, geodesic_distance=None) for e in episodes]) == results(episodes) != []
+
+
+@pytest.mark.parametrize("body", [(0.18, 0.88), (0.25, 1.5), (0.1, 0.5)])
+def test_the_navmesh_is_for_the_agents_body(tmp_path, body):
+    for path in (REFERENCE / "scene_datasets" / "reference").iterdir():
+        (tmp_path / "scene_datasets" / "reference").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "scene_datasets" / "reference")
+    task = TaskConfig(width=8, height=8, agent_radius=body[0], agent_height=body[1])
+    episodes = reference_episodes("duplex")[:1]
+    env = PointNavEnv(episodes, tmp_path, Once(1), 1, task, threads=1)
+    env.reset()
+    expected = navmesh_for(tmp_path / "scene_datasets" / "reference" / "duplex.glb", Body(*body))
+    assert env.scene(0).pathfinder.navigable_area == PathFinder(expected).navigable_area
+    env.close()
+    published = PointNavEnv(episodes, REFERENCE, Once(1), 1, SMALL, library=LIBRARY, threads=1)
+    published.reset()
+    assert env.scene(0).pathfinder.navigable_area != published.scene(0).pathfinder.navigable_area
 
 
 def test_the_expert_walks_shortest_paths():
@@ -181,14 +211,18 @@ def test_training_checks_a_scene_when_it_first_runs_there():
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".navmesh"])
-def test_a_missing_scene_file_is_named_at_once(tmp_path, suffix):
+@pytest.mark.parametrize(("kept", "message"), [(None, "does not exist"), (0, ""), (60, ""), (0.9, "")])
+def test_a_scene_file_that_is_missing_or_cut_off_is_named_at_once(tmp_path, suffix, kept, message):
     folder = tmp_path / "scene_datasets" / "reference"
-    folder.mkdir(parents=True)
-    for name in ("apartment.glb", "apartment.navmesh", "duplex.glb", "duplex.navmesh"):
-        (folder / name).touch()
-    (folder / f"duplex{suffix}").unlink()
-    with pytest.raises(UserError, match=rf"duplex\{suffix} does not exist"):
+    shutil.copytree(REFERENCE / "scene_datasets" / "reference", folder)
+    file = folder / f"duplex{suffix}"
+    whole = file.read_bytes()
+    file.unlink()
+    if kept is not None:
+        file.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    with pytest.raises(UserError, match=rf"duplex\{suffix}.*{message}") as raised:
         PointNavEnv(reference_episodes(), tmp_path, Shuffled(40, 1, 0), 1, SMALL)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_state_over_other_episodes_is_refused():
@@ -206,6 +240,7 @@ def test_a_state_over_other_episodes_is_refused():
     ("name", "value"),
     [
         ("width", 0), ("width", "a"), ("height", 2.5), ("hfov", 180), ("hfov", np.nan), ("camera_height", np.inf),
+        ("agent_radius", -0.1), ("agent_height", 0), ("agent_height", "tall"),
         ("max_depth", 0), ("forward_step", -1), ("turn_angle", np.nan), ("turn_angle", 0), ("max_steps", 0),
         ("success_distance", np.nan), ("success_reward", np.inf), ("slack_reward", None),
     ],

@@ -1,4 +1,4 @@
-"""PointNav episode files in Habitat's layout: read, check, sample and write them."""
+"""PointNav episode files in Habitat's layout: read, check and write them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
 
 from navprune.errors import UserError, plain
 from navprune.scenes.files.packed_json import listed
+from navprune.scenes.files.places import existing
 
-# Habitat's generator (habitat-lab, datasets/pointnav/pointnav_generator.py).
-NEAREST, FARTHEST = 1.0, 30.0  # metres of geodesic distance
-MAX_RISE = 0.5  # metres between the heights of start and goal
-MIN_ISLAND_RADIUS = 1.5  # metres
-STRAIGHT = 1.1  # geodesic/Euclidean ratio below which a pair is kept only sometimes
-RETRIES = 10  # starts that are tried for a goal
+if TYPE_CHECKING:
+    from navprune.simulator.pathfinder import PathFinder
 
 PREFIX = "data/scene_datasets/"
 SUFFIX = ".json.gz"
@@ -36,27 +32,12 @@ NAME_ENDINGS = (SUFFIX, ".glb", ".basis")  # in this order; HM3D has X.basis.glb
 LONGEST_NAME = 200  # characters of an id
 
 
-class Navigator(Protocol):
-    """What sampling and checking need of a path finder; every method takes batches."""
-
-    def sample(self, count: int, rng: Generator) -> NDArray[np.float64]:
-        """Points `[count, 3]` uniform over the walkable area."""
-
-    def geodesic_distance(self, starts: NDArray, ends: NDArray) -> NDArray[np.float64]:
-        """Metres `[N]`, infinite where there is no way."""
-
-    def island_radius(self, points: NDArray) -> NDArray[np.float64]:
-        """Metres `[N]`."""
-
-    def is_navigable(self, points: NDArray) -> NDArray[np.bool_]:
-        """Whether each point lies on the navmesh, `[N]`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Episode:
     """One task: go from a start to a goal. Metres in Habitat's frame, rotations `[x, y, z, w]`.
 
-    `episode_id` may restart in every scene: `(scene_id, episode_id)` is the key.
+    `episode_id` may restart in every scene: `(scene_id, episode_id)` is the key. `geodesic_distance` is None where
+    the file does not say it; measures go by the distance at reset.
     """
 
     episode_id: str
@@ -65,7 +46,7 @@ class Episode:
     start_rotation: tuple[float, ...]
     goal_position: tuple[float, ...]
     goal_radius: float | None
-    geodesic_distance: float
+    geodesic_distance: float | None
 
 
 Row = tuple[str, str, tuple[float, ...]]
@@ -81,9 +62,9 @@ class EpisodeTable(Sequence[Episode]):
     def __init__(self, scenes: Sequence[str], scene: NDArray[np.int32], ids: NDArray, numbers: NDArray) -> None:
         """Ids of the scenes, and for each episode the index of its scene [N], its id [N] and its numbers [N, 12].
 
-        The numbers are start (3), rotation (4), goal (3), goal radius (NaN for none) and geodesic distance.
+        The numbers are start (3), rotation (4), goal (3), goal radius and geodesic distance (NaN for none).
         """
-        self._scenes, self._scene, self._ids, self._numbers = scenes, scene, ids, numbers
+        self.scenes, self._scene, self._ids, self._numbers = scenes, scene, ids, numbers
 
     def __len__(self) -> int:
         return len(self._scene)
@@ -98,9 +79,9 @@ class EpisodeTable(Sequence[Episode]):
         if isinstance(index, slice):
             return self._part(index)
         row = self._numbers[index].tolist()
-        radius = None if math.isnan(row[10]) else row[10]
-        scene, name = self._scenes[self._scene[index]], str(self._ids[index])
-        return Episode(name, scene, tuple(row[:3]), tuple(row[3:7]), tuple(row[7:10]), radius, row[11])
+        radius, distance = (None if math.isnan(number) else number for number in row[10:])
+        scene, name = self.scenes[self._scene[index]], str(self._ids[index])
+        return Episode(name, scene, tuple(row[:3]), tuple(row[3:7]), tuple(row[7:10]), radius, distance)
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> EpisodeTable:
@@ -114,9 +95,9 @@ class EpisodeTable(Sequence[Episode]):
     def by_scene(self) -> dict[str, EpisodeTable]:
         """The episodes of each scene that has any, in their order; without a copy where they stand together."""
         order = np.argsort(self._scene, kind="stable")
-        cuts = np.searchsorted(self._scene[order], np.arange(1, len(self._scenes)))
+        cuts = np.searchsorted(self._scene[order], np.arange(1, len(self.scenes)))
         tables = {}
-        for scene, rows in zip(self._scenes, np.split(order, cuts)):
+        for scene, rows in zip(self.scenes, np.split(order, cuts)):
             if len(rows):
                 together = rows[-1] - rows[0] + 1 == len(rows)
                 tables[scene] = self._part(slice(rows[0], rows[-1] + 1) if together else rows)
@@ -127,17 +108,22 @@ class EpisodeTable(Sequence[Episode]):
         """The number of each episode's scene [N]."""
         return self._scene
 
+    @property
+    def distances(self) -> NDArray[np.float64]:
+        """The geodesic distances that the files say, metres [N], NaN where they do not."""
+        return self._numbers[:, 11]
+
     def starts_and_goals(self) -> NDArray[np.float64]:
         """Where the episodes begin and end: positions [N, 6] in metres."""
         return self._numbers[:, [0, 1, 2, 7, 8, 9]]
 
     def digest(self) -> str:
         """What tells these episodes, in this order, from others."""
-        names = "\n".join(f"{self._scenes[scene]}\t{name}" for scene, name in zip(self._scene, self._ids.tolist()))
+        names = "\n".join(f"{self.scenes[scene]}\t{name}" for scene, name in zip(self._scene, self._ids.tolist()))
         return hashlib.sha256(names.encode() + self.starts_and_goals().tobytes()).hexdigest()
 
     def _part(self, rows: slice | NDArray[np.int64]) -> EpisodeTable:
-        return EpisodeTable(self._scenes, self._scene[rows], self._ids[rows], self._numbers[rows])
+        return EpisodeTable(self.scenes, self._scene[rows], self._ids[rows], self._numbers[rows])
 
 
 class _Columns:
@@ -166,17 +152,20 @@ class _Columns:
 
 
 def _numbers_of(episode: Episode) -> tuple[float, ...]:
-    radius = math.nan if episode.goal_radius is None else episode.goal_radius
     places = (*episode.start_position, *episode.start_rotation, *episode.goal_position)
-    return (*places, radius, episode.geodesic_distance)
+    options = episode.goal_radius, episode.geodesic_distance
+    return (*places, *(math.nan if number is None else number for number in options))
 
 
 # ---- where things lie
 
 
 def scene_path(data: str | os.PathLike, scene_id: str) -> Path:
-    """The GLB file of a scene: `scene_id` less a leading `data/scene_datasets/`, under `scene_datasets`."""
-    return Path(data) / "scene_datasets" / scene_id.removeprefix(PREFIX)
+    """The GLB file of a scene: `scene_id` less a leading `data/scene_datasets/`, under `scene_datasets`.
+
+    Where only its twin is there, X.glb for X.basis.glb or the other way round, it is that one.
+    """
+    return existing(Path(data) / "scene_datasets" / scene_id.removeprefix(PREFIX))
 
 
 def scene_name(scene_id: str) -> str:
@@ -212,23 +201,20 @@ def read_episodes(
     `scenes` keeps those scenes alone, by name ("Adrian"; a text is one name), and leaves the files of others unread.
     Raises `UserError` where the split or one of its scenes is missing or a file is damaged.
     """
-    index, contents = split_files(data, name, split, version)
-    wanted = None if scenes is None else set(map(scene_name, [scenes] if isinstance(scenes, str) else scenes))
-    if wanted is not None:
-        contents = [path for path in contents if scene_name(path.name) in wanted]
-    columns = _Columns()
-    for path in (index, *contents):
-        rows = _read_file(path)
-        columns.add(rows if wanted is None else (row for row in rows if scene_name(row[0]) in wanted))
-    absent = sorted((wanted or set()) - set(map(scene_name, columns.scenes)))
+    table = skim_episodes(data, name, split, version, scenes)
+    folder = split_folder(data, name, split, version)
+    absent = sorted(_names(scenes) - _names(table.scenes))
     if absent:
-        raise UserError(
-            f"{index.parent} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)"
-        )
-    if not columns.scenes:
-        raise UserError(f"{index.parent} holds no episodes; generate the data set anew")
-    _check_scenes_exist(data, split, sorted(columns.scenes))
-    return columns.table()
+        raise UserError(f"{folder} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)")
+    if not table.scenes:
+        raise UserError(f"{folder} holds no episodes; generate the data set anew")
+    _check_scenes_exist(data, split, sorted(table.scenes))
+    return table
+
+
+def _names(scenes: Sequence[str] | None) -> set[str]:
+    """The scenes' names; a text is one scene."""
+    return set(map(scene_name, [scenes] if isinstance(scenes, str) else scenes or ()))
 
 
 def _check_scenes_exist(data: str | os.PathLike, split: str, scenes: Sequence[str]) -> None:
@@ -239,22 +225,25 @@ def _check_scenes_exist(data: str | os.PathLike, split: str, scenes: Sequence[st
         raise UserError(f"{which}{more}; put it there or check the data folder (`navprune doctor`)")
 
 
-def split_scenes(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> list[str]:
-    """The scene ids of a split, sorted: all of `SPLIT.json.gz` and the first of each file in `content`.
+def skim_episodes(
+    data: str | os.PathLike,
+    name: str,
+    split: str,
+    version: str = "v1",
+    scenes: Sequence[str] | None = None,
+    each: int | None = None,
+) -> EpisodeTable:
+    """The episodes of `SPLIT.json.gz` and the first `each` (None: all) of each in `content`, of some scenes or all.
 
     Raises `UserError` for a missing split or damaged file; whether the scenes exist is not looked at.
     """
     index, contents = split_files(data, name, split, version)
-    scenes = {scene for scene, _, _ in _read_file(index)}
-    for path in contents:
-        scenes.update(scene for scene, _, _ in islice(_read_file(path), 1))
-    return sorted(scenes)
-
-
-def count_episodes(data: str | os.PathLike, name: str, split: str, version: str = "v1") -> int:
-    """How many episodes a split has; raises `UserError` for a missing split or damaged file."""
-    index, contents = split_files(data, name, split, version)
-    return sum(1 for path in (index, *contents) for _ in _read_file(path))
+    columns, wanted = _Columns(), _names(scenes)
+    for path in (index, *contents):
+        if scenes is None or path == index or scene_name(path.name) in wanted:
+            rows = islice(_read_file(path), None if path == index else each)
+            columns.add(row for row in rows if scenes is None or scene_name(row[0]) in wanted)
+    return columns.table()
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -288,12 +277,13 @@ def _row(entry: Any) -> Row:
         if abs(math.hypot(*rotation) - 1.0) > 1e-2:
             raise ValueError("not a unit quaternion")
         field = "goals"
+        if len(entry[field]) > 1:
+            raise ValueError(f"there are {len(entry[field])}, and PointNav takes one an episode here")
         target = entry[field][0]
         goal = _numbers(target["position"], 3)
-        radius = target.get("radius")
-        (radius,) = (math.nan,) if radius is None else _numbers([radius], 1)
+        radius = _optional(target.get("radius"))
         field = "info.geodesic_distance"
-        (distance,) = _numbers([entry["info"]["geodesic_distance"]], 1)
+        distance = _optional((entry.get("info") or {}).get("geodesic_distance"))
         field = "episode_id"
         number = entry[field]
         return (
@@ -324,86 +314,35 @@ def _numbers(values: Any, count: int) -> tuple[float, ...]:
     return numbers
 
 
-def check_episodes(episodes: Sequence[Episode], pathfinder: Navigator, source: str = "") -> None:
+def _optional(value: Any) -> float:
+    """A number, NaN where there is none."""
+    return math.nan if value is None else _numbers([value], 1)[0]
+
+
+def episode_faults(episodes: EpisodeTable, pathfinder: PathFinder) -> dict[int, str]:
+    """What keeps episodes of one scene from being run, by row: a start off the navmesh, a goal out of reach."""
+    starts, goals = np.split(episodes.starts_and_goals(), 2, axis=1)
+    on_floor = pathfinder.is_navigable(starts)
+    reachable = np.isfinite(pathfinder.geodesic_distance(starts, goals))
+    return {
+        int(row): "its goal cannot be reached" if on_floor[row] else "its start is off the navmesh"
+        for row in np.flatnonzero(~(on_floor & reachable))
+    }
+
+
+def check_episodes(episodes: Sequence[Episode], pathfinder: PathFinder) -> None:
     """Raises `UserError` for the first episode of one scene that cannot be run there.
 
-    Its start must lie on the navmesh and its goal must be reachable. `source` names the file in the message.
+    Its start must lie on the navmesh and its goal must be reachable.
     """
     if not episodes:
         return
-    starts, goals = np.split(EpisodeTable.of(episodes).starts_and_goals(), 2, axis=1)
-    on_floor = pathfinder.is_navigable(starts)
-    reachable = np.isfinite(pathfinder.geodesic_distance(starts, goals))
-    for row in np.flatnonzero(~(on_floor & reachable))[:1]:
-        episode = episodes[int(row)]
-        fault = "its goal cannot be reached" if on_floor[row] else "its start is off the navmesh"
-        where = f"{source}: " if source else ""
+    for row, fault in episode_faults(EpisodeTable.of(episodes), pathfinder).items():
+        episode = episodes[row]
         raise UserError(
-            f"{where}episode {episode.episode_id} of {episode.scene_id}: {fault}; "
+            f"episode {episode.episode_id} of {episode.scene_id}: {fault}; "
             "use the navmesh that the episodes were made with, or drop it"
         )
-
-
-# ---- sampling
-
-
-def sample_episodes(
-    pathfinder: Navigator, scene_id: str, count: int, rng: Generator, batch: int = 256
-) -> list[Episode]:
-    """`count` episodes by Habitat's rules: uniform goals, with up to 10 uniform starts tried for each.
-
-    All goals of a batch have their tries before any is taken, so that goals that are hard to serve are not rarer
-    in small samples. Raises `UserError` where the scene has next to no pairs that qualify.
-    """
-    episodes: list[Episode] = []
-    for _ in range(200 + 20 * count // batch):
-        goals = pathfinder.sample(batch, rng)
-        goals = goals[pathfinder.island_radius(goals) >= MIN_ISLAND_RADIUS]
-        starts, distances = _starts_for(goals, pathfinder, rng)
-        for row in np.flatnonzero(np.isfinite(distances))[: count - len(episodes)]:
-            distance = float(distances[row])
-            episodes.append(_episode(len(episodes), scene_id, starts[row], goals[row], distance, rng))
-        if len(episodes) == count:
-            return episodes
-    raise UserError(f"{scene_id}: only {len(episodes)} of {count} episodes found; the scene is too small or too open")
-
-
-def _starts_for(goals: NDArray, pathfinder: Navigator, rng: Generator) -> tuple[NDArray, NDArray[np.float64]]:
-    """The first start `[N, 3]` that qualifies for each goal, and its distance `[N]`, infinite where none did."""
-    starts, distances = np.zeros_like(goals), np.full(len(goals), np.inf)
-    waiting = np.arange(len(goals))
-    for _ in range(RETRIES):
-        if len(waiting) == 0:
-            break
-        tried = pathfinder.sample(len(waiting), rng)
-        ways = pathfinder.geodesic_distance(tried, goals[waiting])
-        kept = _qualify(tried, goals[waiting], ways, pathfinder.island_radius(tried), rng)
-        starts[waiting[kept]], distances[waiting[kept]] = tried[kept], ways[kept]
-        waiting = waiting[~kept]
-    return starts, distances
-
-
-def _qualify(
-    starts: NDArray, goals: NDArray, distances: NDArray, island_radius: NDArray, rng: Generator
-) -> NDArray[np.bool_]:
-    """Which pairs Habitat's generator keeps, `[N]`; nearly straight ones by chance."""
-    direct = np.linalg.norm(starts - goals, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = distances / direct
-    lucky = rng.random(len(starts)) <= 20.0 * (ratio - 0.98) ** 2
-    return (
-        (np.abs(starts[:, 1] - goals[:, 1]) <= MAX_RISE)
-        & (distances >= NEAREST)
-        & (distances <= FARTHEST)
-        & (island_radius >= MIN_ISLAND_RADIUS)
-        & ((ratio >= STRAIGHT) | lucky)
-    )
-
-
-def _episode(index: int, scene_id: str, start: NDArray, goal: NDArray, distance: float, rng: Generator) -> Episode:
-    half = rng.uniform(0.0, 2 * np.pi) / 2
-    rotation = (0.0, float(np.sin(half)), 0.0, float(np.cos(half)))
-    return Episode(str(index), scene_id, tuple(start.tolist()), rotation, tuple(goal.tolist()), None, distance)
 
 
 # ---- writing

@@ -3,6 +3,7 @@
 A wrong number in a file must not cost memory: whatever is allocated is first held against the bytes that are there.
 """
 
+import base64
 import importlib
 import json
 import re
@@ -10,12 +11,12 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from navprune.errors import UserError
+from navprune.errors import UserError, plain
 
 JSON_CHUNK = 0x4E4F534A
 BINARY_CHUNK = 0x004E4942
@@ -30,6 +31,45 @@ KNOWN = re.compile(  # extensions that are read, that are refused where they sta
 )
 
 Attributes = dict[str, NDArray[np.float32]]
+Range = tuple[int, int]
+"""First byte and end."""
+
+
+def chunks(path: Path) -> tuple[Range, Range]:
+    """Where the JSON and the binary part of a .glb file lie, by its headers: nothing else is read.
+
+    Raises UserError where the file is missing, no glTF 2.0 or cut off.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: scene not found; check the scenes folder and the name")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"glTF":
+            raise UserError(f"{path}: not a binary glTF file (.glb); export the scene as .glb")
+        try:
+            version, _ = struct.unpack("<II", file.read(8))
+            if version != 2:
+                raise UserError(f"{path}: glTF of version {version}; export the scene as glTF 2.0")
+            text = _chunk(file, JSON_CHUNK, size)
+            # Chunks are padded to four bytes; a file without the second one holds no data.
+            file.seek(text[1])
+            return text, _chunk(file, BINARY_CHUNK, size) if text[1] < size else (size, size)
+        except (struct.error, ValueError) as error:
+            raise damaged(path, error) from None
+
+
+def _chunk(file: IO[bytes], kind: int, limit: int) -> Range:
+    """Where the contents lie of the chunk that begins here, in a file of `limit` bytes."""
+    size, found = struct.unpack("<II", file.read(8))
+    first = file.tell()
+    if found != kind or first + size > limit:
+        raise ValueError("a chunk is cut off")
+    return first, first + size
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to raise for a scene that a parser tripped over."""
+    return UserError(f"{path}: glTF file is damaged or cut off ({plain(error)}); copy it again")
 
 
 class Glb:
@@ -41,43 +81,61 @@ class Glb:
 
     def __init__(self, path: Path):
         self.path = path
+        (first, end), self._binary = chunks(path)
         self._data = path.read_bytes()
-        if self._data[:4] != b"glTF":
-            raise UserError(f"{path}: not a binary glTF file (.glb); export the scene as .glb")
-        version, _ = struct.unpack_from("<II", self._data, 4)
-        if version != 2:
-            raise UserError(f"{path}: glTF of version {version}; export the scene as glTF 2.0")
-        first, end = self._chunk(12, JSON_CHUNK)
+        self._decoded: dict[int, bytes] = {}  # buffers that stand in the JSON part
         self.document: dict[str, Any] = json.loads(self._data[first:end])
         for name in self.document.get("extensionsRequired", []):
             if not KNOWN.fullmatch(name):
                 raise UserError(f"{path}: needs the glTF extension {name}, which is not read; export it without")
-        # Chunks are padded to four bytes; a file without the second one holds no data.
-        self._binary = self._chunk(end, BINARY_CHUNK) if end < len(self._data) else (end, end)
-
-    def _chunk(self, offset: int, kind: int) -> tuple[int, int]:
-        """First byte and end of what a chunk holds."""
-        size, found = struct.unpack_from("<II", self._data, offset)
-        if found != kind or offset + 8 + size > len(self._data):
-            raise ValueError("a chunk is cut off")
-        return offset + 8, offset + 8 + size
 
     def item(self, kind: str, index: int) -> dict[str, Any]:
         """An entry of one of the document's lists."""
         return self.document[kind][_natural(index)]
 
-    def view(self, index: int) -> tuple[int, int, int]:
-        """First byte in the file, end, and stride (0: tightly packed) of a buffer view."""
+    def view(self, index: int) -> tuple[bytes, Range, int]:
+        """Bytes in which a buffer view lies, where there, and its stride (0: tightly packed)."""
         view = self.item("bufferViews", index)
         if any("meshopt" in name for name in view.get("extensions", {})):
             raise self._compressed("meshopt")
-        if view["buffer"] != 0 or "uri" in self.item("buffers", 0):
-            raise UserError(f"{self.path}: its data lies outside the file; export the scene as one .glb")
-        first = self._binary[0] + _natural(view.get("byteOffset", 0))
+        data, (start, limit) = self._buffer(view["buffer"])
+        first = start + _natural(view.get("byteOffset", 0))
         end = first + _natural(view["byteLength"])
-        if end > self._binary[1]:
+        if end > limit:
             raise ValueError(f"buffer view {index} ends behind the data")
-        return first, end, _natural(view.get("byteStride", 0))
+        return data, (first, end), _natural(view.get("byteStride", 0))
+
+    def _buffer(self, index: int) -> tuple[bytes, Range]:
+        """Bytes in which a buffer lies, and where there."""
+        buffer = self.item("buffers", index)
+        if "uri" in buffer:
+            if index not in self._decoded:
+                self._decoded[index] = self._from_uri(buffer["uri"], "data")
+            return self._decoded[index], (0, len(self._decoded[index]))
+        if index != 0:
+            raise ValueError(f"buffer {index} has no data")
+        return self._data, self._binary
+
+    def _from_uri(self, uri: str, what: str) -> bytes:
+        """What an address holds that is its own data, `data:TYPE;base64,...`."""
+        head, _, text = uri.partition(",")
+        if not (head.startswith("data:") and head.endswith(";base64")):
+            raise UserError(f"{self.path}: its {what} lie outside the file; export the scene as one .glb")
+        try:
+            return base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise UserError(f"{self.path}: its {what} are no base64 ({error}); export the scene again") from None
+
+    def image(self, index: int) -> Range | bytes | UserError:
+        """An image file: where it lies in the .glb file, or its bytes, or why it cannot be had."""
+        image = self.item("images", index)
+        if "bufferView" not in image:
+            try:
+                return self._from_uri(image.get("uri", ""), "textures")
+            except UserError as error:
+                return error
+        data, place, _ = self.view(image["bufferView"])
+        return place if data is self._data else data[slice(*place)]
 
     def _compressed(self, how: str) -> UserError:
         return UserError(
@@ -87,12 +145,12 @@ class Glb:
 
     def _rows(self, source: dict[str, Any], count: int, dtype: np.dtype, width: int) -> NDArray:
         """Rows [count, width] in a buffer view, without copying."""
-        first, end, stride = self.view(source["bufferView"])
+        data, (first, end), stride = self.view(source["bufferView"])
         first += _natural(source.get("byteOffset", 0))
         stride = stride or dtype.itemsize * width
         if count and first + stride * (count - 1) + dtype.itemsize * width > end:
             raise ValueError("an accessor reaches beyond its buffer view")
-        return np.ndarray((count, width), dtype, self._data, first, (stride, dtype.itemsize))
+        return np.ndarray((count, width), dtype, data, first, (stride, dtype.itemsize))
 
     def accessor(self, index: int) -> NDArray:
         """Rows [count, width] of an accessor in its own type."""
@@ -144,8 +202,8 @@ class Glb:
         except ImportError:
             raise self._compressed("Draco") from None
         compressed = primitive["extensions"][DRACO]
-        first, end, _ = self.view(compressed["bufferView"])
-        mesh = decoder.decode(self._data[first:end])
+        data, place, _ = self.view(compressed["bufferView"])
+        mesh = decoder.decode(data[slice(*place)])
         attributes = {}
         for name in wanted:
             if name in compressed["attributes"]:

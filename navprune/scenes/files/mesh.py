@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from navprune.errors import UserError, plain
-from navprune.scenes.files.gltf import Glb
+from navprune.errors import UserError
+from navprune.scenes.files.gltf import Glb, Range, damaged
 
 # A bare .glb stage counts as z-up in Habitat: glTF's (x, y, z) becomes (x, z, -y).
 Z_UP_TO_Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
@@ -94,8 +94,8 @@ class FileImages:
     So depth costs nothing of them, and images that cannot be decoded only fail those who want colours (UserError).
     """
 
-    def __init__(self, path: Path, places: Sequence[tuple[int, int] | None]):
-        """The file, and the first byte and the end of each image in it; None for one outside the file."""
+    def __init__(self, path: Path, places: Sequence[Range | bytes | UserError]):
+        """The file, and of each image what `Glb.image` says."""
         self._path, self._places = path, places
 
     def __len__(self) -> int:
@@ -106,11 +106,14 @@ class FileImages:
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         place = self._places[index]
-        if place is None:
-            raise UserError(f"{self._path}: its textures lie outside the file; export the scene as one .glb")
-        with self._path.open("rb") as file:
-            file.seek(place[0])
-            data = file.read(place[1] - place[0])
+        if isinstance(place, UserError):
+            raise place
+        if isinstance(place, bytes):
+            data = place
+        else:
+            with self._path.open("rb") as file:
+                file.seek(place[0])
+                data = file.read(place[1] - place[0])
         try:
             return np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
         except Exception as error:  # Pillow raises whatever the broken part happens to trip over
@@ -170,11 +173,7 @@ class _Textures:
 
     def images(self) -> FileImages:
         """The images, one for each texture."""
-        images = [self._glb.item("images", source) for source, _ in self._indices]
-        return FileImages(
-            self._glb.path,
-            [self._glb.view(image["bufferView"])[:2] if "bufferView" in image else None for image in images],
-        )
+        return FileImages(self._glb.path, [self._glb.image(source) for source, _ in self._indices])
 
     def samplers(self) -> tuple[Sampler, ...]:
         """The samplers, one for each texture."""
@@ -190,15 +189,13 @@ def load_glb(path: str | Path, alpha_masks: bool = False) -> SceneMesh:
     DracoPy or by meshopt.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: scene not found; check the scenes folder and the name")
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused in the end
             return _scene_mesh(Glb(path), alpha_masks)
     except UserError:
         raise
     except Exception as error:  # whatever the broken part happens to trip over
-        raise UserError(f"{path}: glTF file is damaged or cut off ({plain(error)}); copy it again") from error
+        raise damaged(path, error) from error
 
 
 def _scene_mesh(glb: Glb, alpha_masks: bool) -> SceneMesh:

@@ -1,4 +1,4 @@
-"""Reads, writes and builds Detour navigation meshes in Habitat's `.navmesh` layout.
+"""Reads and writes Detour navigation meshes in Habitat's `.navmesh` layout.
 
 A file is a set header, for version 2 the settings of the build, and one blob for each tile, all little-endian
 and packed like the C structs (`DetourNavMesh.h`, and habitat-sim's `PathFinder.cpp` for the set).
@@ -7,13 +7,14 @@ and packed like the C structs (`DetourNavMesh.h`, and habitat-sim's `PathFinder.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from navprune.errors import UserError
+from navprune.files import write_file
 
 SET_MAGIC = 0x4D534554  # 'MSET'
 TILE_MAGIC = 0x444E4156  # 'DNAV'
@@ -152,7 +153,7 @@ class NavMesh:
 class _Bytes:
     """A cursor over a file's bytes that refuses to read past the end, so no count is believed unchecked."""
 
-    def __init__(self, data: bytes, name: str):
+    def __init__(self, data: bytes | np.ndarray, name: str):
         self.data, self.name, self.offset = data, name, 0
 
     def take(self, dtype: np.dtype | str, count: int, what: str) -> np.ndarray:
@@ -182,27 +183,23 @@ def read_navmesh(path: str | os.PathLike) -> NavMesh:
     return parse_navmesh(data, str(path))
 
 
+def check_navmesh(path: str | os.PathLike) -> None:
+    """Raises `UserError` where a file's headers say that it is cut off or of another kind; no more of it is read."""
+    data = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else b""
+    source = _Bytes(data, str(path))
+    head, _ = _set(source)
+    for index, _, blob in _blobs(source, head):
+        _tile_header(_Bytes(blob, source.name), index)
+
+
 def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
     """Reads a navigation mesh from the bytes of a file; `name` stands in the errors."""
     source = _Bytes(data, name)
-    head = source.take(SET_HEADER, 1, "set header")[0]
-    if head["magic"] != SET_MAGIC:
-        raise source.broken("it does not begin with the mark of a navmesh set")
-    if head["version"] not in (1, 2):
-        raise source.broken(f"its version is {head['version']}, and only 1 and 2 are known")
-    settings = NavMeshSettings()
-    if head["version"] == 2:
-        settings = _settings(source)
-    grid = (*head["origin"].tolist(), float(head["tile_width"]), float(head["tile_height"]))
-    if not np.all(np.abs(grid) <= MAX_COORDINATE) or min(grid[3:]) <= 0:
-        raise source.broken("its tile grid is not a sensible one")
+    head, settings = _set(source)
     tiles: list[Tile] = []
     places = set()
-    for index in range(int(head["tile_count"])):
-        lead = source.take(TILE_LEAD, 1, f"lead of tile {index}")[0]
-        if not lead["reference"] or not lead["size"]:
-            break  # as Habitat does, whatever the count says
-        tile = _read_tile(source, index, lead)
+    for index, reference, blob in _blobs(source, head):
+        tile = _read_tile(_Bytes(blob.tobytes(), name), index, reference)
         place = tuple(int(tile.header[key]) for key in ("x", "y", "layer"))
         if place in places:
             raise source.broken(f"two tiles lie at {place}")
@@ -211,8 +208,37 @@ def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
     if not any(len(tile.polygons) for tile in tiles):
         raise source.broken("it holds no polygon")
     return NavMesh(
-        tuple(tiles), grid[:3], grid[3], grid[4], int(head["max_tiles"]), int(head["max_polygons"]), settings
+        tuple(tiles),
+        tuple(head["origin"].tolist()),
+        float(head["tile_width"]),
+        float(head["tile_height"]),
+        int(head["max_tiles"]),
+        int(head["max_polygons"]),
+        settings,
     )
+
+
+def _set(source: _Bytes) -> tuple[np.void, NavMeshSettings]:
+    """The header of the set, and how it was made."""
+    head = source.take(SET_HEADER, 1, "set header")[0]
+    if head["magic"] != SET_MAGIC:
+        raise source.broken("it does not begin with the mark of a navmesh set")
+    if head["version"] not in (1, 2):
+        raise source.broken(f"its version is {head['version']}, and only 1 and 2 are known")
+    settings = _settings(source) if head["version"] == 2 else NavMeshSettings()
+    grid = (*head["origin"].tolist(), head["tile_width"], head["tile_height"])
+    if not np.all(np.abs(grid) <= MAX_COORDINATE) or min(grid[3:]) <= 0:
+        raise source.broken("its tile grid is not a sensible one")
+    return head, settings
+
+
+def _blobs(source: _Bytes, head: np.void) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Index, reference and bytes of each tile."""
+    for index in range(int(head["tile_count"])):
+        lead = source.take(TILE_LEAD, 1, f"lead of tile {index}")[0]
+        if not lead["reference"] or not lead["size"]:
+            break  # as Habitat does, whatever the count says
+        yield index, int(lead["reference"]), source.take("u1", int(lead["size"]), f"bytes of tile {index}")
 
 
 def _settings(source: _Bytes) -> NavMeshSettings:
@@ -222,16 +248,20 @@ def _settings(source: _Bytes) -> NavMeshSettings:
     return NavMeshSettings(*record["numbers"].tolist(), *(bool(value) for value in record["filters"]))
 
 
-def _read_tile(source: _Bytes, index: int, lead: np.void) -> Tile:
-    blob = _Bytes(source.take("u1", int(lead["size"]), f"bytes of tile {index}").tobytes(), source.name)
+def _tile_header(blob: _Bytes, index: int) -> np.void:
     header = blob.take(TILE_HEADER, 1, f"header of tile {index}")[0]
     if header["magic"] != TILE_MAGIC or header["version"] != TILE_VERSION:
-        raise source.broken(f"tile {index} is not a Detour tile of version {TILE_VERSION}")
+        raise blob.broken(f"tile {index} is not a Detour tile of version {TILE_VERSION}")
     if header["off_mesh_count"] != 0:
-        raise source.broken(f"tile {index} has off-mesh connections, which Habitat never makes")
+        raise blob.broken(f"tile {index} has off-mesh connections, which Habitat never makes")
+    return header
+
+
+def _read_tile(blob: _Bytes, index: int, reference: int) -> Tile:
+    header = _tile_header(blob, index)
     count = {key: int(header[key]) for key in TILE_HEADER.names or () if key.endswith("_count")}
     tile = Tile(
-        int(lead["reference"]),
+        reference,
         np.array(header),
         blob.take("<f4", 3 * count["vertex_count"], "vertices").reshape(-1, 3),
         blob.take(POLYGON, count["polygon_count"], "polygons"),
@@ -242,10 +272,10 @@ def _read_tile(source: _Bytes, index: int, lead: np.void) -> Tile:
         blob.take(BV_NODE, count["bv_node_count"], "bounding-volume nodes"),
     )
     if blob.offset != len(blob.data):
-        raise source.broken(f"tile {index} is larger than its counts say")
+        raise blob.broken(f"tile {index} is larger than its counts say")
     fault = _fault(tile)
     if fault:
-        raise source.broken(f"tile {index} {fault}")
+        raise blob.broken(f"tile {index} {fault}")
     return tile
 
 
@@ -312,14 +342,11 @@ def detail_triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def write_navmesh(path: str | os.PathLike, navmesh: NavMesh) -> None:
-    """Writes a `.navmesh` set of version 2, which habitat-sim loads.
+    """Writes a `.navmesh` set of version 2, which habitat-sim loads, in one piece.
 
     Raises `UserError` when the file cannot be written.
     """
-    try:
-        Path(path).write_bytes(navmesh_bytes(navmesh))
-    except OSError as error:
-        raise UserError(f"cannot write the navmesh {path}: {error.strerror or error}; choose another place") from None
+    write_file(Path(path), navmesh_bytes(navmesh))
 
 
 def navmesh_bytes(navmesh: NavMesh) -> bytes:
@@ -340,144 +367,3 @@ def navmesh_bytes(navmesh: NavMesh) -> bytes:
         blob = b"".join(section.tobytes() for section in tile.sections)
         parts += [np.array((tile.reference, len(blob)), TILE_LEAD).tobytes(), blob]
     return b"".join(parts)
-
-
-# ---------------------------------------------------------------------------------------------- building
-
-
-def navmesh_from_polygons(
-    vertices: np.ndarray, polygons: Sequence[Sequence[int]], settings: NavMeshSettings = NavMeshSettings()
-) -> NavMesh:
-    """Builds a one-tile navigation mesh from convex polygons, as Detour's `dtCreateNavMeshData` lays it out.
-
-    `vertices` [V, 3] metres, y up. Each polygon has 3 to 6 corners in Detour's winding (its normal points to
-    +y: clockwise in the (x, z) plane with x to the right and z up); polygons that share an edge share its two
-    vertex indices. Raises `UserError` when there is nothing, too much, or a polygon is not of that form.
-    """
-    points = np.ascontiguousarray(vertices, dtype=np.float32).reshape(-1, 3)
-    _check_polygons(points, polygons)
-    records = np.zeros(len(polygons), POLYGON)
-    edges: dict[tuple[int, int], tuple[int, int]] = {}
-    for index, polygon in enumerate(polygons):
-        records["corner_count"][index] = len(polygon)
-        records["corners"][index, : len(polygon)] = polygon
-        for edge, pair in enumerate(zip(polygon, [*polygon[1:], polygon[0]])):
-            if pair in edges:
-                raise UserError(f"navmesh polygons {edges[pair][0]} and {index} overlap along an edge; split them")
-            edges[pair] = (index, edge)
-    for (start, end), (index, edge) in edges.items():
-        if (end, start) in edges:
-            records["neighbours"][index, edge] = edges[end, start][0] + 1
-    records["flags"] = WALKABLE
-
-    counts = records["corner_count"].astype(int)
-    details = np.zeros(len(polygons), DETAIL)
-    details["triangle_count"] = counts - 2
-    details["triangle_base"] = np.cumsum(counts - 2) - (counts - 2)
-    lower, upper = points.min(axis=0), points.max(axis=0)
-    scale = np.float32(1 / settings.cell_size)
-    tile = Tile(
-        1 << (len(polygons) - 1).bit_length(),  # salt 1, tile 0, and bits enough for the polygons
-        np.zeros((), TILE_HEADER),
-        points,
-        records,
-        np.zeros(counts.sum(), LINK),
-        details,
-        np.zeros((0, 3), np.float32),
-        _fans(counts),
-        bounding_volumes(points, polygons, lower, scale),
-    )
-    fill_header(tile, lower, upper, scale, settings)
-    width, _, height = (upper - lower).tolist()
-    return NavMesh((tile,), tuple(lower.tolist()), width, height, 1, len(polygons), settings)
-
-
-def fill_header(
-    tile: Tile, lower: np.ndarray, upper: np.ndarray, per_cell: np.float32, settings: NavMeshSettings
-) -> None:
-    """Writes the header of a one-tile navmesh: the lengths of its sections, its box in metres, and how it was made.
-
-    `per_cell`: cells of the bounding volumes to a metre.
-    """
-    for key, value in {
-        "magic": TILE_MAGIC,
-        "version": TILE_VERSION,
-        "polygon_count": len(tile.polygons),
-        "vertex_count": len(tile.vertices),
-        "link_count": len(tile.links),
-        "detail_count": len(tile.details),
-        "detail_vertex_count": len(tile.detail_vertices),
-        "detail_triangle_count": len(tile.detail_triangles),
-        "bv_node_count": len(tile.bv_nodes),
-        "off_mesh_base": len(tile.polygons),
-        "walkable_height": settings.agent_height,
-        "walkable_radius": settings.agent_radius,
-        "walkable_climb": settings.agent_max_climb,
-        "lower": lower,
-        "upper": upper,
-        "bv_scale": per_cell,
-    }.items():
-        tile.header[key] = value
-
-
-def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> None:
-    if not len(polygons):
-        raise UserError("a navmesh needs at least one polygon")
-    if len(points) > MAX_VERTICES or len(polygons) > MAX_POLYGONS:
-        raise UserError(
-            f"a navmesh tile holds at most {MAX_VERTICES} vertices and {MAX_POLYGONS} polygons, "
-            f"not {len(points)} and {len(polygons)}; make the scene smaller or its cells larger"
-        )
-    if not np.all(np.abs(points) <= MAX_COORDINATE):
-        raise UserError("a navmesh vertex is not a sensible position in metres; check the scene")
-    for index, polygon in enumerate(polygons):
-        if not 3 <= len(polygon) <= MAX_CORNERS or len(set(polygon)) != len(polygon):
-            raise UserError(f"navmesh polygon {index} has not 3 to {MAX_CORNERS} different corners")
-        if min(polygon) < 0 or max(polygon) >= len(points):
-            raise UserError(f"navmesh polygon {index} has a corner that is no vertex")
-        flat = points[list(polygon)][:, [0, 2]].astype(float)
-        ahead = np.roll(flat, -1, axis=0) - flat
-        after = np.roll(ahead, -1, axis=0)
-        turns = ahead[:, 0] * after[:, 1] - ahead[:, 1] * after[:, 0]
-        slack = 1e-5 * (np.linalg.norm(ahead, axis=1) + np.linalg.norm(after, axis=1))  # float32 corners in a line
-        if np.any(turns > slack) or np.all(turns > -1e-9):
-            raise UserError(f"navmesh polygon {index} is not convex in Detour's winding")
-
-
-def _fans(counts: np.ndarray) -> np.ndarray:
-    """Detail triangles uint8 [K, 4] of flat polygons: a fan each, its border edges marked."""
-    rows = [
-        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4) for count in counts.tolist() for k in range(2, count)
-    ]
-    return np.array(rows, np.uint8).reshape(-1, 4)
-
-
-def bounding_volumes(
-    points: np.ndarray, polygons: Sequence[Sequence[int]], lower: np.ndarray, scale: np.float32
-) -> np.ndarray:
-    """The bounding-volume tree BV_NODE [2 P] in preorder, split at the median of the longest axis.
-
-    A leaf holds its polygon, an inner node minus the nodes to skip when it is missed; the last is unused.
-    """
-    boxes = np.array([(points[list(p)].min(axis=0), points[list(p)].max(axis=0)) for p in polygons])
-    cells = np.floor((boxes - lower) * scale).astype(np.int64)
-    if cells.max() > 0xFFFF:
-        raise UserError("the scene is too wide for one navmesh tile; make it smaller or its cells larger")
-    nodes = np.zeros(2 * len(polygons), BV_NODE)
-    cursor = 0
-
-    def subdivide(items: np.ndarray) -> None:
-        nonlocal cursor
-        here, cursor = cursor, cursor + 1
-        least, most = cells[items, 0].min(axis=0), cells[items, 1].max(axis=0)
-        nodes["lower"][here], nodes["upper"][here] = least, most
-        if len(items) == 1:
-            nodes["index"][here] = items[0]
-            return
-        items = items[np.argsort(cells[items, 0, np.argmax(most - least)], kind="stable")]
-        subdivide(items[: len(items) // 2])
-        subdivide(items[len(items) // 2 :])
-        nodes["index"][here] = here - cursor
-
-    subdivide(np.arange(len(polygons)))
-    return nodes

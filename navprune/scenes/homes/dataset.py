@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from navprune.errors import UserError
-from navprune.scenes.files.episodes import Episode, sample_episodes, scene_path, split_folder, write_episodes
+from navprune.scenes.files.episodes import Episode, scene_path, split_folder, write_episodes
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.homes.build import write_home
 from navprune.scenes.homes.floorplan import LARGEST, SMALLEST, FloorPlan, draw_plan
 from navprune.scenes.homes.plans import Drawing, draw_plans
+from navprune.scenes.homes.sampling import sample_episodes
 from navprune.simulator.pathfinder import PathFinder
 
 HARD_RATIO = 1.5  # geodesic/Euclidean ratio from which an episode counts as hard
@@ -195,7 +196,7 @@ def _make_home(job: _Job) -> _Home:
 
 def _drawing(job: _Job, home: _Home) -> Drawing:
     """The plan of a home with the longest of its first episodes."""
-    episode = max(home.episodes[:10], key=lambda episode: episode.geodesic_distance)
+    episode = max(home.episodes[:10], key=lambda episode: episode.geodesic_distance or 0.0)
     way = job.pathfinder().find_path(np.array(episode.start_position), np.array(episode.goal_position))
     title = f"{job.scene}: {home.area:.0f} m², {home.triangles // 1000}k triangles, path {way.distance:.1f} m"
     return Drawing(title, job.plan(), np.asarray(way.points))

@@ -6,7 +6,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from navprune.scenes.files.navmesh import MAX_CORNERS, NavMesh, navmesh_from_polygons
+from navprune.scenes.files.navmesh import MAX_CORNERS, NavMesh
+from navprune.scenes.files.tile import navmesh_from_polygons
 from navprune.scenes.homes.floorplan import FloorPlan
 
 AGENT_RADIUS = 0.1  # metres, Habitat's default

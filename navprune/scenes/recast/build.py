@@ -7,7 +7,6 @@ The stages are Recast's, in the order and with the roundings of habitat-sim, so 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,11 +31,10 @@ from navprune.scenes.files.navmesh import (
     NavMesh,
     NavMeshSettings,
     Tile,
-    bounding_volumes,
     detail_triangles,
-    fill_header,
     write_navmesh,
 )
+from navprune.scenes.files.tile import bounding_volumes, fill_header
 from navprune.scenes.recast import heightfield as voxels
 from navprune.scenes.recast.contours import trace
 from navprune.scenes.recast.detail import Detail, detail
@@ -144,20 +142,25 @@ def build_for(
     out = glb.with_suffix(".navmesh") if out is None else Path(out)
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists already; pass --overwrite (overwrite=True) to replace it")
-    triangles = turned_like_habitat(load_glb(glb).vertices)
-    try:
-        navmesh = build_navmesh(triangles, settings, progress)
-    except UserError as error:
-        raise UserError(f"{glb}: {error}") from None
-    _write(out, navmesh)
+    navmesh, count = build_from(glb, settings, progress)
+    write_navmesh(out, navmesh)
     return {
         "path": str(out),
         "area": float(_areas(navmesh.tiles[0]).sum()),
         "islands": _islands(navmesh.tiles[0]),
         "polygons": len(navmesh.tiles[0].polygons),
-        "triangles": len(triangles),
+        "triangles": count,
         "seconds": time.perf_counter() - began,
     }
+
+
+def build_from(glb: Path, settings: NavMeshSettings, progress: Progress | None = None) -> tuple[NavMesh, int]:
+    """The navigation mesh of a scene's GLB file, and of how many triangles; raises as `build_for` does."""
+    triangles = turned_like_habitat(load_glb(glb).vertices)
+    try:
+        return build_navmesh(triangles, settings, progress), len(triangles)
+    except UserError as error:
+        raise UserError(f"{glb}: {error}") from None
 
 
 def turned_like_habitat(vertices: np.ndarray) -> np.ndarray:
@@ -169,22 +172,6 @@ def turned_like_habitat(vertices: np.ndarray) -> np.ndarray:
     x, y, z = np.moveaxis(np.asarray(vertices, np.float32), -1, 0)
     near_one = np.float32(1) + TURN_ERROR
     return np.stack([x, TURN_ERROR * z + near_one * y, near_one * z - TURN_ERROR * y], axis=-1)
-
-
-def _write(path: Path, navmesh: NavMesh) -> None:
-    """Writes a navmesh beside its place, syncs it and puts it there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_navmesh(temporary, navmesh)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the navmesh {path}: {error.strerror or error}; choose another place") from None
 
 
 # ---------------------------------------------------------------------------------------------- the grid

@@ -4,8 +4,9 @@ import layouts
 import numpy as np
 import pytest
 
+from navprune.commands.doctor import examine
 from navprune.errors import UserError
-from navprune.scenes.files.episodes import read_episodes, scene_name, scene_path, split_scenes
+from navprune.scenes.files.episodes import read_episodes, scene_name, scene_path, skim_episodes
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.homes.dataset import generate_dataset
 from navprune.simulator.pathfinder import PathFinder
@@ -53,10 +54,38 @@ def test_splits_are_read_and_run_to_the_end(data, split):
     assert len(episodes) == 20 * len(SPLITS[split])
     assert sorted({scene_name(episode.scene_id) for episode in episodes}) == SPLITS[split]
     assert len({(episode.scene_id, episode.episode_id) for episode in episodes}) == len(episodes)
-    assert split_scenes(data, name, part, version) == sorted({episode.scene_id for episode in episodes})
+    for each in (1, None):
+        skimmed = skim_episodes(data, name, part, version, each=each)
+        assert set(skimmed.scenes) == {episode.scene_id for episode in episodes}
+    assert list(skimmed) == list(episodes)
     assert all(scene_path(data, episode.scene_id).with_suffix(".navmesh").is_file() for episode in episodes)
     measures = finish(episodes[::5], data)
     assert all(one["success"] == 1 and one["spl"] > 0.8 for one in measures)
+
+
+@pytest.mark.parametrize("navmesh", ["same name", "other name"])
+@pytest.mark.parametrize(
+    ("named", "there"), [("ID.basis.glb", "ID.glb"), ("ID.glb", "ID.basis.glb"), ("A.b.basis.glb", "A.b.glb")]
+)
+def test_either_name_of_hm3ds_files_stands_for_the_other(tmp_path, named, there, navmesh):
+    layouts.put_scene(tmp_path, "duplex", f"hm3d/val/00800-ID/{there}")
+    file = tmp_path / "scene_datasets" / "hm3d" / "val" / "00800-ID" / there
+    if navmesh == "other name":
+        file.with_suffix(".navmesh").rename(file.with_name(named).with_suffix(".navmesh"))
+    entries = layouts.entries("duplex", f"hm3d/val/00800-ID/{named}", count=3)
+    layouts.put_episodes(tmp_path, "hm3d/v1", "val", [], {"ID": entries})
+    episodes = read_episodes(tmp_path, "hm3d", "val")
+    assert scene_path(tmp_path, episodes[0].scene_id) == file
+    assert all(measures["success"] == 1 for measures in finish(episodes, tmp_path))
+    (val,) = (one for one in examine(tmp_path) if one.name.startswith("hm3d v1 val"))
+    assert "missing" not in val.found and "3 tried" in val.found
+
+
+def test_where_both_are_there_the_named_one_is_taken(tmp_path):
+    for name in ("ID.glb", "ID.basis.glb"):
+        layouts.put_scene(tmp_path, "duplex", f"hm3d/{name}")
+        assert scene_path(tmp_path, f"hm3d/{name}").name == name
+    assert scene_path(tmp_path, "hm3d/other.glb").name == "other.glb", "told as it was named"
 
 
 def test_ids_restart_in_the_scenes_of_version_2_only(data):

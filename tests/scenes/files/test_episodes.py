@@ -12,12 +12,12 @@ from navprune.scenes.files.episodes import (
     EpisodeTable,
     check_episodes,
     read_episodes,
-    sample_episodes,
     scene_path,
     split_folder,
     write_episodes,
 )
 from navprune.scenes.files.navmesh import read_navmesh
+from navprune.scenes.homes.sampling import sample_episodes
 from navprune.simulator.pathfinder import PathFinder
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference"
@@ -55,8 +55,8 @@ def test_habitats_own_episodes_pass_the_check_and_moved_ones_do_not(apartment):
     episodes = [e for e in read_episodes(REFERENCE, "reference", "val") if "apartment" in e.scene_id]
     check_episodes(episodes, apartment)
     outside = replace(episodes[3], start_position=(100.0, 0.0, 100.0))
-    with pytest.raises(UserError, match=rf"val\.json.*episode {outside.episode_id} of .*start is off") as raised:
-        check_episodes([*episodes, outside], apartment, "val.json")
+    with pytest.raises(UserError, match=rf"^episode {outside.episode_id} of .*start is off") as raised:
+        check_episodes([*episodes, outside], apartment)
     assert "\n" not in str(raised.value)
     away = replace(episodes[3], goal_position=(100.0, 0.0, 100.0))
     with pytest.raises(UserError, match="goal cannot be reached"):
@@ -186,8 +186,11 @@ def test_missing_shortest_paths_do_not_matter(data):
         ("start_rotation", [0, 0, 0, 0]),
         ("goals", []),
         ("goals", [{"position": "here"}]),
-        ("info", {}),
-        ("info", None),
+        ("goals", [{"position": [1, 0, 0]}, {"position": [2, 0, 0]}]),
+        ("goals", [{"position": [1, 0, 0], "radius": None}] * 3),
+        ("info", {"geodesic_distance": "far"}),
+        ("info", {"geodesic_distance": float("inf")}),
+        ("info", [2.0]),
         ("scene_id", 3),
         ("episode_id", "absent"),
     ],
@@ -197,6 +200,21 @@ def test_bad_fields_are_named(data, field, value):
     with pytest.raises(UserError) as raised:
         read_episodes(data, "reference", "val")
     assert field in str(raised.value) and str(file) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_several_goals_are_refused_with_their_number(data):
+    write_entry(data, goals=[{"position": [1, 0, 0]}, {"position": [2, 0, 0]}])
+    with pytest.raises(UserError, match="goals: there are 2, and PointNav takes one"):
+        read_episodes(data, "reference", "val")
+
+
+@pytest.mark.parametrize("info", ["absent", None, {}, {"geodesic_distance": None}, {"difficulty": "easy"}])
+def test_episodes_need_not_say_their_distance(data, info):
+    write_entry(data, info=info)
+    (episode,) = read_episodes(data, "reference", "val")
+    assert episode.geodesic_distance is None
+    write_episodes(data, "reference", "val", [episode])
+    assert list(read_episodes(data, "reference", "val")) == [episode]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 0.5, 0.95])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mutations import COUNT, mutants
 
 from navprune.errors import UserError
-from navprune.scenes.files.episodes import read_episodes, split_scenes
+from navprune.scenes.files.episodes import read_episodes, skim_episodes
 
 ENTRY = {
     "episode_id": "7",
@@ -47,7 +47,8 @@ def refusal(split, packed: bytes) -> str | None:
         assert line.isprintable()
         return line
     for episode in episodes:
-        numbers = (*episode.start_position, *episode.start_rotation, *episode.goal_position, episode.geodesic_distance)
+        distance = 0.0 if episode.geodesic_distance is None else episode.geodesic_distance
+        numbers = (*episode.start_position, *episode.start_rotation, *episode.goal_position, distance)
         assert len(numbers) == 11 and all(type(x) is float and math.isfinite(x) for x in numbers)
         assert episode.goal_radius is None or math.isfinite(episode.goal_radius)
         assert episode.scene_id.isprintable() and episode.episode_id.isprintable()
@@ -144,4 +145,4 @@ def test_what_was_cut_at_the_end_of_a_piece_is_read_whole(split):
 def test_scenes_of_a_split_fault_no_less(split):
     split[1].write_bytes(packed({"episodes": [ENTRY | {"scene_id": "two\nlines"}]}))
     with pytest.raises(UserError, match="scene_id"):
-        split_scenes(split[0], "reference", "val")
+        skim_episodes(split[0], "reference", "val")

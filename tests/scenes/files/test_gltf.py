@@ -1,5 +1,6 @@
 """Features of the format: each way to say the same scene gives the same mesh, each broken part one line."""
 
+import base64
 import struct
 import sys
 
@@ -12,7 +13,7 @@ from mutations import mutants
 
 from navprune.errors import UserError
 from navprune.scenes.files import mesh as mesh_module
-from navprune.scenes.files.gltf import FAN, STRIP, TRIANGLES, triangles_of
+from navprune.scenes.files.gltf import FAN, STRIP, TRIANGLES, chunks, triangles_of
 from navprune.scenes.files.mesh import load_glb
 
 CHECKER = np.array([[0, 255], [255, 0]], np.uint8)[..., None].repeat(3, -1)
@@ -349,6 +350,73 @@ def test_data_outside_the_file_and_other_versions_are_refused(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[:4] + struct.pack("<I", 1) + data[8:])
     with pytest.raises(UserError, match="version 1; export the scene"):
+        load_glb(path)
+
+
+def data_uri(data, kind="application/octet-stream"):
+    return f"data:{kind};base64,{base64.b64encode(bytes(data)).decode()}"
+
+
+def coloured_quad():
+    file = GlbFile()
+    file.quad(file.material(file.texture(CHECKER)))
+    return file
+
+
+def image_as_uri(file):
+    """The image's bytes leave their buffer view for a data URI."""
+    view = file.document["bufferViews"][file.document["images"][0].pop("bufferView")]
+    data = file.binary[view["byteOffset"] :][: view["byteLength"]]
+    file.document["images"][0]["uri"] = data_uri(data, "image/png")
+
+
+def buffer_as_uri(file):
+    """All that the binary part holds, the image included, in the JSON part."""
+    file.document["buffers"] = [{"byteLength": len(file.binary), "uri": data_uri(file.binary)}]
+    file.binary = b""
+
+
+def two_buffers(file):
+    """The positions in a buffer of their own, beside that of all else."""
+    view = file.document["bufferViews"][file.document["accessors"][0]["bufferView"]]
+    data = file.binary[view["byteOffset"] :][: view["byteLength"]]
+    view |= {"buffer": 1, "byteOffset": 0}
+    buffer_as_uri(file)
+    file.document["buffers"].append({"byteLength": len(data), "uri": data_uri(data)})
+
+
+@pytest.mark.parametrize("move", [image_as_uri, buffer_as_uri, two_buffers])
+def test_data_uris_are_data(tmp_path, move):
+    expected = load_glb(coloured_quad().write(tmp_path / "plain.glb"))
+    file = coloured_quad()
+    move(file)
+    mesh = load_glb(file.write(tmp_path / "uri.glb"))
+    np.testing.assert_array_equal(mesh.vertices, expected.vertices)
+    np.testing.assert_array_equal(mesh.textures[0], expected.textures[0])
+
+
+@pytest.mark.parametrize("uri", ["data:image/png;base64,%%%", "data:image/png,abc", "wall.png", ""])
+def test_images_that_are_no_data_only_fail_those_who_want_colours(tmp_path, uri):
+    file = coloured_quad()
+    del file.document["images"][0]["bufferView"]
+    file.document["images"][0]["uri"] = uri
+    mesh = load_glb(file.write(tmp_path / "house.glb"))
+    with pytest.raises(UserError, match=r"house\.glb: its textures .*; export the scene") as caught:
+        mesh.textures[0]
+    assert "\n" not in str(caught.value)
+
+
+def test_headers_tell_a_file_that_is_cut_off_and_no_more_is_read(tmp_path):
+    path = coloured_quad().write(tmp_path / "house.glb")
+    whole = path.read_bytes()
+    first, end = chunks(path)[0]
+    assert whole[first:end].startswith(b"{") and chunks(path)[1][1] == len(whole)
+    for length in (0, 3, 11, 19, end - 1, end + 4, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"house\.glb: .*(cut off|export the scene as)"):
+            chunks(path)
+    path.write_bytes(whole[:first] + bytes(len(whole) - first))  # nonsense inside is for `load_glb` to tell
+    with pytest.raises(UserError, match="damaged"):
         load_glb(path)
 
 

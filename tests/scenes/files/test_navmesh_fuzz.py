@@ -8,6 +8,7 @@ from mutations import COUNT, mutants
 
 from navprune.errors import UserError
 from navprune.scenes.files import navmesh as nm
+from navprune.scenes.files.tile import navmesh_from_polygons
 from navprune.simulator.pathfinder import PathFinder
 
 REFERENCE = Path(__file__).parents[2] / "data/reference/scene_datasets/reference"
@@ -16,7 +17,7 @@ REFERENCE = Path(__file__).parents[2] / "data/reference/scene_datasets/reference
 def small_navmesh():
     """Two squares of one metre and a ramp, without a tree."""
     vertices = np.array([[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 0, 0], [2, 0, 1], [2, 0, 0], [2, 0.5, 2], [1, 0.5, 2]])
-    navmesh = nm.navmesh_from_polygons(vertices, [[0, 1, 2, 3], [3, 2, 4, 5], [2, 7, 6, 4]])
+    navmesh = navmesh_from_polygons(vertices, [[0, 1, 2, 3], [3, 2, 4, 5], [2, 7, 6, 4]])
     (tile,) = navmesh.tiles
     tile.header["bv_node_count"] = 0
     object.__setattr__(tile, "bv_nodes", tile.bv_nodes[:0])
@@ -26,7 +27,7 @@ def small_navmesh():
 def files():
     yield from ((REFERENCE / f"{name}.navmesh").read_bytes() for name in ("apartment", "duplex"))
     yield nm.navmesh_bytes(small_navmesh())
-    yield nm.navmesh_bytes(nm.navmesh_from_polygons(small_navmesh().tiles[0].vertices, [[0, 1, 2, 3], [3, 2, 4, 5]]))
+    yield nm.navmesh_bytes(navmesh_from_polygons(small_navmesh().tiles[0].vertices, [[0, 1, 2, 3], [3, 2, 4, 5]]))
 
 
 def ask(finder, rng):

@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from navprune.errors import UserError
-from navprune.scenes.files.episodes import check_episodes, read_episodes, sample_episodes, scene_path
+from navprune.scenes.files.episodes import check_episodes, read_episodes, scene_path
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.homes.dataset import HARD_RATIO, generate_dataset
 from navprune.scenes.homes.floorplan import draw_plan
+from navprune.scenes.homes.sampling import sample_episodes
 from navprune.scenes.homes.walkable import home_navmesh
 from navprune.simulator.pathfinder import PathFinder
 

@@ -1,0 +1,38 @@
+"""Where the files of a scene lie, and whether they are whole as far as their headers tell."""
+
+from pathlib import Path
+
+from navprune.errors import UserError
+from navprune.scenes.files.gltf import chunks
+from navprune.scenes.files.navmesh import check_navmesh
+
+BASIS = ".basis"
+
+
+def existing(path: Path) -> Path:
+    """The file itself or, where it is absent, its twin if that is there: HM3D has ID.glb and ID.basis.glb."""
+    if path.is_file():
+        return path
+    stem = path.stem.removesuffix(BASIS) if path.stem.endswith(BASIS) else path.stem + BASIS
+    twin = path.with_name(stem + path.suffix)
+    return twin if twin.is_file() else path
+
+
+def navmesh_path(glb: Path) -> Path:
+    """The navmesh beside a scene file, by either of its names."""
+    return existing(glb.with_suffix(".navmesh"))
+
+
+def check_files(glb: Path) -> None:
+    """Raises UserError where a scene or its navmesh is missing, cut off or of another kind; reads headers alone."""
+    for file in (glb, navmesh_path(glb)):
+        if not file.is_file():
+            raise UserError(
+                f"scene file {file} does not exist; check the data folder, "
+                "or make scenes with `navprune scenes generate`"
+            )
+    try:
+        chunks(glb)
+        check_navmesh(navmesh_path(glb))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or glb}: {error.strerror or error}; check the disk") from None

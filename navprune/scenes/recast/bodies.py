@@ -1,0 +1,83 @@
+"""The navigation mesh of a scene for an agent's body: the published one, or one that is built once and kept."""
+
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from navprune.errors import UserError
+from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, read_navmesh, write_navmesh
+from navprune.scenes.files.places import navmesh_path
+from navprune.scenes.recast.build import build_from
+
+CLOSE = 1e-5
+"""Metres within which bodies are the same, as in habitat-sim."""
+
+
+class Body(NamedTuple):
+    """Radius and height of an agent in metres; Habitat's where nothing is said."""
+
+    radius: float = NavMeshSettings.agent_radius
+    height: float = NavMeshSettings.agent_height
+
+    def fits(self, navmesh: NavMesh) -> bool:
+        """Whether a navmesh was made for this body."""
+        made_for = navmesh.settings.agent_radius, navmesh.settings.agent_height
+        return all(abs(mine - its) < CLOSE for mine, its in zip(self, made_for))
+
+
+def navmesh_for(glb: Path, body: Body) -> NavMesh:
+    """The navmesh beside a scene where it was made for this body; else one that Recast builds, once.
+
+    So does habitat-sim. What is built is kept beside the scene as `NAME.r0.18_h0.88.navmesh` or, where that folder
+    cannot be written, in the user's cache; the published file stays as it is. Raises UserError where the published
+    navmesh is missing or broken and where none can be built.
+    """
+    published = read_navmesh(navmesh_path(glb))
+    if body.fits(published):
+        return published
+    places = list(_places(glb, body))
+    for place in places:
+        if place.is_file() and place.stat().st_mtime >= glb.stat().st_mtime:  # the scene has not changed since
+            with suppress(UserError):
+                if body.fits(kept := read_navmesh(place)):
+                    return kept
+    return _build(glb, body, places)
+
+
+def _places(glb: Path, body: Body) -> Iterator[Path]:
+    """Where the navmesh for a body may be kept."""
+    name = f"{glb.stem}.r{body.radius:g}_h{body.height:g}.navmesh"
+    yield glb.with_name(name)
+    cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if cache_folder.is_absolute():
+        digest = hashlib.sha256(str(glb.resolve()).encode()).hexdigest()[:12]
+        yield cache_folder / "navprune" / "navmesh" / f"{digest}-{name}"
+
+
+def _build(glb: Path, body: Body, places: list[Path]) -> NavMesh:
+    """Builds the navmesh and keeps it in the first of the places that can be written."""
+    size = f"radius {body.radius:g} m and height {body.height:g} m"
+    print(f"building the navmesh of {glb} for a body of {size}", file=sys.stderr)
+    navmesh, _ = build_from(glb, NavMeshSettings(agent_radius=body.radius, agent_height=body.height))
+    for place in places:
+        # Other processes may build the same: each writes a file of its own and puts it there in one piece.
+        own = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        try:
+            write_navmesh(own, navmesh)
+            own.replace(place)
+            return navmesh
+        except (OSError, UserError):
+            own.unlink(missing_ok=True)
+    _say_once("navmeshes cannot be kept beside the scenes nor in ~/.cache, and are built anew by each process")
+    return navmesh
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
