@@ -1,4 +1,4 @@
-"""The schema of habitat_configs/, composed from each package's own dataclasses, and checked once at the door."""
+"""The schema of habitat_configs/, composed from each package's own dataclasses, and checked when it is read."""
 
 import dataclasses
 import difflib

@@ -62,7 +62,7 @@ def gradual_pruning(config: Config, policy: PointNavPolicy) -> GradualPruning | 
 
 
 def distillation(config: Config, student: PolicySpec) -> Distillation | None:
-    """The lessons of `pruning.teacher` for a network of spec `student`; None where there is no teacher."""
+    """The distillation from `pruning.teacher` for a network of spec `student`; None where there is no teacher."""
     pruning = config.pruning
     if pruning is None or pruning.teacher is None:
         return None

@@ -205,7 +205,7 @@ class GradualPruning(Callback):
             ppo.optimiser.register_step_post_hook(step)
 
     def _faded(self, ppo: PPO) -> float:
-        """What one step leaves of a doomed unit: exp(-strength) over the interval, the rate growing linearly."""
+        """What one step leaves of a unit to be cut: exp(-strength) over the interval, the rate growing linearly."""
         before, after = (self._position(frames) for frames in (self.frames, self.frames + ppo.frames_per_update))
         steps = ppo.config.epochs * ppo.config.minibatches
         return math.exp(-self.strength * (after**2 - before**2) / steps)
@@ -293,7 +293,7 @@ class GradualPruning(Callback):
 
 @torch.no_grad()
 def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float, example: Example | None = None) -> None:
-    """Multiplies doomed units, {group name: bool [units]}, by `factor` in place.
+    """Multiplies the units that the next cut takes, {group name: bool [units]}, by `factor` in place.
 
     That is the scale and shift of their norms, since a norm divides by the scale of the filters before it; where
     there is none, the filters and biases. A unit that has faded to 0 is as good as masked. `example` is that of

@@ -1,4 +1,4 @@
-"""The group lasso over coupled channels: what drives whole units to zero while a network trains.
+"""The group lasso over coupled channels: what brings whole units to zero while a network trains.
 
     penalty = sum over groups g of sqrt(|g|) * ||W_g||_2        (Yuan & Lin, JRSS B 2006)
 

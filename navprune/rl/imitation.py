@@ -1,10 +1,10 @@
 """Expert warm start: imitation of shortest-path actions with dataset aggregation (DAgger, Ross et al. 2011).
 
 Each update collects one round of `steps` x N frames, labels every frame with the expert's action, adds the
-round to a bounded buffer and takes gradient steps on sequences drawn from all of it. An episode begins with the
-expert at the wheel, with probability beta, or with the policy, so that the agent also learns what to do where its
-own mistakes lead it. A policy that gets nowhere hands over to the expert, who shows the way out; and while the
-expert drives, the policy takes a step now and then, so that paths are left and found again.
+round to a bounded buffer and takes gradient steps on sequences drawn from all of it. In an episode the actions are
+at first the expert's, with probability beta, or the policy's, so that the agent also learns what to do where its
+own mistakes lead it. Where the policy makes no progress, the expert acts from then on; and while the expert acts,
+the policy takes a step now and then, so that paths are left and found again.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ class Round:
 
 
 class Drivers:
-    """Who drives each of N environments, the expert or the policy; see the module's text."""
+    """Who acts in each of N environments, the expert or the policy; see the module's text."""
 
     def __init__(self, environments: int, patience: int) -> None:
         self.patience = patience
         self.expert = torch.zeros(environments, dtype=torch.bool)
-        """Whether the expert drives, [N]."""
+        """Whether the expert acts, [N]."""
         self.handed_over = torch.zeros(environments, dtype=torch.bool)
         """Whether it took over in the running episode, [N]."""
         self._reward, self._best, self._stalled = torch.zeros(3, environments)
@@ -184,7 +184,7 @@ class WarmStart:
         return 1.0 - progress * (1.0 - self.config.beta_final)
 
     def update(self, progress: float) -> dict[str, float]:
-        """Collect a round, learn from the buffer, return mean losses; `progress` [0, 1] drives schedules."""
+        """Collect a round, learn from the buffer, return mean losses; schedules are at `progress` [0, 1]."""
         lr = self.config.lr * (1 - progress)
         for group in self.optimiser.param_groups:
             group["lr"] = lr

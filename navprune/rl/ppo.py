@@ -192,7 +192,7 @@ class PPO:
         return self.config.steps * self.actor.env.num_envs
 
     def update(self, progress: float) -> dict[str, float]:
-        """Collect a rollout, learn from it, return mean losses; `progress` in [0, 1] drives the schedules."""
+        """Collect a rollout, learn from it, return mean losses; schedules are at `progress` in [0, 1]."""
         config = self.config
         lr = config.lr * (1 - progress) if config.linear_lr else config.lr
         for group in self.optimiser.param_groups:

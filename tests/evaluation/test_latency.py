@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -6,10 +7,18 @@ import torch
 from navprune.errors import UserError
 from navprune.evaluation import latency
 from navprune.evaluation.cost import cost
-from navprune.evaluation.latency import measure
+from navprune.evaluation.latency import RUNTIMES, measure
 from navprune.models.build import build
 from navprune.models.encoders import Encoder
 from navprune.models.spec import encoder_spec
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+NEEDS = {
+    "compiled": pytest.mark.skipif(
+        not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+    )
+}
+"""What a runtime needs of the machine."""
 
 
 class Clock:
@@ -101,11 +110,23 @@ def test_a_runtime_that_does_not_work_is_told_in_its_rows(timed, monkeypatch):
     assert rows[2].median_ms is not None
 
 
-def test_a_real_encoder_is_measured_and_left_as_it_was():
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("runtime", [pytest.param(runtime, marks=NEEDS.get(runtime, ())) for runtime in RUNTIMES])
+def test_a_real_encoder_is_measured_and_left_as_it_was(runtime, device):
     encoder = build(encoder_spec("simple_cnn", (1, 40, 40)), seed=0)
-    (row,) = measure({"cnn": encoder}, (2,), ("eager",), repeats=2, warmup=1)
-    assert 0 < row.median_ms <= row.p95_ms
+    (row,) = measure({"cnn": encoder}, (2,), (runtime,), device, repeats=2, warmup=1)
+    assert row.note == "" and 0 < row.median_ms <= row.p95_ms
     assert encoder.training
+    assert {parameter.device.type for parameter in encoder.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("runtime", [pytest.param(runtime, marks=NEEDS.get(runtime, ())) for runtime in RUNTIMES])
+def test_a_runtime_computes_what_the_module_computes(runtime, device):
+    encoder, images = build(encoder_spec("simple_cnn", (1, 40, 40)), seed=0).to(device), torch.rand(2, 1, 40, 40)
+    with torch.inference_mode():
+        answer = latency._runner(encoder.eval(), runtime, images.to(device))()
+        torch.testing.assert_close(answer, encoder(images.to(device)), atol=1e-4, rtol=1e-4)
 
 
 def test_unknown_runtime():

@@ -83,9 +83,9 @@ def _split(polygon, count, near, far, at, axis):
 
 @njit(cache=True)
 def _insert(heads, spans, used, cell, low, high, walkable, climb):
-    """Adds a span to a cell's chain and swallows those it touches; returns how many rows of `spans` are used.
+    """Adds a span to a cell's chain and merges those it touches into it; returns how many rows of `spans` are used.
 
-    Rows are low, high, walkable, next. A swallowed span's walkable top counts when it is within `climb` of the new.
+    Rows are low, high, walkable, next. A merged span's walkable top counts when it is within `climb` of the new.
     """
     before, here = -1, heads[cell]
     recycled = -1

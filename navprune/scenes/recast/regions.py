@@ -146,7 +146,7 @@ class _Region:
         return self.neighbours.count(other.number) <= 1 and other.number not in self.floors
 
     def take(self, other: _Region) -> None:
-        """Swallows a neighbour: its contour is put in where the two touch."""
+        """Merges a neighbour into this one: its contour is put in where the two touch."""
         a, b = self.neighbours.index(other.number), other.neighbours.index(self.number)
         around = self.neighbours[a + 1 :] + self.neighbours[:a] + other.neighbours[b + 1 :] + other.neighbours[:b]
         self.neighbours = _without_repeats(around)
