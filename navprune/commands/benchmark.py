@@ -71,13 +71,7 @@ def benchmark_simulator(
 
 
 def make_benchmark_env(
-    data: Path,
-    name: str,
-    width: int,
-    environments: int,
-    threads: int | None,
-    seed: int,
-    library: SceneLibrary,
+    data: Path, name: str, width: int, environments: int, threads: int | None, seed: int, library: SceneLibrary
 ) -> PointNavEnv:
     """A training environment over the split `train` of a data set, with square depth images."""
     episodes = read_episodes(data, name, "train")

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.encoders import Encoder
-from navprune.models.spec import EncoderSpec, PolicySpec, convolutions, widths
+from navprune.models.spec import EncoderSpec, PolicySpec, convolutions
+from navprune.models.widths import widths
 from navprune.pruning.groups import encoder_in, groups_of
 from navprune.pruning.methods import TORCH_PRUNING
 from navprune.pruning.prune import CountCost, PruningResult, spec_of, weights_hash

@@ -5,19 +5,15 @@ A pruned network is a smaller spec and smaller weights. Nothing here needs torch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from navprune.errors import UserError
-
-if TYPE_CHECKING:
-    from navprune.models.classifiers import ClassifierSpec
 
 CHANNELS = {"rgb": 3, "depth": 1}
 EXPANSION = {"basic": 1, "bottleneck": 4, "se_bottleneck": 4, "resnext": 2, "se_resnext": 2}
@@ -99,11 +95,7 @@ class EncoderSpec:
     @cached_property
     def channels(self) -> dict[str, int]:
         """Channels of every width that a `Conv` names: the layers, "input" and "output"."""
-        return {
-            "input": self.input[0],
-            **{layer.name: layer.channels for layer in self.layers},
-            "output": self.output,
-        }
+        return {"input": self.input[0], **{layer.name: layer.channels for layer in self.layers}, "output": self.output}
 
     @cached_property
     def units(self) -> dict[str, int]:
@@ -160,10 +152,6 @@ class EncoderSpec:
         except (TypeError, AttributeError) as error:
             raise UserError(f"not an encoder's spec: {error}; write one with `encoder_spec`") from error
 
-    def digest(self) -> str:
-        """16 hexadecimal digits that change with anything in the spec."""
-        return digest(self)
-
 
 @dataclass(frozen=True)
 class PolicySpec:
@@ -195,13 +183,6 @@ class PolicySpec:
             raise UserError("not a policy's spec: 'encoder' is missing")
         return cls(**{**values, "encoder": EncoderSpec.from_json(values["encoder"])})
 
-    def digest(self) -> str:
-        """16 hexadecimal digits that change with anything in the spec."""
-        return digest(self)
-
-
-Widened = TypeVar("Widened", bound="EncoderSpec | ClassifierSpec")  # a spec with widths of its own
-
 
 def encoder_spec(
     name: str,
@@ -221,11 +202,11 @@ def encoder_spec(
     `output` replaces Habitat's round(2048 / (h w)) channels of compression. Raises UserError where these do not
     fit.
     """
-    input = _shape(input)
     if name not in NAMES:
         raise UserError(f"unknown encoder {name!r}; known are {', '.join(NAMES)}")
     if name == "blind":
         return EncoderSpec("blind", (0, 0, 0), ())
+    check_input(name, input := (*input,))
     if observations is None:
         observations = {1: ("depth",), 3: ("rgb",), 4: ("depth", "rgb")}.get(input[0], ())
     if name == "simple_cnn":
@@ -246,27 +227,6 @@ def encoder_spec(
         last = _convolutions("resnet", block, blocks, *pooled)[-1]
         output = round(FLAT_SIZE / max(1, last.height * last.width))
     return EncoderSpec("resnet", input, observations, block, blocks, layers, output, "rgb" in observations)
-
-
-def widths(spec: EncoderSpec | ClassifierSpec) -> dict[str, int]:
-    """The free widths of an encoder or a classifier, {name: channels}: the handles that pruning uses."""
-    return {o.name: o.channels for o in spec.layers} if isinstance(spec, EncoderSpec) else dict(spec.widths)
-
-
-def with_widths(spec: Widened, channels: Mapping[str, int]) -> Widened:
-    """The same network with some widths replaced; norms keep their group size and so have fewer groups.
-
-    So do grouped convolutions. Raises UserError for an unknown name, or a width that is not a positive multiple of
-    its group size.
-    """
-    present = widths(spec)
-    for name in channels:
-        if name not in present:
-            raise UserError(f"{_title(spec)} has no width {name!r}; it has {', '.join(present)}")
-    if not isinstance(spec, EncoderSpec):
-        return replace(spec, widths={**present, **channels})
-    layers = tuple(Layer(o.name, channels.get(o.name, o.channels), o.group) for o in spec.layers)
-    return replace(spec, layers=layers)
 
 
 def renumbered(name: str, removed: Collection[str]) -> str | None:
@@ -300,12 +260,6 @@ def convolutions(spec: EncoderSpec, size: tuple[int, int] | None = None) -> tupl
     to the encoder.
     """
     return _convolutions(spec.family, spec.block, spec.blocks, *(size or spec.pooled))
-
-
-def _shape(input: tuple[int, int, int]) -> tuple[int, int, int]:
-    if len(input) != 3:
-        raise UserError(f"an encoder's input is (channels, height, width), not {tuple(input)}")
-    return input[0], input[1], input[2]
 
 
 @lru_cache(maxsize=256)
@@ -392,15 +346,6 @@ def _narrow(layer: Layer, width: float, per_group: int = 1) -> Layer:
     return replace(layer, channels=max(1, round(width * layer.channels / unit)) * unit)
 
 
-def _title(spec: EncoderSpec | ClassifierSpec) -> str:
-    return f"{spec.family} encoder" if isinstance(spec, EncoderSpec) else spec.family
-
-
-def digest(spec: EncoderSpec | PolicySpec | ClassifierSpec) -> str:
-    """16 hexadecimal digits that change with anything in the spec."""
-    return hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode()).hexdigest()[:16]
-
-
 def known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of JSON data that has no keys but the fields of a dataclass; else raises UserError."""
     if not isinstance(data, Mapping):
@@ -418,16 +363,35 @@ def check_positive(what: str, value: object) -> None:
         raise UserError(f"{what} is {value!r}; it must be a whole number of at least 1")
 
 
+def check_input(title: str, input: tuple[int, ...]) -> None:
+    """Raises UserError unless these are sides [C, H, W]."""
+    if len(input) != 3:
+        raise UserError(f"{title}: input is (channels, height, width), not {tuple(input)}")
+    for what, value in zip(("channels", "height", "width"), input):
+        check_positive(f"{title}: input {what}", value)
+
+
+def check_blocks(title: str, blocks: tuple[int, ...], first: int) -> None:
+    """Raises UserError for a stage without blocks, the first for one with less than `first`."""
+    for stage, count in enumerate(blocks, start=1):
+        # The first block of a stage changes the resolution or the width, so that it cannot be left out.
+        least = first if stage == 1 else 1
+        if not isinstance(count, int) or count < least:
+            raise UserError(f"{title}: stage {stage} has {count!r} blocks; it needs at least {least}")
+
+
 def _check_encoder(spec: EncoderSpec) -> None:
     if spec.family not in FAMILIES:
         raise UserError(f"unknown family of encoders {spec.family!r}; known are {', '.join(FAMILIES)}")
-    title = _title(spec)
+    title = f"{spec.family} encoder"
     if spec.block not in FAMILIES[spec.family]:
         raise UserError(f"{title}: block is {spec.block!r}; known are {FAMILIES[spec.family]}")
     if spec.family == "resnet":
-        _check_blocks(spec)
+        check_blocks(title, spec.blocks, first=0 if spec.block == "basic" else 1)
+        if not spec.blocks:
+            raise UserError(f"{title}: no stages; give the number of blocks of each stage")
     if spec.family != "blind":
-        _check_input(spec)
+        _check_images(title, spec)
         check_positive(f"{title}: output", spec.output)
     expected = _layer_names(spec.family, spec.block, spec.blocks)
     if tuple(layer.name for layer in spec.layers) != expected:
@@ -440,10 +404,8 @@ def _check_encoder(spec: EncoderSpec) -> None:
             raise UserError(f"{title}: {layer.name} has {size}")
 
 
-def _check_input(spec: EncoderSpec) -> None:
-    title = _title(spec)
-    for what, value in zip(("channels", "height", "width"), _shape(spec.input)):
-        check_positive(f"{title}: input {what}", value)
+def _check_images(title: str, spec: EncoderSpec) -> None:
+    check_input(title, spec.input)
     if not spec.observations or any(key not in CHANNELS for key in spec.observations):
         raise UserError(f"{title}: observations are {spec.observations}; they must be of {', '.join(CHANNELS)}")
     if sum(CHANNELS[key] for key in spec.observations) != spec.input[0]:
@@ -451,13 +413,3 @@ def _check_input(spec: EncoderSpec) -> None:
     smallest = min((min(conv.height, conv.width) for conv in convolutions(spec)), default=0)
     if smallest < 1:
         raise UserError(f"{title}: input of {spec.input[1]} x {spec.input[2]} pixels is too small")
-
-
-def _check_blocks(spec: EncoderSpec) -> None:
-    for stage, count in enumerate(spec.blocks, start=1):
-        # The first block of a stage changes the resolution or the width, so that it cannot be left out.
-        least = 0 if trunk_name(spec.block, stage) == trunk_name(spec.block, stage - 1) else 1
-        if not isinstance(count, int) or count < least:
-            raise UserError(f"resnet encoder: stage {stage} has {count!r} blocks; it needs at least {least}")
-    if not spec.blocks:
-        raise UserError("resnet encoder: no stages; give the number of blocks of each stage")

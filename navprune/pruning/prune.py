@@ -14,7 +14,8 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
-from navprune.models.spec import EncoderSpec, PolicySpec, renumbered, widths, with_widths
+from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
+from navprune.models.widths import widths, with_widths
 from navprune.pruning.gates import GateConfig, learn_gates
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, units

@@ -40,9 +40,7 @@ def read_curve(folder: str | Path, tag: str) -> Curve:
     scalars = events.Scalars(tag)
     times = np.array([scalar.wall_time for scalar in scalars])
     return Curve(
-        np.array([scalar.step for scalar in scalars]),
-        times - times[0],
-        np.array([scalar.value for scalar in scalars]),
+        np.array([scalar.step for scalar in scalars]), times - times[0], np.array([scalar.value for scalar in scalars])
     )
 
 
@@ -93,15 +91,7 @@ def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", run
                 continue
             reach = [[spl["mean"] - spl["low"]], [spl["high"] - spl["mean"]]]
             axes.errorbar(
-                x,
-                spl["mean"],
-                reach,
-                fmt="o",
-                color=colour,
-                markersize=8,
-                elinewidth=1.6,
-                capsize=4,
-                label=row.name,
+                x, spl["mean"], reach, fmt="o", color=colour, markersize=8, elinewidth=1.6, capsize=4, label=row.name
             )
         for i, (name, mean) in enumerate(sorted(controls.items(), key=lambda item: item[1])):
             axes.axhline(mean, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)

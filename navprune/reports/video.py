@@ -84,13 +84,7 @@ def _write_h264(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     """Encode `frames` with libx264 in the pixel format that browsers play."""
     height, width = frames[0].shape[:2]
     writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        quality=7,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
+        str(path), (width, height), fps=fps, codec="libx264", quality=7, macro_block_size=2, ffmpeg_log_level="error"
     )
     writer.send(None)
     for frame in frames:
