@@ -55,17 +55,9 @@ def benchmark_simulator(
             memory[0] = resident_mib()
             parts = [_frames_per_second(env, frames // 10, seed + part) for part in range(10)]
             memory[1] = resident_mib()
-            scene = env.scene(0)
-            rows.append(
-                {
-                    "scene": scene.name,
-                    "triangles": scene.bvh.triangles,
-                    "width": width,
-                    "environments": environments,
-                    "threads": threads or os.cpu_count(),
-                    "frames_per_second": float(np.median(parts)),
-                }
-            )
+            scene, rate = env.scene(0), float(np.median(parts))
+            row = {"scene": scene.name, "triangles": scene.bvh.triangles, "width": width, "environments": environments}
+            rows.append(row | {"threads": threads or os.cpu_count(), "frames_per_second": rate})
             env.close()
     return {"rows": rows, "memory_mib": memory}
 

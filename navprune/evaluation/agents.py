@@ -67,12 +67,8 @@ class PolicyAgent(Agent):
         def pick(tensor: Tensor) -> Tensor:
             return tensor[rows.to(tensor.device)].to(self.device)
 
-        output = self.policy(
-            {name: pick(values) for name, values in observations.items()},
-            pick(self.state),
-            pick(self.previous),
-            pick(masks),
-        )
+        seen = {name: pick(values) for name, values in observations.items()}
+        output = self.policy(seen, pick(self.state), pick(self.previous), pick(masks))
         self.state[rows[:count].to(self.device)] = output.state[:count]
         return output.logits[:count].float().cpu()
 
@@ -89,27 +85,8 @@ def choose(logits: Tensor, draws: Tensor | None) -> Tensor:
     return (draws[:, None] >= below).sum(dim=-1)
 
 
-class RandomAgent(Agent):
-    """Habitat's random agent: stops within the success distance, else forward, left or right by chance.
-
-    It is told when to stop, so its score is what wandering alone finds. An agent that also stopped by chance
-    would end after four steps on average, and score lower still.
-    """
-
-    def __init__(self, task: TaskConfig | None = None):
-        self.task = task or TaskConfig()
-
-    def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
-        """Choose actions, see `Agent.act`."""
-        distance = observations[GOAL].cpu()[rows, 0]
-        moves = FORWARD + (3 * draws).long()
-        return torch.where(distance <= self.task.success_distance, STOP, moves)
-
-
-class GoalFollower(Agent):
-    """Habitat's goal follower: turns until it faces the goal within 15 degrees, then walks straight at it."""
-
-    tolerance = math.radians(15.0)
+class Control(Agent):
+    """An agent that is told when to stop: within the success distance of the goal."""
 
     def __init__(self, task: TaskConfig | None = None):
         self.task = task or TaskConfig()
@@ -117,9 +94,33 @@ class GoalFollower(Agent):
     def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         """Choose actions, see `Agent.act`."""
         distance, angle = observations[GOAL].cpu()[rows].unbind(-1)
-        turn = torch.where(angle > 0, LEFT, RIGHT)
-        walk = torch.where(angle.abs() < self.tolerance, FORWARD, turn)
-        return torch.where(distance <= self.task.success_distance, STOP, walk)
+        return torch.where(distance <= self.task.success_distance, STOP, self.move(angle, draws))
+
+    @abstractmethod
+    def move(self, angle: Tensor, draws: Tensor) -> Tensor:
+        """Choose forward, left or right, int64 [R], by the goal's `angle` [R] in radians or by chance."""
+
+
+class RandomAgent(Control):
+    """Habitat's random agent: stops within the success distance, else forward, left or right by chance.
+
+    Its score is what wandering alone finds. An agent that also stopped by chance would end after four steps on
+    average, and score lower still.
+    """
+
+    def move(self, angle: Tensor, draws: Tensor) -> Tensor:
+        """Choose by chance."""
+        return FORWARD + (3 * draws).long()
+
+
+class GoalFollower(Control):
+    """Habitat's goal follower: turns until it faces the goal within 15 degrees, then walks straight at it."""
+
+    tolerance = math.radians(15.0)
+
+    def move(self, angle: Tensor, draws: Tensor) -> Tensor:
+        """Choose by the direction of the goal."""
+        return torch.where(angle.abs() < self.tolerance, FORWARD, torch.where(angle > 0, LEFT, RIGHT))
 
 
 class ShortestPathAgent(Agent):

@@ -38,12 +38,8 @@ class Evaluation:
 
     def to_json(self, split: str) -> dict:
         """Return the summary that `navprune evaluate --json` writes."""
-        return {
-            "split": split,
-            "episodes": len(self.episodes),
-            "measures": self.measures,
-            "frames_per_second": self.frames_per_second,
-        }
+        count, rate = len(self.episodes), self.frames_per_second
+        return {"split": split, "episodes": count, "measures": self.measures, "frames_per_second": rate}
 
     def write_episodes(self, path: str | Path) -> None:
         """Write one JSON line for each episode."""
@@ -172,11 +168,8 @@ def summarise(records: Sequence[dict], seed: int = 0) -> dict[str, dict[str, flo
     """Return {measure: {"mean", "low", "high"}} over episode `records`."""
     names = [name for name in records[0] if name not in ("scene", "episode_id")]
     values = np.array([[record[name] for name in names] for record in records], dtype=np.float64)
-    low, high = bootstrap(values, np.random.default_rng(seed))
-    means = values.mean(axis=0)
-    return {
-        name: {"mean": float(means[i]), "low": float(low[i]), "high": float(high[i])} for i, name in enumerate(names)
-    }
+    figures = np.stack([values.mean(axis=0), *bootstrap(values, np.random.default_rng(seed))], axis=1)
+    return {name: dict(zip(("mean", "low", "high"), row)) for name, row in zip(names, figures.tolist())}
 
 
 def bootstrap(

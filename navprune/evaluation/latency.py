@@ -145,17 +145,11 @@ def _rows(
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = []
     for name in models:
-        median = medians.get(name)
-        rows.append(
-            LatencyRow(
-                name,
-                runtime,
-                batch_size,
-                median_ms=None if median is None else 1e3 * median,
-                p95_ms=None if median is None else 1e3 * float(torch.tensor(seconds[name]).quantile(0.95)),
-                saving_realised=None if median is None or first not in medians else 1 - median / medians[first],
-                saving_theoretical=1 - macs[name] / macs[first] if macs[first] else 0.0,
-                note=notes.get(name, ""),
-            )
-        )
+        median = p95 = realised = None
+        if name in medians:
+            median, p95 = 1e3 * medians[name], 1e3 * float(torch.tensor(seconds[name]).quantile(0.95))
+            realised = 1 - medians[name] / medians[first] if first in medians else None
+        theoretical = 1 - macs[name] / macs[first] if macs[first] else 0.0
+        note = notes.get(name, "")
+        rows.append(LatencyRow(name, runtime, batch_size, median, p95, realised, theoretical, note))
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -84,8 +84,7 @@ class ClassifierSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
-        own = {"family": self.family, "input": self.input, "classes": self.classes}
-        return json.loads(json.dumps({**own, "blocks": self.blocks, "widths": dict(self.widths)}))
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ClassifierSpec:

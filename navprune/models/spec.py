@@ -206,7 +206,8 @@ def encoder_spec(
         raise UserError(f"unknown encoder {name!r}; known are {', '.join(NAMES)}")
     if name == "blind":
         return EncoderSpec("blind", (0, 0, 0), ())
-    check_input(name, input := (*input,))
+    check_input(name, input)
+    input = (*input,)
     if observations is None:
         observations = {1: ("depth",), 3: ("rgb",), 4: ("depth", "rgb")}.get(input[0], ())
     if name == "simple_cnn":

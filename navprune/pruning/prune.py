@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -77,21 +77,14 @@ class PruningResult:
 
     def to_json(self) -> dict[str, Any]:
         """What `pruning.json` holds: everything but the weights."""
-        return {
-            "method": self.method,
-            "settings": self.settings,
-            "budget": self.budget,
-            "reached": self.reached,
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "dense", "blocks")}
+        return plain | {
             "equal_compute": self.equal_compute,
             "widths": {name: list(pair) for name, pair in self.widths.items()},
             "blocks_removed": list(self.blocks),
             "keep": {name: kept.int().tolist() for name, kept in self.keep.items()},
             "scores": {name: score.tolist() for name, score in self.scores.items()},
             "losses": list(self.losses),
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "search_seconds": self.search_seconds,
-            "initial_weights": self.initial_weights,
         }
 
 
@@ -132,7 +125,8 @@ def prune(
     shares = _shares(dense or _spec_within(model) or model, cost, example)
     measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
-    before = _dense_widths(dense, groups)
+    own = {group.name: group.channels for group in groups if not group.block}
+    before = widths(encoder_of(dense)) if dense else own  # with gates not those of the network that is searched
     _check_reach(groups, method, shares, budget, config, before)
     evidence = Evidence(torch.Generator().manual_seed(seed), drawn, loss, example, blocks)
     scores, losses = _scored(model, method, evidence, gates)
@@ -170,11 +164,6 @@ def _looked_at(
     if gates and dense:
         network = expanded(dense, gates.expansion)
     return network if isinstance(network, nn.Module) else build(network, seed).to(device)
-
-
-def _dense_widths(dense: Spec | None, groups: Sequence[ChannelGroup]) -> dict[str, int]:
-    """Channels of each width of the network that was asked about, which with gates is not the one searched."""
-    return widths(encoder_of(dense)) if dense else {group.name: group.channels for group in groups if not group.block}
 
 
 def _left(
@@ -257,12 +246,7 @@ def _shares(
     """Widths -> shares of multiply-accumulates and parameters of the dense network."""
     count = _count(network, cost, example)
     whole = count({})
-
-    def shares(channels: Widths) -> dict[str, float]:
-        counts = count(channels)
-        return {name: counts[name] / whole[name] for name in MEASURES}
-
-    return shares
+    return lambda channels: {name: found / whole[name] for name, found in count(channels).items() if name in MEASURES}
 
 
 def _count(

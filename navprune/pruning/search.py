@@ -84,14 +84,12 @@ def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str,
     Raises UserError, naming the `option`, on anything else.
     """
     shares: dict[str, float] = {}
-    known = " or ".join(names) or "NAME=SHARE"
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or name in shares or (names and name not in names):
-            example = f"{names[0] if names else 'stage4.*'}=0.5"
-            raise UserError(
-                f"{option} {text!r}: cannot read {part.strip()!r}; write {known}, each once, as in {example}"
-            )
+            known, example = " or ".join(names) or "NAME=SHARE", f"{names[0] if names else 'stage4.*'}=0.5"
+            reason = f"cannot read {part.strip()!r}; write {known}, each once, as in {example}"
+            raise UserError(f"{option} {text!r}: {reason}")
         try:
             shares[name] = float(value)
         except ValueError:
@@ -232,9 +230,8 @@ def _sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
     if group.block:
         return [0, 1]
     count, whole = units(group), dense / group.unit
-    limit = min(
-        (share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)), default=math.inf
-    )
+    limits = [share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)]
+    limit = min(limits, default=math.inf)
     least = min(count, max(config.minimum, math.ceil(config.minimum_share * whole - 1e-9)))
     chunk = math.lcm(group.unit, config.multiple) // group.unit
     allowed = [size for size in range(1, count + 1) if size % chunk == 0 or size == count]

@@ -55,18 +55,21 @@ class Report:
         counts = sorted({(evaluation["split"], evaluation["episodes"]) for evaluation in done})
         return " and ".join(f"{count} episodes of {split}" for split, count in counts) or "no episodes"
 
+    def latency(self) -> list[dict]:
+        """Return the rows of latency of all agents."""
+        return [line for row in self.rows for line in row.latency]
+
 
 def write_report(out: Path, report: Report) -> Path:
     """Write `out`/report.html, the figures beside it and the table as table.md; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    latency = [line for row in report.rows for line in row.latency]
     table = encoder_table(report.rows, report.runtime)
     (out / "table.md").write_text(table.markdown() + "\n")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE).render(
         report=report,
         table=table,
         costs=cost_table({row.name: row.cost for row in report.rows if row.cost}),
-        latency=latency_table(latency) if latency else None,
+        latency=latency_table(report.latency()),
         figures=draw_figures(out / "figures", report),
         embed=embed,
         hardware=hardware(),
@@ -92,10 +95,9 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
     if any(row.milliseconds(1, report.runtime) and row.evaluation for row in rows):
         draw("spl_latency.png", "SPL against measured time.",
              plots.plot_spl, rows, by="latency", runtime=report.runtime)  # fmt: skip
-    lines = [line for row in rows for line in row.latency]
-    if any(line.get("saving_theoretical") for line in lines):
+    if any(line.get("saving_theoretical") for line in report.latency()):
         draw("savings.png", "Time saved on the clock, against multiply-accumulates saved on paper.",
-             plots.plot_savings, lines)  # fmt: skip
+             plots.plot_savings, report.latency())  # fmt: skip
     if report.curves:
         draw("curves.png", "SPL of the training episodes; the strong lines are means of ten points.",
              plots.plot_learning_curves, report.curves, smoothing=10)  # fmt: skip
@@ -117,15 +119,9 @@ def embed(picture: Picture) -> Markup:
 
 def hardware() -> dict[str, str]:
     """Return what this was measured on."""
-    facts = {
-        "processor": device_name("cpu"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    if torch.cuda.is_available():
-        facts["accelerator"] = torch.cuda.get_device_name()
-    return facts
+    facts = {"processor": device_name("cpu"), "system": f"{platform.system()} {platform.machine()}"}
+    facts |= {"python": platform.python_version(), "torch": torch.__version__}
+    return facts | ({"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 STYLE = """
@@ -209,7 +205,7 @@ forward time ({{ report.runtime }}).</p>
 <h2>Episodes</h2>
 {{ gallery(report.episodes) }}
 {% endif %}
-{% if latency %}
+{% if latency.rows %}
 <h2>Latency</h2>
 {{ draw(latency) }}
 {% endif %}

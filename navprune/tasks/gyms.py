@@ -81,7 +81,7 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
             self._drawn, self._next = True, None
         self._seen = self._next or _first(self._env.reset())
         self._next = None
-        return self._seen, self._info(self._env.episodes[0], self._env.running_measures(0))
+        return self._seen, _info(self._env.episodes[0], self._env.running_measures(0))
 
     def step(self, action: np.int64) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
         """Takes an action: 0 stop, 1 forward, 2 left, 3 right."""
@@ -90,19 +90,14 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         step = self._env.step(torch.tensor([int(action)]))
         if not step.finished:
             self._seen = _first(step.observations)
-            info = self._info(self._env.episodes[0], self._env.running_measures(0))
+            info = _info(self._env.episodes[0], self._env.running_measures(0))
         else:
             self._next = _first(step.observations)
             # STOP does not move the agent: it sees what it saw.
             last = step.final_observations
             self._seen = {key: seen.copy() for key, seen in self._seen.items()} if last is None else _first(last)
-            info = self._info(step.finished[0].episode, step.finished[0].measures)
+            info = _info(step.finished[0].episode, step.finished[0].measures)
         return self._seen, float(step.reward[0]), bool(step.terminated[0]), bool(step.truncated[0]), info
-
-    @staticmethod
-    def _info(episode: Episode | None, measures: dict[str, float]) -> dict[str, Any]:
-        assert episode is not None, "the order is endless"
-        return {"scene_id": episode.scene_id, "episode_id": episode.episode_id, **measures}
 
     def render(self) -> NDArray[np.uint8] | None:
         """What the agent sees, colour and depth side by side: [H, W or 2 W, 3]; None without a render mode."""
@@ -156,8 +151,8 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
             # STOP does not move the agent: it sees what it saw.
             row = rows.get(end.env)
             final = _row(self._seen, end.env) if row is None else _row(cut_short, row)
-            ids = {"scene_id": end.episode.scene_id, "episode_id": end.episode.episode_id}
-            infos = self._add_info(infos, {"final_obs": final, "final_info": ids | end.measures}, end.env)
+            info = {"final_obs": final, "final_info": _info(end.episode, end.measures)}
+            infos = self._add_info(infos, info, end.env)
         self._seen = _arrays(step.observations)
         return self._seen, step.reward.numpy(), step.terminated.numpy(), step.truncated.numpy(), infos
 
@@ -178,6 +173,11 @@ def picture(observations: Arrays) -> NDArray[np.uint8]:
     if "depth" in observations:
         images.append(np.repeat((observations["depth"] * 255).astype(np.uint8), 3, axis=2))
     return np.concatenate(images, axis=1) if images else np.zeros((1, 1, 3), np.uint8)
+
+
+def _info(episode: Episode | None, measures: dict[str, float]) -> dict[str, Any]:
+    assert episode is not None, "the order is endless"
+    return {"scene_id": episode.scene_id, "episode_id": episode.episode_id, **measures}
 
 
 def _arrays(observations: Observations) -> Arrays:
