@@ -123,13 +123,7 @@ def benchmark_training(
         result = train(spec, env, TrainerConfig(total_frames=(1 + updates) * frames, seed=seed), ppo, None, run)
         env.close()
     network = sum(seconds for phase, seconds in result.seconds.items() if phase in NETWORK_PHASES)
-    row = {
-        "encoder": encoder,
-        "base_planes": base_planes,
-        "width": width,
-        "environments": environments,
-        "frames_per_second": result.frames_per_second,
-        "network_share": network / sum(result.seconds.values()),
-        "seconds": result.seconds,
-    }
+    share = network / sum(result.seconds.values())
+    row = {"encoder": encoder, "base_planes": base_planes, "width": width, "environments": environments}
+    row |= {"frames_per_second": result.frames_per_second, "network_share": share, "seconds": result.seconds}
     return {"rows": [row]}

@@ -85,8 +85,26 @@ def choose(logits: Tensor, draws: Tensor | None) -> Tensor:
     return (draws[:, None] >= below).sum(dim=-1)
 
 
-class Control(Agent):
-    """An agent that is told when to stop: within the success distance of the goal."""
+class RandomAgent(Agent):
+    """Habitat's random agent: stops within the success distance, else forward, left or right by chance.
+
+    It is told when to stop, so its score is what wandering alone finds. An agent that also stopped by chance
+    would end after four steps on average, and score lower still.
+    """
+
+    def __init__(self, task: TaskConfig | None = None):
+        self.task = task or TaskConfig()
+
+    def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
+        """Choose actions, see `Agent.act`."""
+        distance = observations[GOAL].cpu()[rows, 0]
+        return torch.where(distance <= self.task.success_distance, STOP, FORWARD + (3 * draws).long())
+
+
+class GoalFollower(Agent):
+    """Habitat's goal follower: turns until it faces the goal within 15 degrees, then walks straight at it."""
+
+    tolerance = math.radians(15.0)
 
     def __init__(self, task: TaskConfig | None = None):
         self.task = task or TaskConfig()
@@ -94,33 +112,9 @@ class Control(Agent):
     def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         """Choose actions, see `Agent.act`."""
         distance, angle = observations[GOAL].cpu()[rows].unbind(-1)
-        return torch.where(distance <= self.task.success_distance, STOP, self.move(angle, draws))
-
-    @abstractmethod
-    def move(self, angle: Tensor, draws: Tensor) -> Tensor:
-        """Choose forward, left or right, int64 [R], by the goal's `angle` [R] in radians or by chance."""
-
-
-class RandomAgent(Control):
-    """Habitat's random agent: stops within the success distance, else forward, left or right by chance.
-
-    Its score is what wandering alone finds. An agent that also stopped by chance would end after four steps on
-    average, and score lower still.
-    """
-
-    def move(self, angle: Tensor, draws: Tensor) -> Tensor:
-        """Choose by chance."""
-        return FORWARD + (3 * draws).long()
-
-
-class GoalFollower(Control):
-    """Habitat's goal follower: turns until it faces the goal within 15 degrees, then walks straight at it."""
-
-    tolerance = math.radians(15.0)
-
-    def move(self, angle: Tensor, draws: Tensor) -> Tensor:
-        """Choose by the direction of the goal."""
-        return torch.where(angle.abs() < self.tolerance, FORWARD, torch.where(angle > 0, LEFT, RIGHT))
+        turn = torch.where(angle > 0, LEFT, RIGHT)
+        walk = torch.where(angle.abs() < self.tolerance, FORWARD, turn)
+        return torch.where(distance <= self.task.success_distance, STOP, walk)
 
 
 class ShortestPathAgent(Agent):

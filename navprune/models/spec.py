@@ -211,23 +211,23 @@ def encoder_spec(
     if observations is None:
         observations = {1: ("depth",), 3: ("rgb",), 4: ("depth", "rgb")}.get(input[0], ())
     if name == "simple_cnn":
-        layers = tuple(_narrow(Layer(f"conv{i + 1}", c), width) for i, c in enumerate((32, 64)))
-        return EncoderSpec(name, input, observations, layers=layers, output=output or 32)
+        free = _narrow(Layer("conv1", 32), width), _narrow(Layer("conv2", 64), width)
+        return EncoderSpec(name, input, observations, layers=free, output=output or 32)
     block, blocks = RESNETS[name]
     groups = base_planes // 2 if groups is None else groups
     if block.endswith("resnext") and base_planes % 2:
         raise UserError(f"{name}: {base_planes} base planes; its grouped convolutions need an even number")
     if groups < 1 or base_planes % groups:
         raise UserError(f"{name}: {base_planes} base planes cannot be split into {groups} norm groups")
-    layers = tuple(
-        _narrow(Layer(layer, planes, _norm_group(layer, planes, groups)), width, _per_group(block, layer))
-        for layer, planes in _habitat_planes(block, blocks, base_planes).items()
-    )
+    layers = []
+    for layer, planes in _habitat_planes(block, blocks, base_planes).items():
+        group = 1 if layer.endswith(".se") else planes // groups  # no norm follows a squeeze
+        layers.append(_narrow(Layer(layer, planes, group), width, _per_group(block, layer)))
     if output is None:
         pooled = input[1] // 2, input[2] // 2
         last = _convolutions("resnet", block, blocks, *pooled)[-1]
         output = round(FLAT_SIZE / max(1, last.height * last.width))
-    return EncoderSpec("resnet", input, observations, block, blocks, layers, output, "rgb" in observations)
+    return EncoderSpec("resnet", input, observations, block, blocks, tuple(layers), output, "rgb" in observations)
 
 
 def renumbered(name: str, removed: Collection[str]) -> str | None:
@@ -250,8 +250,7 @@ def fewer_blocks(blocks: tuple[int, ...], removed: Collection[str]) -> tuple[int
 
 def trunk_name(block: str, stage: int) -> str:
     """Name of the width that leaves stage 0 (the stem), 1, 2, ..."""
-    shared_with_stem = stage == 0 or (stage == 1 and block == "basic")
-    return "stem" if shared_with_stem else f"stage{stage}.trunk"
+    return "stem" if stage == 0 or (stage == 1 and block == "basic") else f"stage{stage}.trunk"
 
 
 def convolutions(spec: EncoderSpec, size: tuple[int, int] | None = None) -> tuple[Conv, ...]:
@@ -330,10 +329,6 @@ def _habitat_planes(block: str, blocks: tuple[int, ...], base_planes: int) -> di
         trunk = own * EXPANSION[block]
         planes[name] = {"trunk": trunk, "se": max(1, trunk // SQUEEZE)}.get(name.rpartition(".")[2], own)
     return planes
-
-
-def _norm_group(layer: str, planes: int, groups: int) -> int:
-    return 1 if layer.endswith(".se") else planes // groups  # no norm follows a squeeze
 
 
 @lru_cache(maxsize=256)

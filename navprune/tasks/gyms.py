@@ -22,10 +22,16 @@ Arrays = dict[str, NDArray]
 class Reshuffled(Shuffled):
     """An endless order of episodes that can be drawn anew."""
 
-    def draw(self, seed: int) -> None:
-        """Begins the permutations that belong to this seed."""
-        self._seed, self._counts = seed, [0] * len(self._counts)
+    drawn = False
+
+    def draw(self, seed: int | Sequence[int] | None) -> bool:
+        """Begins the permutations that belong to a seed, or without one goes on; the first time it draws by chance."""
+        if self.drawn and seed is None:
+            return False
+        self._seed, self._counts = int(np.random.default_rng(seed).integers(2**31)), [0] * len(self._counts)
         self._permutations.clear()
+        self.drawn = True
+        return True
 
 
 def make_env(
@@ -68,7 +74,6 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         self.render_mode = render_mode
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
-        self._drawn = False
         self._seen: Arrays = {}
         self._next: Arrays | None = None
         """The first observations of the episode that follows the one that has just ended."""
@@ -76,9 +81,8 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Begins the next episode, or the first of the order that the seed draws."""
         super().reset(seed=seed)
-        if seed is not None or not self._drawn:
-            self._order.draw(int(self.np_random.integers(2**31)))
-            self._drawn, self._next = True, None
+        if self._order.draw(seed):
+            self._next = None
         self._seen = self._next or _first(self._env.reset())
         self._next = None
         return self._seen, _info(self._env.episodes[0], self._env.running_measures(0))
@@ -129,15 +133,12 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._seen: Arrays = {}
-        self._drawn = False
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
         """Begins an episode everywhere, those of the order that the seed draws where one is given."""
-        if seed is not None or not self._drawn:
-            self._order.draw(int(np.random.default_rng(seed).integers(2**31)))
-            self._drawn = True
+        self._order.draw(seed)
         self._seen = _arrays(self._env.reset())
         return self._seen, {}
 
