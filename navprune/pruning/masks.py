@@ -21,7 +21,7 @@ from navprune.models.encoders import ChannelGroup
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import Keep, checked_keep, units
 from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, mean_magnitudes, outputs, run_batch
-from navprune.pruning.search import search
+from navprune.pruning.search import Shares, Widths, search
 from navprune.pruning.slim import cut_group
 
 POLICY_HEADS = ("action_distribution.linear", "critic.fc")
@@ -191,12 +191,12 @@ def unit_masks(score: str, model: nn.Module, evidence: Evidence, compression: fl
     return structured_masks(model, groups, keep)
 
 
-def _size_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> Callable[[Mapping[str, int]], dict[str, float]]:
+def _size_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> Shares:
     """{group name: channels} -> the share of the parameters that is left."""
     shapes = {name: torch.empty(p.shape, device="meta") for name, p in model.named_parameters()}
     total = sum(shape.numel() for shape in shapes.values())
 
-    def share(widths: Mapping[str, int]) -> dict[str, float]:
+    def share(widths: Widths) -> dict[str, float]:
         keep = {group.name: torch.arange(units(group)) < widths[group.name] // group.unit for group in groups}
         return {"parameters": sum(tensor.numel() for tensor in _cut(shapes, groups, keep).values()) / total}
 

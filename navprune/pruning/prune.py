@@ -18,11 +18,11 @@ from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
 from navprune.models.widths import widths, with_widths
 from navprune.pruning.gates import GateConfig, learn_gates
 from navprune.pruning.graph import Example
-from navprune.pruning.groups import groups_of, is_inner, units
+from navprune.pruning.groups import Keep, groups_of, is_inner, units
 from navprune.pruning.losses import Imitation
 from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES, TORCH_PRUNING
 from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
-from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
+from navprune.pruning.search import MEASURES, Budget, SearchConfig, Share, Shares, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
 from navprune.pruning.trace import module_cost
 
@@ -99,7 +99,7 @@ def prune(
     loss: Loss | None = None,
     gates: GateConfig | None = None,
     config: SearchConfig | None = None,
-    costs: Mapping[str, Callable[[Widths], float]] | None = None,
+    costs: Mapping[str, Share] | None = None,
     blocks: bool = False,
     example: Example | None = None,
     device: torch.device | str = "cpu",
@@ -167,11 +167,7 @@ def _looked_at(
 
 
 def _left(
-    before: Widths,
-    groups: Sequence[ChannelGroup],
-    keep: Mapping[str, Tensor],
-    shares: Callable[[Widths], dict[str, float]],
-    measured: Mapping[str, Callable[[Widths], float]],
+    before: Widths, groups: Sequence[ChannelGroup], keep: Keep, shares: Shares, measured: Mapping[str, Share]
 ) -> dict[str, Any]:
     """What a cut leaves, as fields of `PruningResult`: "reached", "widths" and "blocks"."""
     kept = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
@@ -203,12 +199,7 @@ def spec_of(network: nn.Module | Spec) -> Spec | None:
 
 
 def _check_reach(
-    groups: Sequence[ChannelGroup],
-    method: str,
-    shares: Callable[[Widths], dict[str, float]],
-    budget: Budget,
-    config: SearchConfig,
-    dense: Widths,
+    groups: Sequence[ChannelGroup], method: str, shares: Shares, budget: Budget, config: SearchConfig, dense: Widths
 ) -> None:
     """Raises UserError for limits or a budget that no scores could meet, before minutes go into scores."""
     if method not in NEEDS_BATCHES:
@@ -240,9 +231,7 @@ def _scored(
     return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
 
 
-def _shares(
-    network: nn.Module | Spec, cost: CountCost | None, example: Example | None
-) -> Callable[[Widths], dict[str, float]]:
+def _shares(network: nn.Module | Spec, cost: CountCost | None, example: Example | None) -> Shares:
     """Widths -> shares of multiply-accumulates and parameters of the dense network."""
     count = _count(network, cost, example)
     whole = count({})
@@ -256,9 +245,7 @@ def _count(
     if isinstance(network, EncoderSpec | PolicySpec):
         encoder = cast(EncoderSpec, encoder_of(network))
         if cost is None:
-            raise UserError(
-                "what an encoder costs depends on the convention: give `cost`, such as commands.prune.count_cost"
-            )
+            raise UserError("what an encoder costs depends on the convention: give `cost`: commands.prune.count_cost")
         return lambda channels: cost(resized(encoder, channels))
     if isinstance(network, ClassifierSpec):
         example = torch.empty(1, *network.input)
@@ -276,7 +263,7 @@ def resized(spec: EncoderSpec, channels: Widths) -> EncoderSpec:
     return other.without_blocks([name for name, count in channels.items() if count == 0])
 
 
-def _remembered(share: Callable[[Widths], float]) -> Callable[[Widths], float]:
+def _remembered(share: Share) -> Share:
     """The same function, asked once for the same widths: a measurement does not repeat."""
     ask = lru_cache(maxsize=None)(lambda items: share(dict(items)))
     return lambda channels: ask(tuple(sorted(channels.items())))

@@ -43,7 +43,8 @@ Budget = Mapping[str, float]
 Widths = Mapping[str, int]
 """{group name: channels}; of a block 1, or 0 where it is removed."""
 
-Cost = Callable[[Widths], Mapping[str, float]]
+Share = Callable[[Widths], float]
+Shares = Callable[[Widths], Mapping[str, float]]
 """Widths -> share of the dense network by measure; never falls when a width grows."""
 
 
@@ -127,10 +128,10 @@ def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
 def search(
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
-    cost: Cost,
+    cost: Shares,
     budget: Budget,
     config: SearchConfig | None = None,
-    measured: Mapping[str, Callable[[Widths], float]] | None = None,
+    measured: Mapping[str, Share] | None = None,
     dense: Widths | None = None,
 ) -> dict[str, Tensor]:
     """The units to keep, {group name: bool [units]}, so that every measure is within its budget.
@@ -261,7 +262,7 @@ class _Space:
     """Counts of units of every group, and what they cost against the budget (1 is all of it)."""
 
     def __init__(
-        self, sizes: Mapping[str, int], floors: Counter[str], cost: Cost, budget: Budget, tolerance: float
+        self, sizes: Mapping[str, int], floors: Counter[str], cost: Shares, budget: Budget, tolerance: float
     ) -> None:
         self.sizes, self.floors, self.cost, self.budget, self.enough = sizes, floors, cost, budget, 1 - tolerance
 
@@ -399,12 +400,7 @@ def _lean(space: _Space, order: Sequence[Step]) -> dict[str, float]:
 
 
 def _bisected(
-    space: _Space,
-    order: Sequence[Step],
-    counts: Counter[str],
-    name: str,
-    limit: float,
-    share: Callable[[Widths], float],
+    space: _Space, order: Sequence[Step], counts: Counter[str], name: str, limit: float, share: Share
 ) -> Counter[str]:
     """As many of the ranking's best steps, within `counts`, as keep a measured share at its limit or below."""
     if share(space.widths(counts)) <= limit:

@@ -119,11 +119,7 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
     and its measures.
     """
 
-    metadata = {  # noqa: RUF012 - gymnasium's own name and kind
-        "render_modes": ["rgb_array"],
-        "render_fps": 4,
-        "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP,
-    }
+    metadata = PointNav.metadata | {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **settings: Any) -> None:
         self._env, self._order = make_env(num_envs, **settings)
