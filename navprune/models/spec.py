@@ -84,8 +84,38 @@ class EncoderSpec:
     output: int = 0
     normalise: bool = False
 
-    def __post_init__(self):
-        _check_encoder(self)
+    def __post_init__(self) -> None:
+        title = f"{self.family} encoder"
+        if self.family not in FAMILIES:
+            raise UserError(f"unknown family of encoders {self.family!r}; known are {', '.join(FAMILIES)}")
+        if self.block not in FAMILIES[self.family]:
+            raise UserError(f"{title}: block is {self.block!r}; known are {FAMILIES[self.family]}")
+        if self.family == "resnet":
+            check_blocks(title, self.blocks, first=0 if self.block == "basic" else 1)
+            if not self.blocks:
+                raise UserError(f"{title}: no stages; give the number of blocks of each stage")
+        if self.family != "blind":
+            self._check_images(title)
+            check_positive(f"{title}: output", self.output)
+        expected = _layer_names(self.family, self.block, self.blocks)
+        if tuple(layer.name for layer in self.layers) != expected:
+            raise UserError(f"{title}: layers must be, in this order: {', '.join(expected) or 'none'}")
+        for layer in self.layers:
+            check_positive(f"{title}: group size of {layer.name}", layer.group)
+            check_positive(f"{title}: width of {layer.name}", layer.channels)
+            if layer.channels % self.units[layer.name]:
+                size = f"{layer.channels} channels, no multiple of its group size {self.units[layer.name]}"
+                raise UserError(f"{title}: {layer.name} has {size}")
+
+    def _check_images(self, title: str) -> None:
+        check_input(title, self.input)
+        if not self.observations or any(key not in CHANNELS for key in self.observations):
+            raise UserError(f"{title}: observations are {self.observations}; they must be of {', '.join(CHANNELS)}")
+        if sum(CHANNELS[key] for key in self.observations) != self.input[0]:
+            raise UserError(f"{title}: {' + '.join(self.observations)} do not have {self.input[0]} channels")
+        smallest = min((min(conv.height, conv.width) for conv in convolutions(self)), default=0)
+        if smallest < 1:
+            raise UserError(f"{title}: input of {self.input[1]} x {self.input[2]} pixels is too small")
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -133,9 +163,8 @@ class EncoderSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data; `layers` become {name: [channels, group]}."""
-        data = asdict(self)
-        data["layers"] = {layer.name: [layer.channels, layer.group] for layer in self.layers}
-        return json.loads(json.dumps(data))
+        layers = {layer.name: [layer.channels, layer.group] for layer in self.layers}
+        return json.loads(json.dumps(asdict(self) | {"layers": layers}))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
@@ -172,8 +201,7 @@ class PolicySpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "encoder"}
-        return {"encoder": self.encoder.to_json(), **own}
+        return asdict(self) | {"encoder": self.encoder.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicySpec:
@@ -374,38 +402,3 @@ def check_blocks(title: str, blocks: tuple[int, ...], first: int) -> None:
         least = first if stage == 1 else 1
         if not isinstance(count, int) or count < least:
             raise UserError(f"{title}: stage {stage} has {count!r} blocks; it needs at least {least}")
-
-
-def _check_encoder(spec: EncoderSpec) -> None:
-    if spec.family not in FAMILIES:
-        raise UserError(f"unknown family of encoders {spec.family!r}; known are {', '.join(FAMILIES)}")
-    title = f"{spec.family} encoder"
-    if spec.block not in FAMILIES[spec.family]:
-        raise UserError(f"{title}: block is {spec.block!r}; known are {FAMILIES[spec.family]}")
-    if spec.family == "resnet":
-        check_blocks(title, spec.blocks, first=0 if spec.block == "basic" else 1)
-        if not spec.blocks:
-            raise UserError(f"{title}: no stages; give the number of blocks of each stage")
-    if spec.family != "blind":
-        _check_images(title, spec)
-        check_positive(f"{title}: output", spec.output)
-    expected = _layer_names(spec.family, spec.block, spec.blocks)
-    if tuple(layer.name for layer in spec.layers) != expected:
-        raise UserError(f"{title}: layers must be, in this order: {', '.join(expected) or 'none'}")
-    for layer in spec.layers:
-        check_positive(f"{title}: group size of {layer.name}", layer.group)
-        check_positive(f"{title}: width of {layer.name}", layer.channels)
-        if layer.channels % spec.units[layer.name]:
-            size = f"{layer.channels} channels, no multiple of its group size {spec.units[layer.name]}"
-            raise UserError(f"{title}: {layer.name} has {size}")
-
-
-def _check_images(title: str, spec: EncoderSpec) -> None:
-    check_input(title, spec.input)
-    if not spec.observations or any(key not in CHANNELS for key in spec.observations):
-        raise UserError(f"{title}: observations are {spec.observations}; they must be of {', '.join(CHANNELS)}")
-    if sum(CHANNELS[key] for key in spec.observations) != spec.input[0]:
-        raise UserError(f"{title}: {' + '.join(spec.observations)} do not have {spec.input[0]} channels")
-    smallest = min((min(conv.height, conv.width) for conv in convolutions(spec)), default=0)
-    if smallest < 1:
-        raise UserError(f"{title}: input of {spec.input[1]} x {spec.input[2]} pixels is too small")
