@@ -119,7 +119,10 @@ def evaluate(
         if progress is not None and results:
             progress.show(len(results), f"{frames / (time.perf_counter() - began):,.0f} frames/s")
     rate = frames / (time.perf_counter() - began)
-    records = [_record(episode, results[key_of(episode)]) for episode in episodes]
+    records = []
+    for episode in episodes:
+        measures = {name: float(value) for name, value in results[key_of(episode)].items()}
+        records.append({"scene": episode.scene_id, "episode_id": episode.episode_id} | measures)
     return Evaluation(records, summarise(records, seed), rate)
 
 
@@ -145,12 +148,6 @@ def _steps(env: VectorEnv, agent: Agent, seed: int, recorder: Recorder | None) -
         if recorder is not None:
             recorder.finish(step.finished)
         yield len(rows), step.finished
-
-
-def _record(episode: Episode, measures: dict[str, float]) -> dict:
-    """Return what is written of one episode."""
-    names = {"scene": episode.scene_id, "episode_id": episode.episode_id}
-    return names | {name: float(value) for name, value in measures.items()}
 
 
 def key_of(episode: Episode) -> Key:

@@ -220,11 +220,6 @@ class Vgg(Classifier):
         return self.classifier(self.avgpool(self.features(images)).flatten(1))
 
 
-def build_classifier(spec: ClassifierSpec) -> Classifier:
-    """The classifier of a spec; its weights come from torch's global generator."""
-    return ResNet(spec) if spec.family in RESNETS else Vgg(spec)
-
-
 class Block(NamedTuple):
     """A residual block at `place`, from the width `source` through the `inner` ones to the width `target`."""
 

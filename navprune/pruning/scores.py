@@ -279,13 +279,14 @@ def outputs(model: nn.Module, batch: Any) -> Tensor:
 
     Raises UserError where it lacks an observation, or images have another shape than the network's input.
     """
+    device = next(model.parameters()).device
     if isinstance(batch, Mapping):
         _, model = encoder_in(model)
         if missing := [name for name in model.spec.observations if name not in batch]:
             raise UserError(f"a batch lacks {missing[0]!r}, which the network sees; it holds {', '.join(batch)}")
-        images = model.images({name: value.to(_device(model)) for name, value in batch.items()})
+        images = model.images({name: value.to(device) for name, value in batch.items()})
     else:
-        images = (batch if isinstance(batch, Tensor) else batch[0]).to(_device(model))
+        images = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
     wanted = getattr(getattr(model, "spec", None), "input", None)
     if wanted and tuple(images.shape[1:]) != tuple(wanted):
         shape = list(images.shape[1:])
@@ -346,10 +347,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _checked(method: str, score: Score, model: nn.Module, evidence: Evidence) -> Scores:

@@ -208,7 +208,10 @@ def _steps(
     groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], config: SearchConfig, dense: Widths
 ) -> tuple[Counter[str], list[Step]]:
     """The units that must stay of each group, and the steps by which it may grow, the best first."""
-    _check_limits(config.limits, [group.name for group in groups if group.name in scores])
+    cut = [group.name for group in groups if group.name in scores]
+    for pattern in config.limits:
+        if not any(fnmatchcase(name, pattern) for name in cut):
+            raise UserError(f"limits: no layer that this method cuts is called {pattern!r}; it cuts {', '.join(cut)}")
     if unknown := sorted(scores.keys() - {group.name for group in groups}):
         raise UserError(f"scores of {unknown[0]!r}: no such group; there are {', '.join(g.name for g in groups)}")
     floors: Counter[str] = Counter()
@@ -243,12 +246,6 @@ def _sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
             f"the minimum of {max(least, allowed[0]) * group.unit}; allow more, or ask for a smaller minimum"
         )
     return sizes
-
-
-def _check_limits(limits: Mapping[str, float], names: Sequence[str]) -> None:
-    for pattern in limits:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"limits: no layer that this method cuts is called {pattern!r}; it cuts {', '.join(names)}")
 
 
 def _checked(group: ChannelGroup, score: Tensor) -> Tensor:

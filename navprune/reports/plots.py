@@ -101,7 +101,7 @@ def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", run
 
 def plot_widths(path: str | Path, widths: Mapping[str, Sequence[int]], title: str = "") -> None:
     """Draw channels before and after pruning for each group of `widths` {name: [before, after]}."""
-    with style.figure(path, _broad(widths), 4.2) as figure:
+    with style.figure(path, max(6.4, 0.24 * len(widths)), 4.2) as figure:
         axes = figure.add_subplot()
         _channels(axes, widths, title)
         axes.set_xticks(range(len(widths)), list(widths), rotation=90, fontsize=8)
@@ -114,7 +114,7 @@ def widths_figure(path: str | Path, pruning: Mapping) -> None:
     """
     widths = pruning["widths"]
     shares = [f"{100 * share:.1f} % of the {TITLES.get(name, name)}" for name, share in pruning["reached"].items()]
-    with style.figure(path, _broad(widths), 5.4) as figure:
+    with style.figure(path, max(6.4, 0.24 * len(widths)), 5.4) as figure:
         channels, kept = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
         _channels(channels, widths, f"{pruning['method']}: {', '.join(shares)}")
         kept.bar(range(len(widths)), [after / before for before, after in widths.values()], 0.78, color=style.SERIES[0])
@@ -123,10 +123,6 @@ def widths_figure(path: str | Path, pruning: Mapping) -> None:
         kept.set(ylabel="left", ylim=(0, None))
         kept.grid(visible=False, axis="x")
         kept.set_xticks(range(len(widths)), list(widths), rotation=90, fontsize=8)
-
-
-def _broad(widths: Mapping[str, Sequence[int]]) -> float:
-    return max(6.4, 0.24 * len(widths))
 
 
 def _channels(axes: Axes, widths: Mapping[str, Sequence[int]], title: str) -> None:
