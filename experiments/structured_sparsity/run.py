@@ -21,7 +21,7 @@ from navprune.comparisons.published import pruned_ratio, select
 from navprune.evaluation.cost import count
 from navprune.models.build import build
 from navprune.models.classifiers import ClassifierSpec, classifier_spec
-from navprune.models.spec import widths, with_widths
+from navprune.models.widths import widths, with_widths
 from navprune.pruning.groups import groups_of
 from navprune.pruning.penalties import proximal_step, survivors
 

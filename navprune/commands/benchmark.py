@@ -55,29 +55,15 @@ def benchmark_simulator(
             memory[0] = resident_mib()
             parts = [_frames_per_second(env, frames // 10, seed + part) for part in range(10)]
             memory[1] = resident_mib()
-            scene = env.scene(0)
-            rows.append(
-                {
-                    "scene": scene.name,
-                    "triangles": scene.bvh.triangles,
-                    "width": width,
-                    "environments": environments,
-                    "threads": threads or os.cpu_count(),
-                    "frames_per_second": float(np.median(parts)),
-                }
-            )
+            scene, rate = env.scene(0), float(np.median(parts))
+            row = {"scene": scene.name, "triangles": scene.bvh.triangles, "width": width, "environments": environments}
+            rows.append(row | {"threads": threads or os.cpu_count(), "frames_per_second": rate})
             env.close()
     return {"rows": rows, "memory_mib": memory}
 
 
 def make_benchmark_env(
-    data: Path,
-    name: str,
-    width: int,
-    environments: int,
-    threads: int | None,
-    seed: int,
-    library: SceneLibrary,
+    data: Path, name: str, width: int, environments: int, threads: int | None, seed: int, library: SceneLibrary
 ) -> PointNavEnv:
     """A training environment over the split `train` of a data set, with square depth images."""
     episodes = read_episodes(data, name, "train")
@@ -137,13 +123,7 @@ def benchmark_training(
         result = train(spec, env, TrainerConfig(total_frames=(1 + updates) * frames, seed=seed), ppo, None, run)
         env.close()
     network = sum(seconds for phase, seconds in result.seconds.items() if phase in NETWORK_PHASES)
-    row = {
-        "encoder": encoder,
-        "base_planes": base_planes,
-        "width": width,
-        "environments": environments,
-        "frames_per_second": result.frames_per_second,
-        "network_share": network / sum(result.seconds.values()),
-        "seconds": result.seconds,
-    }
+    share = network / sum(result.seconds.values())
+    row = {"encoder": encoder, "base_planes": base_planes, "width": width, "environments": environments}
+    row |= {"frames_per_second": result.frames_per_second, "network_share": share, "seconds": result.seconds}
     return {"rows": [row]}

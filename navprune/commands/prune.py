@@ -23,7 +23,8 @@ from navprune.models.classifiers import NAMES as CLASSIFIERS
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, widths, with_widths
+from navprune.models.spec import NAMES, EncoderSpec, PolicySpec
+from navprune.models.widths import widths, with_widths
 from navprune.progress import ProgressLine
 from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import NEEDS_BATCHES

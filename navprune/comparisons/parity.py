@@ -158,30 +158,26 @@ def compare_rollouts(folder: Path, rollouts: Sequence[Rollout], library: SceneLi
     steps: dict[str, list[NDArray[np.bool_]]] = {key: [] for key in SYNCHRONISED}
     spl: list[bool] = []
     for rollout in rollouts:
-        envs = [_begin(rollout, folder, library) for _ in range(2)]
-        for key, agree in _synchronised(envs[0], rollout).items():
+        envs = [PointNavEnv([rollout.episode], folder, Once(1), 1, TASK, library=library, threads=1) for _ in range(2)]
+        try:
+            for env in envs:
+                env.reset()
+        except UserError:  # the navmesh has no way for it
+            agreed, right = dict.fromkeys(SYNCHRONISED, np.zeros(len(rollout.states["action"]) - 1, bool)), False
+        else:
+            agreed = _synchronised(envs[0], rollout)
+            right = abs(_final_spl(envs[1], rollout) - rollout.states["spl"][-1]) <= SPL_TOLERANCE
+        for key, agree in agreed.items():
             steps[key].append(agree)
-        spl.append(abs(_final_spl(envs[1], rollout) - rollout.states["spl"][-1]) <= SPL_TOLERANCE)
+        spl.append(right)
     shares = {key: _share(np.concatenate(agree) if agree else np.zeros(0)) for key, agree in steps.items()}
     return {"synchronised": shares, "free": {"spl": _share(np.array(spl))}}
 
 
-def _begin(rollout: Rollout, folder: Path, library: SceneLibrary) -> PointNavEnv | None:
-    """An environment at the reset of an episode; None where the navmesh has no way for it."""
-    env = PointNavEnv([rollout.episode], folder, Once(1), 1, TASK, library=library, threads=1)
-    try:
-        env.reset()
-    except UserError:
-        return None
-    return env
-
-
-def _synchronised(env: PointNavEnv | None, rollout: Rollout) -> dict[str, NDArray[np.bool_]]:
+def _synchronised(env: PointNavEnv, rollout: Rollout) -> dict[str, NDArray[np.bool_]]:
     """Which of the T steps from the recorded states agree, bool [T] for each of `SYNCHRONISED`."""
     states = rollout.states
     count = len(states["action"]) - 1
-    if env is None:
-        return {key: np.zeros(count, bool) for key in SYNCHRONISED}
     position, pointgoal = np.empty((count, 3)), np.empty((count, 2))
     reward, distance = np.empty((2, count))
     goal = np.array([rollout.episode.goal_position])
@@ -203,10 +199,8 @@ def _synchronised(env: PointNavEnv | None, rollout: Rollout) -> dict[str, NDArra
     }
 
 
-def _final_spl(env: PointNavEnv | None, rollout: Rollout) -> float:
-    """SPL of the episode replayed from its reset, NaN where it cannot be."""
-    if env is None:
-        return np.nan
+def _final_spl(env: PointNavEnv, rollout: Rollout) -> float:
+    """SPL of the episode replayed from its reset."""
     for action in rollout.states["action"][1:]:
         finished = env.step(torch.tensor([int(action)])).finished
         if finished:

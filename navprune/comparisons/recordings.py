@@ -38,14 +38,9 @@ QUESTIONS = {
 }
 """What the path finder was asked and what it answered, with the width of each value."""
 STATE = {
-    "action": 1,
-    "position": 3,
-    "rotation_xyzw": 4,
-    "reward": 1,
-    "pointgoal_with_gps_compass": 2,
-    "distance_to_goal": 1,
-    "spl": 1,
-}
+    "action": 1, "position": 3, "rotation_xyzw": 4, "reward": 1, "pointgoal_with_gps_compass": 2,
+    "distance_to_goal": 1, "spl": 1,
+}  # fmt: skip
 """What a step of an episode tells, with the width of each value."""
 BROKEN = (
     OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
@@ -95,9 +90,7 @@ def find_scene(folder: Path, name: str) -> Path:
     Raises UserError where there is none, or several that this does not tell apart.
     """
     scenes = Path(folder) / "scene_datasets"
-    files = [
-        path for path in _files_below(scenes) if path.suffix == ".glb" and scene_name(path.name) == scene_name(name)
-    ]
+    files = [path for path in _files_below(scenes, ".glb") if scene_name(path.name) == scene_name(name)]
     paths = list({path.resolve(): path for path in reversed(files)}.values())[::-1]  # of links to one file, the first
     if not paths:
         raise UserError(f"there is no {name}.glb below {scenes}; put the scene there")
@@ -110,8 +103,8 @@ def find_scene(folder: Path, name: str) -> Path:
     return paths[0]
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """The files of a folder and of all below it, also where links lead, each folder once; sorted."""
+def _files_below(folder: Path, suffix: str) -> list[Path]:
+    """The files of a kind in a folder and in all below it, also where links lead, each folder once; sorted."""
     files: list[Path] = []
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -121,7 +114,7 @@ def _files_below(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders.sort()
-        files += [Path(place, name) for name in names]
+        files += [Path(place, name) for name in names if name.endswith(suffix)]
     return sorted(files)
 
 

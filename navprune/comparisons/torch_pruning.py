@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.encoders import Encoder
-from navprune.models.spec import EncoderSpec, PolicySpec, convolutions, widths
+from navprune.models.spec import EncoderSpec, PolicySpec, convolutions
+from navprune.models.widths import widths
 from navprune.pruning.groups import encoder_in, groups_of
 from navprune.pruning.methods import TORCH_PRUNING
 from navprune.pruning.prune import CountCost, PruningResult, spec_of, weights_hash
@@ -65,15 +66,12 @@ def cut(model: nn.Module, budget: Budget, cost: CountCost, tolerance: float = TO
     prefix, encoder = encoder_in(model)
     whole = cost(encoder.spec)
 
-    def load(pruned: EncoderSpec) -> float:
-        counts = cost(pruned)
-        return max(counts[name] / whole[name] / share for name, share in budget.items())
-
     best, reached, low, high = Cut(encoder, {}), 0.0, 0.0, 1.0
     for _ in range(HALVINGS):
         ratio = (low + high) / 2
         found = _cut_by(library, encoder, ratio)
-        value = load(cast(EncoderSpec, found.model.spec))
+        counts = cost(cast(EncoderSpec, found.model.spec))
+        value = max(counts[name] / whole[name] / share for name, share in budget.items())
         low, high = (ratio, high) if value > 1 else (low, ratio)
         if reached < value <= 1:
             best, reached = found, value
@@ -200,8 +198,8 @@ def prune(
     model = network if isinstance(network, nn.Module) else build(network, seed)
     slim = cut(model, budget, cost)
     seconds = time.perf_counter() - began
-    before, after = (encoder_of(spec) for spec in (dense, cast(Spec, slim.model.spec)))
-    whole, left = cost(cast(EncoderSpec, before)), cost(cast(EncoderSpec, after))
+    before, after = (cast(EncoderSpec, encoder_of(spec)) for spec in (dense, cast(Spec, slim.model.spec)))
+    whole, left = cost(before), cost(after)
     return PruningResult(
         model=slim.model,
         dense=dense,

@@ -67,12 +67,8 @@ class PolicyAgent(Agent):
         def pick(tensor: Tensor) -> Tensor:
             return tensor[rows.to(tensor.device)].to(self.device)
 
-        output = self.policy(
-            {name: pick(values) for name, values in observations.items()},
-            pick(self.state),
-            pick(self.previous),
-            pick(masks),
-        )
+        seen = {name: pick(values) for name, values in observations.items()}
+        output = self.policy(seen, pick(self.state), pick(self.previous), pick(masks))
         self.state[rows[:count].to(self.device)] = output.state[:count]
         return output.logits[:count].float().cpu()
 
@@ -102,8 +98,7 @@ class RandomAgent(Agent):
     def act(self, observations: dict[str, Tensor], masks: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         """Choose actions, see `Agent.act`."""
         distance = observations[GOAL].cpu()[rows, 0]
-        moves = FORWARD + (3 * draws).long()
-        return torch.where(distance <= self.task.success_distance, STOP, moves)
+        return torch.where(distance <= self.task.success_distance, STOP, FORWARD + (3 * draws).long())
 
 
 class GoalFollower(Agent):

@@ -11,6 +11,7 @@ linear layer behind the encoder is part of neither, since pruning leaves it as i
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,11 +36,9 @@ class Cost:
 
     def to_json(self) -> dict[str, Any]:
         """What `navprune cost --json` holds; the table's figures with its four decimals."""
+        macs, parameters = round(self.table1_macs / GI, 4), round(self.table1_parameters / MI, 4)
         return {
-            "table1": {
-                "macs_gi": round(self.table1_macs / GI, 4),
-                "parameters_mi": round(self.table1_parameters / MI, 4),
-            },
+            "table1": {"macs_gi": macs, "parameters_mi": parameters},
             "deployed": {"macs": self.macs, "parameters": self.parameters},
             "input": list(self.input),
         }
@@ -78,18 +77,12 @@ def cost(spec: EncoderSpec | PolicySpec) -> Cost:
 def breakdown(spec: EncoderSpec | PolicySpec) -> list[ConvCost]:
     """The deployed cost convolution by convolution; the sums are `cost(spec).macs` and `.parameters`."""
     encoder = spec.encoder if isinstance(spec, PolicySpec) else spec
-    channels = encoder.channels
-    return [
-        ConvCost(
-            conv.module,
-            conv.target,
-            (channels[conv.target], _fan(conv, channels), conv.kernel, conv.kernel),
-            (conv.height, conv.width),
-            _weights(conv, channels) * conv.height * conv.width,
-            _parameters(conv, channels),
-        )
-        for conv in convolutions(encoder)
-    ]
+    rows = []
+    for conv in convolutions(encoder):
+        shape, output = _shape(conv, encoder.channels), (conv.height, conv.width)
+        macs, parameters = math.prod(shape + output), _parameters(conv, encoder.channels)
+        rows.append(ConvCost(conv.module, conv.target, shape, output, macs, parameters))
+    return rows
 
 
 class Count(NamedTuple):
@@ -109,6 +102,8 @@ def count(module: nn.Module, example: Tensor) -> Count:
     import torch
     from torch import nn
 
+    from navprune.pruning.scores import evaluating
+
     totals = {"macs": 0, "thop": 0}
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -126,25 +121,20 @@ def count(module: nn.Module, example: Tensor) -> Count:
         totals["macs"] += macs
         totals["thop"] += macs + others
 
-    trains = [part.training for part in module.modules()]
-    handles = [part.register_forward_hook(hook) for part in module.modules() if not [*part.children()]]
-    try:
-        with torch.no_grad():
-            module.eval()(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for part, flag in zip(module.modules(), trains):
-            part.training = flag
+    with ExitStack() as hooks, evaluating(module), torch.no_grad():
+        for part in module.modules():
+            if not [*part.children()]:
+                hooks.enter_context(part.register_forward_hook(hook))
+        module(example)
     return Count(totals["macs"], sum(p.numel() for p in module.parameters()), totals["thop"])
 
 
-def _fan(conv: Conv, channels: dict[str, int]) -> int:
-    return conv.per_group or channels[conv.source]
+def _shape(conv: Conv, channels: dict[str, int]) -> tuple[int, int, int, int]:
+    return channels[conv.target], conv.per_group or channels[conv.source], conv.kernel, conv.kernel
 
 
 def _weights(conv: Conv, channels: dict[str, int]) -> int:
-    return _fan(conv, channels) * channels[conv.target] * conv.kernel**2
+    return math.prod(_shape(conv, channels))
 
 
 def _parameters(conv: Conv, channels: dict[str, int]) -> int:

@@ -39,12 +39,8 @@ class Evaluation:
 
     def to_json(self, split: str) -> dict:
         """Return the summary that `navprune evaluate --json` writes."""
-        return {
-            "split": split,
-            "episodes": len(self.episodes),
-            "measures": self.measures,
-            "frames_per_second": self.frames_per_second,
-        }
+        count, rate = len(self.episodes), self.frames_per_second
+        return {"split": split, "episodes": count, "measures": self.measures, "frames_per_second": rate}
 
     def write_episodes(self, path: str | Path) -> None:
         """Write one JSON line for each episode."""
@@ -124,7 +120,10 @@ def evaluate(
         if progress is not None and results:
             progress.show(len(results), f"{frames / (time.perf_counter() - began):,.0f} frames/s")
     rate = frames / (time.perf_counter() - began)
-    records = [_record(episode, results[key_of(episode)]) for episode in episodes]
+    records = []
+    for episode in episodes:
+        measures = {name: float(value) for name, value in results[key_of(episode)].items()}
+        records.append({"scene": episode.scene_id, "episode_id": episode.episode_id} | measures)
     return Evaluation(records, summarise(records, seed), rate)
 
 
@@ -152,12 +151,6 @@ def _steps(env: VectorEnv, agent: Agent, seed: int, recorder: Recorder | None) -
         yield len(rows), step.finished
 
 
-def _record(episode: Episode, measures: dict[str, float]) -> dict:
-    """Return what is written of one episode."""
-    names = {"scene": episode.scene_id, "episode_id": episode.episode_id}
-    return names | {name: float(value) for name, value in measures.items()}
-
-
 def key_of(episode: Episode) -> Key:
     """Return what tells an episode from all others of a split."""
     return episode.scene_id, episode.episode_id
@@ -173,11 +166,8 @@ def summarise(records: Sequence[dict], seed: int = 0) -> dict[str, dict[str, flo
     """Return {measure: {"mean", "low", "high"}} over episode `records`."""
     names = [name for name in records[0] if name not in ("scene", "episode_id")]
     values = np.array([[record[name] for name in names] for record in records], dtype=np.float64)
-    low, high = bootstrap(values, np.random.default_rng(seed))
-    means = values.mean(axis=0)
-    return {
-        name: {"mean": float(means[i]), "low": float(low[i]), "high": float(high[i])} for i, name in enumerate(names)
-    }
+    figures = np.stack([values.mean(axis=0), *bootstrap(values, np.random.default_rng(seed))], axis=1)
+    return {name: dict(zip(("mean", "low", "high"), row)) for name, row in zip(names, figures.tolist())}
 
 
 def bootstrap(

@@ -19,6 +19,8 @@ from navprune.evaluation.cost import cost
 from navprune.models.encoders import Encoder
 
 RUNTIMES = ("eager", "compiled")
+Clock = Callable[[], float]
+"""Seconds since any moment."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def measure(
     repeats: int = 50,
     warmup: int = 5,
     progress: Callable[[int, int], None] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> list[LatencyRow]:
     """Forward times of every encoder for each runtime and batch size, in that order of nesting.
 
@@ -67,8 +69,8 @@ def measure(
     cells = [(runtime, batch_size) for runtime in runtimes for batch_size in batch_sizes]
     rows: list[LatencyRow] = []
     for done, (runtime, batch_size) in enumerate(cells, start=1):
-        seconds, notes = _measure_cell(copies, runtime, batch_size, device, repeats, warmup, clock)
-        rows += _rows(copies, runtime, batch_size, seconds, notes)
+        seconds, notes = _measure_cell(copies, (runtime, batch_size), device, repeats, warmup, clock)
+        rows += _rows(copies, (runtime, batch_size), seconds, notes)
         if progress:
             progress(done, len(cells))
     return rows
@@ -88,15 +90,10 @@ def device_name(device: str | torch.device = "cpu") -> str:
 
 @torch.inference_mode()
 def _measure_cell(
-    models: Mapping[str, Encoder],
-    runtime: str,
-    batch_size: int,
-    device: torch.device,
-    repeats: int,
-    warmup: int,
-    clock: Callable[[], float],
+    models: Mapping[str, Encoder], cell: tuple[str, int], device: torch.device, repeats: int, warmup: int, clock: Clock
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of each pass for the encoders that work, and the reasons of those that do not."""
+    runtime, batch_size = cell
     runs: dict[str, Callable[[], Tensor]] = {}
     notes: dict[str, str] = {}
     torch._dynamo.reset()  # else earlier batch sizes use up the limit of recompilations
@@ -134,28 +131,18 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _rows(
-    models: Mapping[str, Encoder],
-    runtime: str,
-    batch_size: int,
-    seconds: Mapping[str, list[float]],
-    notes: Mapping[str, str],
+    models: Mapping[str, Encoder], cell: tuple[str, int], seconds: Mapping[str, list[float]], notes: Mapping[str, str]
 ) -> list[LatencyRow]:
     first = next(iter(models))
     macs = {name: cost(model.spec).macs for name, model in models.items()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = []
     for name in models:
-        median = medians.get(name)
-        rows.append(
-            LatencyRow(
-                name,
-                runtime,
-                batch_size,
-                median_ms=None if median is None else 1e3 * median,
-                p95_ms=None if median is None else 1e3 * float(torch.tensor(seconds[name]).quantile(0.95)),
-                saving_realised=None if median is None or first not in medians else 1 - median / medians[first],
-                saving_theoretical=1 - macs[name] / macs[first] if macs[first] else 0.0,
-                note=notes.get(name, ""),
-            )
-        )
+        median = p95 = realised = None
+        if name in medians:
+            median, p95 = 1e3 * medians[name], 1e3 * float(torch.tensor(seconds[name]).quantile(0.95))
+            realised = 1 - medians[name] / medians[first] if first in medians else None
+        theoretical = 1 - macs[name] / macs[first] if macs[first] else 0.0
+        note = notes.get(name, "")
+        rows.append(LatencyRow(name, *cell, median, p95, realised, theoretical, note))
     return rows

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from navprune.models.classifiers import ClassifierSpec, build_classifier
+from navprune.models.classifiers import RESNETS, ClassifierSpec, ResNet, Vgg
 from navprune.models.encoders import build_encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
@@ -30,5 +30,5 @@ def build(spec: EncoderSpec | PolicySpec | ClassifierSpec, seed: int | None = No
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU, too
         if isinstance(spec, ClassifierSpec):
-            return build_classifier(spec)
+            return ResNet(spec) if spec.family in RESNETS else Vgg(spec)
         return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from navprune.errors import UserError
-from navprune.models.spec import check_positive, digest, fewer_blocks, known_fields, renumbered
+from navprune.models.spec import check_blocks, check_input, check_positive, fewer_blocks, known_fields, renumbered
 
 
 class ResNetFamily(NamedTuple):
@@ -53,13 +53,14 @@ class ClassifierSpec:
     def __post_init__(self) -> None:
         if self.family not in NAMES:
             raise UserError(f"unknown classifier {self.family!r}; known are {', '.join(NAMES)}")
-        if len(self.input) != 3:
-            raise UserError(f"{self.family}: input is (channels, height, width), not {self.input}")
-        for what, value in zip(("classes", "channels", "height", "width"), (self.classes, *self.input)):
-            check_positive(f"{self.family}: {what}", value)
+        check_positive(f"{self.family}: classes", self.classes)
+        check_input(self.family, self.input)
         if self.family not in RESNETS and min(self.input[1:]) < 32:
             raise UserError(f"{self.family}: input of {self.input[1]} x {self.input[2]} pixels is too small; use 32")
-        _check_blocks(self.family, self.blocks)
+        stages = len(RESNETS[self.family].blocks) if self.family in RESNETS else 0
+        if len(self.blocks) != stages:
+            raise UserError(f"{self.family}: blocks are {self.blocks}; give the number of each of its {stages} stages")
+        check_blocks(self.family, self.blocks, first=0 if _depth(self.family) == 2 else 1)
         names = dense_widths(self.family, self.blocks)
         if self.widths.keys() != names.keys():
             wrong = sorted(self.widths.keys() ^ names.keys())[0]
@@ -83,8 +84,7 @@ class ClassifierSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
-        own = {"family": self.family, "input": self.input, "classes": self.classes}
-        return json.loads(json.dumps({**own, "blocks": self.blocks, "widths": dict(self.widths)}))
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ClassifierSpec:
@@ -94,10 +94,6 @@ class ClassifierSpec:
             return cls(**{**values, **{key: tuple(values.get(key, ())) for key in ("input", "blocks")}})
         except (TypeError, AttributeError) as error:
             raise UserError(f"not a classifier's spec: {error}; write one with `classifier_spec`") from error
-
-    def digest(self) -> str:
-        """16 hexadecimal digits that change with anything in the spec."""
-        return digest(self)
 
 
 def classifier_spec(
@@ -224,11 +220,6 @@ class Vgg(Classifier):
         return self.classifier(self.avgpool(self.features(images)).flatten(1))
 
 
-def build_classifier(spec: ClassifierSpec) -> Classifier:
-    """The classifier of a spec; its weights come from torch's global generator."""
-    return ResNet(spec) if spec.family in RESNETS else Vgg(spec)
-
-
 class Block(NamedTuple):
     """A residual block at `place`, from the width `source` through the `inner` ones to the width `target`."""
 
@@ -240,9 +231,13 @@ class Block(NamedTuple):
     stride: int
 
 
+def _depth(family: str) -> int:
+    """Convolutions of a residual block."""
+    return 3 if family in RESNETS and RESNETS[family].expansion > 1 else 2
+
+
 def _blocks(family: str, blocks: tuple[int, ...]) -> Iterator[Block]:
-    depth = 3 if family in RESNETS and RESNETS[family].expansion > 1 else 2
-    trunk = "conv1"
+    depth, trunk = _depth(family), "conv1"
     for stage, count in enumerate(blocks, start=1):
         for index in range(count):
             place, source = f"layer{stage}.{index}", trunk
@@ -259,17 +254,6 @@ def _vgg_layers() -> Iterator[tuple[int, int]]:
     for channels in VGG16:
         yield index, channels
         index += 3 if channels else 1
-
-
-def _check_blocks(family: str, blocks: tuple[int, ...]) -> None:
-    stages = len(RESNETS[family].blocks) if family in RESNETS else 0
-    if len(blocks) != stages:
-        raise UserError(f"{family}: blocks are {blocks}; give the number of each of its {stages} stages")
-    for stage, count in enumerate(blocks, start=1):
-        # The first block of a stage changes the resolution or the width, so that it cannot be left out.
-        least = 0 if stage == 1 and RESNETS[family].expansion == 1 else 1
-        if not isinstance(count, int) or count < least:
-            raise UserError(f"{family}: stage {stage} has {count!r} blocks; it needs at least {least}")
 
 
 def _conv(source: int, target: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -47,28 +47,6 @@ class ChannelGroup:
         object.__setattr__(self, "ends", self.ends or self.norms or self.producers)
 
 
-def channel_groups(spec: EncoderSpec) -> list[ChannelGroup]:
-    """Every free width of an encoder with what writes and reads it, in the order of `spec.layers`."""
-    groups = []
-    for layer in spec.layers:
-        convs = [conv for conv in convolutions(spec) if conv.target == layer.name]
-        groups.append(
-            ChannelGroup(
-                layer.name,
-                layer.channels,
-                spec.units[layer.name],
-                producers=tuple(conv.module for conv in convs if not conv.multiplies),
-                norms=tuple(conv.norm for conv in convs if conv.norm),
-                readers=tuple(
-                    conv.module for conv in convolutions(spec) if conv.source == layer.name and not conv.per_group
-                ),
-                multipliers=tuple(conv.module for conv in convs if conv.multiplies),
-                trunk=layer.name == "stem" or layer.name.endswith(".trunk"),
-            )
-        )
-    return groups
-
-
 class Encoder(nn.Module):
     """Images float32 [B, C, H, W] with values from 0 to 1 -> features [B, *output_shape]."""
 
@@ -82,8 +60,22 @@ class Encoder(nn.Module):
         return self.spec.output_shape
 
     def groups(self) -> list[ChannelGroup]:
-        """What may be cut from this encoder; see `channel_groups`."""
-        return channel_groups(self.spec)
+        """Every free width with what writes and reads it, in the order of `spec.layers`."""
+        return [self._group(layer) for layer in self.spec.layers]
+
+    def _group(self, layer: Layer) -> ChannelGroup:
+        convs = convolutions(self.spec)
+        writers = [conv for conv in convs if conv.target == layer.name]
+        return ChannelGroup(
+            layer.name,
+            layer.channels,
+            self.spec.units[layer.name],
+            producers=tuple(conv.module for conv in writers if not conv.multiplies),
+            norms=tuple(conv.norm for conv in writers if conv.norm),
+            readers=tuple(conv.module for conv in convs if conv.source == layer.name and not conv.per_group),
+            multipliers=tuple(conv.module for conv in writers if conv.multiplies),
+            trunk=layer.name == "stem" or layer.name.endswith(".trunk"),
+        )
 
     def images(self, observations: Mapping[str, Tensor]) -> Tensor:
         """The encoder's input, float32 [B, C, H, W], from observations [B, H, W, C]; bytes become 0 to 1."""

@@ -5,19 +5,15 @@ A pruned network is a smaller spec and smaller weights. Nothing here needs torch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from navprune.errors import UserError
-
-if TYPE_CHECKING:
-    from navprune.models.classifiers import ClassifierSpec
 
 CHANNELS = {"rgb": 3, "depth": 1}
 EXPANSION = {"basic": 1, "bottleneck": 4, "se_bottleneck": 4, "resnext": 2, "se_resnext": 2}
@@ -89,7 +85,37 @@ class EncoderSpec:
     normalise: bool = False
 
     def __post_init__(self) -> None:
-        _check_encoder(self)
+        title = f"{self.family} encoder"
+        if self.family not in FAMILIES:
+            raise UserError(f"unknown family of encoders {self.family!r}; known are {', '.join(FAMILIES)}")
+        if self.block not in FAMILIES[self.family]:
+            raise UserError(f"{title}: block is {self.block!r}; known are {FAMILIES[self.family]}")
+        if self.family == "resnet":
+            check_blocks(title, self.blocks, first=0 if self.block == "basic" else 1)
+            if not self.blocks:
+                raise UserError(f"{title}: no stages; give the number of blocks of each stage")
+        if self.family != "blind":
+            self._check_images(title)
+            check_positive(f"{title}: output", self.output)
+        expected = _layer_names(self.family, self.block, self.blocks)
+        if tuple(layer.name for layer in self.layers) != expected:
+            raise UserError(f"{title}: layers must be, in this order: {', '.join(expected) or 'none'}")
+        for layer in self.layers:
+            check_positive(f"{title}: group size of {layer.name}", layer.group)
+            check_positive(f"{title}: width of {layer.name}", layer.channels)
+            if layer.channels % self.units[layer.name]:
+                size = f"{layer.channels} channels, no multiple of its group size {self.units[layer.name]}"
+                raise UserError(f"{title}: {layer.name} has {size}")
+
+    def _check_images(self, title: str) -> None:
+        check_input(title, self.input)
+        if not self.observations or any(key not in CHANNELS for key in self.observations):
+            raise UserError(f"{title}: observations are {self.observations}; they must be of {', '.join(CHANNELS)}")
+        if sum(CHANNELS[key] for key in self.observations) != self.input[0]:
+            raise UserError(f"{title}: {' + '.join(self.observations)} do not have {self.input[0]} channels")
+        smallest = min((min(conv.height, conv.width) for conv in convolutions(self)), default=0)
+        if smallest < 1:
+            raise UserError(f"{title}: input of {self.input[1]} x {self.input[2]} pixels is too small")
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -99,11 +125,7 @@ class EncoderSpec:
     @cached_property
     def channels(self) -> dict[str, int]:
         """Channels of every width that a `Conv` names: the layers, "input" and "output"."""
-        return {
-            "input": self.input[0],
-            **{layer.name: layer.channels for layer in self.layers},
-            "output": self.output,
-        }
+        return {"input": self.input[0], **{layer.name: layer.channels for layer in self.layers}, "output": self.output}
 
     @cached_property
     def units(self) -> dict[str, int]:
@@ -141,9 +163,8 @@ class EncoderSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data; `layers` become {name: [channels, group]}."""
-        data = asdict(self)
-        data["layers"] = {layer.name: [layer.channels, layer.group] for layer in self.layers}
-        return json.loads(json.dumps(data))
+        layers = {layer.name: [layer.channels, layer.group] for layer in self.layers}
+        return json.loads(json.dumps(asdict(self) | {"layers": layers}))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
@@ -159,10 +180,6 @@ class EncoderSpec:
             return cls(**values)
         except (TypeError, AttributeError) as error:
             raise UserError(f"not an encoder's spec: {error}; write one with `encoder_spec`") from error
-
-    def digest(self) -> str:
-        """16 hexadecimal digits that change with anything in the spec."""
-        return digest(self)
 
 
 @dataclass(frozen=True)
@@ -184,8 +201,7 @@ class PolicySpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "encoder"}
-        return {"encoder": self.encoder.to_json(), **own}
+        return asdict(self) | {"encoder": self.encoder.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicySpec:
@@ -194,13 +210,6 @@ class PolicySpec:
         if "encoder" not in values:
             raise UserError("not a policy's spec: 'encoder' is missing")
         return cls(**{**values, "encoder": EncoderSpec.from_json(values["encoder"])})
-
-    def digest(self) -> str:
-        """16 hexadecimal digits that change with anything in the spec."""
-        return digest(self)
-
-
-Widened = TypeVar("Widened", bound="EncoderSpec | ClassifierSpec")  # a spec with widths of its own
 
 
 def encoder_spec(
@@ -221,52 +230,32 @@ def encoder_spec(
     `output` replaces Habitat's round(2048 / (h w)) channels of compression. Raises UserError where these do not
     fit.
     """
-    input = _shape(input)
     if name not in NAMES:
         raise UserError(f"unknown encoder {name!r}; known are {', '.join(NAMES)}")
     if name == "blind":
         return EncoderSpec("blind", (0, 0, 0), ())
+    check_input(name, input)
+    input = (*input,)
     if observations is None:
         observations = {1: ("depth",), 3: ("rgb",), 4: ("depth", "rgb")}.get(input[0], ())
     if name == "simple_cnn":
-        layers = tuple(_narrow(Layer(f"conv{i + 1}", c), width) for i, c in enumerate((32, 64)))
-        return EncoderSpec(name, input, observations, layers=layers, output=output or 32)
+        free = _narrow(Layer("conv1", 32), width), _narrow(Layer("conv2", 64), width)
+        return EncoderSpec(name, input, observations, layers=free, output=output or 32)
     block, blocks = RESNETS[name]
     groups = base_planes // 2 if groups is None else groups
     if block.endswith("resnext") and base_planes % 2:
         raise UserError(f"{name}: {base_planes} base planes; its grouped convolutions need an even number")
     if groups < 1 or base_planes % groups:
         raise UserError(f"{name}: {base_planes} base planes cannot be split into {groups} norm groups")
-    layers = tuple(
-        _narrow(Layer(layer, planes, _norm_group(layer, planes, groups)), width, _per_group(block, layer))
-        for layer, planes in _habitat_planes(block, blocks, base_planes).items()
-    )
+    layers = []
+    for layer, planes in _habitat_planes(block, blocks, base_planes).items():
+        group = 1 if layer.endswith(".se") else planes // groups  # no norm follows a squeeze
+        layers.append(_narrow(Layer(layer, planes, group), width, _per_group(block, layer)))
     if output is None:
         pooled = input[1] // 2, input[2] // 2
         last = _convolutions("resnet", block, blocks, *pooled)[-1]
         output = round(FLAT_SIZE / max(1, last.height * last.width))
-    return EncoderSpec("resnet", input, observations, block, blocks, layers, output, "rgb" in observations)
-
-
-def widths(spec: EncoderSpec | ClassifierSpec) -> dict[str, int]:
-    """The free widths of an encoder or a classifier, {name: channels}: the handles that pruning uses."""
-    return {o.name: o.channels for o in spec.layers} if isinstance(spec, EncoderSpec) else dict(spec.widths)
-
-
-def with_widths(spec: Widened, channels: Mapping[str, int]) -> Widened:
-    """The same network with some widths replaced; norms keep their group size and so have fewer groups.
-
-    So do grouped convolutions. Raises UserError for an unknown name, or a width that is not a positive multiple of
-    its group size.
-    """
-    present = widths(spec)
-    for name in channels:
-        if name not in present:
-            raise UserError(f"{_title(spec)} has no width {name!r}; it has {', '.join(present)}")
-    if not isinstance(spec, EncoderSpec):
-        return replace(spec, widths={**present, **channels})
-    layers = tuple(Layer(o.name, channels.get(o.name, o.channels), o.group) for o in spec.layers)
-    return replace(spec, layers=layers)
+    return EncoderSpec("resnet", input, observations, block, blocks, tuple(layers), output, "rgb" in observations)
 
 
 def renumbered(name: str, removed: Collection[str]) -> str | None:
@@ -289,8 +278,7 @@ def fewer_blocks(blocks: tuple[int, ...], removed: Collection[str]) -> tuple[int
 
 def trunk_name(block: str, stage: int) -> str:
     """Name of the width that leaves stage 0 (the stem), 1, 2, ..."""
-    shared_with_stem = stage == 0 or (stage == 1 and block == "basic")
-    return "stem" if shared_with_stem else f"stage{stage}.trunk"
+    return "stem" if stage == 0 or (stage == 1 and block == "basic") else f"stage{stage}.trunk"
 
 
 def convolutions(spec: EncoderSpec, size: tuple[int, int] | None = None) -> tuple[Conv, ...]:
@@ -300,12 +288,6 @@ def convolutions(spec: EncoderSpec, size: tuple[int, int] | None = None) -> tupl
     to the encoder.
     """
     return _convolutions(spec.family, spec.block, spec.blocks, *(size or spec.pooled))
-
-
-def _shape(input: tuple[int, int, int]) -> tuple[int, int, int]:
-    if len(input) != 3:
-        raise UserError(f"an encoder's input is (channels, height, width), not {tuple(input)}")
-    return input[0], input[1], input[2]
 
 
 @lru_cache(maxsize=256)
@@ -377,10 +359,6 @@ def _habitat_planes(block: str, blocks: tuple[int, ...], base_planes: int) -> di
     return planes
 
 
-def _norm_group(layer: str, planes: int, groups: int) -> int:
-    return 1 if layer.endswith(".se") else planes // groups  # no norm follows a squeeze
-
-
 @lru_cache(maxsize=256)
 def _layer_names(family: str, block: str, blocks: tuple[int, ...]) -> tuple[str, ...]:
     targets = (conv.target for conv in _convolutions(family, block, blocks, 256, 256))
@@ -390,15 +368,6 @@ def _layer_names(family: str, block: str, blocks: tuple[int, ...]) -> tuple[str,
 def _narrow(layer: Layer, width: float, per_group: int = 1) -> Layer:
     unit = math.lcm(layer.group, per_group)
     return replace(layer, channels=max(1, round(width * layer.channels / unit)) * unit)
-
-
-def _title(spec: EncoderSpec | ClassifierSpec) -> str:
-    return f"{spec.family} encoder" if isinstance(spec, EncoderSpec) else spec.family
-
-
-def digest(spec: EncoderSpec | PolicySpec | ClassifierSpec) -> str:
-    """16 hexadecimal digits that change with anything in the spec."""
-    return hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,46 +387,18 @@ def check_positive(what: str, value: object) -> None:
         raise UserError(f"{what} is {value!r}; it must be a whole number of at least 1")
 
 
-def _check_encoder(spec: EncoderSpec) -> None:
-    if spec.family not in FAMILIES:
-        raise UserError(f"unknown family of encoders {spec.family!r}; known are {', '.join(FAMILIES)}")
-    title = _title(spec)
-    if spec.block not in FAMILIES[spec.family]:
-        raise UserError(f"{title}: block is {spec.block!r}; known are {FAMILIES[spec.family]}")
-    if spec.family == "resnet":
-        _check_blocks(spec)
-    if spec.family != "blind":
-        _check_input(spec)
-        check_positive(f"{title}: output", spec.output)
-    expected = _layer_names(spec.family, spec.block, spec.blocks)
-    if tuple(layer.name for layer in spec.layers) != expected:
-        raise UserError(f"{title}: layers must be, in this order: {', '.join(expected) or 'none'}")
-    for layer in spec.layers:
-        check_positive(f"{title}: group size of {layer.name}", layer.group)
-        check_positive(f"{title}: width of {layer.name}", layer.channels)
-        if layer.channels % spec.units[layer.name]:
-            size = f"{layer.channels} channels, no multiple of its group size {spec.units[layer.name]}"
-            raise UserError(f"{title}: {layer.name} has {size}")
-
-
-def _check_input(spec: EncoderSpec) -> None:
-    title = _title(spec)
-    for what, value in zip(("channels", "height", "width"), _shape(spec.input)):
+def check_input(title: str, input: tuple[int, ...]) -> None:
+    """Raises UserError unless these are sides [C, H, W]."""
+    if len(input) != 3:
+        raise UserError(f"{title}: input is (channels, height, width), not {tuple(input)}")
+    for what, value in zip(("channels", "height", "width"), input):
         check_positive(f"{title}: input {what}", value)
-    if not spec.observations or any(key not in CHANNELS for key in spec.observations):
-        raise UserError(f"{title}: observations are {spec.observations}; they must be of {', '.join(CHANNELS)}")
-    if sum(CHANNELS[key] for key in spec.observations) != spec.input[0]:
-        raise UserError(f"{title}: {' + '.join(spec.observations)} do not have {spec.input[0]} channels")
-    smallest = min((min(conv.height, conv.width) for conv in convolutions(spec)), default=0)
-    if smallest < 1:
-        raise UserError(f"{title}: input of {spec.input[1]} x {spec.input[2]} pixels is too small")
 
 
-def _check_blocks(spec: EncoderSpec) -> None:
-    for stage, count in enumerate(spec.blocks, start=1):
+def check_blocks(title: str, blocks: tuple[int, ...], first: int) -> None:
+    """Raises UserError for a stage without blocks, the first for one with less than `first`."""
+    for stage, count in enumerate(blocks, start=1):
         # The first block of a stage changes the resolution or the width, so that it cannot be left out.
-        least = 0 if trunk_name(spec.block, stage) == trunk_name(spec.block, stage - 1) else 1
+        least = first if stage == 1 else 1
         if not isinstance(count, int) or count < least:
-            raise UserError(f"resnet encoder: stage {stage} has {count!r} blocks; it needs at least {least}")
-    if not spec.blocks:
-        raise UserError("resnet encoder: no stages; give the number of blocks of each stage")
+            raise UserError(f"{title}: stage {stage} has {count!r} blocks; it needs at least {least}")

@@ -29,8 +29,6 @@ STABLE_OVER = 20
 """Steps between two looks at the ranking, which decide on an early stop."""
 NEAR_TARGET = 0.25
 """The mean gate must have come so near to its target before an early stop."""
-
-
 WIDEST = 8
 """Largest expansion: beyond, a typing error is likelier than a wish."""
 
@@ -193,9 +191,7 @@ def _set_modes(model: nn.Module) -> None:
 def rank_correlation(first: Tensor, second: Tensor) -> float:
     """Spearman's correlation of two vectors [n], from -1 to 1; ties have their mean rank, and constants give 0."""
     ranks = torch.stack([_mean_ranks(values.detach().double().cpu()) for values in (first, second)])
-    ranks = ranks - ranks.mean(1, keepdim=True)
-    norms = ranks.norm(dim=1)
-    return float(ranks[0] @ ranks[1] / norms.prod()) if norms.min() > 0 else 0.0
+    return torch.corrcoef(ranks)[0, 1].nan_to_num().item()
 
 
 def _mean_ranks(values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from navprune.checks import check_ranges
 from navprune.errors import UserError
-from navprune.models.spec import widths, with_widths
+from navprune.models.widths import widths, with_widths
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import Keep, checked_keep, groups_of, units
 from navprune.pruning.penalties import proximal_step

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import encoder_in
+from navprune.pruning.scores import outputs
 from navprune.rl.monitor import EpisodeWindow, Timers
 from navprune.rl.ppo import PPO, PPOConfig
 from navprune.rl.rollouts import Actor
@@ -60,17 +61,11 @@ class Imitation(nn.Module):
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss, a scalar; raises UserError for a batch of another shape than the network's."""
         _, encoder = encoder_in(model)
-        device = next(encoder.parameters()).device
-        missing = [name for name in (*encoder.spec.observations, GOAL, EXPERT) if name not in batch]
-        if missing:
+        if missing := [name for name in (*encoder.spec.observations, GOAL, EXPERT) if name not in batch]:
             raise UserError(f"a batch for imitation lacks {missing[0]!r}; it holds {', '.join(batch) or 'nothing'}")
-        here = {name: tensor.to(device) for name, tensor in batch.items()}
-        images = encoder.images(here)
-        if tuple(images.shape[1:]) != encoder.spec.input:
-            shape, wanted = list(images.shape[1:]), list(encoder.spec.input)
-            raise UserError(f"a batch holds images of {shape} and the network sees {wanted}; make them alike")
-        logits = self.readout(torch.cat([encoder(images).flatten(1), here[GOAL]], dim=1))
-        return F.cross_entropy(logits, here[EXPERT])
+        features = outputs(encoder, batch).flatten(1)
+        logits = self.readout(torch.cat([features, batch[GOAL].to(features.device)], dim=1))
+        return F.cross_entropy(logits, batch[EXPERT].to(logits.device))
 
 
 class PPOTask:
@@ -89,10 +84,8 @@ class PPOTask:
         """Indices [K] of the environments of each mini-batch, acting in between; UserError unless a policy acts."""
         if not isinstance(model, PointNavPolicy):
             raise UserError(f"PPO's loss needs a whole policy, not {type(model).__name__}: prune the policy")
-        device = next(model.parameters()).device
-        actor = Actor(
-            self.env, model, device=device, generator=self.generator, window=EpisodeWindow(1), timers=Timers()
-        )
+        device, window, timers = next(model.parameters()).device, EpisodeWindow(1), Timers()
+        actor = Actor(self.env, model, device=device, generator=self.generator, window=window, timers=timers)
         actor.reset()
         self.ppo = PPO(model, actor, self.config)
         for _ in range(self.updates):
@@ -108,9 +101,7 @@ class PPOTask:
         return self.ppo.loss(model, rows).total
 
 
-def collect_observations(
-    env: VectorEnv, steps: int, rng: np.random.Generator, wander: float = 0.2
-) -> dict[str, Tensor]:
+def collect_observations(env: VectorEnv, steps: int, rng: np.random.Generator, wander: float = 0.2) -> Batch:
     """Observations along the expert's paths, tensors [steps * N, ...], with its actions under "expert".
 
     With probability `wander` an environment moves or turns at random instead, so that recoveries are seen.

@@ -8,6 +8,7 @@ is reported.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from navprune.models.encoders import ChannelGroup
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import Keep, checked_keep, units
 from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, mean_magnitudes, outputs, run_batch
-from navprune.pruning.search import search
+from navprune.pruning.search import Shares, Widths, search
 from navprune.pruning.slim import cut_group
 
 POLICY_HEADS = ("action_distribution.linear", "critic.fc")
@@ -42,12 +43,8 @@ def prunable(model: nn.Module, classifier: bool = False) -> dict[str, Tensor]:
     """
     layers = weighted_layers(model)
     last = POLICY_HEADS if isinstance(model, PointNavPolicy) else tuple(layers)[-1:]
-    chosen = {name: layer for name, layer in layers.items() if classifier or name not in last}
-    return {
-        f"{name}.{own}": values
-        for name, layer in chosen.items()
-        for own, values in layer.named_parameters(recurse=False)
-    }
+    chosen = [name for name in layers if classifier or name not in last]
+    return {f"{name}.{own}": values for name in chosen for own, values in layers[name].named_parameters(recurse=False)}
 
 
 def kept_weights(model: nn.Module, chosen: Mapping[str, Tensor], compression: float) -> int:
@@ -56,9 +53,7 @@ def kept_weights(model: nn.Module, chosen: Mapping[str, Tensor], compression: fl
     Raises UserError for a ratio below 1 or one that the other parameters alone exceed.
     """
     if not compression >= 1:
-        raise UserError(
-            f"compression {compression:g} is not a ratio of at least 1, such as 4 for a quarter of the size"
-        )
+        raise UserError(f"compression {compression:g} is not a ratio of at least 1: give 4 for a quarter of the size")
     total = sum(parameter.numel() for parameter in model.parameters())
     free = sum(parameter.numel() for parameter in chosen.values())
     kept = int(total / compression) - (total - free)
@@ -118,29 +113,31 @@ def chance(_model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) 
     return {name: torch.rand(weight.shape, generator=evidence.generator) for name, weight in chosen.items()}
 
 
-def global_masks(
-    importance: Importance, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False
+def weight_masks(
+    importance: Importance,
+    layerwise: bool,
+    model: nn.Module,
+    evidence: Evidence,
+    compression: float,
+    classifier: bool = False,
 ) -> Masks:
-    """Keeps the most important weights of all layers together."""
+    """Keeps the most important weights, of all layers together or, layerwise, the same share of every parameter.
+
+    Such shares are rounded so that the whole is met (largest remainders first). Raises UserError for an importance
+    that is not finite.
+    """
     chosen = prunable(model, classifier)
     kept = kept_weights(model, chosen, compression)
-    found = _finite(importance(model, chosen, evidence))
-    masks = largest(torch.cat([values.flatten() for values in found.values()]), kept).split(
-        [values.numel() for values in found.values()]
-    )
+    found = {name: values.cpu() for name, values in importance(model, chosen, evidence).items()}
+    for name, values in found.items():
+        if not torch.isfinite(values).all():
+            raise UserError(f"the importance of {name!r} is not finite: look for NaN in weights or batch")
+    flat, sizes = [values.flatten() for values in found.values()], [values.numel() for values in found.values()]
+    if layerwise:
+        masks = map(largest, flat, apportioned(kept, sizes))
+    else:
+        masks = iter(largest(torch.cat(flat), kept).split(sizes))
     return {name: mask.view(found[name].shape) for name, mask in zip(found, masks)}
-
-
-def layerwise_masks(
-    importance: Importance, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False
-) -> Masks:
-    """Keeps the same share of every parameter, rounded so that the whole is met (largest remainders first)."""
-    chosen = prunable(model, classifier)
-    kept = kept_weights(model, chosen, compression)
-    found = _finite(importance(model, chosen, evidence))
-    counts = apportioned(kept, [values.numel() for values in found.values()])
-    pairs = zip(found.items(), counts)
-    return {name: largest(values.flatten(), count).view(values.shape) for (name, values), count in pairs}
 
 
 def largest(values: Tensor, count: int) -> Tensor:
@@ -194,12 +191,12 @@ def unit_masks(score: str, model: nn.Module, evidence: Evidence, compression: fl
     return structured_masks(model, groups, keep)
 
 
-def _size_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> Callable[[Mapping[str, int]], dict[str, float]]:
+def _size_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> Shares:
     """{group name: channels} -> the share of the parameters that is left."""
     shapes = {name: torch.empty(p.shape, device="meta") for name, p in model.named_parameters()}
     total = sum(shape.numel() for shape in shapes.values())
 
-    def share(widths: Mapping[str, int]) -> dict[str, float]:
+    def share(widths: Widths) -> dict[str, float]:
         keep = {group.name: torch.arange(units(group)) < widths[group.name] // group.unit for group in groups}
         return {"parameters": sum(tensor.numel() for tensor in _cut(shapes, groups, keep).values()) / total}
 
@@ -209,17 +206,18 @@ def _size_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> Callable[[Mapp
 Strategy = Callable[..., Masks]
 """(model, evidence, compression, classifier=False) -> masks."""
 
-STRATEGIES: dict[str, Strategy] = {
-    "global-magnitude": partial(global_masks, magnitude),
-    "layer-magnitude": partial(layerwise_masks, magnitude),
-    "global-magnitude-gradient": partial(global_masks, magnitude_gradient),
-    "layer-magnitude-gradient": partial(layerwise_masks, magnitude_gradient),
-    "global-magnitude-activation": partial(global_masks, magnitude_activation),
-    "layer-magnitude-activation": partial(layerwise_masks, magnitude_activation),
-    "global-random": partial(global_masks, chance),
-    "layer-random": partial(layerwise_masks, chance),
-    **{f"structured-{score}": partial(unit_masks, score) for score in SCORES},
+IMPORTANCES: dict[str, Importance] = {
+    "magnitude": magnitude,
+    "magnitude-gradient": magnitude_gradient,
+    "magnitude-activation": magnitude_activation,
+    "random": chance,
 }
+STRATEGIES: dict[str, Strategy] = {
+    f"{scope}-{name}": partial(weight_masks, importance, scope == "layer")
+    for name, importance in IMPORTANCES.items()
+    for scope in ("global", "layer")
+}
+STRATEGIES |= {f"structured-{score}": partial(unit_masks, score) for score in SCORES}
 
 
 @torch.no_grad()
@@ -230,9 +228,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         parameter = parameters.get(name)
         if parameter is None or parameter.shape != mask.shape:
             there = "absent" if parameter is None else list(parameter.shape)
-            raise UserError(
-                f"the mask of {name!r} has {list(mask.shape)}, the parameter is {there}: masks of another model"
-            )
+            shape = list(mask.shape)
+            raise UserError(f"the mask of {name!r} has {shape}, the parameter is {there}: masks of another model")
         parameter.mul_(mask.to(parameter))
 
 
@@ -245,25 +242,19 @@ def compression_ratio(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
 
 def theoretical_speedup(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor) -> float:
     """Multiply-adds of convolutions and linear layers over those left when masked weights cost nothing."""
-    layers = weighted_layers(model)
-    positions = dict.fromkeys(layers, 0)
+    weights = {layer: f"{name}.weight" for name, layer in weighted_layers(model).items()}
+    positions = dict.fromkeys(weights, 0)
 
-    def counting(name: str, channels: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            positions[name] += output.numel() // channels
+    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        positions[layer] += output.numel() // len(layer.get_parameter("weight"))
 
-        return hook
-
-    weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
-    handles = [layer.register_forward_hook(counting(name, len(weights[name]))) for name, layer in layers.items()]
-    try:
-        with evaluating(model), torch.no_grad():
-            run_batch("theoretical speedup", outputs, model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    whole = sum(positions[name] * weight.numel() for name, weight in weights.items())
-    lost = sum(positions[name] * int((~masks[f"{name}.weight"]).sum()) for name in layers if f"{name}.weight" in masks)
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for layer in positions:
+            hooks.enter_context(layer.register_forward_hook(count))
+        run_batch("theoretical speedup", outputs, model, example)
+    whole = sum(times * layer.get_parameter("weight").numel() for layer, times in positions.items())
+    pruned = {layer: masks[weight] for layer, weight in weights.items() if weight in masks}
+    lost = sum(positions[layer] * int((~mask).sum()) for layer, mask in pruned.items())
     return whole / (whole - lost) if lost < whole else float("inf")
 
 
@@ -284,10 +275,3 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     if not count:
         raise UserError("accuracy needs at least one batch of images and labels")
     return {f"top{top}": hit / count for top, hit in right.items()}
-
-
-def _finite(importance: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name, values in importance.items():
-        if not torch.isfinite(values).all():
-            raise UserError(f"the importance of {name!r} is not finite: look for NaN in weights or batch")
-    return {name: values.cpu() for name, values in importance.items()}

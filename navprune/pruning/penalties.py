@@ -79,9 +79,7 @@ def _check(model: nn.Module, groups: Sequence[ChannelGroup], over: str) -> None:
     for name in (name for group in groups for name in group.norms if over != CHANNELS):
         norm = model.get_submodule(name)
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.weight is None:
-            raise UserError(
-                f"{name} has no scale to set to zero (affine=False), and makes a constant of filters of zero"
-            )
+            raise UserError(f"{name} has no scale to set to zero (affine=False): filters of zero give a constant")
 
 
 def _weights(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
@@ -92,13 +90,9 @@ def _weights(model: nn.Module, group: ChannelGroup, over: str) -> Tensor:
 
 def _measures(model: nn.Module, groups: Sequence[ChannelGroup], over: str) -> list[tuple[Tensor, Tensor]]:
     """sqrt(|g|) and ||W_g||_2 of each unit of each group."""
-    measures = []
-    for group in groups:
-        # Over all layers at once: the gradient of a root of sums would be NaN at zero.
-        weights = _weights(model, group, over)
-        sizes = weights.detach().ne(0).sum(1).to(weights.dtype)
-        measures.append((sizes.sqrt(), torch.linalg.vector_norm(weights, dim=1)))
-    return measures
+    # Over all layers at once: the gradient of a root of sums would be NaN at zero.
+    units = [_weights(model, group, over) for group in groups]
+    return [(each.detach().ne(0).sum(1).to(each.dtype).sqrt(), torch.linalg.vector_norm(each, dim=1)) for each in units]
 
 
 def _scale(layer: nn.Module, dim: int, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -14,14 +14,15 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
-from navprune.models.spec import EncoderSpec, PolicySpec, renumbered, widths, with_widths
+from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
+from navprune.models.widths import widths, with_widths
 from navprune.pruning.gates import GateConfig, learn_gates
 from navprune.pruning.graph import Example
-from navprune.pruning.groups import groups_of, is_inner, units
+from navprune.pruning.groups import Keep, groups_of, is_inner, units
 from navprune.pruning.losses import Imitation
 from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES, TORCH_PRUNING
 from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
-from navprune.pruning.search import MEASURES, Budget, SearchConfig, Widths, check_budget, search
+from navprune.pruning.search import MEASURES, Budget, SearchConfig, Share, Shares, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
 from navprune.pruning.trace import module_cost
 
@@ -76,21 +77,14 @@ class PruningResult:
 
     def to_json(self) -> dict[str, Any]:
         """What `pruning.json` holds: everything but the weights."""
-        return {
-            "method": self.method,
-            "settings": self.settings,
-            "budget": self.budget,
-            "reached": self.reached,
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "dense", "blocks")}
+        return plain | {
             "equal_compute": self.equal_compute,
             "widths": {name: list(pair) for name, pair in self.widths.items()},
             "blocks_removed": list(self.blocks),
             "keep": {name: kept.int().tolist() for name, kept in self.keep.items()},
             "scores": {name: score.tolist() for name, score in self.scores.items()},
             "losses": list(self.losses),
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "search_seconds": self.search_seconds,
-            "initial_weights": self.initial_weights,
         }
 
 
@@ -105,7 +99,7 @@ def prune(
     loss: Loss | None = None,
     gates: GateConfig | None = None,
     config: SearchConfig | None = None,
-    costs: Mapping[str, Callable[[Widths], float]] | None = None,
+    costs: Mapping[str, Share] | None = None,
     blocks: bool = False,
     example: Example | None = None,
     device: torch.device | str = "cpu",
@@ -131,7 +125,8 @@ def prune(
     shares = _shares(dense or _spec_within(model) or model, cost, example)
     measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
-    before = _dense_widths(dense, groups)
+    own = {group.name: group.channels for group in groups if not group.block}
+    before = widths(encoder_of(dense)) if dense else own  # with gates not those of the network that is searched
     _check_reach(groups, method, shares, budget, config, before)
     evidence = Evidence(torch.Generator().manual_seed(seed), drawn, loss, example, blocks)
     scores, losses = _scored(model, method, evidence, gates)
@@ -171,17 +166,8 @@ def _looked_at(
     return network if isinstance(network, nn.Module) else build(network, seed).to(device)
 
 
-def _dense_widths(dense: Spec | None, groups: Sequence[ChannelGroup]) -> dict[str, int]:
-    """Channels of each width of the network that was asked about, which with gates is not the one searched."""
-    return widths(encoder_of(dense)) if dense else {group.name: group.channels for group in groups if not group.block}
-
-
 def _left(
-    before: Widths,
-    groups: Sequence[ChannelGroup],
-    keep: Mapping[str, Tensor],
-    shares: Callable[[Widths], dict[str, float]],
-    measured: Mapping[str, Callable[[Widths], float]],
+    before: Widths, groups: Sequence[ChannelGroup], keep: Keep, shares: Shares, measured: Mapping[str, Share]
 ) -> dict[str, Any]:
     """What a cut leaves, as fields of `PruningResult`: "reached", "widths" and "blocks"."""
     kept = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
@@ -213,12 +199,7 @@ def spec_of(network: nn.Module | Spec) -> Spec | None:
 
 
 def _check_reach(
-    groups: Sequence[ChannelGroup],
-    method: str,
-    shares: Callable[[Widths], dict[str, float]],
-    budget: Budget,
-    config: SearchConfig,
-    dense: Widths,
+    groups: Sequence[ChannelGroup], method: str, shares: Shares, budget: Budget, config: SearchConfig, dense: Widths
 ) -> None:
     """Raises UserError for limits or a budget that no scores could meet, before minutes go into scores."""
     if method not in NEEDS_BATCHES:
@@ -250,18 +231,11 @@ def _scored(
     return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
 
 
-def _shares(
-    network: nn.Module | Spec, cost: CountCost | None, example: Example | None
-) -> Callable[[Widths], dict[str, float]]:
+def _shares(network: nn.Module | Spec, cost: CountCost | None, example: Example | None) -> Shares:
     """Widths -> shares of multiply-accumulates and parameters of the dense network."""
     count = _count(network, cost, example)
     whole = count({})
-
-    def shares(channels: Widths) -> dict[str, float]:
-        counts = count(channels)
-        return {name: counts[name] / whole[name] for name in MEASURES}
-
-    return shares
+    return lambda channels: {name: found / whole[name] for name, found in count(channels).items() if name in MEASURES}
 
 
 def _count(
@@ -271,9 +245,7 @@ def _count(
     if isinstance(network, EncoderSpec | PolicySpec):
         encoder = cast(EncoderSpec, encoder_of(network))
         if cost is None:
-            raise UserError(
-                "what an encoder costs depends on the convention: give `cost`, such as commands.prune.count_cost"
-            )
+            raise UserError("what an encoder costs depends on the convention: give `cost`: commands.prune.count_cost")
         return lambda channels: cost(resized(encoder, channels))
     if isinstance(network, ClassifierSpec):
         example = torch.empty(1, *network.input)
@@ -291,7 +263,7 @@ def resized(spec: EncoderSpec, channels: Widths) -> EncoderSpec:
     return other.without_blocks([name for name, count in channels.items() if count == 0])
 
 
-def _remembered(share: Callable[[Widths], float]) -> Callable[[Widths], float]:
+def _remembered(share: Share) -> Share:
     """The same function, asked once for the same widths: a measurement does not repeat."""
     ask = lru_cache(maxsize=None)(lambda items: share(dict(items)))
     return lambda channels: ask(tuple(sorted(channels.items())))

@@ -101,19 +101,16 @@ class Distillation(Callback):
         assert self.answered is not None
         known = self.known[:, rows]
         answered, self.answered = self.answered.unflatten(0, known.shape).float(), None
-        terms = torch.stack(
-            [
-                policy_divergence(self.logits[:, rows], output.logits.float())[known].sum(),
-                (answered - self.features[:, rows]).square().mean(-1)[known].sum(),
-            ]
-        ) / known.sum().clamp_min(1)
+        policy = policy_divergence(self.logits[:, rows], output.logits.float())
+        features = (answered - self.features[:, rows]).square().mean(-1)
+        terms = torch.stack([policy[known].sum(), features[known].sum()]) / known.sum().clamp_min(1)
         self.sums += torch.cat([terms.detach().cpu(), torch.ones(1)])
         return (self.weights * terms).sum()
 
     def scalars(self) -> dict[str, float]:
         """The terms, unweighted, over the latest update."""
-        policy, features, count = self.sums.tolist()
-        return {"distillation/policy": policy / max(count, 1), "distillation/features": features / max(count, 1)}
+        policy, features = (self.sums[:2] / self.sums[2].clamp_min(1)).tolist()
+        return {"distillation/policy": policy, "distillation/features": features}
 
     def state_dict(self) -> dict[str, Any]:
         """What the teacher remembers."""
@@ -153,11 +150,10 @@ def rewound_checkpoint(pruned: Path, early: Path | str) -> PointNavPolicy:
 
 def kept_units(pruned: Path) -> dict[str, Tensor]:
     """The units that stayed, {group name: bool [units]} of the dense network, from a checkpoint's pruning.json."""
-    file = pruned / PRUNING
     try:
-        keep = json.loads(file.read_text())["keep"]
+        keep = json.loads((pruned / PRUNING).read_text())["keep"]
         return {name: torch.tensor(flags, dtype=torch.bool) for name, flags in keep.items()}
     except FileNotFoundError:
         raise UserError(f"{pruned} has no {PRUNING}; weights are rewound in what `navprune prune` wrote") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{file} is damaged ({error}); prune again") from error
+        raise DamagedCheckpoint(f"{pruned / PRUNING} is damaged ({error}); prune again") from error

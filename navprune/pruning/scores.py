@@ -6,8 +6,8 @@ and say what it is in `methods`. Scores know groups alone, so that they serve en
 network that `groups_of` can follow. None changes the model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,9 +63,12 @@ def unit_weights(model: nn.Module, group: ChannelGroup, over: str = FILTERS) -> 
     if group.block:
         weights = [layer.get_parameter("weight") for layer in block_layers(model, group)]
         return [weight.reshape(1, -1) for weight in weights if weight.dim() > 1]
-    rows = [model.get_parameter(f"{name}.weight").reshape(count, -1) for name in group.producers]
-    columns = [_columns(model.get_parameter(f"{name}.weight"), count) for name in group.readers]
-    return (rows if over != CHANNELS else []) + (columns if over != FILTERS else [])
+    written = group.producers if over != CHANNELS else ()
+    read = [model.get_parameter(f"{name}.weight") for name in (group.readers if over != FILTERS else ())]
+    return [
+        *(model.get_parameter(f"{name}.weight").reshape(count, -1) for name in written),
+        *(weight.reshape(len(weight), count, -1).movedim(1, 0).reshape(count, -1) for weight in read),
+    ]
 
 
 def block_layers(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
@@ -79,10 +82,6 @@ def block_of(group: ChannelGroup) -> str:
     match = BLOCK.search(group.norms[0])
     assert match is not None
     return group.norms[0][: match.end()]
-
-
-def _columns(weight: Tensor, count: int) -> Tensor:
-    return weight.reshape(len(weight), count, -1).movedim(1, 0).reshape(count, -1)
 
 
 def weight_norm(model: nn.Module, group: ChannelGroup, over: str = FILTERS, order: int = 2) -> Tensor:
@@ -149,8 +148,7 @@ def _each(measure: Callable[[nn.Module, ChannelGroup], Tensor | None], model: nn
 
 def _relative(measure: Callable[[nn.Module, ChannelGroup], Tensor], model: nn.Module, evidence: Evidence) -> Scores:
     """The same, over the mean of the group."""
-    groups = evidence.groups(model)
-    return _over_means(groups, {group.name: measure(model, group) for group in groups})
+    return _over_means(evidence.groups(model), _each(measure, model, evidence))
 
 
 def _over_means(groups: Sequence[ChannelGroup], scores: Scores) -> Scores:
@@ -163,10 +161,8 @@ def _over_means(groups: Sequence[ChannelGroup], scores: Scores) -> Scores:
 
 def random(model: nn.Module, evidence: Evidence) -> Scores:
     """Uniform in [0, 1): the control that any other method must beat (Blalock et al., MLSys 2020)."""
-    return {
-        group.name: torch.rand(units(group), generator=evidence.generator, dtype=torch.float64)
-        for group in evidence.groups(model)
-    }
+    draw = partial(torch.rand, generator=evidence.generator, dtype=torch.float64)
+    return {group.name: draw(units(group)) for group in evidence.groups(model)}
 
 
 def uniform(model: nn.Module, evidence: Evidence) -> Scores:
@@ -176,9 +172,10 @@ def uniform(model: nn.Module, evidence: Evidence) -> Scores:
     blocks are ranked together.
     """
     norms = SCORES["l1"](model, evidence)
-    blocks = [group.name for group in evidence.groups(model) if group.block]
-    together = dict(zip(blocks, _ranks(torch.cat([norms[name] for name in blocks])).split(1))) if blocks else {}
-    return {name: together[name] if name in together else _ranks(norm) for name, norm in norms.items()}
+    ranks = {name: _ranks(norm) for name, norm in norms.items()}
+    if blocks := [group.name for group in evidence.groups(model) if group.block]:
+        ranks |= zip(blocks, _ranks(torch.cat([norms[name] for name in blocks])).split(1))
+    return ranks
 
 
 def _ranks(score: Tensor) -> Tensor:
@@ -196,10 +193,8 @@ def taylor(model: nn.Module, evidence: Evidence) -> Scores:
     """
     if evidence.loss is None:
         raise UserError("'taylor' scores follow a loss: give one, such as classification_loss")
-    gates = {
-        group.name: torch.ones(units(group), device=_device(model), dtype=_dtype(model), requires_grad=True)
-        for group in evidence.groups(model)
-    }
+    ones, groups = next(model.parameters()).new_ones, evidence.groups(model)
+    gates = {group.name: ones(units(group), requires_grad=True) for group in groups}
     totals = {name: torch.zeros(len(gate), dtype=torch.float64) for name, gate in gates.items()}
     count = 0
     with evaluating(model), scaled(model, gates, evidence.example):
@@ -223,13 +218,8 @@ def activation(model: nn.Module, evidence: Evidence) -> Scores:
     """
     groups = evidence.groups(model)
     places = {group.name: group.norms if group.block else group.readers for group in groups}
-    means = mean_magnitudes(
-        "activation",
-        model,
-        evidence,
-        inputs_of={layer for group in groups if not group.block for layer in group.readers},
-        outputs_of={layer for group in groups if group.block for layer in group.norms},
-    )
+    behind = {layer for group in groups if group.block for layer in group.norms}
+    means = mean_magnitudes("activation", model, evidence, set().union(*places.values()), behind)
     scores = {group.name: torch.zeros(units(group), dtype=torch.float64) for group in groups}
     for group in groups:
         for layer in filter(means.__contains__, places[group.name]):  # behind a flatten a channel is several features
@@ -238,37 +228,29 @@ def activation(model: nn.Module, evidence: Evidence) -> Scores:
 
 
 def mean_magnitudes(
-    method: str, model: nn.Module, evidence: Evidence, inputs_of: Iterable[str], outputs_of: Iterable[str] = ()
+    method: str, model: nn.Module, evidence: Evidence, layers: Iterable[str], behind: Collection[str] = ()
 ) -> Scores:
-    """Mean |x| of each feature that layers get or give, over images and pixels: {layer name: float64 [features]}.
+    """Mean |x| of each feature that layers get, over images and pixels: {layer name: float64 [features]}.
 
-    Layers that are not reached say nothing. Raises UserError without batches, or for one that does not fit.
+    Of those named in `behind` it is what they give. Layers that are not reached say nothing. Raises UserError without
+    batches, or for one that does not fit.
     """
     totals: Scores = {}
     counts: dict[str, int] = {}
 
-    def adding(name: str, output_counts: bool) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            value = output if output_counts else next(iter((*args, *kwargs.values())))
-            features = value.detach().movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
-            # A sum over images: the last batch may be smaller.
-            totals[name] = totals.get(name, 0) + len(value) * features.double().abs().mean(1).cpu()
-            counts[name] = counts.get(name, 0) + len(value)
+    def add(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        value = output if name in behind else next(iter((*args, *kwargs.values())))
+        features = value.detach().movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
+        # A sum over images: the last batch may be smaller.
+        totals[name] = totals.get(name, 0) + len(value) * features.double().abs().mean(1).cpu()
+        counts[name] = counts.get(name, 0) + len(value)
 
-        return hook
-
-    places = [*((name, False) for name in inputs_of), *((name, True) for name in outputs_of)]
-    handles = [
-        model.get_submodule(name).register_forward_hook(adding(name, behind), with_kwargs=True)
-        for name, behind in places
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            for batch in _batches(method, evidence):
-                run_batch(method, evidence.loss or outputs, model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for name in layers:
+            hook = partial(add, name)
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+        for batch in _batches(method, evidence):
+            run_batch(method, evidence.loss or outputs, model, batch)
     return {name: total / counts[name] for name, total in totals.items()}
 
 
@@ -297,13 +279,14 @@ def outputs(model: nn.Module, batch: Any) -> Tensor:
 
     Raises UserError where it lacks an observation, or images have another shape than the network's input.
     """
+    device = next(model.parameters()).device
     if isinstance(batch, Mapping):
         _, model = encoder_in(model)
         if missing := [name for name in model.spec.observations if name not in batch]:
             raise UserError(f"a batch lacks {missing[0]!r}, which the network sees; it holds {', '.join(batch)}")
-        images = model.images({name: value.to(_device(model)) for name, value in batch.items()})
+        images = model.images({name: value.to(device) for name, value in batch.items()})
     else:
-        images = (batch if isinstance(batch, Tensor) else batch[0]).to(_device(model))
+        images = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
     wanted = getattr(getattr(model, "spec", None), "input", None)
     if wanted and tuple(images.shape[1:]) != tuple(wanted):
         shape = list(images.shape[1:])
@@ -343,14 +326,13 @@ def distillation_loss(teacher: nn.Module) -> Loss:
 
 
 def _batches(method: str, evidence: Evidence) -> Iterator[Any]:
-    empty = True
+    batch = None
     if isinstance(evidence.batches, Tensor) or not isinstance(evidence.batches, Iterable | None):
         kind = type(evidence.batches).__name__
         raise UserError(f"{method!r} scores look at batches, not at one {kind}: give a list of them")
     for batch in evidence.batches or ():
-        empty = False
         yield batch
-    if empty:
+    if batch is None:
         raise UserError(f"{method!r} scores need batches of the network's inputs: give at least one")
 
 
@@ -367,25 +349,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(model.parameters()).dtype
-
-
-def _checked(method: str, score: Score) -> Score:
-    def checked(model: nn.Module, evidence: Evidence) -> Scores:
-        scores = {name: values.double().cpu() for name, values in score(model, evidence).items()}
-        if not scores:
-            raise UserError(f"{method!r} finds nothing to score in {type(model).__name__}: choose another method")
-        for name, values in scores.items():
-            if not torch.isfinite(values).all():
-                raise UserError(f"{method!r} scores of {name!r} are not finite: look for NaN in weights or batches")
-        return scores
-
-    return checked
+def _checked(method: str, score: Score, model: nn.Module, evidence: Evidence) -> Scores:
+    scores = {name: values.double().cpu() for name, values in score(model, evidence).items()}
+    if not scores:
+        raise UserError(f"{method!r} finds nothing to score in {type(model).__name__}: choose another method")
+    for name, values in scores.items():
+        if not torch.isfinite(values).all():
+            raise UserError(f"{method!r} scores of {name!r} are not finite: look for NaN in weights or batches")
+    return scores
 
 
 _SCORES: dict[str, Score] = {
@@ -405,4 +376,4 @@ _SCORES: dict[str, Score] = {
     "random": random,
 }
 
-SCORES = {name: _checked(name, score) for name, score in _SCORES.items()}
+SCORES: dict[str, Score] = {name: partial(_checked, name, score) for name, score in _SCORES.items()}

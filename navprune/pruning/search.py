@@ -43,7 +43,8 @@ Budget = Mapping[str, float]
 Widths = Mapping[str, int]
 """{group name: channels}; of a block 1, or 0 where it is removed."""
 
-Cost = Callable[[Widths], Mapping[str, float]]
+Share = Callable[[Widths], float]
+Shares = Callable[[Widths], Mapping[str, float]]
 """Widths -> share of the dense network by measure; never falls when a width grows."""
 
 
@@ -84,14 +85,12 @@ def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str,
     Raises UserError, naming the `option`, on anything else.
     """
     shares: dict[str, float] = {}
-    known = " or ".join(names) or "NAME=SHARE"
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or name in shares or (names and name not in names):
-            example = f"{names[0] if names else 'stage4.*'}=0.5"
-            raise UserError(
-                f"{option} {text!r}: cannot read {part.strip()!r}; write {known}, each once, as in {example}"
-            )
+            known, example = " or ".join(names) or "NAME=SHARE", f"{names[0] if names else 'stage4.*'}=0.5"
+            reason = f"cannot read {part.strip()!r}; write {known}, each once, as in {example}"
+            raise UserError(f"{option} {text!r}: {reason}")
         try:
             shares[name] = float(value)
         except ValueError:
@@ -129,10 +128,10 @@ def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
 def search(
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
-    cost: Cost,
+    cost: Shares,
     budget: Budget,
     config: SearchConfig | None = None,
-    measured: Mapping[str, Callable[[Widths], float]] | None = None,
+    measured: Mapping[str, Share] | None = None,
     dense: Widths | None = None,
 ) -> dict[str, Tensor]:
     """The units to keep, {group name: bool [units]}, so that every measure is within its budget.
@@ -209,7 +208,10 @@ def _steps(
     groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], config: SearchConfig, dense: Widths
 ) -> tuple[Counter[str], list[Step]]:
     """The units that must stay of each group, and the steps by which it may grow, the best first."""
-    _check_limits(config.limits, [group.name for group in groups if group.name in scores])
+    cut = [group.name for group in groups if group.name in scores]
+    for pattern in config.limits:
+        if not any(fnmatchcase(name, pattern) for name in cut):
+            raise UserError(f"limits: no layer that this method cuts is called {pattern!r}; it cuts {', '.join(cut)}")
     if unknown := sorted(scores.keys() - {group.name for group in groups}):
         raise UserError(f"scores of {unknown[0]!r}: no such group; there are {', '.join(g.name for g in groups)}")
     floors: Counter[str] = Counter()
@@ -232,9 +234,8 @@ def _sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
     if group.block:
         return [0, 1]
     count, whole = units(group), dense / group.unit
-    limit = min(
-        (share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)), default=math.inf
-    )
+    limits = [share for pattern, share in config.limits.items() if fnmatchcase(group.name, pattern)]
+    limit = min(limits, default=math.inf)
     least = min(count, max(config.minimum, math.ceil(config.minimum_share * whole - 1e-9)))
     chunk = math.lcm(group.unit, config.multiple) // group.unit
     allowed = [size for size in range(1, count + 1) if size % chunk == 0 or size == count]
@@ -245,12 +246,6 @@ def _sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
             f"the minimum of {max(least, allowed[0]) * group.unit}; allow more, or ask for a smaller minimum"
         )
     return sizes
-
-
-def _check_limits(limits: Mapping[str, float], names: Sequence[str]) -> None:
-    for pattern in limits:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"limits: no layer that this method cuts is called {pattern!r}; it cuts {', '.join(names)}")
 
 
 def _checked(group: ChannelGroup, score: Tensor) -> Tensor:
@@ -264,7 +259,7 @@ class _Space:
     """Counts of units of every group, and what they cost against the budget (1 is all of it)."""
 
     def __init__(
-        self, sizes: Mapping[str, int], floors: Counter[str], cost: Cost, budget: Budget, tolerance: float
+        self, sizes: Mapping[str, int], floors: Counter[str], cost: Shares, budget: Budget, tolerance: float
     ) -> None:
         self.sizes, self.floors, self.cost, self.budget, self.enough = sizes, floors, cost, budget, 1 - tolerance
 
@@ -402,12 +397,7 @@ def _lean(space: _Space, order: Sequence[Step]) -> dict[str, float]:
 
 
 def _bisected(
-    space: _Space,
-    order: Sequence[Step],
-    counts: Counter[str],
-    name: str,
-    limit: float,
-    share: Callable[[Widths], float],
+    space: _Space, order: Sequence[Step], counts: Counter[str], name: str, limit: float, share: Share
 ) -> Counter[str]:
     """As many of the ranking's best steps, within `counts`, as keep a measured share at its limit or below."""
     if share(space.widths(counts)) <= limit:

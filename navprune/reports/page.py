@@ -19,6 +19,8 @@ from navprune.reports import plots
 from navprune.reports.plots import Curve
 from navprune.reports.tables import EncoderRow, cost_table, encoder_table, latency_table
 
+TEMPLATE = Path(__file__).with_name("page.html")
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -56,24 +58,27 @@ class Report:
         counts = sorted({(evaluation["split"], evaluation["episodes"]) for evaluation in done})
         return " and ".join(f"{count} episodes of {split}" for split, count in counts) or "no episodes"
 
+    def latency(self) -> list[dict]:
+        """Return the rows of latency of all agents."""
+        return [line for row in self.rows for line in row.latency]
+
 
 def write_report(out: Path, report: Report) -> Path:
     """Write `out`/report.html, the figures beside it and the table as table.md; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    latency = [line for row in report.rows for line in row.latency]
     table = encoder_table(report.rows, report.runtime)
     (out / "table.md").write_text(table.markdown() + "\n")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE).render(
+    jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         table=table,
         costs=cost_table({row.name: row.cost for row in report.rows if row.cost}),
-        latency=latency_table(latency) if latency else None,
+        latency=latency_table(report.latency()),
         figures=draw_figures(out / "figures", report),
         embed=embed,
         hardware=hardware(),
         date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
-        style=Markup(STYLE),
-    )  # fmt: skip
+    )
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -93,10 +98,9 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
     if any(row.milliseconds(1, report.runtime) and row.evaluation for row in rows):
         draw("spl_latency.png", "SPL against measured time.",
              plots.plot_spl, rows, by="latency", runtime=report.runtime)  # fmt: skip
-    lines = [line for row in rows for line in row.latency]
-    if any(line.get("saving_theoretical") for line in lines):
+    if any(line.get("saving_theoretical") for line in report.latency()):
         draw("savings.png", "Time saved on the clock, against multiply-accumulates saved on paper.",
-             plots.plot_savings, lines)  # fmt: skip
+             plots.plot_savings, report.latency())  # fmt: skip
     if report.curves:
         draw("curves.png", "SPL of the training episodes; the strong lines are means of ten points.",
              plots.plot_learning_curves, report.curves, smoothing=10)  # fmt: skip
@@ -118,110 +122,6 @@ def embed(picture: Picture) -> Markup:
 
 def hardware() -> dict[str, str]:
     """Return what this was measured on."""
-    facts = {
-        "processor": device_name("cpu"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    if torch.cuda.is_available():
-        facts["accelerator"] = torch.cuda.get_device_name()
-    return facts
-
-
-STYLE = """
-:root { --ink: #1d2b36; --muted: #6b7a86; --line: #dfe5e9; --soft: #f4f7f8; --accent: #1f6f8b; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; line-height: 1.55; font-size: 16px;
-  font-family: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 74rem; margin: 0 auto; padding: 4rem 2rem 5rem; }
-h1 { font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 0.4rem; }
-h2 { font-size: 1.15rem; margin: 3.2rem 0 0.9rem; letter-spacing: -0.005em; }
-p { max-width: 46rem; margin: 0 0 1rem; }
-.meta { color: var(--muted); font-size: 0.86rem; margin-bottom: 1.8rem; max-width: none; }
-.scroll + p { margin-top: 0.9rem; }
-.lead { font-size: 1.12rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 0.89rem; font-variant-numeric: tabular-nums; }
-th { font-weight: 600; color: var(--muted); text-align: right; border-bottom: 1.5px solid var(--ink);
-  padding: 0.45rem 0.6rem; white-space: nowrap; }
-td { text-align: right; border-bottom: 1px solid var(--line); padding: 0.5rem 0.6rem; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td:first-child { font-weight: 600; }
-th:last-child, td:last-child { padding-right: 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(27rem, 1fr)); gap: 2.4rem 2rem; }
-.wide { grid-column: 1 / -1; }
-figure { margin: 0; }
-img, video { display: block; max-width: 100%; max-height: 34rem; margin: 0 auto; }
-figcaption { color: var(--muted); font-size: 0.86rem; margin-top: 0.5rem; }
-ul { padding-left: 1.1rem; max-width: 46rem; } li { margin-bottom: 0.35rem; }
-pre { background: var(--soft); border-left: 3px solid var(--accent); padding: 0.9rem 1.1rem; overflow-x: auto;
-  font: 0.84rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-@media (max-width: 40rem) { main { padding: 2rem 1.1rem; } .grid { grid-template-columns: 1fr; } }
-"""
-
-TEMPLATE = """\
-{% macro draw(table) %}
-<div class="scroll"><table>
-<thead><tr>{% for cell in table.columns %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in table.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table></div>
-{% endmacro %}
-{% macro gallery(pictures) %}
-<div class="grid">
-{% for picture in pictures %}
-<figure{% if picture.wide %} class="wide"{% endif %}>
-{{ embed(picture) }}
-<figcaption>{{ picture.caption }}</figcaption>
-</figure>
-{% endfor %}
-</div>
-{% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ report.title }}</title>
-<style>{{ style }}</style>
-</head>
-<body><main>
-<h1>{{ report.title }}</h1>
-<p class="meta">{{ date }}{% for name, value in hardware.items() %} · {{ name }} {{ value }}{% endfor %}</p>
-{% if report.lead %}<p class="lead">{{ report.lead }}</p>{% endif %}
-<h2>Encoders</h2>
-{{ draw(table) }}
-<p class="meta">SPL, success and reward are means over {{ report.sample() }}, the interval is a percentile
-bootstrap. MACs and parameters count the backbone's convolutions alone. Milliseconds are medians of the
-forward time ({{ report.runtime }}).</p>
-{% if report.limits %}
-<h2>What limits this</h2>
-<ul>{% for line in report.limits %}<li>{{ line }}</li>{% endfor %}</ul>
-{% endif %}
-{% if figures %}
-<h2>Figures</h2>
-{{ gallery(figures) }}
-{% endif %}
-{% if report.episodes %}
-<h2>Episodes</h2>
-{{ gallery(report.episodes) }}
-{% endif %}
-{% if latency %}
-<h2>Latency</h2>
-{{ draw(latency) }}
-{% endif %}
-{% if costs.rows %}
-<h2>Cost, counted two ways</h2>
-{{ draw(costs) }}
-{% endif %}
-{% if report.commands %}
-<h2>How to repeat it</h2>
-<pre>{{ report.commands | join("\n") }}</pre>
-{% endif %}
-</main></body>
-</html>
-"""
+    facts = {"processor": device_name("cpu"), "system": f"{platform.system()} {platform.machine()}"}
+    facts |= {"python": platform.python_version(), "torch": torch.__version__}
+    return facts | ({"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

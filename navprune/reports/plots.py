@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,19 +40,14 @@ def read_curve(folder: str | Path, tag: str) -> Curve:
         raise UserError(f"no curve {tag} in the TensorBoard files of {folder}; it holds {known}")
     scalars = events.Scalars(tag)
     times = np.array([scalar.wall_time for scalar in scalars])
-    return Curve(
-        np.array([scalar.step for scalar in scalars]),
-        times - times[0],
-        np.array([scalar.value for scalar in scalars]),
-    )
+    steps, values = ([getattr(scalar, name) for scalar in scalars] for name in ("step", "value"))
+    return Curve(np.array(steps), times - times[0], np.array(values))
 
 
 def plot_learning_curves(
     path: str | Path, curves: Mapping[str, Curve], label: str = "SPL", by: str = "frames", smoothing: int = 1
 ) -> None:
-    """Draw `curves` over frames, or over wall time where `by` is "seconds", as means of
-    `smoothing` points.
-    """
+    """Draw `curves` over frames, or over wall time where `by` is "seconds", as means of `smoothing` points."""
     with style.figure(path) as figure:
         axes = figure.add_subplot()
         for (name, curve), colour in zip(curves.items(), style.SERIES):
@@ -85,46 +81,29 @@ def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", run
         for i, row in enumerate(rows):
             x = row.macs() if by == "macs" else row.milliseconds(1, runtime)
             spl, colour = row.measure("spl"), style.SERIES[i % len(style.SERIES)]
-            if spl is None:
-                continue
-            if not row.macs():
+            if spl and not row.macs():
                 controls[row.name] = spl["mean"]
-            if not x:
-                continue
-            reach = [[spl["mean"] - spl["low"]], [spl["high"] - spl["mean"]]]
-            axes.errorbar(
-                x,
-                spl["mean"],
-                reach,
-                fmt="o",
-                color=colour,
-                markersize=8,
-                elinewidth=1.6,
-                capsize=4,
-                label=row.name,
-            )
+            if spl and x:
+                reach = [[spl["mean"] - spl["low"]], [spl["high"] - spl["mean"]]]
+                looks: dict[str, Any] = {"fmt": "o", "markersize": 8, "elinewidth": 1.6, "capsize": 4}
+                axes.errorbar(x, spl["mean"], reach, color=colour, label=row.name, **looks)
         for i, (name, mean) in enumerate(sorted(controls.items(), key=lambda item: item[1])):
             axes.axhline(mean, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             # Sides alternate, so that the names of neighbours do not run into each other.
-            axes.annotate(
-                name, ((0.01, 0.99)[i % 2], mean), (0, 3), xycoords=axes.get_yaxis_transform(),
-                textcoords="offset points", ha=("left", "right")[i % 2], color=style.MUTED, fontsize=8.5,
-            )  # fmt: skip
-        axes.set(
-            ylabel="SPL, with its 95 % interval",
-            xlabel="multiply-accumulates (Gi, table 1)" if by == "macs" else f"ms a frame, batch 1, {runtime}",
-            ylim=(0, 1.06),
-        )
+            side, place = (("left", 0.01), ("right", 0.99))[i % 2]
+            at: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": side}
+            axes.annotate(name, (place, mean), (0, 3), color=style.MUTED, fontsize=8.5, **at)
+        label = "multiply-accumulates (Gi, table 1)" if by == "macs" else f"ms a frame, batch 1, {runtime}"
+        axes.set(ylabel="SPL, with its 95 % interval", xlabel=label, ylim=(0, 1.06))
         axes.set_xlim(0, 1.12 * axes.dataLim.x1)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
 def plot_widths(path: str | Path, widths: Mapping[str, Sequence[int]], title: str = "") -> None:
     """Draw channels before and after pruning for each group of `widths` {name: [before, after]}."""
-    with style.figure(path, _broad(widths), 4.2) as figure:
+    with style.figure(path, max(6.4, 0.24 * len(widths)), 4.2) as figure:
         axes = figure.add_subplot()
-        _channels(axes, widths)
-        axes.set(title=title)
+        _channels(axes, widths, title)
         axes.set_xticks(range(len(widths)), list(widths), rotation=90, fontsize=8)
 
 
@@ -135,10 +114,9 @@ def widths_figure(path: str | Path, pruning: Mapping) -> None:
     """
     widths = pruning["widths"]
     shares = [f"{100 * share:.1f} % of the {TITLES.get(name, name)}" for name, share in pruning["reached"].items()]
-    with style.figure(path, _broad(widths), 5.4) as figure:
+    with style.figure(path, max(6.4, 0.24 * len(widths)), 5.4) as figure:
         channels, kept = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
-        _channels(channels, widths)
-        channels.set(title=f"{pruning['method']}: {', '.join(shares)}")
+        _channels(channels, widths, f"{pruning['method']}: {', '.join(shares)}")
         kept.bar(range(len(widths)), [after / before for before, after in widths.values()], 0.78, color=style.SERIES[0])
         kept.axhline(1, color=style.LINE, linewidth=1)
         kept.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -147,18 +125,14 @@ def widths_figure(path: str | Path, pruning: Mapping) -> None:
         kept.set_xticks(range(len(widths)), list(widths), rotation=90, fontsize=8)
 
 
-def _broad(widths: Mapping[str, Sequence[int]]) -> float:
-    return max(6.4, 0.24 * len(widths))
-
-
-def _channels(axes: Axes, widths: Mapping[str, Sequence[int]]) -> None:
+def _channels(axes: Axes, widths: Mapping[str, Sequence[int]], title: str) -> None:
     before, after = np.array(list(widths.values())).T
     places = np.arange(len(widths))
     axes.bar(places, before, 0.78, color="#dfe6ea", label="before")
     axes.bar(places, after, 0.78, color=style.SERIES[0], label="after")
     grown = after > before
     axes.hlines(before[grown], places[grown] - 0.39, places[grown] + 0.39, color="#dfe6ea", linewidth=1.6)
-    axes.set(ylabel="channels", xlim=(-0.6, len(widths) - 0.4))
+    axes.set(ylabel="channels", xlim=(-0.6, len(widths) - 0.4), title=title)
     axes.grid(visible=False, axis="x")
     axes.legend(loc="upper left")
 

@@ -37,29 +37,24 @@ class EncoderRow:
 
     def milliseconds(self, batch_size: int, runtime: str = "eager") -> float | None:
         """Return the median forward time at a batch size."""
-        for row in self.latency:
-            if (row["batch_size"], row["runtime"]) == (batch_size, runtime):
-                return row["median_ms"]
-        return None
+        times = (r["median_ms"] for r in self.latency if (r["batch_size"], r["runtime"]) == (batch_size, runtime))
+        return next(times, None)
 
 
 @dataclass(frozen=True)
 class Table:
     """A header and rows of finished cells; the first column is text, the others are numbers."""
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, ...]]
 
     def text(self) -> str:
         """Return it in columns of equal width for a terminal."""
         lines = (self.columns, *self.rows)
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        aligned = [
-            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip()
-            for line in lines
-        ]
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join([aligned[0], rule, *aligned[1:]])
+        first, *others = (max(map(len, column)) for column in zip(*lines))
+        cells = ([line[0].ljust(first), *map(str.rjust, line[1:], others)] for line in lines)
+        head, *rest = ("  ".join(line).rstrip() for line in cells)
+        return "\n".join([head, "  ".join("-" * width for width in (first, *others)), *rest])
 
     def markdown(self) -> str:
         """Return it as a Markdown table."""
@@ -70,27 +65,24 @@ class Table:
 def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
     """Return the table of encoders; savings are of MACs, against the first row that has a cost."""
     baseline = next((row for row in rows if row.macs()), None)
-    columns = (
-        "encoder", "MACs (Gi)", "saving", "parameters (Mi)", "SPL", "95 % interval", "success", "reward",
-        "ms, batch 1", "ms, batch 8",
-    )  # fmt: skip
-    return Table(columns, tuple(_encoder_cells(row, baseline, runtime) for row in rows))
-
-
-def _encoder_cells(row: EncoderRow, baseline: EncoderRow | None, runtime: str) -> tuple[str, ...]:
-    spl, success, reward = (row.measure(name) for name in ("spl", "success", "reward"))
-    return (
-        row.name,
-        significant(row.macs()),
-        percent(saving_of(row, baseline)),
-        significant(row.parameters()),
-        f"{spl['mean']:.3f}" if spl else MISSING,
-        f"{spl['low']:.3f} to {spl['high']:.3f}" if spl else MISSING,
-        percent(success["mean"]) if success else MISSING,
-        f"{reward['mean']:.2f}" if reward else MISSING,
-        significant(row.milliseconds(1, runtime)),
-        significant(row.milliseconds(8, runtime)),
-    )
+    cells = []
+    for row in rows:
+        spl, success, reward = (row.measure(name) for name in ("spl", "success", "reward"))
+        cells.append(
+            {
+                "encoder": row.name,
+                "MACs (Gi)": significant(row.macs()),
+                "saving": percent(saving_of(row, baseline)),
+                "parameters (Mi)": significant(row.parameters()),
+                "SPL": f"{spl['mean']:.3f}" if spl else MISSING,
+                "95 % interval": f"{spl['low']:.3f} to {spl['high']:.3f}" if spl else MISSING,
+                "success": percent(success["mean"]) if success else MISSING,
+                "reward": f"{reward['mean']:.2f}" if reward else MISSING,
+                "ms, batch 1": significant(row.milliseconds(1, runtime)),
+                "ms, batch 8": significant(row.milliseconds(8, runtime)),
+            }
+        )
+    return rows_table(cells)
 
 
 def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
@@ -105,51 +97,34 @@ def describe(rows: Sequence[EncoderRow]) -> str:
     sentences = []
     for row in seeing[1:]:
         spl, before, after = row.measure("spl"), seeing[0].milliseconds(1), row.milliseconds(1)
-        if not spl or not before or not after:
-            continue
-        sentences.append(
-            f"Against {seeing[0].name}, {row.name} needs {percent(saving_of(row, seeing[0]))} fewer "
-            f"multiply-accumulates, takes {percent(1 - after / before)} less time at batch 1, and reaches an SPL of "
-            f"{spl['mean']:.3f} "
-            f"({spl['low']:.3f} to {spl['high']:.3f})."
-        )
+        if spl and before and after:
+            sentences.append(
+                f"Against {seeing[0].name}, {row.name} needs {percent(saving_of(row, seeing[0]))} fewer "
+                f"multiply-accumulates, takes {percent(1 - after / before)} less time at batch 1, and reaches an SPL "
+                f"of {spl['mean']:.3f} ({spl['low']:.3f} to {spl['high']:.3f})."
+            )
     return " ".join(sentences)
 
 
 def cost_table(costs: Mapping[str, dict]) -> Table:
     """Return the two ways to count an encoder side by side, from {name: what `navprune cost --json` says}."""
-    cells = [
-        (
-            name,
-            " x ".join(str(side) for side in cost["input"]),
-            significant(cost["table1"]["macs_gi"]),
-            significant(cost["table1"]["parameters_mi"]),
-            significant(cost["deployed"]["macs"] / 1e6),
-            significant(cost["deployed"]["parameters"] / 1e6),
-        )
-        for name, cost in costs.items()
-    ]
-    return Table(
-        ("encoder", "input", "table 1 MACs (Gi)", "parameters (Mi)", "deployed MACs (M)", "parameters (M)"),
-        tuple(cells),
-    )
+    cells = []
+    for name, cost in costs.items():
+        table1, deployed = cost["table1"], cost["deployed"]
+        figures = table1["macs_gi"], table1["parameters_mi"], deployed["macs"] / 1e6, deployed["parameters"] / 1e6
+        cells.append((name, " x ".join(map(str, cost["input"])), *map(significant, figures)))
+    columns = "encoder", "input", "table 1 MACs (Gi)", "parameters (Mi)", "deployed MACs (M)", "parameters (M)"
+    return Table(columns, cells)
 
 
 def latency_table(rows: Sequence[dict]) -> Table:
     """Return rows of `navprune latency --json`, realised saving beside the theoretical one."""
-    cells = [
-        (
-            row["model"],
-            row["runtime"],
-            str(row["batch_size"]),
-            significant(row["median_ms"]),
-            significant(row["p95_ms"]),
-            percent(row["saving_realised"]),
-            percent(row["saving_theoretical"]),
-        )
-        for row in rows
-    ]
-    return Table(("encoder", "runtime", "batch", "median ms", "p95 ms", "realised", "theoretical"), tuple(cells))
+    cells = []
+    for row in rows:
+        times, savings = (row["median_ms"], row["p95_ms"]), (row["saving_realised"], row["saving_theoretical"])
+        kind = row["model"], row["runtime"], str(row["batch_size"])
+        cells.append((*kind, *map(significant, times), *map(percent, savings)))
+    return Table(("encoder", "runtime", "batch", "median ms", "p95 ms", "realised", "theoretical"), cells)
 
 
 def measure_table(evaluation: dict) -> Table:
@@ -158,7 +133,7 @@ def measure_table(evaluation: dict) -> Table:
         (name.replace("_", " "), f"{m['mean']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}")
         for name, m in evaluation["measures"].items()
     ]
-    return Table(("measure", "mean", "95 % interval"), tuple(cells))
+    return Table(("measure", "mean", "95 % interval"), cells)
 
 
 def pruning_table(pruning: dict) -> Table:
@@ -170,7 +145,7 @@ def pruning_table(pruning: dict) -> Table:
     pairs = {name: (before[kind][key] / unit, after[kind][key] / unit) for name, (kind, key, unit) in figures.items()}
     cells = [(name, significant(a), significant(b), percent(1 - b / a)) for name, (a, b) in pairs.items()]
     cells += [(name, str(a), str(b), percent(1 - b / a)) for name, (a, b) in pruning["widths"].items()]
-    return Table(("", "before", "after", "cut"), tuple(cells))
+    return Table(("", "before", "after", "cut"), cells)
 
 
 def parity_table(parity: dict) -> Table:
@@ -182,7 +157,7 @@ def parity_table(parity: dict) -> Table:
         bound = f"{words.replace('_', ' ')} {_agreement(way, limit)}" if words else MISSING
         name = way.replace(".", ", ").replace("_", " ")
         cells.append((name, *(_agreement(way, figures.get(way)) for figures in scenes.values()), bound))
-    return Table(("agreement", *scenes, "required"), tuple(cells))
+    return Table(("agreement", *scenes, "required"), cells)
 
 
 def _dotted(figures: Mapping, prefix: str = "") -> Iterator[tuple[str, float | None]]:
@@ -203,9 +178,9 @@ def _agreement(way: str, figure: float | None) -> str:
 
 def rows_table(rows: Sequence[dict]) -> Table:
     """Return plain rows as they are, under their own keys."""
-    columns = tuple(dict.fromkeys(key for row in rows for key in row))
+    columns = dict.fromkeys(key for row in rows for key in row)
     cells = [tuple(_plain(row.get(key)) for key in columns) for row in rows]
-    return Table(tuple(key.replace("_", " ") for key in columns), tuple(cells))
+    return Table([key.replace("_", " ") for key in columns], cells)
 
 
 def _plain(value: object) -> str:

@@ -47,7 +47,8 @@ def video_frames(recording: Recording, size: int = 360) -> Iterator[np.ndarray]:
         drawn = page.copy()
         view.draw_disc(drawn, positions[0], 5, style.PAPER, outline=style.INK)
         view.draw_agent(drawn, positions[t], heading)
-        panels = [image.resize((size, size), Image.Resampling.BICUBIC) for image in _views(recording, t)]
+        views = [*(colour_depth(depth) for depth in recording.depth[t : t + 1]), *recording.rgb[t : t + 1]]
+        panels = [Image.fromarray(seen).resize((size, size), Image.Resampling.BICUBIC) for seen in views]
         panels.append(view.finish(drawn))
         width = sum(panel.width for panel in panels)
         sheet = Image.new("RGB", (width + width % 2, size + bar + (size + bar) % 2), style.PAPER)
@@ -55,18 +56,10 @@ def video_frames(recording: Recording, size: int = 360) -> Iterator[np.ndarray]:
         for panel in panels:
             sheet.paste(panel, (x, (size - panel.height) // 2))
             x += panel.width
-        ImageDraw.Draw(sheet).text((10, size + bar / 2), _caption(recording, t), style.INK, style.font(13), "lm")
+        steps = len(positions)
+        caption = title_of(recording) if t + 1 == steps else f"step {t + 1} of {steps}"
+        ImageDraw.Draw(sheet).text((10, size + bar / 2), caption, style.INK, style.font(13), "lm")
         yield np.asarray(sheet)
-
-
-def _views(recording: Recording, t: int) -> list[Image.Image]:
-    """Return what the agent saw at step `t`: depth in colours from near to far, and colour."""
-    views = []
-    if recording.depth:
-        views.append(Image.fromarray(colour_depth(recording.depth[t])))
-    if recording.rgb:
-        views.append(Image.fromarray(recording.rgb[t]))
-    return views
 
 
 def colour_depth(depth: np.ndarray) -> np.ndarray:
@@ -74,23 +67,11 @@ def colour_depth(depth: np.ndarray) -> np.ndarray:
     return (255 * style.DEPTH(np.where(depth > 0, depth, 1.0))[..., :3]).round().astype(np.uint8)
 
 
-def _caption(recording: Recording, t: int) -> str:
-    """Say where in the episode step `t` is, and at the last step how it went."""
-    steps = len(recording.positions)
-    return title_of(recording) if t + 1 == steps else f"step {t + 1} of {steps}"
-
-
 def _write_h264(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     """Encode `frames` with libx264 in the pixel format that browsers play."""
     height, width = frames[0].shape[:2]
     writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        quality=7,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
+        str(path), (width, height), fps=fps, codec="libx264", quality=7, macro_block_size=2, ffmpeg_log_level="error"
     )
     writer.send(None)
     for frame in frames:

@@ -22,10 +22,16 @@ Arrays = dict[str, NDArray]
 class Reshuffled(Shuffled):
     """An endless order of episodes that can be drawn anew."""
 
-    def draw(self, seed: int) -> None:
-        """Begins the permutations that belong to this seed."""
-        self._seed, self._counts = seed, [0] * len(self._counts)
+    drawn = False
+
+    def draw(self, seed: int | Sequence[int] | None) -> bool:
+        """Begins the permutations that belong to a seed, or without one goes on; the first time it draws by chance."""
+        if self.drawn and seed is None:
+            return False
+        self._seed, self._counts = int(np.random.default_rng(seed).integers(2**31)), [0] * len(self._counts)
         self._permutations.clear()
+        self.drawn = True
+        return True
 
 
 def make_env(
@@ -68,7 +74,6 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         self.render_mode = render_mode
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
-        self._drawn = False
         self._seen: Arrays = {}
         self._next: Arrays | None = None
         """The first observations of the episode that follows the one that has just ended."""
@@ -76,12 +81,11 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Begins the next episode, or the first of the order that the seed draws."""
         super().reset(seed=seed)
-        if seed is not None or not self._drawn:
-            self._order.draw(int(self.np_random.integers(2**31)))
-            self._drawn, self._next = True, None
+        if self._order.draw(seed):
+            self._next = None
         self._seen = self._next or _first(self._env.reset())
         self._next = None
-        return self._seen, self._info(self._env.episodes[0], self._env.running_measures(0))
+        return self._seen, _info(self._env.episodes[0], self._env.running_measures(0))
 
     def step(self, action: np.int64) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
         """Takes an action: 0 stop, 1 forward, 2 left, 3 right."""
@@ -90,19 +94,14 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         step = self._env.step(torch.tensor([int(action)]))
         if not step.finished:
             self._seen = _first(step.observations)
-            info = self._info(self._env.episodes[0], self._env.running_measures(0))
+            info = _info(self._env.episodes[0], self._env.running_measures(0))
         else:
             self._next = _first(step.observations)
             # STOP does not move the agent: it sees what it saw.
             last = step.final_observations
             self._seen = {key: seen.copy() for key, seen in self._seen.items()} if last is None else _first(last)
-            info = self._info(step.finished[0].episode, step.finished[0].measures)
+            info = _info(step.finished[0].episode, step.finished[0].measures)
         return self._seen, float(step.reward[0]), bool(step.terminated[0]), bool(step.truncated[0]), info
-
-    @staticmethod
-    def _info(episode: Episode | None, measures: dict[str, float]) -> dict[str, Any]:
-        assert episode is not None, "the order is endless"
-        return {"scene_id": episode.scene_id, "episode_id": episode.episode_id, **measures}
 
     def render(self) -> NDArray[np.uint8] | None:
         """What the agent sees, colour and depth side by side: [H, W or 2 W, 3]; None without a render mode."""
@@ -120,11 +119,7 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
     and its measures.
     """
 
-    metadata = {  # noqa: RUF012 - gymnasium's own name and kind
-        "render_modes": ["rgb_array"],
-        "render_fps": 4,
-        "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP,
-    }
+    metadata = PointNav.metadata | {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **settings: Any) -> None:
         self._env, self._order = make_env(num_envs, **settings)
@@ -134,15 +129,12 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._seen: Arrays = {}
-        self._drawn = False
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
         """Begins an episode everywhere, those of the order that the seed draws where one is given."""
-        if seed is not None or not self._drawn:
-            self._order.draw(int(np.random.default_rng(seed).integers(2**31)))
-            self._drawn = True
+        self._order.draw(seed)
         self._seen = _arrays(self._env.reset())
         return self._seen, {}
 
@@ -156,8 +148,8 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
             # STOP does not move the agent: it sees what it saw.
             row = rows.get(end.env)
             final = _row(self._seen, end.env) if row is None else _row(cut_short, row)
-            ids = {"scene_id": end.episode.scene_id, "episode_id": end.episode.episode_id}
-            infos = self._add_info(infos, {"final_obs": final, "final_info": ids | end.measures}, end.env)
+            info = {"final_obs": final, "final_info": _info(end.episode, end.measures)}
+            infos = self._add_info(infos, info, end.env)
         self._seen = _arrays(step.observations)
         return self._seen, step.reward.numpy(), step.terminated.numpy(), step.truncated.numpy(), infos
 
@@ -178,6 +170,11 @@ def picture(observations: Arrays) -> NDArray[np.uint8]:
     if "depth" in observations:
         images.append(np.repeat((observations["depth"] * 255).astype(np.uint8), 3, axis=2))
     return np.concatenate(images, axis=1) if images else np.zeros((1, 1, 3), np.uint8)
+
+
+def _info(episode: Episode | None, measures: dict[str, float]) -> dict[str, Any]:
+    assert episode is not None, "the order is endless"
+    return {"scene_id": episode.scene_id, "episode_id": episode.episode_id, **measures}
 
 
 def _arrays(observations: Observations) -> Arrays:

@@ -18,7 +18,8 @@ from navprune.commands.evidence import PruningOptions, material
 from navprune.commands.prune import count_cost, latency_share, run_pruning, training_command, unpruned_classifier
 from navprune.config import load_config
 from navprune.errors import UserError
-from navprune.models.spec import encoder_spec, widths
+from navprune.models.spec import encoder_spec
+from navprune.models.widths import widths
 from navprune.pruning.gates import GateConfig
 from navprune.pruning.prune import resized
 from navprune.pruning.search import SearchConfig

@@ -13,7 +13,8 @@ from navprune.errors import UserError
 from navprune.evaluation.cost import count
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import encoder_spec, widths, with_widths
+from navprune.models.spec import encoder_spec
+from navprune.models.widths import widths, with_widths
 from navprune.pruning.groups import groups_of
 from navprune.pruning.scores import unit_weights
 from navprune.pruning.slim import slim

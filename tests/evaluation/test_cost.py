@@ -9,7 +9,8 @@ from torch import nn
 from navprune.evaluation.cost import GI, MI, breakdown, cost, count
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import PolicySpec, encoder_spec, with_widths
+from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.models.widths import with_widths
 
 PUBLISHED = {"resnet50": (1.2310, 5.5913), "resnet18": (0.5396, 2.6617)}
 

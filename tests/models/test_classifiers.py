@@ -8,7 +8,8 @@ import torch
 from navprune.errors import UserError
 from navprune.models.build import build, spec_from_json
 from navprune.models.classifiers import NAMES, ClassifierSpec, classifier_spec, dense_widths
-from navprune.models.spec import encoder_spec, widths, with_widths
+from navprune.models.spec import encoder_spec
+from navprune.models.widths import widths, with_widths
 
 
 def parameters(spec):
@@ -54,7 +55,7 @@ def test_a_narrow_classifier_computes_and_survives_json(name):
     assert model.spec == spec
     assert model(torch.rand(2, 3, 32, 40)).shape == (2, 7)
     shuffled = json.loads(json.dumps(spec.to_json(), sort_keys=True))
-    assert spec_from_json(shuffled) == spec and spec_from_json(shuffled).digest() == spec.digest()
+    assert spec_from_json(shuffled) == spec
     assert list(spec_from_json(shuffled).widths) == list(spec.widths)
     assert (
         widths(spec)
@@ -63,7 +64,7 @@ def test_a_narrow_classifier_computes_and_survives_json(name):
     )
     wider = with_widths(spec, {"conv1" if "resnet" in name else "features.0": 11})
     assert build(wider, 0)(torch.rand(2, 3, 32, 40)).shape == (2, 7)
-    assert wider.digest() != spec.digest()
+    assert wider.to_json() != spec.to_json()
 
 
 def test_equal_seeds_give_equal_weights():

@@ -10,17 +10,8 @@ from safetensors.torch import load_file
 
 from navprune.errors import UserError
 from navprune.models.build import build
-from navprune.models.spec import (
-    NAMES,
-    RESNETS,
-    EncoderSpec,
-    Layer,
-    PolicySpec,
-    convolutions,
-    encoder_spec,
-    widths,
-    with_widths,
-)
+from navprune.models.spec import NAMES, RESNETS, EncoderSpec, Layer, PolicySpec, convolutions, encoder_spec
+from navprune.models.widths import widths, with_widths
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
@@ -39,7 +30,6 @@ def test_encoder_round_trips_through_json_text(spec):
     again = EncoderSpec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True)))
     assert again == spec
     assert hash(again) == hash(spec)
-    assert again.digest() == spec.digest()
 
 
 @given(encoders, st.sampled_from(["gru", "lstm"]), st.integers(1, 3))
@@ -48,7 +38,7 @@ def test_policy_round_trips_through_json_text(encoder, rnn, layers):
     assert PolicySpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def test_digest_sees_every_change():
+def test_json_tells_every_change():
     spec = encoder_spec("resnet18")
     others = [
         with_widths(spec, {"stem": 16}),
@@ -57,7 +47,7 @@ def test_digest_sees_every_change():
         encoder_spec("resnet18", groups=8),
         encoder_spec("resnet18", (1, 256, 255)),
     ]
-    assert len({spec.digest(), *(other.digest() for other in others)}) == 6
+    assert len({json.dumps(each.to_json()) for each in (spec, *others)}) == 6
 
 
 def test_resnet50_has_habitats_37_free_widths():

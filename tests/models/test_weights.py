@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from navprune.errors import UserError
 from navprune.models.build import build
-from navprune.models.spec import RESNETS, PolicySpec, encoder_spec, with_widths
+from navprune.models.spec import RESNETS, PolicySpec, encoder_spec
 from navprune.models.weights import ENCODER, PREFIX, foreign_bytes, foreign_hints, hints_file, needs_hints, read_foreign
+from navprune.models.widths import with_widths
 from navprune.tasks import GOAL
 
 POLICIES = Path(__file__).parents[1] / "data" / "reference" / "policy"

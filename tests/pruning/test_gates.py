@@ -8,7 +8,8 @@ from torch import nn
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import PolicySpec, encoder_spec, with_widths
+from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.models.widths import with_widths
 from navprune.pruning.gates import PAPER, GateConfig, learn_gates, rank_correlation
 from navprune.pruning.losses import (
     EXPERT,

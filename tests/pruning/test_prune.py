@@ -11,7 +11,8 @@ from navprune.evaluation.cost import GI, MI
 from navprune.evaluation.cost import cost as full_cost
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import PolicySpec, encoder_spec, widths, with_widths
+from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.models.widths import widths, with_widths
 from navprune.pruning.gates import GateConfig
 from navprune.pruning.groups import groups_of, is_inner, units
 from navprune.pruning.losses import EXPERT, Imitation, labelled_batches

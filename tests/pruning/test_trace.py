@@ -15,7 +15,8 @@ from navprune.errors import UserError
 from navprune.evaluation.cost import cost, count
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.models.spec import encoder_spec, with_widths
+from navprune.models.spec import encoder_spec
+from navprune.models.widths import with_widths
 from navprune.pruning.groups import groups_of, mask, scaled, units
 from navprune.pruning.slim import slim
 from navprune.pruning.trace import module_cost, trace

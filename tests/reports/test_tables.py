@@ -52,10 +52,10 @@ def test_other_tables_hold_their_numbers(rows, pruning):
         "after": {"deployed": {"macs": 2e6, "parameters": 1e5}},
     }
     assert ("MACs (M)", "8.00", "2.00", "75.0 %") in pruning_table({**deployed, "widths": {"fc": [2, 1]}}).rows
-    assert rows_table([{"scene": "a", "frames_per_second": 812.4}, {"scene": "b"}]).rows == (
+    assert rows_table([{"scene": "a", "frames_per_second": 812.4}, {"scene": "b"}]).rows == [
         ("a", "812"),
         ("b", MISSING),
-    )
+    ]
 
 
 cells = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=12)
