@@ -12,7 +12,7 @@ from dataclasses import field as attribute
 import numpy as np
 from numba import njit
 
-from navprune.scenes.recast.heightfield import FAR, Field, edge_distance
+from navprune.scenes.recast.heightfield import FAR, Field, beside, blurred, edge_distance
 
 BATCHES = 8  # levels that are sorted at once
 SPREAD = 8  # steps by which pools grow at each level
@@ -24,8 +24,8 @@ def partition(field: Field, is_open: np.ndarray, least: int, merge_below: int) -
     Connected regions of fewer than `least` places in all are dropped; one of at most `merge_below` places joins its
     smallest neighbour.
     """
-    distance, highest = edge_distance(field, is_open)
-    regions = _watershed(field, is_open, distance, highest)
+    distance = edge_distance(field, is_open)
+    regions = _watershed(field, is_open, blurred(field, distance), int(distance.max()))
     return _merge(field, regions, least, merge_below)[regions]
 
 
@@ -176,13 +176,12 @@ def _without_repeats(ring: list[int]) -> list[int]:
 def _merge(field: Field, regions: np.ndarray, least: int, merge_below: int) -> np.ndarray:
     """The final number of each region, int32 [regions + 1]."""
     count = int(regions.max(initial=0)) + 1
-    sizes = np.bincount(regions, minlength=count)
-    starts, sides = _contour_starts(field, regions, count)
-    every = [_Region(0, 0, [])]
-    for r in range(1, count):
-        ring = _neighbour_ring(field, regions, starts[r], sides[r]).tolist() if starts[r] >= 0 else []
-        every.append(_Region(r, int(sizes[r]), _without_repeats(ring)))
-    for r, other in np.unique(_stacked(field, regions), axis=0).tolist():
+    every = [_Region(r, size, []) for r, size in enumerate(np.bincount(regions, minlength=count).tolist())]
+    across = beside(field, regions)
+    places, sides = np.nonzero((across != regions[:, None]) & (regions[:, None] > 0))
+    for r, k in zip(*np.unique(regions[places], return_index=True)):
+        every[r].neighbours = _without_repeats(_neighbour_ring(field, regions, across, places[k], sides[k]).tolist())
+    for r, other in _stacked(field, regions).tolist():
         every[r].floors.add(other)
     _drop_small(every, least)
     while _merge_once(every, merge_below):
@@ -237,33 +236,15 @@ def _merge_once(every: list[_Region], merge_below: int) -> bool:
 
 
 @njit(cache=True)
-def _region_beside(field, regions, i, side):
-    near = field.neighbours[i, side]
-    return regions[near] if near >= 0 else 0
+def _neighbour_ring(field, regions, across, start, side):
+    """The regions met on the way round a region's contour from a side of one of its places, runs as one: int32 [K].
 
-
-@njit(cache=True)
-def _contour_starts(field, regions, count):
-    """The first place of each region that borders on another, and the side to it; -1 for none."""
-    starts, sides = np.full(count, -1, np.int32), np.zeros(count, np.int32)
-    for i in range(len(regions)):
-        r = regions[i]
-        if r == 0 or starts[r] >= 0:
-            continue
-        for side in range(4):
-            if _region_beside(field, regions, i, side) != r:
-                starts[r], sides[r] = i, side
-                break
-    return starts, sides
-
-
-@njit(cache=True)
-def _neighbour_ring(field, regions, start, side):
-    """The regions met on the way round a region's contour from one of its places, runs as one: int32 [K]."""
+    `across` [N, 4] are the regions beside each place.
+    """
     i, first_side = start, side
-    ring = [_region_beside(field, regions, start, side)]
+    ring = [across[start, side]]
     for _ in range(8 * len(regions)):
-        other = _region_beside(field, regions, i, side)
+        other = across[i, side]
         if other != regions[i]:
             if other != ring[-1]:
                 ring.append(other)
@@ -276,22 +257,12 @@ def _neighbour_ring(field, regions, start, side):
     return np.array(ring, np.int32)
 
 
-@njit(cache=True)
-def _stacked(field, regions):
-    """Pairs of regions [K, 2] that have places in one cell; repeated."""
-    most = 0
-    for cell in range(field.width * field.depth):
-        places = field.first[cell + 1] - field.first[cell]
-        most += places * (places - 1)
-    pairs = np.empty((most, 2), np.int32)
-    count = 0
-    for cell in range(field.width * field.depth):
-        for i in range(field.first[cell], field.first[cell + 1]):
-            for j in range(field.first[cell], field.first[cell + 1]):
-                if i == j or regions[i] == 0 or regions[j] == 0:
-                    continue
-                if count and pairs[count - 1, 0] == regions[i] and pairs[count - 1, 1] == regions[j]:
-                    continue
-                pairs[count, 0], pairs[count, 1] = regions[i], regions[j]
-                count += 1
-    return pairs[:count]
+def _stacked(field: Field, regions: np.ndarray) -> np.ndarray:
+    """Pairs of regions [K, 2] that have places in one cell."""
+    pairs = [np.empty((0, 2), np.int32)]
+    for apart in range(1, int(np.diff(field.first).max(initial=0))):
+        a, b = regions[:-apart], regions[apart:]
+        one_cell = (field.x[:-apart] == field.x[apart:]) & (field.z[:-apart] == field.z[apart:])
+        both = np.column_stack([a, b])[one_cell & (a > 0) & (b > 0)]
+        pairs += [both, both[:, ::-1]]
+    return np.unique(np.concatenate(pairs), axis=0)

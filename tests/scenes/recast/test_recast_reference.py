@@ -108,6 +108,6 @@ def test_a_failed_build_leaves_no_file_and_names_the_scene(tmp_path):
     shutil.copy(DATA / "scene_datasets/reference/apartment.glb", scene)
     with pytest.raises(UserError, match=r"apartment\.glb: no floor"):
         build_for(scene, settings=NavMeshSettings(agent_height=50.0))
-    with pytest.raises(UserError, match="cannot write the navmesh"):
+    with pytest.raises(UserError, match="cannot write "):
         build_for(scene, out=scene / "inside" / "a.navmesh")
     assert [path.name for path in tmp_path.iterdir()] == ["apartment.glb"]
