@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from navprune.scenes.recast.heightfield import Field, beside
+from navprune.scenes.recast.heightfield import Field, borders
 
 REGION, ERODED = 3, 4  # columns of a raw contour: region across the edge; whether the place across it is eroded
 
@@ -29,16 +29,14 @@ def trace(field: Field, is_open: np.ndarray, regions: np.ndarray, max_error: flo
     A simplified contour stays within `max_error` cells of the raw one, and its edges along walls are no longer than
     `max_length` cells (0: any length). Corners where three regions meet stay.
     """
-    across = beside(field, regions)
-    sides = (across != regions[:, None]) & (regions[:, None] > 0)
-    borders = np.packbits(sides, axis=1, bitorder="little")[:, 0]  # a bit for each side with another region, or none
-    scratch = np.empty((sides.sum(), 5), np.int32)
+    sides = borders(field, regions) * (regions > 0)
+    scratch = np.empty((np.unpackbits(sides).sum(), 5), np.int32)
     contours = []
-    for i in np.flatnonzero(borders):
-        if borders[i] == 0 or borders[i] == 0xF:  # walked already, or a place alone
-            borders[i] = 0
+    for i in np.flatnonzero(sides):
+        if sides[i] == 0 or sides[i] == 0xF:  # walked already, or a place alone
+            sides[i] = 0
             continue
-        raw = _walk(field, is_open, across, borders, i, scratch)
+        raw = _walk(field, is_open, regions, sides, i, scratch)
         points = _distinct(raw[_simplify(raw, _fixed_points(raw), np.float32(max_error), max_length), :3])
         if len(points) >= 3:
             contours.append(Contour(int(regions[i]), points))
@@ -73,22 +71,22 @@ def _corner_height(field, i, side):
 
 
 @njit(cache=True)
-def _walk(field, is_open, across, borders, start, points):
-    """Writes the raw contour that passes a place to `points` [K, 5], and takes its edges out of `borders`."""
+def _walk(field, is_open, regions, sides, start, points):
+    """Writes the raw contour that passes a place to `points` [K, 5], and takes its edges out of `sides`."""
     i, side = start, 0
-    while not borders[i] & (1 << side):
+    while not sides[i] & (1 << side):
         side += 1
     first_side, count = side, 0
-    for _ in range(8 * len(across)):
+    for _ in range(8 * len(regions)):
         near = field.neighbours[i, side]
-        if borders[i] & (1 << side):
+        if sides[i] & (1 << side):
             points[count, 0] = field.x[i] + (side == 1 or side == 2)
             points[count, 1] = _corner_height(field, i, side)
             points[count, 2] = field.z[i] + (side == 0 or side == 1)
-            points[count, REGION] = across[i, side]
+            points[count, REGION] = regions[near] if near >= 0 else 0
             points[count, ERODED] = near >= 0 and not is_open[near]
             count += 1
-            borders[i] &= ~(1 << side)
+            sides[i] &= ~(1 << side)
             side = (side + 1) & 3
         else:
             i = near

@@ -57,11 +57,6 @@ class Field(NamedTuple):
     neighbours: np.ndarray  # int32 [N, 4], the place one step to each side, or -1
 
 
-def beside(field: Field, values: np.ndarray) -> np.ndarray:
-    """Of the places across each side of each place their values, 0 where there is no place: [N, 4]."""
-    return np.where(field.neighbours >= 0, values[field.neighbours], 0)
-
-
 def walkable_slopes(triangles: np.ndarray, degrees: float) -> np.ndarray:
     """Which triangles [T, 3, 3] face upwards and are no steeper than `degrees`: bool [T]."""
     a, b = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
@@ -188,27 +183,21 @@ def rasterise(triangles, walkable, grid, limit):
 
 
 @njit(cache=True)
-def _unchained(heads, spans):
-    """The rows of chained spans cell by cell, and where each cell's begin."""
-    order, first = np.empty(len(spans), np.int32), np.zeros(len(heads) + 1, np.int32)
-    count = 0
+def columns(grid, heads, spans):
+    """Sorts the chained spans of `rasterise`."""
+    first, walkable = np.zeros(len(heads) + 1, np.int32), np.empty(len(spans), np.bool_)
+    low, high, ceiling = np.full((3, len(spans)), OPEN_SKY, np.int32)
+    s = 0
     for cell in range(len(heads)):
         row = heads[cell]
         while row >= 0:
-            order[count] = row
-            count += 1
+            low[s], high[s], walkable[s] = spans[row, 0], spans[row, 1], spans[row, 2] != 0
+            if s > first[cell]:
+                ceiling[s - 1] = low[s]
+            s += 1
             row = spans[row, 3]
-        first[cell + 1] = count
-    return order[:count], first
-
-
-def columns(grid: Grid, heads: np.ndarray, spans: np.ndarray) -> Columns:
-    """Sorts the chained spans of `rasterise`."""
-    order, first = _unchained(heads, spans)
-    low, high, walkable, _ = np.ascontiguousarray(spans[order].T)
-    ceiling = np.append(low[1:], np.int32(OPEN_SKY))
-    ceiling[first[1:][np.diff(first) > 0] - 1] = OPEN_SKY
-    return Columns(grid.width, grid.depth, first, low, high, ceiling, walkable > 0)
+        first[cell + 1] = s
+    return Columns(grid.width, grid.depth, first, low[:s], high[:s], ceiling[:s], walkable[:s])
 
 
 # ---------------------------------------------------------------------------------------------- filtering
@@ -265,31 +254,43 @@ def drop_low_ceilings(spans: Columns, height: int) -> None:
 # ---------------------------------------------------------------------------------------------- places to stand
 
 
-def standing_field(spans: Columns, height: int, climb: int) -> Field:
+@njit(cache=True)
+def standing_field(spans, height, climb):
     """The walkable spans as a `Field`; neighbours are within `climb`, with `height` of common room over them."""
-    places = np.flatnonzero(spans.walkable)
-    cells = np.arange(spans.width * spans.depth, dtype=np.int32)
-    z, x = np.divmod(np.repeat(cells, np.diff(spans.first))[places], spans.width)
-    first, floor = np.searchsorted(places, spans.first).astype(np.int32), spans.high[places]
-    neighbours = np.full((len(places), 4), -1, np.int32)
-    field = Field(spans.width, spans.depth, first, x, z, floor, neighbours)
-    _find_neighbours(field, floor + np.clip(spans.ceiling[places] - floor, 0, MAX_HEADROOM), height, climb)
-    return field
+    width, depth, total = spans.width, spans.depth, np.sum(spans.walkable)
+    first, neighbours = np.zeros(width * depth + 1, np.int32), np.full((total, 4), -1, np.int32)
+    xs, zs, floor, top = np.empty((4, total), np.int32)
+    n = 0
+    for cell in range(width * depth):
+        for s in range(spans.first[cell], spans.first[cell + 1]):
+            if spans.walkable[s]:
+                xs[n], zs[n], floor[n] = cell % width, cell // width, spans.high[s]
+                top[n] = floor[n] + min(max(spans.ceiling[s] - floor[n], 0), MAX_HEADROOM)
+                n += 1
+        first[cell + 1] = n
+    for i in range(total):
+        for side in range(4):
+            x, z = xs[i] + STEP_X[side], zs[i] + STEP_Z[side]
+            if x < 0 or z < 0 or x >= width or z >= depth:
+                continue
+            for k in range(first[x + z * width], first[x + z * width + 1]):
+                room = min(top[i], top[k]) - max(floor[i], floor[k])
+                if room >= height and abs(floor[k] - floor[i]) <= climb:
+                    neighbours[i, side] = k
+                    break
+    return Field(width, depth, first, xs, zs, floor, neighbours)
 
 
 @njit(cache=True)
-def _find_neighbours(field, top, height, climb):
-    floor = field.floor
-    for i in range(len(floor)):
+def borders(field, values):
+    """For each place a bit for every side across which there is another value, or no place: uint8 [N]."""
+    bits = np.zeros(len(values), np.uint8)
+    for i in range(len(values)):
         for side in range(4):
-            x, z = field.x[i] + STEP_X[side], field.z[i] + STEP_Z[side]
-            if x < 0 or z < 0 or x >= field.width or z >= field.depth:
-                continue
-            for k in range(field.first[x + z * field.width], field.first[x + z * field.width + 1]):
-                room = min(top[i], top[k]) - max(floor[i], floor[k])
-                if room >= height and abs(floor[k] - floor[i]) <= climb:
-                    field.neighbours[i, side] = k
-                    break
+            near = field.neighbours[i, side]
+            if near < 0 or values[near] != values[i]:
+                bits[i] |= 1 << side
+    return bits
 
 
 @njit(cache=True)
@@ -308,15 +309,12 @@ def _spread(field, distance):
 
 def erode(field: Field, radius: int) -> np.ndarray:
     """Which places are at least `radius` cells from any edge: bool [N]."""
-    distance = np.where((field.neighbours < 0).any(axis=1), np.int32(0), np.int32(FAR))
-    _spread(field, distance)
-    return distance >= 2 * radius
+    return edge_distance(field, np.ones(len(field.floor), np.bool_)) >= 2 * radius
 
 
 def edge_distance(field: Field, is_open: np.ndarray) -> np.ndarray:
     """How far each place is from the border of the open area, in half cells: int32 [N]."""
-    edges = (field.neighbours < 0) | (beside(field, is_open) != is_open[:, None])
-    distance = np.where(edges.any(axis=1), np.int32(0), np.int32(FAR))
+    distance = np.where(borders(field, is_open), np.int32(0), np.int32(FAR))
     _spread(field, distance)
     return distance
 

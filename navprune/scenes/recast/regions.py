@@ -6,13 +6,15 @@ Water rises from the places farthest from any edge; where two pools meet there i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field as attribute
+from itertools import combinations, repeat
 
 import numpy as np
 from numba import njit
 
-from navprune.scenes.recast.heightfield import FAR, Field, beside, blurred, edge_distance
+from navprune.scenes.recast.heightfield import FAR, Field, blurred, borders, edge_distance
 
 BATCHES = 8  # levels that are sorted at once
 SPREAD = 8  # steps by which pools grow at each level
@@ -177,12 +179,13 @@ def _merge(field: Field, regions: np.ndarray, least: int, merge_below: int) -> n
     """The final number of each region, int32 [regions + 1]."""
     count = int(regions.max(initial=0)) + 1
     every = [_Region(r, size, []) for r, size in enumerate(np.bincount(regions, minlength=count).tolist())]
-    across = beside(field, regions)
-    places, sides = np.nonzero((across != regions[:, None]) & (regions[:, None] > 0))
+    sides = borders(field, regions)
+    places = np.flatnonzero(sides * (regions > 0))
     for r, k in zip(*np.unique(regions[places], return_index=True)):
-        every[r].neighbours = _without_repeats(_neighbour_ring(field, regions, across, places[k], sides[k]).tolist())
-    for r, other in _stacked(field, regions).tolist():
+        every[r].neighbours = _without_repeats(_neighbour_ring(field, regions, sides, places[k]).tolist())
+    for r, other in _stacked(field, regions, count):
         every[r].floors.add(other)
+        every[other].floors.add(r)
     _drop_small(every, least)
     while _merge_once(every, merge_below):
         pass
@@ -236,33 +239,36 @@ def _merge_once(every: list[_Region], merge_below: int) -> bool:
 
 
 @njit(cache=True)
-def _neighbour_ring(field, regions, across, start, side):
-    """The regions met on the way round a region's contour from a side of one of its places, runs as one: int32 [K].
+def _neighbour_ring(field, regions, sides, start):
+    """The regions met on the way round a region's contour from one of its places, runs as one: int32 [K].
 
-    `across` [N, 4] are the regions beside each place.
+    `sides` [N] are bits for the sides of places that lie on a border.
     """
-    i, first_side = start, side
-    ring = [across[start, side]]
+    i, side = start, 0
+    while not sides[i] & (1 << side):
+        side += 1
+    first_side = side
+    ring = [regions[0] for _ in range(0)]
     for _ in range(8 * len(regions)):
-        other = across[i, side]
-        if other != regions[i]:
-            if other != ring[-1]:
+        near = field.neighbours[i, side]
+        if sides[i] & (1 << side):
+            other = regions[near] if near >= 0 else np.int32(0)
+            if not ring or other != ring[-1]:
                 ring.append(other)
             side = (side + 1) & 3
         else:
-            i = field.neighbours[i, side]
+            i = near
             side = (side + 3) & 3
         if i == start and side == first_side:
             break
     return np.array(ring, np.int32)
 
 
-def _stacked(field: Field, regions: np.ndarray) -> np.ndarray:
-    """Pairs of regions [K, 2] that have places in one cell."""
-    pairs = [np.empty((0, 2), np.int32)]
-    for apart in range(1, int(np.diff(field.first).max(initial=0))):
-        a, b = regions[:-apart], regions[apart:]
-        one_cell = (field.x[:-apart] == field.x[apart:]) & (field.z[:-apart] == field.z[apart:])
-        both = np.column_stack([a, b])[one_cell & (a > 0) & (b > 0)]
-        pairs += [both, both[:, ::-1]]
-    return np.unique(np.concatenate(pairs), axis=0)
+def _stacked(field: Field, regions: np.ndarray, count: int) -> Iterator[tuple[int, int]]:
+    """Pairs of regions, numbered below `count`, that have places in one cell; repeated."""
+    places = np.diff(field.first)
+    cells = np.flatnonzero(places > 1)
+    for low, high in combinations(range(int(places.max(initial=0))), 2):
+        first = field.first[cells[places[cells] > high]]
+        pairs = regions[first + low].astype(np.int64) * count + regions[first + high]
+        yield from ((a, b) for a, b in map(divmod, np.unique(pairs).tolist(), repeat(count)) if a and b)
