@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from navprune.errors import UserError
@@ -53,7 +54,8 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where a file stands in the place of a folder, there is nothing to take away
+            temporary.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
