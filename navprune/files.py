@@ -54,7 +54,7 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # where a file stands in the place of a folder, there is nothing to take away
             temporary.unlink()
 
 

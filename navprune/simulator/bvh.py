@@ -128,24 +128,21 @@ def _build(centres, lower, upper):
     bounds = np.empty((2 * count, 6), np.float32)
     nodes = np.empty((2 * count, 2), np.int32)
     todo = np.empty((STACK_SIZE, 4), np.int32)  # node, begin, end, depth
-    todo[0] = np.array([0, 0, count, 0], np.int32)
-    waiting = 1
-    used = 1
+    todo[0] = 0, 0, count, 0
+    waiting = used = 1
     while waiting > 0:
         waiting -= 1
         node, begin, end, depth = todo[waiting]
         _bound(bounds[node], order[begin:end], lower, upper)
         if end - begin <= LEAF_TRIANGLES:
-            nodes[node, 0] = begin
-            nodes[node, 1] = end - begin
+            nodes[node, 0], nodes[node, 1] = begin, end - begin
             continue
         middle = begin
         if depth < HEURISTIC_DEPTH:
             middle = begin + _split(order[begin:end], centres, lower, upper)
         if middle == begin or middle == end:
             middle = (begin + end) // 2
-        nodes[node, 0] = used
-        nodes[node, 1] = 0
+        nodes[node, 0], nodes[node, 1] = used, 0
         todo[waiting] = np.array([used, begin, middle, depth + 1], np.int32)
         todo[waiting + 1] = np.array([used + 1, middle, end, depth + 1], np.int32)
         waiting += 2
@@ -155,13 +152,16 @@ def _build(centres, lower, upper):
 
 @njit(cache=True)
 def _bound(box, members, lower, upper):
-    for axis in range(3):
-        box[axis] = np.inf
-        box[3 + axis] = -np.inf
+    box[:3], box[3:] = np.inf, -np.inf
     for triangle in members:
-        for axis in range(3):
-            box[axis] = min(box[axis], lower[triangle, axis])
-            box[3 + axis] = max(box[3 + axis], upper[triangle, axis])
+        _grow(box, lower[triangle], upper[triangle])
+
+
+@njit(cache=True)
+def _grow(box, lower, upper):
+    for axis in range(3):
+        box[axis] = min(box[axis], lower[axis])
+        box[3 + axis] = max(box[3 + axis], upper[axis])
 
 
 @njit(cache=True)
@@ -171,27 +171,15 @@ def _bin(value, low, width):
 
 @njit(cache=True)
 def _half_area(box):
-    x = box[3] - box[0]
-    y = box[4] - box[1]
-    z = box[5] - box[2]
+    x, y, z = box[3] - box[0], box[4] - box[1], box[5] - box[2]
     return x * y + y * z + z * x
-
-
-@njit(cache=True)
-def _grow(box, other):
-    for axis in range(3):
-        box[axis] = min(box[axis], other[axis])
-        box[3 + axis] = max(box[3 + axis], other[3 + axis])
 
 
 @njit(cache=True)
 def _split(members, centres, lower, upper):
     """Sorts members into two sides by the cheapest split and returns the size of the first (0: no split)."""
-    best_cost = np.inf
-    best_axis = -1
-    best_bin = 0
-    low = np.empty(3, np.float32)
-    width = np.empty(3, np.float32)
+    best_cost, best_axis, best_bin = np.inf, -1, 0
+    low, width = np.empty(3, np.float32), np.empty(3, np.float32)
     for axis in range(3):
         low[axis] = np.inf
         high = np.float32(-np.inf)
@@ -206,11 +194,9 @@ def _split(members, centres, lower, upper):
             best_cost, best_axis, best_bin = cost, axis, where
     if best_axis < 0:
         return 0
-    left = 0
-    right = len(members) - 1
+    left, right = 0, len(members) - 1
     while left <= right:
-        value = centres[members[left], best_axis]
-        if _bin(value, low[best_axis], width[best_axis]) <= best_bin:
+        if _bin(centres[members[left], best_axis], low[best_axis], width[best_axis]) <= best_bin:
             left += 1
         else:
             members[left], members[right] = members[right], members[left]
@@ -221,30 +207,21 @@ def _split(members, centres, lower, upper):
 @njit(cache=True)
 def _cheapest_bin(members, values, low, width, lower, upper):
     """Cost and last bin of the first side for the best split along one axis."""
-    boxes = np.empty((BINS, 6))
-    boxes[:, :3] = np.inf
-    boxes[:, 3:] = -np.inf
-    counts = np.zeros(BINS, np.int64)
+    boxes, counts = np.empty((BINS, 6)), np.zeros(BINS, np.int64)
+    boxes[:, :3], boxes[:, 3:] = np.inf, -np.inf
     for triangle in members:
         bin_ = _bin(values[triangle], low, width)
         counts[bin_] += 1
-        for axis in range(3):
-            boxes[bin_, axis] = min(boxes[bin_, axis], lower[triangle, axis])
-            boxes[bin_, 3 + axis] = max(boxes[bin_, 3 + axis], upper[triangle, axis])
+        _grow(boxes[bin_], lower[triangle], upper[triangle])
     # What stands right of each cut, then a sweep from the left.
-    right_cost = np.zeros(BINS)
-    side = boxes[BINS - 1].copy()
-    count = 0
+    right_cost, side, count = np.zeros(BINS), boxes[BINS - 1].copy(), 0
     for bin_ in range(BINS - 1, 0, -1):
-        _grow(side, boxes[bin_])
+        _grow(side, boxes[bin_, :3], boxes[bin_, 3:])
         count += counts[bin_]
         right_cost[bin_] = _half_area(side) * count if count > 0 else np.inf
-    best_cost = np.inf
-    best_bin = 0
-    side = boxes[0].copy()
-    count = 0
+    best_cost, best_bin, side, count = np.inf, 0, boxes[0].copy(), 0
     for bin_ in range(BINS - 1):
-        _grow(side, boxes[bin_])
+        _grow(side, boxes[bin_, :3], boxes[bin_, 3:])
         count += counts[bin_]
         if count > 0:
             cost = _half_area(side) * count + right_cost[bin_ + 1]
@@ -257,12 +234,9 @@ def texture_levels(
     textures: Iterable[NDArray[np.uint8]], samplers: Iterable[Sampler]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Every texture with its halved copies down to one texel, if its sampler uses them: as in `Surface`."""
-    pieces = [np.zeros((1, 4), np.uint8)]
-    table = []
-    used = 1
+    pieces, table, used = [np.zeros((1, 4), np.uint8)], [], 1
     for image, sampler in zip(textures, samplers, strict=True):
-        rows = []
-        level = image.astype(np.float32)
+        rows, level = [], image.astype(np.float32)
         while True:
             height, width = level.shape[:2]
             rows.append((used, height, width))

@@ -58,26 +58,18 @@ class View(NamedTuple):
 
 
 @njit(**KERNEL)
-def draw_depth(tree, cutout, camera, eyes, rotations, focal, far, scale, depth, scratch):
-    """Draws the depth of one camera into depth[camera]."""
-    closeness = depth[camera]
-    height, width = closeness.shape
-    view = _view(eyes[camera], rotations[camera], focal, height, width)
-    _draw_tree(tree, cutout, view, closeness, None, scratch)
-    _closeness_to_depth(closeness, far, scale)
+def draw(tree, cutout, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch):
+    """Draws depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory.
 
-
-@njit(**KERNEL)
-def draw_depth_and_colour(
-    tree, cutout, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch
-):
-    """Draws depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory."""
+    Without colours surface, rgb and triangles are None.
+    """
     closeness = depth[camera]
     height, width = closeness.shape
     view = _view(eyes[camera], rotations[camera], focal, height, width)
     _draw_tree(tree, cutout, view, closeness, triangles, scratch)
     _closeness_to_depth(closeness, far, scale)
-    _shade(tree.corners, surface, view, triangles, rgb[camera])
+    if rgb is not None:
+        _shade(tree.corners, surface, view, triangles, rgb[camera])
 
 
 @njit(**KERNEL)
@@ -87,9 +79,7 @@ def _view(eye, rotation, focal, height, width):
     up = np.array([2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)])
     back = np.array([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)])
     axes = np.empty((3, 3))
-    axes[0] = right * focal
-    axes[1] = -up * focal
-    axes[2] = -back
+    axes[0], axes[1], axes[2] = right * focal, -up * focal, -back
     # The view is |x| <= z width / 2 and |y| <= z height / 2.
     sides = np.empty((4, 3), np.float32)
     sides[0] = np.abs(axes[0] - axes[2] * (width * 0.5))
@@ -107,9 +97,8 @@ def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
     scratch.stale[:] = False
     if triangles is not None:
         triangles[:] = -1
-    stack = scratch.stack
+    stack, waiting = scratch.stack, 1
     stack[0] = 0
-    waiting = 1
     while waiting > 0:
         waiting -= 1
         node = stack[waiting]
@@ -136,13 +125,10 @@ def _is_behind(plane, eye):
 @njit(**INNER)
 def _nearer(box, other, eye):
     """Whether a box is nearer to the eye than another; where the eye is in both, by their centres."""
-    distance = np.float32(0)
-    centre = np.float32(0)
+    distance, centre = np.float32(0), np.float32(0)
     for k in range(3):
-        offset = abs(box[k] - eye[k])
-        gap = max(offset - box[3 + k], np.float32(0))
-        other_offset = abs(other[k] - eye[k])
-        other_gap = max(other_offset - other[3 + k], np.float32(0))
+        offset, other_offset = abs(box[k] - eye[k]), abs(other[k] - eye[k])
+        gap, other_gap = max(offset - box[3 + k], np.float32(0)), max(other_offset - other[3 + k], np.float32(0))
         distance += gap * gap - other_gap * other_gap
         centre += offset * offset - other_offset * other_offset
     return distance < 0 or (distance == 0 and centre < 0)
@@ -151,12 +137,9 @@ def _nearer(box, other, eye):
 @njit(**INNER)
 def _may_be_seen(box, view, closeness, scratch):
     """Whether a box reaches into the view, before something that a pixel shows."""
-    eye = view.eye32
-    axes = view.axes32
-    sides = view.sides
+    eye, axes, sides = view.eye32, view.axes32, view.sides
     height, width = closeness.shape
-    half_width = np.float32(width * 0.5)
-    half_height = np.float32(height * 0.5)
+    half_width, half_height = np.float32(width * 0.5), np.float32(height * 0.5)
     cx, cy, cz = box[0] - eye[0], box[1] - eye[1], box[2] - eye[2]
     ex, ey, ez = box[3], box[4], box[5]
     z = axes[2, 0] * cx + axes[2, 1] * cy + axes[2, 2] * cz
@@ -174,14 +157,10 @@ def _may_be_seen(box, view, closeness, scratch):
         return False
     if z - reach_z <= np.float32(NEAR):
         return True
-    nearest = np.float32(1) / (z - reach_z)
-    least = np.float32(1) / (z + reach_z)
+    nearest, least = np.float32(1) / (z - reach_z), np.float32(1) / (z + reach_z)
     reach_x = abs(axes[0, 0]) * ex + abs(axes[0, 1]) * ey + abs(axes[0, 2]) * ez
     reach_y = abs(axes[1, 0]) * ex + abs(axes[1, 1]) * ey + abs(axes[1, 2]) * ez
-    left = x - reach_x
-    right = x + reach_x
-    top = y - reach_y
-    bottom = y + reach_y
+    left, right, top, bottom = x - reach_x, x + reach_x, y - reach_y, y + reach_y
     # A side of the box left of the axis is farthest left when nearest, one right of it when farthest away.
     column_0 = max(0, int(np.floor(left * (nearest if left < 0 else least) + half_width)))
     column_1 = min(width - 1, int(np.floor(right * (nearest if right > 0 else least) + half_width)))
@@ -213,8 +192,7 @@ def _least(closeness, row_0, column_0):
 @njit(**INNER)
 def _corner(corners, k, view):
     """View coordinates of a triangle's corner."""
-    eye = view.eye
-    axes = view.axes
+    eye, axes = view.eye, view.axes
     x, y, z = corners[3 * k] - eye[0], corners[3 * k + 1] - eye[1], corners[3 * k + 2] - eye[2]
     return (
         axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z,
@@ -231,21 +209,15 @@ def _cross(a, b):
 @njit(**INNER)
 def _edges(corners, view):
     """A triangle's three edge functions, as in _draw_triangle."""
-    a = _corner(corners, 0, view)
-    b = _corner(corners, 1, view)
-    c = _corner(corners, 2, view)
+    a, b, c = _corner(corners, 0, view), _corner(corners, 1, view), _corner(corners, 2, view)
     return _cross(c, b), _cross(a, c), _cross(b, a)
 
 
 @njit(**INNER)
 def _draw_triangle(triangle, corners, cutout, view, closeness, triangles, scratch):
     height, width = closeness.shape
-    a = _corner(corners, 0, view)
-    b = _corner(corners, 1, view)
-    c = _corner(corners, 2, view)
-    ax, ay, az = a
-    bx, by, bz = b
-    cx, cy, cz = c
+    a, b, c = _corner(corners, 0, view), _corner(corners, 1, view), _corner(corners, 2, view)
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = a, b, c
     if az <= NEAR and bz <= NEAR and cz <= NEAR:
         return
     # Edge function k is (x, y, 1) . ek: 0 along the side opposite corner k, positive inside when
@@ -318,8 +290,7 @@ def _narrow(low, high, value, slope, inverse):
 @njit(**INNER)
 def _closeness_to_depth(closeness, far, scale):
     """Turns closeness into depth in place, clipped to far and multiplied by scale."""
-    far = np.float32(far)
-    scale = np.float32(scale)
+    far, scale = np.float32(far), np.float32(scale)
     for row in range(closeness.shape[0]):
         for column in range(closeness.shape[1]):
             value = closeness[row, column]
@@ -331,9 +302,7 @@ def _closeness_to_depth(closeness, far, scale):
 def _shade(corners, surface, view, triangles, rgb):
     """Colours each pixel once, by the triangle it shows: corner colours times texture, without light."""
     height, width = triangles.shape
-    known = -1  # the triangle that the following values belong to
-    plain = False
-    textured = False
+    known, plain, textured = -1, False, False  # the triangle that these and the edges belong to
     edges = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     for row in range(height):
         y = row + (0.5 - height * 0.5)
@@ -389,9 +358,7 @@ def _is_kept(cutout, triangle, corners, view, x, y):
 def _shares(edges, x, y):
     """What a pixel shows of the three corners, in the world, and the inverse of what the edge functions add up to."""
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = edges
-    a = ax * x + ay * y + az
-    b = bx * x + by * y + bz
-    c = cx * x + cy * y + cz
+    a, b, c = ax * x + ay * y + az, bx * x + by * y + bz, cx * x + cy * y + cz
     scale = 1.0 / (a + b + c)
     return a * scale, b * scale, c * scale, scale
 
@@ -414,11 +381,9 @@ def _texel(surface, triangle, edges, shares):
 @njit(**INNER)
 def _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy):
     """A texture's colour where a pixel's sides span these differences; OpenGL 4.6, section 8.14."""
-    levels = surface.levels[texture]
-    sampler = surface.samplers[texture]
+    levels, sampler = surface.levels[texture], surface.samplers[texture]
     _, _, magnify, minify, between_levels = sampler
-    height = levels[0, 1]
-    width = levels[0, 2]
+    _, height, width = levels[0]
     last = len(levels) - 1
     while levels[last, 1] == 0:
         last -= 1
@@ -447,29 +412,20 @@ def _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy):
 def _read(texels, level, sampler, smooth, u, v):
     """Red, green, blue and alpha in [0, 1] of one level: of the nearest texel or between the four nearest."""
     first, height, width = level
-    wrap_u = sampler[0]
-    wrap_v = sampler[1]
-    x = _folded(u, wrap_u) * width
-    y = _folded(v, wrap_v) * height
+    wrap_u, wrap_v = sampler[0], sampler[1]
+    x, y = _folded(u, wrap_u) * width, _folded(v, wrap_v) * height
     if smooth == NEAREST:
         texel = texels[first + _wrapped(int(y), height, wrap_v) * width + _wrapped(int(x), width, wrap_u)]
         return texel[0] / 255, texel[1] / 255, texel[2] / 255, texel[3] / 255
-    column = int(np.floor(x - 0.5))
-    row = int(np.floor(y - 0.5))
-    right = x - 0.5 - column
-    down = y - 0.5 - row
+    column, row = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
+    right, down = x - 0.5 - column, y - 0.5 - row
     upper = first + _wrapped(row, height, wrap_v) * width
     lower = first + _wrapped(row + 1, height, wrap_v) * width
-    left_column = _wrapped(column, width, wrap_u)
-    right_column = _wrapped(column + 1, width, wrap_u)
-    a = texels[upper + left_column]
-    b = texels[upper + right_column]
-    c = texels[lower + left_column]
-    d = texels[lower + right_column]
-    wa = (1 - right) * (1 - down) / 255
-    wb = right * (1 - down) / 255
-    wc = (1 - right) * down / 255
-    wd = right * down / 255
+    left_column, right_column = _wrapped(column, width, wrap_u), _wrapped(column + 1, width, wrap_u)
+    a, b = texels[upper + left_column], texels[upper + right_column]
+    c, d = texels[lower + left_column], texels[lower + right_column]
+    wa, wb = (1 - right) * (1 - down) / 255, right * (1 - down) / 255
+    wc, wd = (1 - right) * down / 255, right * down / 255
     return (
         a[0] * wa + b[0] * wb + c[0] * wc + d[0] * wd,
         a[1] * wa + b[1] * wb + c[1] * wc + d[1] * wd,

@@ -13,15 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from navprune.errors import UserError
-from navprune.scenes.files.navmesh import (
-    EXTERNAL,
-    INTERNAL_SIDE,
-    SMALLEST_AREA,
-    WALKABLE,
-    NavMesh,
-    Tile,
-    detail_triangles,
-)
+from navprune.scenes.files import navmesh as layout
+from navprune.scenes.files.navmesh import NavMesh, Tile
 from navprune.simulator import detour
 from navprune.simulator.detour import ISLAND, OPEN
 
@@ -52,7 +45,7 @@ class PathFinder:
         self._mesh, areas, owner = _flatten(navmesh)
         self._radius = _find_islands(self._mesh)
         # Only then are they closed: Habitat's islands may hang together by polygons that nobody can enter.
-        tiny = np.bincount(owner, areas, minlength=len(self._mesh.polygons)) < SMALLEST_AREA
+        tiny = np.bincount(owner, areas, minlength=len(self._mesh.polygons)) < layout.SMALLEST_AREA
         self._mesh.polygons[tiny, OPEN] = 0
         is_open = self._mesh.polygons[:, OPEN] != 0
         self._open_triangles = self._mesh.triangles[is_open[owner]]
@@ -132,7 +125,9 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray, np.ndarray]:
     tiles = navmesh.tiles
     base = np.cumsum([0] + [len(tile.polygons) for tile in tiles])
     bv_base = np.cumsum([0] + [len(tile.bv_nodes) for tile in tiles])
-    corners = np.concatenate([tile.vertices[_used_corners(tile)] for tile in tiles])
+    # Where a polygon has fewer corners than others, its first stands for the missing ones.
+    used = [np.where(_is_used(tile), tile.polygons["corners"], tile.polygons["corners"][:, :1]) for tile in tiles]
+    corners = np.concatenate([tile.vertices[indices] for tile, indices in zip(tiles, used)])
     parts = [_triangles(tile) for tile in tiles]
     triangles = np.concatenate([part[1] for part in parts])
     owner = np.concatenate([part[0] + start for part, start in zip(parts, base)])
@@ -145,7 +140,7 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray, np.ndarray]:
 
     polygons = np.zeros((base[-1], 8), np.int32)
     polygons[:, detour.COUNT] = np.concatenate([tile.polygons["corner_count"] for tile in tiles])
-    polygons[:, OPEN] = np.concatenate([tile.polygons["flags"] for tile in tiles]) & WALKABLE
+    polygons[:, OPEN] = np.concatenate([tile.polygons["flags"] for tile in tiles]) & layout.WALKABLE
     polygons[:, detour.TILE] = np.repeat(np.arange(len(tiles)), np.diff(base))
     counts = np.bincount(owner, minlength=base[-1])
     polygons[:, detour.TRIANGLE_END] = np.cumsum(counts)
@@ -153,15 +148,11 @@ def _flatten(navmesh: NavMesh) -> tuple[detour.Mesh, np.ndarray, np.ndarray]:
     polygons[:, detour.LINK], polygons[:, detour.LINK_END] = ranges[:-1], ranges[1:]
 
     # Detour visits tiles row by row, and of those at one place the last added first.
-    order = sorted(range(len(tiles)), key=lambda i: (tiles[i].header["y"], tiles[i].header["x"], -i))
-    places = [
-        (tiles[i].header["x"], tiles[i].header["y"], bv_base[i], bv_base[i + 1], base[i], base[i + 1], i) for i in order
-    ]
-    boxes = [
-        (*tile.header["lower"], *tile.header["upper"], tile.header["bv_scale"], tile.header["walkable_climb"])
-        for tile in tiles
-    ]
-    states = np.where(rows[:, 3] == INTERNAL_SIDE, 0, rows[:, 3] >> 1)
+    headers = [tile.header for tile in tiles]
+    order = sorted(range(len(tiles)), key=lambda i: (headers[i]["y"], headers[i]["x"], -i))
+    places = [(headers[i]["x"], headers[i]["y"], *bv_base[i : i + 2], *base[i : i + 2], i) for i in order]
+    boxes = [(*head["lower"], *head["upper"], head["bv_scale"], head["walkable_climb"]) for head in headers]
+    states = np.where(rows[:, 3] == layout.INTERNAL_SIDE, 0, rows[:, 3] >> 1)
     mesh = detour.Mesh(
         corners=_array(corners, np.float32),
         polygons=polygons,
@@ -183,13 +174,9 @@ def _array(values: Any, dtype: DTypeLike) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=dtype)
 
 
-def _used_corners(tile: Tile) -> np.ndarray:
-    return np.where(_is_used(tile), tile.polygons["corners"], tile.polygons["corners"][:, :1])
-
-
 def _triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Owner, corners and outline bits of a tile's detail triangles (see `detour.Mesh`)."""
-    owner, points, rows = detail_triangles(tile)
+    owner, points, rows = layout.detail_triangles(tile)
     edges = np.arange(3)
     border = rows[:, 3:] >> (2 * edges) & 1
     bordered = np.bincount(owner, border.any(axis=1), minlength=len(tile.polygons)) > 0
@@ -212,15 +199,13 @@ def _links(navmesh: NavMesh, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a polygon's links inside the tile by edge, and puts each new link to another tile in front.
     """
     inner: list[np.ndarray] = []
-    outer: list[Link] = []
     for tile, start in zip(navmesh.tiles, base):
         neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
-        polygon, edge = np.nonzero((neighbours > 0) & (neighbours < EXTERNAL))
-        side = np.full(len(edge), INTERNAL_SIDE)
+        polygon, edge = np.nonzero((neighbours > 0) & (neighbours < layout.EXTERNAL))
+        side = np.full(len(edge), layout.INTERNAL_SIDE)
         target = neighbours[polygon, edge].astype(int) - 1 + start
         inner.append(np.column_stack([polygon + start, target, edge, side, 0 * side, side]))
-    for link in _border_links(navmesh.tiles, base):
-        outer.insert(0, link)
+    outer = list(_border_links(navmesh.tiles, base))[::-1]
     rows = np.concatenate([np.array(outer, dtype=np.int64).reshape(-1, 6), *inner])
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     counts = np.bincount(rows[:, 0], minlength=base[-1])
@@ -266,7 +251,7 @@ def _border_edges(tile: Tile) -> Edges:
     """For each side the polygon, edge and two ends of the edges that lie on it."""
     edges: Edges = defaultdict(list)
     neighbours = np.where(_is_used(tile), tile.polygons["neighbours"], 0)
-    for polygon, edge in np.argwhere(neighbours & EXTERNAL).tolist():
+    for polygon, edge in np.argwhere(neighbours & layout.EXTERNAL).tolist():
         record = tile.polygons[polygon]
         ends = record["corners"][[edge, (edge + 1) % record["corner_count"]]]
         edges[int(neighbours[polygon, edge]) & 0xFF].append((polygon, edge, *tile.vertices[ends].astype(float)))

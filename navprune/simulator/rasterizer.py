@@ -1,14 +1,14 @@
 """Depth and colour of many cameras at once, on the CPU."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navprune.simulator.bvh import STACK_SIZE, Bvh
-from navprune.simulator.drawing import TILE, Scratch, draw_depth, draw_depth_and_colour
+from navprune.simulator.drawing import TILE, Scratch, draw
 
 
 class Renderer:
@@ -30,9 +30,7 @@ class Renderer:
 
         far: when given, depth comes clipped to [0, far] metres and divided by far.
         """
-        self.width = width
-        self.height = height
-        self.colour = colour
+        self.width, self.height, self.colour = width, height, colour
         self.threads = threads or len(os.sched_getaffinity(0))
         self._focal = 0.5 * width / np.tan(np.radians(hfov) / 2)
         self._far = float(np.finfo(np.float32).max) if far is None else float(far)
@@ -71,33 +69,21 @@ class Renderer:
         rotations = np.ascontiguousarray(rotations, dtype=np.float64)
         for bvh in {id(bvh): bvh for bvh in bvhs}.values():  # once here, not at once in every thread
             _ = bvh.cutout if rgb is None else (bvh.cutout, bvh.surface)
-        # One iterator for all threads: whoever is free takes the next camera, since views differ in cost.
-        work = (iter(range(len(bvhs))), bvhs, eyes, rotations, depth, rgb)
+        cameras = iter(range(len(bvhs)))  # for all threads: whoever is free takes the next, since views differ in cost
+
+        def draw_some(thread: int) -> None:
+            for i in cameras:
+                bvh, surface = bvhs[i], None if rgb is None else bvhs[i].surface
+                view = i, eyes, rotations, self._focal, self._far, self._scale
+                working = self._triangles[thread], self._scratch[thread]
+                draw(bvh.tree, bvh.cutout, surface, *view, depth, rgb, *working)
+
         helpers = []
         if self._pool is not None:
-            helpers = [self._pool.submit(self._draw, 1 + i, *work) for i in range(min(self.threads, len(bvhs)) - 1)]
-        self._draw(0, *work)
+            helpers = [self._pool.submit(draw_some, 1 + i) for i in range(min(self.threads, len(bvhs)) - 1)]
+        draw_some(0)
         for helper in helpers:
             helper.result()
-
-    def _draw(
-        self,
-        thread: int,
-        cameras: Iterator[int],
-        bvhs: Sequence[Bvh],
-        eyes: NDArray,
-        rotations: NDArray,
-        depth: NDArray[np.float32],
-        rgb: NDArray[np.uint8] | None,
-    ) -> None:
-        scratch = self._scratch[thread]
-        for i in cameras:
-            bvh = bvhs[i]
-            camera = (i, eyes, rotations, self._focal, self._far, self._scale, depth)
-            if rgb is None:
-                draw_depth(bvh.tree, bvh.cutout, *camera, scratch)
-            else:
-                draw_depth_and_colour(bvh.tree, bvh.cutout, bvh.surface, *camera, rgb, self._triangles[thread], scratch)
 
     def close(self) -> None:
         """Ends the threads."""

@@ -21,17 +21,7 @@ from trimesh.visual.material import PBRMaterial
 
 from navprune.scenes.files.navmesh import write_navmesh
 from navprune.scenes.homes.floorplan import DOOR_HEIGHT, WALL, Door, FloorPlan
-from navprune.scenes.homes.solids import (
-    Colour,
-    Solid,
-    at_height,
-    box,
-    extrude,
-    join,
-    painted,
-    plan_triangles,
-    walls,
-)
+from navprune.scenes.homes.solids import Colour, Solid, at_height, box, extrude, join, painted, plan_triangles, walls
 from navprune.scenes.homes.walkable import home_navmesh
 
 LIGHT = np.array([0.35, 0.2, 0.91])  # direction that the fixed shading is brightest in
@@ -47,12 +37,7 @@ TRIM: Colour = (246, 244, 240)
 SILL: Colour = (140, 110, 80)
 TEXTURE_SIZE = 64  # pixels
 TEXTURE_SPAN = 1.2  # metres of floor that an image covers
-FLOORS = {
-    "bathroom": "tiles",
-    "kitchen": "tiles",
-    "bedroom": "carpet",
-    "study": "carpet",
-}  # others have planks
+FLOORS = {"bathroom": "tiles", "kitchen": "tiles", "bedroom": "carpet", "study": "carpet"}  # others have planks
 
 
 def write_home(path: Path, plan: FloorPlan) -> int:
@@ -69,9 +54,9 @@ def home_glb(plan: FloorPlan) -> tuple[bytes, int]:
     scene = trimesh.Scene()
     solid = join([_shell(plan, rng), *[piece.solid() for piece in plan.pieces]])
     scene.add_geometry(_coloured_mesh(solid), geom_name="home")
-    for floor in ("planks", "tiles", "carpet"):
+    for floor, texture in {"planks": _planks, "tiles": _tiles, "carpet": _carpet}.items():
         rooms = [room.polygon for room in plan.rooms if FLOORS.get(room.kind, "planks") == floor]
-        image = Image.fromarray(TEXTURES[floor](rng))
+        image = Image.fromarray(texture(rng))
         if rooms:
             scene.add_geometry(_textured_floor(rooms, image), geom_name=floor)
     triangles = sum(len(mesh.faces) for mesh in scene.geometry.values())
@@ -90,14 +75,10 @@ def _make_unlit(tree: dict) -> None:
 def _shell(plan: FloorPlan, rng: Generator) -> Solid:
     """Everything that is built in: walls, ceiling, doorways, mouldings."""
     tall = [door.polygon for door in plan.doors if door.height > DOOR_HEIGHT]
-    below = plan.floor
-    above = shapely.union_all([*[room.polygon for room in plan.rooms], *tall])
+    below, above = plan.floor, shapely.union_all([*[room.polygon for room in plan.rooms], *tall])
+    faces = np.concatenate([walls(below, 0.0, DOOR_HEIGHT), walls(above, DOOR_HEIGHT, plan.ceiling)])
     parts = [
-        _painted_walls(
-            plan,
-            np.concatenate([walls(below, 0.0, DOOR_HEIGHT), walls(above, DOOR_HEIGHT, plan.ceiling)]),
-            rng,
-        ),
+        _painted_walls(plan, faces, rng),
         painted(at_height(plan_triangles(above)[:, ::-1], plan.ceiling), TRIM),
         _strip(below, 0.016, 0.0, 0.07),
         _strip(below, 0.008, 0.07, 0.09),
@@ -139,8 +120,7 @@ def _casing(door: Door) -> list[Solid]:
     parts = []
     for side in (-1, 1):
         out = side * (WALL + thick) / 2
-        for end in (-1, 1):
-            parts.append(box((width, thick, DOOR_HEIGHT), TRIM, (end * (span + width) / 2, out, 0)))
+        parts += [box((width, thick, DOOR_HEIGHT), TRIM, (end * (span + width) / 2, out, 0)) for end in (-1, 1)]
         parts.append(box((span + 2 * width, thick + 0.006, width), TRIM, (0, out, DOOR_HEIGHT - 0.001)))
     turn = np.pi / 2 if upright else 0.0
     return [part.turned(turn).moved((x0 + x1) / 2, (y0 + y1) / 2) for part in parts]
@@ -155,9 +135,8 @@ def _coloured_mesh(solid: Solid) -> trimesh.Trimesh:
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     shade = 0.86 + 0.14 * normals @ LIGHT
     colours = np.rint(solid.colours * np.minimum(shade, 1.0)[:, None])
-    corners = np.zeros((len(solid.triangles), 3, 6), np.float32)
-    corners[..., :3], corners[..., 3:] = solid.triangles, colours[:, None]
-    rows = np.ascontiguousarray(corners.reshape(-1, 6)) + np.float32(0.0)
+    rows = np.column_stack([solid.triangles.reshape(-1, 3), np.repeat(colours, 3, axis=0)]).astype(np.float32)
+    rows += np.float32(0.0)  # so that -0 equals 0 in what follows, byte for byte
     _, first, faces = np.unique(rows.view(np.dtype((np.void, 24))), return_index=True, return_inverse=True)
     rgba = np.full((len(first), 4), 255, np.uint8)
     rgba[:, :3] = rows[first, 3:]
@@ -169,10 +148,8 @@ def _coloured_mesh(solid: Solid) -> trimesh.Trimesh:
 def _textured_floor(rooms: list[shapely.Polygon], image: Image.Image) -> trimesh.Trimesh:
     """The floors of some rooms under one image that repeats."""
     plan = np.concatenate([plan_triangles(room) for room in rooms]).reshape(-1, 2)
-    visual = TextureVisuals(
-        uv=plan / TEXTURE_SPAN,
-        material=PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0),
-    )
+    material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
+    visual = TextureVisuals(uv=plan / TEXTURE_SPAN, material=material)
     faces = np.arange(len(plan)).reshape(-1, 3)
     return trimesh.Trimesh(at_height(plan, 0.0), faces, visual=visual, process=False)
 
@@ -202,6 +179,3 @@ def _carpet(rng: Generator) -> NDArray[np.uint8]:
     """Fine noise over one colour, `[H, W, 3]`."""
     noise = rng.normal(1.0, 0.06, (TEXTURE_SIZE, TEXTURE_SIZE, 1))
     return np.clip(noise * rng.uniform(110, 190, 3), 0, 255).astype(np.uint8)
-
-
-TEXTURES = {"planks": _planks, "tiles": _tiles, "carpet": _carpet}

@@ -138,8 +138,8 @@ def generate_dataset(
     complete, unfinished = folder / "statistics.json", folder / "unfinished"
     if folder.exists() and not (complete.exists() or unfinished.exists()):
         raise UserError(f"{folder} holds a data set from elsewhere; choose another name or folder")
-    jobs = [_Job(data, name, "train", i, seed, area, episodes_per_scene) for i in range(train)]
-    jobs += [_Job(data, name, "val", i, seed, area, val_episodes_per_scene) for i in range(val)]
+    asked = (("train", train, episodes_per_scene), ("val", val, val_episodes_per_scene))
+    jobs = [_Job(data, name, split, i, seed, area, each) for split, count, each in asked for i in range(count)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
@@ -151,13 +151,13 @@ def generate_dataset(
             progress(len(homes))
         if len({home.digest for home in homes}) < len(homes):
             raise UserError(f"two homes of seed {seed} share a plan; take another seed")
-        made = list(zip(jobs, homes))
-        splits = {split: [pair for pair in made if pair[0].split == split] for split in SPLITS}
-        statistics = {split: _statistics([home for _, home in splits[split]]) for split in SPLITS}
-        summary = DatasetStatistics(name, seed, area, statistics)
-        for split, members in splits.items():
+        statistics = {}
+        for split in SPLITS:
+            members = [pair for pair in zip(jobs, homes) if pair[0].split == split]
+            statistics[split] = _statistics([home for _, home in members])
             write_episodes(data, name, split, [episode for _, home in members for episode in home.episodes])
             draw_plans([_drawing(*pair) for pair in members[:DRAWN]], folder / f"{split}.png")
+        summary = DatasetStatistics(name, seed, area, statistics)
         complete.write_text(json.dumps(asdict(summary), indent=1) + "\n")
         unfinished.unlink()
     except OSError as error:
@@ -190,8 +190,7 @@ def _make_home(job: _Job) -> _Home:
     triangles = write_home(scene_path(job.data, job.scene_id), plan)
     pathfinder = job.pathfinder()
     episodes = sample_episodes(pathfinder, job.scene_id, job.episodes, job.rng(1))
-    area, rooms = plan.area, len(plan.rooms)
-    return _Home(plan.digest(), area, float(pathfinder.navigable_area), rooms, triangles, episodes)
+    return _Home(plan.digest(), plan.area, pathfinder.navigable_area, len(plan.rooms), triangles, episodes)
 
 
 def _drawing(job: _Job, home: _Home) -> Drawing:
@@ -204,10 +203,9 @@ def _drawing(job: _Job, home: _Home) -> Drawing:
 
 def _statistics(homes: list[_Home]) -> SplitStatistics:
     episodes = [episode for home in homes for episode in home.episodes]
-    starts = np.array([episode.start_position for episode in episodes])
-    goals = np.array([episode.goal_position for episode in episodes])
     geodesic = np.array([episode.geodesic_distance for episode in episodes])
-    euclidean = np.linalg.norm(starts - goals, axis=1)
+    shifts = np.array([np.subtract(episode.goal_position, episode.start_position) for episode in episodes])
+    euclidean = np.linalg.norm(shifts, axis=1)
     ratio = geodesic / euclidean
     return SplitStatistics(
         scenes=len(homes),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -74,8 +74,7 @@ class FloorPlan:
 
     def digest(self) -> str:
         """A hash of walls and doors: two homes with the same one share a plan, however furnished."""
-        shapes = shapely.normalize(self._parts)
-        text = "\n".join(sorted(shapely.to_wkt(shapes, rounding_precision=3)))
+        text = "\n".join(sorted(shapely.to_wkt(shapely.normalize(self._parts), rounding_precision=3)))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -104,17 +103,16 @@ def _draw_home(cells: list[tuple[Cell, bool]], rng: Generator) -> FloorPlan | No
     doors = _draw_doors([cell for cell, _ in cells], kinds, rng)
     if doors is None:
         return None
+    beside = [[door.polygon for door in doors if i in door.rooms] for i in range(len(cells))]
     rooms = []
-    for i, (cell, _) in enumerate(cells):
+    for (cell, corridor), kind, ways in zip(cells, kinds, beside):
         inner = shapely.box(*_inset(cell))
-        beside = [door.polygon for door in doors if i in door.rooms]
-        rooms.append(Room(kinds[i], _partitioned(inner, beside, rng) if kinds[i] != "corridor" else inner))
+        rooms.append(Room(kind, inner if corridor else _partitioned(inner, ways, rng)))
     ceiling = round(rng.uniform(2.4, 2.8), 2)
-    doors = [Door(d.rooms, d.polygon, ceiling if d.height > DOOR_HEIGHT else d.height) for d in doors]
+    doors = [replace(door, height=min(door.height, ceiling)) for door in doors]
     pieces: list[Piece] = []
-    for i, room in enumerate(rooms):
-        beside = [door.polygon for door in doors if i in door.rooms]
-        pieces += furnish(room.kind, room.polygon, beside, ceiling, rng)
+    for room, ways in zip(rooms, beside):
+        pieces += furnish(room.kind, room.polygon, ways, ceiling, rng)
     return FloorPlan(tuple(rooms), tuple(doors), tuple(pieces), ceiling)
 
 
@@ -159,9 +157,8 @@ def _split(cell: Cell, count: int, rng: Generator) -> list[tuple[Cell, bool]] | 
 
 
 def _inset(cell: Cell) -> Cell:
-    half = WALL / 2
     x0, y0, x1, y1 = cell
-    return round(x0 + half, 3), round(y0 + half, 3), round(x1 - half, 3), round(y1 - half, 3)
+    return round(x0 + WALL / 2, 3), round(y0 + WALL / 2, 3), round(x1 - WALL / 2, 3), round(y1 - WALL / 2, 3)
 
 
 def _room_kinds(cells: list[tuple[Cell, bool]], rng: Generator) -> list[str]:
@@ -170,10 +167,8 @@ def _room_kinds(cells: list[tuple[Cell, bool]], rng: Generator) -> list[str]:
     rooms.sort(key=lambda i: (cells[i][0][2] - cells[i][0][0]) * (cells[i][0][3] - cells[i][0][1]))
     kinds = ["corridor"] * len(cells)
     between = ["bedroom", "kitchen", "bedroom", "study", "dining room", "bedroom", "storage", "bathroom"]
-    kinds[rooms[0]] = "bathroom"
-    kinds[rooms[-1]] = "living room"
-    middle = rooms[1:-1]
-    for i, kind in zip(rng.permutation(middle), between):
+    kinds[rooms[0]], kinds[rooms[-1]] = "bathroom", "living room"
+    for i, kind in zip(rng.permutation(rooms[1:-1]), between):
         kinds[i] = kind
     return kinds
 
@@ -224,8 +219,7 @@ def _draw_doors(cells: list[Cell], kinds: list[str], rng: Generator) -> list[Doo
     doors: list[Door] = []
     for k in np.argsort(weights):
         i, j, upright, place, low, high = walls[k]
-        joined = component[i] == component[j]
-        if joined and rng.random() > EXTRA_DOOR_CHANCE:
+        if component[i] == component[j] and rng.random() > EXTRA_DOOR_CHANCE:
             continue
         component = [component[i] if c == component[j] else c for c in component]
         wide = not {"bathroom", "bedroom", "storage"} & {kinds[i], kinds[j]} and rng.random() < 0.35
@@ -234,11 +228,9 @@ def _draw_doors(cells: list[Cell], kinds: list[str], rng: Generator) -> list[Doo
         options = []
         for share in (0.0, 1.0, rng.random())[rng.integers(3) :]:
             start = round(low + 0.05 + (high - low - 0.1 - width) * share, 3)
-            along, across = (
-                (start, round(start + width, 3)),
-                (round(place - WALL / 2, 3), round(place + WALL / 2, 3)),
-            )
-            (x, y) = (across, along) if upright else (along, across)
+            along = start, round(start + width, 3)
+            across = round(place - WALL / 2, 3), round(place + WALL / 2, 3)
+            x, y = (across, along) if upright else (along, across)
             hole = shapely.box(x[0], y[0], x[1], y[1])
             options.append((min((hole.distance(p) for p in near), default=rng.random()), hole))
         hole = max(options, key=lambda option: option[0])[1]

@@ -6,6 +6,7 @@ enough to walk. So whatever is drawn, every door of a room stays in reach.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,79 +20,23 @@ DOOR_CLEARANCE = 0.75  # metres in front of a door
 GAP = 0.025  # between a piece and the wall, clear of the skirting board
 TRIES = 12
 
-# What a room holds: kind, place ("wall", "free", "ceiling"), fewest, most.
-CONTENTS: dict[str, list[tuple[str, str, int, int]]] = {
-    "living room": [
-        ("sofa", "wall", 1, 2),
-        ("media", "wall", 1, 1),
-        ("table", "free", 0, 1),
-        ("coffee table", "free", 1, 1),
-        ("armchair", "free", 1, 2),
-        ("shelf", "wall", 1, 3),
-        ("screen", "free", 0, 1),
-        ("plant", "wall", 1, 2),
-        ("floor lamp", "wall", 1, 1),
-        ("pouf", "free", 0, 2),
-    ],
-    "bedroom": [
-        ("bed", "wall", 1, 1),
-        ("wardrobe", "wall", 1, 1),
-        ("cabinet", "wall", 1, 2),
-        ("shelf", "wall", 1, 1),
-        ("desk", "wall", 0, 1),
-        ("armchair", "free", 0, 1),
-        ("screen", "free", 0, 1),
-        ("plant", "wall", 1, 1),
-        ("floor lamp", "wall", 0, 1),
-    ],
-    "kitchen": [
-        ("counter", "wall", 1, 2),
-        ("fridge", "wall", 1, 1),
-        ("round table", "free", 1, 1),
-        ("cabinet", "wall", 1, 1),
-        ("wall shelf", "wall", 1, 2),
-        ("plant", "wall", 0, 1),
-    ],
-    "bathroom": [
-        ("bathtub", "wall", 1, 1),
-        ("toilet", "wall", 1, 1),
-        ("washbasin", "wall", 1, 1),
-        ("cabinet", "wall", 0, 1),
-        ("plant", "wall", 0, 1),
-        ("shelf", "wall", 0, 1),
-    ],
-    "study": [
-        ("desk", "wall", 1, 2),
-        ("shelf", "wall", 2, 4),
-        ("armchair", "free", 0, 1),
-        ("screen", "free", 0, 1),
-        ("cabinet", "wall", 0, 1),
-        ("plant", "wall", 1, 1),
-    ],
-    "dining room": [
-        ("table", "free", 1, 1),
-        ("cabinet", "wall", 1, 2),
-        ("shelf", "wall", 0, 2),
-        ("screen", "free", 0, 1),
-        ("plant", "wall", 1, 2),
-        ("floor lamp", "wall", 0, 1),
-    ],
-    "storage": [
-        ("shelf", "wall", 2, 4),
-        ("wardrobe", "wall", 0, 1),
-        ("crate", "free", 2, 5),
-        ("screen", "free", 0, 1),
-    ],
-    "corridor": [("cabinet", "wall", 0, 1), ("plant", "wall", 0, 1)],
+# What a room holds: fewest and most of each kind, in the order in which they are placed.
+CONTENTS = {
+    "living room": (
+        "1-2 sofa, 1-1 media, 0-1 table, 1-1 coffee table, 1-2 armchair, 1-3 shelf, "
+        "0-1 screen, 1-2 plant, 1-1 floor lamp, 0-2 pouf"
+    ),
+    "bedroom": (
+        "1-1 bed, 1-1 wardrobe, 1-2 cabinet, 1-1 shelf, 0-1 desk, 0-1 armchair, 0-1 screen, 1-1 plant, 0-1 floor lamp"
+    ),
+    "kitchen": "1-2 counter, 1-1 fridge, 1-1 round table, 1-1 cabinet, 1-2 wall shelf, 0-1 plant",
+    "bathroom": "1-1 bathtub, 1-1 toilet, 1-1 washbasin, 0-1 cabinet, 0-1 plant, 0-1 shelf",
+    "study": "1-2 desk, 2-4 shelf, 0-1 armchair, 0-1 screen, 0-1 cabinet, 1-1 plant",
+    "dining room": "1-1 table, 1-2 cabinet, 0-2 shelf, 0-1 screen, 1-2 plant, 0-1 floor lamp",
+    "storage": "2-4 shelf, 0-1 wardrobe, 2-5 crate, 0-1 screen",
+    "corridor": "0-1 cabinet, 0-1 plant",
 }
-EVERYWHERE: list[tuple[str, str, int, int]] = [
-    ("pendant", "ceiling", 1, 1),
-    ("picture", "wall", 1, 3),
-    ("wall shelf", "wall", 0, 1),
-    ("crate", "free", 0, 2),
-    ("ball", "free", 0, 1),
-    ("pile", "free", 0, 2),
-]
+EVERYWHERE = "1-1 pendant, 1-3 picture, 0-1 wall shelf, 0-2 crate, 0-1 ball, 0-2 pile"
 SEATED = {"table": 4, "round table": 4, "desk": 1}  # how many chairs stand around
 
 
@@ -109,12 +54,9 @@ class _Floor:
 
     def add(self, piece: Piece, beside: Piece | None = None) -> bool:
         """Adds the piece if it fits, and says whether; a chair may reach under the table `beside` it."""
-        print_ = piece.footprint
-        if not self.room.contains(print_):
+        print_, top = piece.footprint, piece.base + piece.size[2]
+        if not self.room.contains(print_) or (piece.kind != "pendant" and print_.intersects(self.clear)):
             return False
-        if piece.kind != "pendant" and print_.intersects(self.clear):
-            return False
-        top = piece.base + piece.size[2]
         for other in self.pieces:
             apart = other.base >= top or piece.base >= other.base + other.size[2]
             if not apart and other is not beside and print_.intersects(other.footprint):
@@ -145,21 +87,22 @@ def furnish(
     rug = _draw_rug(room, rng)
     if rug is not None and kind in ("living room", "bedroom", "study", "dining room"):
         floor.pieces.append(rug)
-    for name, place, fewest, most in [*CONTENTS[kind], *EVERYWHERE]:
-        for _ in range(int(rng.integers(fewest, most + 1))):
-            piece = _place(floor, name, place, ceiling, rng)
+    for fewest, most, name in re.findall(r"(\d)-(\d) ([a-z ]+)", f"{CONTENTS[kind]}, {EVERYWHERE}"):
+        for _ in range(int(rng.integers(int(fewest), int(most) + 1))):
+            piece = _place(floor, name, ceiling, rng)
             if piece is not None and name in SEATED:
                 for chair in _chairs(piece, rng):
                     floor.add(chair, beside=piece)
     return floor.pieces
 
 
-def _place(floor: _Floor, name: str, place: str, ceiling: float, rng: Generator) -> Piece | None:
+def _place(floor: _Floor, name: str, ceiling: float, rng: Generator) -> Piece | None:
     """Tries some places for one piece; None if none fits."""
+    kind = KINDS[name]
     for _ in range(TRIES):
-        size = KINDS[name].draw_size(rng)
-        base = ceiling - size[2] if place == "ceiling" else KINDS[name].base
-        pose = {"wall": _wall_pose, "free": _free_pose, "ceiling": _middle_pose}[place](floor.room, size, rng)
+        size = kind.draw_size(rng)
+        base = ceiling - size[2] if kind.place == "ceiling" else kind.base
+        pose = {"wall": _wall_pose, "free": _free_pose, "ceiling": _middle_pose}[kind.place](floor.room, size, rng)
         if pose is not None:
             piece = Piece(name, *pose, size, base, int(rng.integers(2**31)))
             if floor.add(piece):
@@ -169,7 +112,7 @@ def _place(floor: _Floor, name: str, place: str, ceiling: float, rng: Generator)
 
 def _wall_pose(room: shapely.Polygon, size: Size, rng: Generator) -> tuple[float, float, float] | None:
     """With the back against a random wall, often in its corner; None where the wall is too short."""
-    ring = np.asarray(shapely.orient_polygons(room).exterior.coords)
+    ring = shapely.get_coordinates(shapely.orient_polygons(room).exterior)
     k = int(rng.integers(len(ring) - 1))
     along = ring[k + 1] - ring[k]
     length = float(np.hypot(*along))
@@ -197,14 +140,12 @@ def _middle_pose(room: shapely.Polygon, size: Size, rng: Generator) -> tuple[flo
 
 def _chairs(table: Piece, rng: Generator) -> Iterator[Piece]:
     """Chairs that reach a little under the table and face it, each turned a little."""
-    width, depth, _ = table.size
-    count = SEATED[table.kind]
+    (width, depth, _), count = table.size, SEATED[table.kind]
     for i in range(count):
         size = KINDS["chair"].draw_size(rng)
         if KINDS[table.kind].round:
             turn = i * np.pi / 2 + rng.uniform(-0.3, 0.3)
-            out = width / 2 + 0.1
-            local = np.array([np.sin(turn), -np.cos(turn)]) * out
+            local = np.array([np.sin(turn), -np.cos(turn)]) * (width / 2 + 0.1)
         elif count == 1:
             turn, local = 0.0, np.array([-0.15, -depth / 2 - 0.12])
         else:

@@ -29,10 +29,8 @@ class Solid:
     def turned(self, angle: float, axis: int = 2) -> Solid:
         """The solid turned counter-clockwise by radians about a coordinate axis (0 x, 1 y, 2 z)."""
         first, second = [(1, 2), (2, 0), (0, 1)][axis]
-        turn = np.eye(3)
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[second, first] = np.sin(angle)
-        turn[first, second] = -turn[second, first]
+        turn, c, s = np.eye(3), np.cos(angle), np.sin(angle)
+        turn[[first, first, second, second], [first, second, first, second]] = c, -s, s, c
         return Solid(self.triangles @ turn.T, self.colours)
 
 
@@ -40,10 +38,8 @@ def join(solids: Sequence[Solid]) -> Solid:
     """One solid that holds the triangles of all; empty for none."""
     if not solids:
         return Solid(np.zeros((0, 3, 3)), np.zeros((0, 3), np.uint8))
-    return Solid(
-        np.concatenate([solid.triangles for solid in solids]),
-        np.concatenate([solid.colours for solid in solids]),
-    )
+    triangles = np.concatenate([solid.triangles for solid in solids])
+    return Solid(triangles, np.concatenate([solid.colours for solid in solids]))
 
 
 def painted(triangles: NDArray[np.float64], colour: Colour) -> Solid:
@@ -75,13 +71,10 @@ def walls(area: shapely.Geometry, low: float, high: float) -> NDArray[np.float64
 
     Two after each other form a quad; the first one's first two corners are its lower edge.
     """
-    starts, ends = [np.zeros((0, 2))], [np.zeros((0, 2))]
-    for polygon in shapely.get_parts(shapely.orient_polygons(area)):
-        for ring in (polygon.exterior, *polygon.interiors):
-            points = shapely.get_coordinates(ring)
-            starts.append(points[:-1])
-            ends.append(points[1:])
-    a, b = np.concatenate(starts), np.concatenate(ends)
+    rings = shapely.get_rings(shapely.get_parts(shapely.orient_polygons(area)))
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    joined = ring[1:] == ring[:-1]
+    a, b = points[:-1][joined], points[1:][joined]
     a0, b0, a1, b1 = at_height(a, low), at_height(b, low), at_height(a, high), at_height(b, high)
     return np.stack([np.stack([b0, a0, a1], axis=1), np.stack([b0, a1, b1], axis=1)], axis=1).reshape(-1, 3, 3)
 
@@ -112,15 +105,8 @@ def lathe(profile: ArrayLike, colour: Colour, sections: int = 16, stretch: tuple
     radius = np.concatenate([[0.0], radius, [0.0]])
     height = np.concatenate([height[:1], height, height[-1:]])
     around = np.arange(sections) * (2 * np.pi / sections)
-    rings = np.stack(
-        [
-            np.outer(radius, np.cos(around)) * stretch[0],
-            np.outer(radius, np.sin(around)) * stretch[1],
-            np.repeat(height[:, None], sections, axis=1),
-        ],
-        axis=-1,
-    )
-    return painted(_grid_triangles(rings), colour)
+    x, y = np.outer(radius, np.cos(around)) * stretch[0], np.outer(radius, np.sin(around)) * stretch[1]
+    return painted(_grid_triangles(np.stack([x, y, np.repeat(height[:, None], sections, axis=1)], axis=-1)), colour)
 
 
 def _grid_triangles(rings: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -165,19 +151,11 @@ def cushion(
     side_z = np.repeat([-1, 1], steps + 1)
     flat, inner = np.cos(rise) * radius, half - radius
     # A fifth row of zero radius in plan closes the flat top and bottom.
-    rows = np.stack(
-        [
-            np.outer(flat, np.cos(around)) + side_x * inner[0],
-            np.outer(flat, np.sin(around)) + side_y * inner[1],
-            np.repeat((np.sin(rise) * radius + side_z * inner[2])[:, None], len(around), axis=1),
-        ],
-        axis=-1,
-    )
-    caps = np.zeros((2, 1, len(around), 3))
-    caps[0, ..., 2], caps[1, ..., 2] = rows[0, 0, 2], rows[-1, 0, 2]
-    triangles = _grid_triangles(np.concatenate([caps[0], rows, caps[1]]))
-    x, y, z = np.asarray(at, float)
-    return painted(triangles, colour).moved(x, y, z + half[2])
+    x, y = np.outer(flat, np.cos(around)) + side_x * inner[0], np.outer(flat, np.sin(around)) + side_y * inner[1]
+    z = np.repeat((np.sin(rise) * radius + side_z * inner[2])[:, None], len(around), axis=1)
+    rows = np.stack([x, y, z], axis=-1)[[0, *range(len(rise)), -1]]
+    rows[[0, -1], :, :2] = 0.0
+    return painted(_grid_triangles(rows), colour).moved(*np.add(at, (0, 0, half[2])))
 
 
 def rod(start: ArrayLike, end: ArrayLike, radius: float, colour: Colour, sections: int = 8) -> Solid:

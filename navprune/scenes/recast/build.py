@@ -9,35 +9,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from navprune.errors import UserError
+from navprune.scenes.files import navmesh as layout
 from navprune.scenes.files.mesh import load_glb
-from navprune.scenes.files.navmesh import (
-    BV_NODE,
-    DETAIL,
-    LINK,
-    MAX_COORDINATE,
-    MAX_CORNERS,
-    MAX_POLYGONS,
-    MAX_VERTICES,
-    POLYGON,
-    SMALLEST_AREA,
-    TILE_HEADER,
-    WALKABLE,
-    NavMesh,
-    NavMeshSettings,
-    Tile,
-    detail_triangles,
-    write_navmesh,
-)
+from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, Tile, write_navmesh
 from navprune.scenes.files.tile import bounding_volumes, fill_header
 from navprune.scenes.recast import heightfield as voxels
 from navprune.scenes.recast.contours import trace
 from navprune.scenes.recast.detail import Detail, detail
+from navprune.scenes.recast.heightfield import Grid
 from navprune.scenes.recast.polygons import NONE, PolygonMesh, polygon_mesh
 from navprune.scenes.recast.regions import partition
 
@@ -54,21 +39,6 @@ TURN_ERROR = np.float32(2.0**-23)  # of the matrix by which habitat-sim turns a 
 DEFAULTS = NavMeshSettings()
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of the stages that is behind
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The settings in cells, rounded as habitat-sim rounds them, and the box that the cells fill."""
-
-    lower: np.ndarray  # float32 [3]
-    upper: np.ndarray  # float32 [3]
-    cell_size: np.float32
-    cell_height: np.float32
-    width: int
-    depth: int
-    agent_height: int
-    climb: int
-    radius: int
 
 
 def build_navmesh(
@@ -101,23 +71,16 @@ def build_navmesh(
     mesh = polygon_mesh(contours, int(settings.corners_per_polygon))
     if not len(mesh.corners):
         raise _no_floor(settings)
-    if len(mesh.vertices) > MAX_VERTICES or len(mesh.corners) > MAX_POLYGONS:
+    if len(mesh.vertices) > layout.MAX_VERTICES or len(mesh.corners) > layout.MAX_POLYGONS:
         raise UserError(
             f"the navmesh would have {len(mesh.corners)} polygons and {len(mesh.vertices)} vertices, and a tile holds "
-            f"{MAX_POLYGONS} and {MAX_VERTICES}; take a larger cell size or cut the scene into parts"
+            f"{layout.MAX_POLYGONS} and {layout.MAX_VERTICES}; take a larger cell size or cut the scene into parts"
         )
     say("measuring heights", 0.9)
-    spacing = grid.cell_size * np.float32(settings.detail_sample_distance)
-    details = detail(
-        field,
-        regions,
-        mesh,
-        float(grid.cell_size),
-        float(grid.cell_height),
-        float(spacing) if settings.detail_sample_distance >= 0.9 else 0.0,
-        float(grid.cell_height * np.float32(settings.detail_sample_max_error)),
-        max(1, math.ceil(np.float32(settings.edge_max_error))),
-    )
+    spacing = grid.cell_size * np.float32(settings.detail_sample_distance * (settings.detail_sample_distance >= 0.9))
+    max_error = grid.cell_height * np.float32(settings.detail_sample_max_error)
+    search = max(1, math.ceil(np.float32(settings.edge_max_error)))
+    details = detail(field, regions, mesh, grid, spacing, max_error, search)
     tile = _tile(mesh, details, grid, settings)
     say("done", 1.0)
     lower, upper = tile.header["lower"], tile.header["upper"]
@@ -180,11 +143,13 @@ def turned_like_habitat(vertices: np.ndarray) -> np.ndarray:
 def _check_settings(settings: NavMeshSettings) -> None:
     for name, value in asdict(settings).items():
         least = SMALLEST_LENGTH if name in POSITIVE else 0
-        most = STEEPEST if name == "agent_max_slope" else MAX_COORDINATE
+        most = STEEPEST if name == "agent_max_slope" else layout.MAX_COORDINATE
         if not least <= value <= most:
             raise UserError(f"the navmesh setting {name} is {value}; give a number from {least:g} to {most:g}")
-    if not 3 <= int(settings.corners_per_polygon) <= MAX_CORNERS:
-        raise UserError(f"a navmesh polygon has 3 to {MAX_CORNERS} corners, not {settings.corners_per_polygon:g}")
+    if not 3 <= int(settings.corners_per_polygon) <= layout.MAX_CORNERS:
+        raise UserError(
+            f"a navmesh polygon has 3 to {layout.MAX_CORNERS} corners, not {settings.corners_per_polygon:g}"
+        )
 
 
 def _no_floor(settings: NavMeshSettings) -> UserError:
@@ -194,33 +159,27 @@ def _no_floor(settings: NavMeshSettings) -> UserError:
     )
 
 
-def _grid(triangles: np.ndarray, settings: NavMeshSettings) -> _Grid:
+def _grid(triangles: np.ndarray, settings: NavMeshSettings) -> Grid:
     if not len(triangles):
         raise UserError("the scene has no triangles to build a navmesh from; export it with its meshes")
-    if not np.all(np.abs(triangles) <= MAX_COORDINATE):
+    if not np.all(np.abs(triangles) <= layout.MAX_COORDINATE):
         raise UserError("the scene has vertices that are not sensible positions in metres; export it again")
     lower, upper = triangles.min(axis=(0, 1)), triangles.max(axis=(0, 1))
     size, height = np.float32(settings.cell_size), np.float32(settings.cell_height)
     width, depth = (int((upper[k] - lower[k]) / size + np.float32(0.5)) for k in (0, 2))
-    if (upper[1] - lower[1]) / height >= voxels.MAX_HEIGHT:
+    tall = upper[1] - lower[1]
+    if tall / height >= voxels.MAX_HEIGHT:
         raise UserError(
-            f"the scene is {upper[1] - lower[1]:.0f} m tall, more than {voxels.MAX_HEIGHT} cells; take a cell height "
-            f"of {float(upper[1] - lower[1]) / voxels.MAX_HEIGHT * 1.1:.2g} m or more"
+            f"the scene is {tall:.0f} m tall, more than {voxels.MAX_HEIGHT} cells; take a cell height "
+            f"of {float(tall) / voxels.MAX_HEIGHT * 1.1:.2g} m or more"
         )
     if max(width, depth) > MAX_CELLS or width * depth * CELL_BYTES > MEMORY:
         factor = max(max(width, depth) / MAX_CELLS, math.sqrt(width * depth * CELL_BYTES / MEMORY))
         raise _too_large(settings, 1.1 * factor)
-    return _Grid(
-        lower,
-        upper,
-        size,
-        height,
-        max(width, 1),
-        max(depth, 1),
-        agent_height=math.ceil(np.float32(settings.agent_height) / height),
-        climb=math.floor(np.float32(settings.agent_max_climb) / height),
-        radius=math.ceil(np.float32(settings.agent_radius) / size),
-    )
+    agent_height = math.ceil(np.float32(settings.agent_height) / height)
+    climb = math.floor(np.float32(settings.agent_max_climb) / height)
+    radius = math.ceil(np.float32(settings.agent_radius) / size)
+    return Grid(lower, upper, size, height, max(width, 1), max(depth, 1), agent_height, climb, radius)
 
 
 def _too_large(settings: NavMeshSettings, factor: float) -> UserError:
@@ -230,24 +189,14 @@ def _too_large(settings: NavMeshSettings, factor: float) -> UserError:
     )
 
 
-def _spans(triangles: np.ndarray, grid: _Grid, settings: NavMeshSettings) -> voxels.Columns:
+def _spans(triangles: np.ndarray, grid: Grid, settings: NavMeshSettings) -> voxels.Columns:
     """The solid spans of the scene, walkable where an agent may stand."""
     limit = (MEMORY - grid.width * grid.depth * CELL_BYTES) // SPAN_BYTES
-    heads, rows = voxels.rasterise(
-        triangles,
-        voxels.walkable_slopes(triangles, settings.agent_max_slope),
-        grid.lower,
-        grid.upper,
-        grid.cell_size,
-        grid.cell_height,
-        grid.width,
-        grid.depth,
-        grid.climb,
-        limit,
-    )
+    walkable = voxels.walkable_slopes(triangles, settings.agent_max_slope)
+    heads, rows = voxels.rasterise(triangles, walkable, grid, limit)
     if not len(rows):
         raise _too_large(settings, 1.5)
-    spans = voxels.columns(grid.width, grid.depth, heads, rows)
+    spans = voxels.columns(grid, heads, rows)
     if settings.filter_low_hanging_obstacles:
         voxels.keep_low_obstacles(spans, grid.climb)
     if settings.filter_ledge_spans:
@@ -260,12 +209,12 @@ def _spans(triangles: np.ndarray, grid: _Grid, settings: NavMeshSettings) -> vox
 # ---------------------------------------------------------------------------------------------- the tile
 
 
-def _tile(mesh: PolygonMesh, details: list[Detail], grid: _Grid, settings: NavMeshSettings) -> Tile:
+def _tile(mesh: PolygonMesh, details: list[Detail], grid: Grid, settings: NavMeshSettings) -> Tile:
     """Lays a polygon mesh out as Detour's `dtCreateNavMeshData` does."""
     scale = np.array([grid.cell_size, grid.cell_height, grid.cell_size], np.float32)
     upper = grid.upper.copy()
     upper[1] += np.float32(grid.agent_height) * grid.cell_height
-    records = np.zeros(len(mesh.corners), POLYGON)
+    records = np.zeros(len(mesh.corners), layout.POLYGON)
     used = mesh.corners != NONE
     most = mesh.corners.shape[1]
     records["corner_count"] = counts = used.sum(axis=1)
@@ -276,7 +225,7 @@ def _tile(mesh: PolygonMesh, details: list[Detail], grid: _Grid, settings: NavMe
     points = [part.points + (grid.lower + lift) for part in details]
     extra = np.array([len(part) for part in points]) - counts
     sizes = np.array([len(part.triangles) for part in details])
-    rows = np.zeros(len(details), DETAIL)
+    rows = np.zeros(len(details), layout.DETAIL)
     rows["vertex_count"], rows["triangle_count"] = extra, sizes
     rows["vertex_base"], rows["triangle_base"] = np.cumsum(extra) - extra, np.cumsum(sizes) - sizes
     ends = np.cumsum([len(part) for part in points])
@@ -284,23 +233,23 @@ def _tile(mesh: PolygonMesh, details: list[Detail], grid: _Grid, settings: NavMe
     per_cell = np.float32(1) / grid.cell_size
     tile = Tile(
         1 << (len(records) - 1).bit_length(),  # salt 1, tile 0, and bits enough for the polygons
-        np.zeros((), TILE_HEADER),
+        np.zeros((), layout.TILE_HEADER),
         grid.lower + mesh.vertices.astype(np.float32) * scale,
         records,
-        np.zeros(counts.sum(), LINK),
+        np.zeros(counts.sum(), layout.LINK),
         rows,
         np.concatenate([part[count:] for part, count in zip(points, counts)]).astype(np.float32).reshape(-1, 3),
         np.concatenate([part.triangles for part in details]).astype(np.uint8),
-        bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell).astype(BV_NODE),
+        bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell).astype(layout.BV_NODE),
     )
     fill_header(tile, grid.lower, upper, per_cell, settings)
-    records["flags"] = np.where(_areas(tile) < SMALLEST_AREA, DISABLED, WALKABLE)
+    records["flags"] = np.where(_areas(tile) < layout.SMALLEST_AREA, DISABLED, layout.WALKABLE)
     return tile
 
 
 def _areas(tile: Tile) -> np.ndarray:
     """The area of each polygon's detail, m2 [P]."""
-    owner, corners, _ = detail_triangles(tile)
+    owner, corners, _ = layout.detail_triangles(tile)
     sides = np.diff(corners.astype(np.float64), axis=1)
     areas = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1) / 2
     return np.bincount(owner, areas, minlength=len(tile.polygons))
@@ -309,7 +258,7 @@ def _areas(tile: Tile) -> np.ndarray:
 def _islands(tile: Tile) -> int:
     """How many sets of open polygons there are that no path connects."""
     neighbours = tile.polygons["neighbours"].astype(int) - 1
-    is_open = tile.polygons["flags"] == WALKABLE
+    is_open = tile.polygons["flags"] == layout.WALKABLE
     unseen = set(np.flatnonzero(is_open).tolist())
     count = 0
     while unseen:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from navprune.scenes.recast.heightfield import Field
+from navprune.scenes.recast.heightfield import Field, borders
 
 REGION, ERODED = 3, 4  # columns of a raw contour: region across the edge; whether the place across it is eroded
 
@@ -29,15 +29,15 @@ def trace(field: Field, is_open: np.ndarray, regions: np.ndarray, max_error: flo
     A simplified contour stays within `max_error` cells of the raw one, and its edges along walls are no longer than
     `max_length` cells (0: any length). Corners where three regions meet stay.
     """
-    borders = _borders(field, regions)
-    scratch = np.empty((np.unpackbits(borders).sum(), 5), np.int32)
+    sides = borders(field, regions) * (regions > 0)
+    scratch = np.empty((np.unpackbits(sides).sum(), 5), np.int32)
     contours = []
-    for i in np.flatnonzero(borders):
-        if borders[i] == 0 or borders[i] == 0xF:  # walked already, or a place alone
-            borders[i] = 0
+    for i in np.flatnonzero(sides):
+        if sides[i] == 0 or sides[i] == 0xF:  # walked already, or a place alone
+            sides[i] = 0
             continue
-        raw = _walk(field, is_open, regions, borders, i, scratch)
-        points = _distinct(raw[_simplify(raw, np.float32(max_error), max_length), :3])
+        raw = _walk(field, is_open, regions, sides, i, scratch)
+        points = _distinct(raw[_simplify(raw, _fixed_points(raw), np.float32(max_error), max_length), :3])
         if len(points) >= 3:
             contours.append(Contour(int(regions[i]), points))
     return contours
@@ -56,18 +56,6 @@ def _distinct(points: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
-def _borders(field, regions):
-    """For each place a bit for every side across which another region, or none, lies."""
-    borders = np.zeros(len(regions), np.uint8)
-    for i in range(len(regions)):
-        for side in range(4):
-            near = field.neighbours[i, side]
-            if regions[i] and (near < 0 or regions[near] != regions[i]):
-                borders[i] |= 1 << side
-    return borders
-
-
-@njit(cache=True)
 def _corner_height(field, i, side):
     """The highest floor of the up to four places that meet at the corner after a side."""
     highest = field.floor[i]
@@ -83,23 +71,22 @@ def _corner_height(field, i, side):
 
 
 @njit(cache=True)
-def _walk(field, is_open, regions, borders, start, points):
-    """Writes the raw contour that passes a place to `points` [K, 5], and takes its edges out of `borders`."""
+def _walk(field, is_open, regions, sides, start, points):
+    """Writes the raw contour that passes a place to `points` [K, 5], and takes its edges out of `sides`."""
     i, side = start, 0
-    while not borders[i] & (1 << side):
+    while not sides[i] & (1 << side):
         side += 1
-    first_side = side
-    count = 0
+    first_side, count = side, 0
     for _ in range(8 * len(regions)):
         near = field.neighbours[i, side]
-        if borders[i] & (1 << side):
+        if sides[i] & (1 << side):
             points[count, 0] = field.x[i] + (side == 1 or side == 2)
             points[count, 1] = _corner_height(field, i, side)
             points[count, 2] = field.z[i] + (side == 0 or side == 1)
             points[count, REGION] = regions[near] if near >= 0 else 0
             points[count, ERODED] = near >= 0 and not is_open[near]
             count += 1
-            borders[i] &= ~(1 << side)
+            sides[i] &= ~(1 << side)
             side = (side + 1) & 3
         else:
             i = near
@@ -112,61 +99,35 @@ def _walk(field, is_open, regions, borders, start, points):
 # ---------------------------------------------------------------------------------------------- simplifying
 
 
+def _fixed_points(raw: np.ndarray) -> np.ndarray:
+    """Where the region across a raw contour changes; without other regions, its outermost corners: int64 [K]."""
+    across = raw[:, REGION:]
+    changes = np.flatnonzero((across != np.roll(across, -1, axis=0)).any(axis=1))
+    if len(changes) and across[:, 0].any():
+        return changes
+    x, z = raw[:, 0], raw[:, 2]
+    return np.array([np.lexsort((z, x))[0], np.lexsort((-z, -x))[0]])
+
+
 @njit(cache=True)
-def _simplify(raw, max_error, max_length):
-    """Indices of the points of a raw contour that are enough to follow it: int64 [K]."""
-    kept, count = _fixed_points(raw)
-    k = 0
-    while k < count:
-        a, b = kept[k], kept[(k + 1) % count]
+def _simplify(raw, fixed, max_error, max_length):
+    """Indices of the points of a raw contour that are enough to follow it, with those that are fixed: int64 [K]."""
+    kept, k = [i for i in fixed], 0
+    while k < len(kept):
+        a, b = kept[k], kept[(k + 1) % len(kept)]
         worst, error = _farthest(raw, a, b)
         if worst >= 0 and error > max_error * max_error:
-            count = _insert(kept, count, k + 1, worst)
+            kept.insert(k + 1, worst)
         else:
             k += 1
     k = 0
-    while k < count and max_length > 0:
-        a, b = kept[k], kept[(k + 1) % count]
-        middle = _middle(raw, a, b, max_length)
+    while k < len(kept) and max_length > 0:
+        middle = _middle(raw, kept[k], kept[(k + 1) % len(kept)], max_length)
         if middle >= 0:
-            count = _insert(kept, count, k + 1, middle)
+            kept.insert(k + 1, middle)
         else:
             k += 1
-    return kept[:count]
-
-
-@njit(cache=True)
-def _insert(values, count, at, value):
-    for k in range(count, at, -1):
-        values[k] = values[k - 1]
-    values[at] = value
-    return count + 1
-
-
-@njit(cache=True)
-def _fixed_points(raw):
-    """Where the region across the contour changes; without other regions, its outermost corners."""
-    n = len(raw)
-    kept = np.empty(n + 2, np.int64)
-    count = 0
-    alone = True
-    for i in range(n):
-        after = (i + 1) % n
-        alone = alone and raw[i, REGION] == 0
-        if raw[i, REGION] != raw[after, REGION] or raw[i, ERODED] != raw[after, ERODED]:
-            kept[count] = i
-            count += 1
-    if count == 0 or alone:
-        first, last = 0, 0
-        for i in range(n):
-            x, z = raw[i, 0], raw[i, 2]
-            if x < raw[first, 0] or (x == raw[first, 0] and z < raw[first, 2]):
-                first = i
-            if x > raw[last, 0] or (x == raw[last, 0] and z > raw[last, 2]):
-                last = i
-        kept[0], kept[1] = first, last
-        count = 2
-    return kept, count
+    return np.array(kept)
 
 
 @njit(cache=True)

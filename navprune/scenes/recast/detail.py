@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from navprune.scenes.recast.heightfield import Field
+from navprune.scenes.recast.heightfield import Field, Grid
 from navprune.scenes.recast.heights import UNSET, patch_around
 from navprune.scenes.recast.polygons import NONE, PolygonMesh
 
@@ -33,24 +33,22 @@ def detail(
     field: Field,
     regions: np.ndarray,
     mesh: PolygonMesh,
-    cell_size: float,
-    cell_height: float,
-    sample_distance: float,
-    max_error: float,
+    grid: Grid,
+    spacing: np.float32,
+    max_error: np.float32,
     search: int,
 ) -> list[Detail]:
     """The detail of each polygon.
 
-    The floor is sampled every `sample_distance` metres (0: not at all), and followed to `max_error` metres; where a
-    sample has no height, one up to `search` cells away serves.
+    The floor is sampled every `spacing` metres (0: not at all), and followed to `max_error` metres; where a sample
+    has no height, one up to `search` cells away serves.
     """
-    size, height = np.float32(cell_size), np.float32(cell_height)
+    scale = np.array([grid.cell_size, grid.cell_height, grid.cell_size], np.float32)
     details = []
     for corners, region in zip(mesh.corners, mesh.regions):
         cells = mesh.vertices[corners[corners != NONE]]
-        patch = patch_around(field, regions, cells, int(region), size, height, search)
-        outline = cells.astype(np.float32) * np.array([size, height, size], np.float32)
-        details.append(Detail(*_detail(outline, patch, np.float32(sample_distance), np.float32(max_error))))
+        patch = patch_around(field, regions, cells, int(region), grid, search)
+        details.append(Detail(*_detail(cells.astype(np.float32) * scale, patch, spacing, max_error)))
     return details
 
 
@@ -150,8 +148,7 @@ def _narrowness(outline):
 @njit(cache=True, error_model="numpy")
 def _above(p, points, triangles):
     """How far a point lies over or under the triangles; -1 beside them."""
-    nearest = INFINITE
-    margin = np.float32(1e-4)
+    nearest, margin = INFINITE, np.float32(1e-4)
     for t in range(len(triangles)):
         a, b, c = points[triangles[t, 0]], points[triangles[t, 1]], points[triangles[t, 2]]
         ux, uz, vx, vz, px, pz = c[0] - a[0], c[2] - a[2], b[0] - a[0], b[2] - a[2], p[0] - a[0], p[2] - a[2]
@@ -171,8 +168,7 @@ def _above(p, points, triangles):
 def _fan(points, hull, corners):
     """Triangles of a convex ring of points, from the ear with the shortest round, to the nearer side each time."""
     n = len(hull)
-    start, left, right = 0, 1, n - 1
-    shortest = INFINITE
+    start, left, right, shortest = 0, 1, n - 1, INFINITE
     for i in range(n):
         if hull[i] >= corners:
             continue  # a point on an edge makes no ear
@@ -181,7 +177,7 @@ def _fan(points, hull, corners):
         if round_trip < shortest:
             start, left, right, shortest = i, (i + 1) % n, (i - 1) % n, round_trip
     triangles = np.empty((n - 2, 3), np.int32)
-    triangles[0, 0], triangles[0, 1], triangles[0, 2] = hull[start], hull[left], hull[right]
+    triangles[0] = hull[start], hull[left], hull[right]
     for t in range(1, n - 2):
         triangles[t, 0], triangles[t, 2] = hull[left], hull[right]
         after, before = (left + 1) % n, (right - 1) % n
@@ -216,17 +212,14 @@ def _set_face(edges, k, a, b, face):
 @njit(cache=True)
 def _circle(a, b, c):
     """Centre (x, 0, z) and radius of the circle through three points in the plane."""
-    centre = np.zeros(3, np.float32)
-    area = (b[0] - a[0]) * (c[2] - a[2]) - (b[2] - a[2]) * (c[0] - a[0])
+    area = _cross(a, b, c)
     if abs(area) <= np.float32(1e-6):
-        centre[0], centre[2] = a[0], a[2]
-        return centre, np.float32(0)
+        return np.array((a[0], np.float32(0), a[2])), np.float32(0)
     bx, bz, cx, cz = b[0] - a[0], b[2] - a[2], c[0] - a[0], c[2] - a[2]
     bb, cc = bx * bx + bz * bz, cx * cx + cz * cz
     x = (bb * cz - cc * bz) / (np.float32(2) * area)
     z = (cc * bx - bb * cx) / (np.float32(2) * area)
-    centre[0], centre[2] = x + a[0], z + a[2]
-    return centre, np.sqrt(x * x + z * z)
+    return np.array((x + a[0], np.float32(0), z + a[2])), np.sqrt(x * x + z * z)
 
 
 @njit(cache=True)
@@ -247,8 +240,7 @@ def _crosses_any(points, edges, a, b):
 @njit(cache=True)
 def _third(points, edges, a, b):
     """The point to the left of an edge whose circle holds no other, or -1."""
-    best = -1
-    tolerance = np.float32(0.001)
+    best, tolerance = -1, np.float32(0.001)
     centre, radius = np.zeros(3, np.float32), np.float32(0)
     for k in range(len(points)):
         if k == a or k == b or _cross(points[a], points[b], points[k]) <= np.float32(1e-5):
@@ -257,9 +249,8 @@ def _third(points, edges, a, b):
             distance = _apart(centre, points[k])
             if distance > radius * (np.float32(1) + tolerance):
                 continue
-            if distance >= radius * (np.float32(1) - tolerance) and (
-                _crosses_any(points, edges, a, k) or _crosses_any(points, edges, b, k)
-            ):
+            near = distance >= radius * (np.float32(1) - tolerance)
+            if near and (_crosses_any(points, edges, a, k) or _crosses_any(points, edges, b, k)):
                 continue
         best = k
         centre, radius = _circle(points[a], points[b], points[k])
@@ -272,7 +263,7 @@ def _delaunay(points, hull):
     edges = np.empty((10 * len(points), 4), np.int64)
     count, faces, k = len(hull), np.int64(0), np.int64(0)
     for i in range(count):
-        edges[i, 0], edges[i, 1], edges[i, 2], edges[i, 3] = hull[i - 1], hull[i], HULL, UNKNOWN
+        edges[i] = hull[i - 1], hull[i], HULL, UNKNOWN
     while k < count:
         for face in (2, 3):
             if edges[k, face] != UNKNOWN:
@@ -288,7 +279,7 @@ def _delaunay(points, hull):
                 if known >= 0:
                     _set_face(edges, known, start, end, faces)
                 elif count < len(edges):
-                    edges[count, 0], edges[count, 1], edges[count, 2], edges[count, 3] = start, end, faces, UNKNOWN
+                    edges[count] = start, end, faces, UNKNOWN
                     count += 1
             faces += 1
         k += 1
@@ -314,8 +305,7 @@ def _triangles_of(edges, faces):
     while t < faces:
         if triangles[t, 0] < 0 or triangles[t, 1] < 0 or triangles[t, 2] < 0:
             faces -= 1
-            for k in range(3):
-                triangles[t, k] = triangles[faces, k]
+            triangles[t] = triangles[faces]
         else:
             t += 1
     return triangles[:faces]
@@ -329,11 +319,8 @@ def _detail(outline, patch, spacing, max_error):
     """Points and triangles of a polygon that follow the heights of a patch."""
     n = len(outline)
     points = np.empty((MOST_POINTS + 1, 3), np.float32)
-    for i in range(n):
-        for k in range(3):
-            points[i, k] = outline[i, k]
-    count = n
-    hull = np.arange(n)
+    points[:n] = outline
+    hull, count = np.arange(n), n
     if spacing > 0:
         hull, count = _along_edges(outline, patch, spacing, max_error, points)
     triangles = _fan(points, hull, n)
@@ -352,8 +339,7 @@ def _detail(outline, patch, spacing, max_error):
         if worst < 0 or error <= max_error:
             break
         samples[worst, 3] = 1
-        for k in range(3):
-            points[count, k] = samples[worst, k]
+        points[count] = samples[worst, :3]
         count += 1
         triangles = _delaunay(points[:count], hull)
     return points[:count], _with_borders(points, triangles[:MOST_TRIANGLES], outline)
@@ -379,48 +365,37 @@ def _with_borders(points, triangles, outline):
 @njit(cache=True)
 def _along_edges(outline, patch, spacing, max_error, points):
     """Adds to `points` those that the edges of a polygon need; returns the ring of all points, and their number."""
-    n = len(outline)
-    count, size = n, 0
-    hull = np.empty(MOST_POINTS, np.int64)
+    n = count = len(outline)
+    hull = [n - 1]
     edge = np.empty((MOST_ON_EDGE + 1, 3), np.float32)
-    kept = np.empty(MOST_ON_EDGE + 1, np.int64)
     for i in range(n):
-        before = (i - 1) % n
-        a, b = outline[before], outline[i]
+        a, b = outline[i - 1], outline[i]
         # Both polygons at an edge must walk it in the same direction, or their heights come apart.
         turned = a[2] > b[2] if abs(a[0] - b[0]) < np.float32(1e-6) else a[0] > b[0]
         if turned:
             a, b = b, a
-        pieces = min(1 + int(np.floor(_apart(a, b) / spacing)), MOST_ON_EDGE, MOST_POINTS - 1 - count)
-        pieces = max(pieces, 1)
+        pieces = max(min(1 + int(np.floor(_apart(a, b) / spacing)), MOST_ON_EDGE, MOST_POINTS - 1 - count), 1)
         for k in range(pieces + 1):
             u = np.float32(k) / np.float32(pieces)
-            for axis in range(3):
-                edge[k, axis] = a[axis] + (b[axis] - a[axis]) * u
+            edge[k] = a + (b - a) * u
             edge[k, 1] = _height(edge[k, 0], edge[k, 1], edge[k, 2], patch)
-        kept[0], kept[1], used, k = 0, pieces, 2, 0
-        while k < used - 1:
+        kept, k = [0, pieces], 0
+        while k < len(kept) - 1:
             worst, error = -1, np.float32(0)
             for m in range(kept[k] + 1, kept[k + 1]):
                 off = _to_segment(edge[m], edge[kept[k]], edge[kept[k + 1]], SOLID)
                 if off > error:
                     worst, error = m, off
             if worst >= 0 and error > max_error * max_error:
-                for m in range(used, k + 1, -1):
-                    kept[m] = kept[m - 1]
-                kept[k + 1] = worst
-                used += 1
+                kept.insert(k + 1, worst)
             else:
                 k += 1
-        hull[size] = before
-        size += 1
-        for k in range(1, used - 1):
-            for axis in range(3):
-                points[count, axis] = edge[kept[used - 1 - k if turned else k], axis]
-            hull[size] = count
-            size += 1
+        for k in kept[-2:0:-1] if turned else kept[1:-1]:
+            points[count] = edge[k]
+            hull.append(count)
             count += 1
-    return hull[:size], count
+        hull.append(i)
+    return np.array(hull[:-1]), count
 
 
 @njit(cache=True)

@@ -19,6 +19,20 @@ STEP_Z = (0, 1, 0, -1)
 FAR = 0xFFFF  # a distance before anything nearer is known
 
 
+class Grid(NamedTuple):
+    """The box that the cells fill, and an agent's size in cells, rounded as habitat-sim rounds it."""
+
+    lower: np.ndarray  # float32 [3]
+    upper: np.ndarray  # float32 [3]
+    cell_size: np.float32  # metres
+    cell_height: np.float32
+    width: int  # cells along x
+    depth: int  # cells along z
+    agent_height: int
+    climb: int
+    radius: int
+
+
 class Columns(NamedTuple):
     """Solid spans, cell by cell (rows of z, x within them) and from below upwards in each."""
 
@@ -27,6 +41,7 @@ class Columns(NamedTuple):
     first: np.ndarray  # int32 [width * depth + 1], where each cell's spans begin
     low: np.ndarray  # int32 [S]
     high: np.ndarray  # int32 [S]
+    ceiling: np.ndarray  # int32 [S], where the next span above begins
     walkable: np.ndarray  # bool [S]: one can stand on its top
 
 
@@ -65,16 +80,14 @@ def _split(polygon, count, near, far, at, axis):
         if (before >= 0) != (after >= 0):
             s = before / (before - after)
             for k in range(3):
-                near[near_count, k] = polygon[j, k] + (polygon[i, k] - polygon[j, k]) * s
-                far[far_count, k] = near[near_count, k]
+                near[near_count, k] = far[far_count, k] = polygon[j, k] + (polygon[i, k] - polygon[j, k]) * s
             near_count += 1
             far_count += 1
             on_near, on_far = after > 0, after < 0  # a corner on the plane is the one just added
         else:
             on_near, on_far = after >= 0, after <= 0
         for k in range(3):
-            near[near_count, k] = polygon[i, k]
-            far[far_count, k] = polygon[i, k]
+            near[near_count, k] = far[far_count, k] = polygon[i, k]
         near_count += on_near
         far_count += on_far
         j = i
@@ -87,8 +100,7 @@ def _insert(heads, spans, used, cell, low, high, walkable, climb):
 
     Rows are low, high, walkable, next. A merged span's walkable top counts when it is within `climb` of the new.
     """
-    before, here = -1, heads[cell]
-    recycled = -1
+    before, here, row = -1, heads[cell], -1
     while here >= 0 and spans[here, 0] <= high:
         after = spans[here, 3]
         if spans[here, 1] < low:
@@ -101,9 +113,8 @@ def _insert(heads, spans, used, cell, low, high, walkable, climb):
                 spans[before, 3] = after
             else:
                 heads[cell] = after
-            recycled = here
+            row = here  # to be used again
         here = after
-    row = recycled
     if row < 0:
         row = used
         used += 1
@@ -118,19 +129,20 @@ def _insert(heads, spans, used, cell, low, high, walkable, climb):
 
 
 @njit(cache=True, error_model="numpy")
-def rasterise(triangles, walkable, lower, upper, cell_size, cell_height, width, depth, climb, limit):
+def rasterise(triangles, walkable, grid, limit):
     """Spans of every cell that the triangles touch: chain heads int32 [width * depth] and rows int32 [S, 4].
 
-    triangles float32 [T, 3, 3] within `lower` and `upper` [3]; walkable bool [T]. Stops with no rows when more than
-    `limit` spans would be needed.
+    triangles float32 [T, 3, 3] within the grid; walkable bool [T]. Stops with no rows when more than `limit` spans
+    would be needed.
     """
+    lower, cell_size, width, depth = grid.lower, grid.cell_size, grid.width, grid.depth
     heads = np.full(width * depth, -1, np.int32)
     spans = np.empty((4096, 4), np.int32)
     used, across_x, across_z = np.int64(0), np.int64(0), np.int64(2)  # literals would compile the callees once each
     buffers = np.empty((4, 12, 3), np.float32)
     whole, row, column, rest = buffers[0], buffers[1], buffers[2], buffers[3]
-    per_size, per_height = np.float32(1) / cell_size, np.float32(1) / cell_height
-    tall = upper[1] - lower[1]
+    per_size, per_height = np.float32(1) / cell_size, np.float32(1) / grid.cell_height
+    tall = grid.upper[1] - lower[1]
     for t in range(len(triangles)):
         count = np.int64(3)
         for i in range(3):
@@ -139,9 +151,8 @@ def rasterise(triangles, walkable, lower, upper, cell_size, cell_height, width, 
         z_low, z_high = min(whole[0, 2], whole[1, 2], whole[2, 2]), max(whole[0, 2], whole[1, 2], whole[2, 2])
         z_end = min(int((z_high - lower[2]) * per_size), depth - 1)
         for z in range(min(int((z_low - lower[2]) * per_size), depth - 1), z_end + 1):
-            row_count, count = _split(
-                whole, count, row, rest, lower[2] + np.float32(z) * cell_size + cell_size, across_z
-            )
+            edge = lower[2] + np.float32(z) * cell_size + cell_size
+            row_count, count = _split(whole, count, row, rest, edge, across_z)
             whole, rest = rest, whole
             if row_count < 3:
                 continue
@@ -150,9 +161,8 @@ def rasterise(triangles, walkable, lower, upper, cell_size, cell_height, width, 
                 x_low, x_high = min(x_low, row[i, 0]), max(x_high, row[i, 0])
             x_end = min(int((x_high - lower[0]) * per_size), width - 1)
             for x in range(min(int((x_low - lower[0]) * per_size), width - 1), x_end + 1):
-                n, row_count = _split(
-                    row, row_count, column, rest, lower[0] + np.float32(x) * cell_size + cell_size, across_x
-                )
+                edge = lower[0] + np.float32(x) * cell_size + cell_size
+                n, row_count = _split(row, row_count, column, rest, edge, across_x)
                 row, rest = rest, row
                 if n < 3:
                     continue
@@ -168,49 +178,36 @@ def rasterise(triangles, walkable, lower, upper, cell_size, cell_height, width, 
                     more = np.empty((min(2 * used, limit), 4), np.int32)
                     more[:used] = spans
                     spans = more
-                used = _insert(heads, spans, used, x + z * width, bottom, top, int(walkable[t]), climb)
+                used = _insert(heads, spans, used, x + z * width, bottom, top, int(walkable[t]), grid.climb)
     return heads, spans[:used]
 
 
 @njit(cache=True)
-def columns(width, depth, heads, spans):
-    """Sorts chained spans into `Columns`."""
-    total = 0
-    first = np.zeros(width * depth + 1, np.int32)
-    for cell in range(width * depth):
+def columns(grid, heads, spans):
+    """Sorts the chained spans of `rasterise`."""
+    first, walkable = np.zeros(len(heads) + 1, np.int32), np.empty(len(spans), np.bool_)
+    low, high, ceiling = np.full((3, len(spans)), OPEN_SKY, np.int32)
+    s = 0
+    for cell in range(len(heads)):
         row = heads[cell]
         while row >= 0:
-            total += 1
-            row = spans[row, 3]
-        first[cell + 1] = total
-    low, high, walkable = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.bool_)
-    for cell in range(width * depth):
-        row, s = heads[cell], first[cell]
-        while row >= 0:
             low[s], high[s], walkable[s] = spans[row, 0], spans[row, 1], spans[row, 2] != 0
+            if s > first[cell]:
+                ceiling[s - 1] = low[s]
             s += 1
             row = spans[row, 3]
-    return Columns(width, depth, first, low, high, walkable)
+        first[cell + 1] = s
+    return Columns(grid.width, grid.depth, first, low[:s], high[:s], ceiling[:s], walkable[:s])
 
 
 # ---------------------------------------------------------------------------------------------- filtering
 
 
-@njit(cache=True)
-def _ceiling(spans, s, end):
-    return spans.low[s + 1] if s + 1 < end else OPEN_SKY
-
-
-@njit(cache=True)
-def keep_low_obstacles(spans, climb):
+def keep_low_obstacles(spans: Columns, climb: int) -> None:
     """Makes an unwalkable span walkable that lies within `climb` over a walkable one: kerbs, thresholds, cables."""
-    for cell in range(spans.width * spans.depth):
-        below = False
-        for s in range(spans.first[cell], spans.first[cell + 1]):
-            here = spans.walkable[s]
-            if not here and below and abs(spans.high[s] - spans.high[s - 1]) <= climb:
-                spans.walkable[s] = True
-            below = here
+    below = np.append(False, spans.walkable[:-1])
+    below[spans.first[:-1][np.diff(spans.first) > 0]] = False
+    spans.walkable[below & (np.abs(np.diff(spans.high, prepend=0)) <= climb)] = True
 
 
 @njit(cache=True)
@@ -221,15 +218,15 @@ def drop_ledges(spans, height, climb):
             cell = x + z * spans.width
             for s in range(spans.first[cell], spans.first[cell + 1]):
                 if spans.walkable[s]:
-                    drop, steepest = _surroundings(spans, s, spans.first[cell + 1], x, z, height, climb)
+                    drop, steepest = _surroundings(spans, s, x, z, height, climb)
                     if drop < -climb or steepest > climb:
                         spans.walkable[s] = False
 
 
 @njit(cache=True)
-def _surroundings(spans, s, end, x, z, height, climb):
+def _surroundings(spans, s, x, z, height, climb):
     """The deepest fall to a side of a span (negative), and how far apart the floors within reach lie."""
-    floor, ceiling = spans.high[s], _ceiling(spans, s, end)
+    floor, ceiling = spans.high[s], spans.ceiling[s]
     drop, lowest, highest = OPEN_SKY, floor, floor
     for side in range(4):
         nx, nz = x + STEP_X[side], z + STEP_Z[side]
@@ -242,21 +239,16 @@ def _surroundings(spans, s, end, x, z, height, climb):
             drop = min(drop, -climb - floor)
         for n in range(begin, stop):
             other = spans.high[n]
-            if min(ceiling, _ceiling(spans, n, stop)) - max(floor, other) > height:
+            if min(ceiling, spans.ceiling[n]) - max(floor, other) > height:
                 drop = min(drop, other - floor)
                 if abs(other - floor) <= climb:
                     lowest, highest = min(lowest, other), max(highest, other)
     return drop, highest - lowest
 
 
-@njit(cache=True)
-def drop_low_ceilings(spans, height):
+def drop_low_ceilings(spans: Columns, height: int) -> None:
     """Makes spans unwalkable over which there is less room than `height`."""
-    for cell in range(spans.width * spans.depth):
-        end = spans.first[cell + 1]
-        for s in range(spans.first[cell], end):
-            if _ceiling(spans, s, end) - spans.high[s] < height:
-                spans.walkable[s] = False
+    spans.walkable[spans.ceiling - spans.high < height] = False
 
 
 # ---------------------------------------------------------------------------------------------- places to stand
@@ -265,21 +257,17 @@ def drop_low_ceilings(spans, height):
 @njit(cache=True)
 def standing_field(spans, height, climb):
     """The walkable spans as a `Field`; neighbours are within `climb`, with `height` of common room over them."""
-    width, depth = spans.width, spans.depth
-    total = np.sum(spans.walkable)
-    first = np.zeros(width * depth + 1, np.int32)
-    xs, zs = np.empty(total, np.int32), np.empty(total, np.int32)
-    floor, top = np.empty(total, np.int32), np.empty(total, np.int32)
+    width, depth, total = spans.width, spans.depth, np.sum(spans.walkable)
+    first, neighbours = np.zeros(width * depth + 1, np.int32), np.full((total, 4), -1, np.int32)
+    xs, zs, floor, top = np.empty((4, total), np.int32)
     n = 0
     for cell in range(width * depth):
-        end = spans.first[cell + 1]
-        for s in range(spans.first[cell], end):
+        for s in range(spans.first[cell], spans.first[cell + 1]):
             if spans.walkable[s]:
                 xs[n], zs[n], floor[n] = cell % width, cell // width, spans.high[s]
-                top[n] = floor[n] + min(max(_ceiling(spans, s, end) - floor[n], 0), MAX_HEADROOM)
+                top[n] = floor[n] + min(max(spans.ceiling[s] - floor[n], 0), MAX_HEADROOM)
                 n += 1
         first[cell + 1] = n
-    neighbours = np.full((total, 4), -1, np.int32)
     for i in range(total):
         for side in range(4):
             x, z = xs[i] + STEP_X[side], zs[i] + STEP_Z[side]
@@ -291,6 +279,18 @@ def standing_field(spans, height, climb):
                     neighbours[i, side] = k
                     break
     return Field(width, depth, first, xs, zs, floor, neighbours)
+
+
+@njit(cache=True)
+def borders(field, values):
+    """For each place a bit for every side across which there is another value, or no place: uint8 [N]."""
+    bits = np.zeros(len(values), np.uint8)
+    for i in range(len(values)):
+        for side in range(4):
+            near = field.neighbours[i, side]
+            if near < 0 or values[near] != values[i]:
+                bits[i] |= 1 << side
+    return bits
 
 
 @njit(cache=True)
@@ -307,38 +307,28 @@ def _spread(field, distance):
                         distance[i] = min(distance[i], distance[corner] + 3)
 
 
-@njit(cache=True)
-def erode(field, radius):
+def erode(field: Field, radius: int) -> np.ndarray:
     """Which places are at least `radius` cells from any edge: bool [N]."""
-    distance = np.full(len(field.floor), FAR, np.int32)
-    for i in range(len(distance)):
-        for near in field.neighbours[i]:
-            if near < 0:
-                distance[i] = 0
+    return edge_distance(field, np.ones(len(field.floor), np.bool_)) >= 2 * radius
+
+
+def edge_distance(field: Field, is_open: np.ndarray) -> np.ndarray:
+    """How far each place is from the border of the open area, in half cells: int32 [N]."""
+    distance = np.where(borders(field, is_open), np.int32(0), np.int32(FAR))
     _spread(field, distance)
-    return distance >= 2 * radius
+    return distance
 
 
 @njit(cache=True)
-def edge_distance(field, is_open):
-    """How far each place is from the border of the open area, in half cells and slightly blurred: int32 [N]."""
-    distance = np.full(len(field.floor), FAR, np.int32)
+def blurred(field, distance):
+    """Distances from the border, those beyond 2 averaged with their surroundings: int32 [N]."""
+    means = distance.copy()
     for i in range(len(distance)):
-        for near in field.neighbours[i]:
-            if near < 0 or is_open[near] != is_open[i]:
-                distance[i] = 0
-    _spread(field, distance)
-    blurred = distance.copy()
-    for i in range(len(distance)):
-        if distance[i] <= 2:
-            continue
         total = distance[i]
         for side in range(4):
             near = field.neighbours[i, side]
-            if near < 0:
-                total += 2 * distance[i]
-                continue
-            corner = field.neighbours[near, (side + 1) & 3]
-            total += distance[near] + (distance[corner] if corner >= 0 else distance[i])
-        blurred[i] = (total + 5) // 9
-    return blurred, np.max(distance)
+            corner = field.neighbours[near, (side + 1) & 3] if near >= 0 else -1
+            total += distance[near if near >= 0 else i] + distance[corner if corner >= 0 else i]
+        if distance[i] > 2:
+            means[i] = (total + 5) // 9
+    return means

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from navprune.scenes.recast.heightfield import STEP_X, STEP_Z, Field
+from navprune.scenes.recast.heightfield import STEP_X, STEP_Z, Field, Grid
 
 UNSET = 0xFFFF  # no height
 
@@ -23,21 +23,13 @@ class Patch(NamedTuple):
     search: int  # cells to look around for a height
 
 
-def patch_around(
-    field: Field,
-    regions: np.ndarray,
-    corners: np.ndarray,
-    region: int,
-    cell_size: np.float32,
-    cell_height: np.float32,
-    search: int,
-) -> Patch:
+def patch_around(field: Field, regions: np.ndarray, corners: np.ndarray, region: int, grid: Grid, search: int) -> Patch:
     """The heights around a polygon of a region; `corners` int32 [K, 3] on the grid."""
     x0, z0 = (int(max(corners[:, k].min() - 1, 0)) for k in (0, 2))
     x1, z1 = int(min(corners[:, 0].max() + 1, field.width)), int(min(corners[:, 2].max() + 1, field.depth))
     heights = np.full((z1 - z0, x1 - x0), UNSET, np.int32)
     heights = _fill(field, regions, corners, region, x0, z0, heights)
-    return Patch(x0, z0, heights, cell_size, cell_height, min(search, max(heights.shape)))
+    return Patch(x0, z0, heights, grid.cell_size, grid.cell_height, min(search, max(heights.shape)))
 
 
 @njit(cache=True)
@@ -109,10 +101,7 @@ def _centre(field, corners, x0, z0, heights):
         x, z = field.x[i], field.z[i]
         if x == goal_x and z == goal_z:
             break
-        if x == goal_x:
-            direct = 1 if goal_z > z else 3
-        else:
-            direct = 2 if goal_x > x else 0
+        direct = (1 if goal_z > z else 3) if x == goal_x else (2 if goal_x > x else 0)
         for k in range(4):  # the direct way last, to be taken first
             side = direct if k == 3 else (3 if k == direct else k)
             near = field.neighbours[i, side]

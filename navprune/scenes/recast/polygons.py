@@ -29,21 +29,16 @@ def polygon_mesh(contours: list[Contour], most: int) -> PolygonMesh:
     """Joins holes to their outlines, cuts the contours into triangles and those together to at most `most` corners."""
     vertices: list[tuple[int, int, int]] = []
     at: dict[tuple[int, int], list[int]] = defaultdict(list)
-    corners, regions = [], []
+    corners, regions = [np.zeros((0, most), np.int32)], [np.zeros(0, np.int32)]
     for contour in join_holes(contours):
-        triangles = _triangulate(contour.points)
         indices = np.array([_vertex(vertices, at, *point) for point in contour.points.tolist()], np.int32)
-        triangles = indices[triangles]
+        triangles = indices[_triangulate(contour.points)]
         a, b, c = triangles.T
         merged = _merge_convex(triangles[(a != b) & (b != c) & (c != a)], np.array(vertices, np.int32), most)
         corners.append(merged)
         regions.append(np.full(len(merged), contour.region, np.int32))
-    if not corners:
-        corners, regions = [np.zeros((0, most), np.int32)], [np.zeros(0, np.int32)]
-    polygons = np.concatenate(corners)
-    return PolygonMesh(
-        np.array(vertices, np.int32).reshape(-1, 3), polygons, _adjacency(polygons), np.concatenate(regions)
-    )
+    polygons, points = np.concatenate(corners), np.array(vertices, np.int32).reshape(-1, 3)
+    return PolygonMesh(points, polygons, _adjacency(polygons), np.concatenate(regions))
 
 
 def _vertex(vertices: list, at: dict[tuple[int, int], list[int]], x: int, y: int, z: int) -> int:
@@ -80,9 +75,8 @@ def _adjacency(corners: np.ndarray) -> np.ndarray:
 @njit(cache=True)
 def _turn(points, a, b, c):
     """Twice the signed area of three points of a contour; negative where c is to the left of the line from a to b."""
-    return (points[b, 0] - points[a, 0]) * (points[c, 2] - points[a, 2]) - (points[c, 0] - points[a, 0]) * (
-        points[b, 2] - points[a, 2]
-    )
+    (ax, _, az), (bx, _, bz), (cx, _, cz) = points[a], points[b], points[c]
+    return (bx - ax) * (cz - az) - (cx - ax) * (bz - az)
 
 
 @njit(cache=True)
@@ -188,17 +182,14 @@ def _shortest_cut(points, ends):
         if points[i, 0] < points[corner, 0] or (points[i, 0] == points[corner, 0] and points[i, 2] < points[corner, 2]):
             corner = i
     for _ in range(last - first):
-        candidates = np.empty(outline, np.int64)
-        distances = np.empty(outline, np.int64)
-        count = 0
+        candidates, distances, count = np.empty(outline, np.int64), np.empty(outline, np.int64), 0
         for j in range(outline):
             if _in_cone(points, (j - 1) % outline, j, (j + 1) % outline, corner, False):
                 dx, dz = points[j, 0] - points[corner, 0], points[j, 2] - points[corner, 2]
                 candidates[count], distances[count] = j, dx * dx + dz * dz
                 count += 1
         for k in np.argsort(distances[:count], kind="mergesort"):
-            blocked = False
-            begin = 0
+            blocked, begin = False, 0
             for end in ends:
                 blocked = blocked or _blocked(points, candidates[k], corner, begin, end)
                 begin = end
@@ -229,9 +220,8 @@ def _blocked(points, a, b, begin, end):
 def _is_diagonal(points, ring, n, i, j, loose):
     """Whether the line between two corners of a ring of points runs inside it."""
     apex, end = ring[i] & ~EAR, ring[j] & ~EAR
-    if not _in_cone(
-        points, ring[i - 1 if i else n - 1] & ~EAR, apex, ring[i + 1 if i + 1 < n else 0] & ~EAR, end, loose
-    ):
+    before, after = ring[i - 1 if i else n - 1] & ~EAR, ring[i + 1 if i + 1 < n else 0] & ~EAR
+    if not _in_cone(points, before, apex, after, end, loose):
         return False
     for k in range(n):
         after = k + 1 if k + 1 < n else 0
@@ -312,9 +302,7 @@ def _merge_convex(triangles, vertices, most):
     """Puts triangles together across their longest common edges while they stay convex: int32 [P, most]."""
     count = len(triangles)
     polygons = np.full((count, most), NONE, np.int32)
-    for j in range(count):
-        for k in range(3):
-            polygons[j, k] = triangles[j, k]
+    polygons[:, :3] = triangles
     sizes = np.full(count, 3)
     while True:
         best, a, b, edge_a, edge_b = 0, 0, 0, 0, 0
@@ -327,19 +315,11 @@ def _merge_convex(triangles, vertices, most):
                     best, a, b, edge_a, edge_b = length, j, k, i, m
         if best == 0:
             return polygons[:count]
-        p, q = polygons[a, : sizes[a]].copy(), polygons[b, : sizes[b]].copy()
-        size = 0
-        for i in range(1, len(p)):
-            polygons[a, size] = p[(edge_a + i) % len(p)]
-            size += 1
-        for i in range(1, len(q)):
-            polygons[a, size] = q[(edge_b + i) % len(q)]
-            size += 1
-        sizes[a] = size
+        p, q = np.roll(polygons[a, : sizes[a]], -edge_a - 1), np.roll(polygons[b, : sizes[b]], -edge_b - 1)
+        sizes[a] = len(p) + len(q) - 2
+        polygons[a, : sizes[a]] = np.append(p[:-1], q[:-1])
         count -= 1
-        sizes[b] = sizes[count]
-        for k in range(most):
-            polygons[b, k] = polygons[count, k]
+        polygons[b], sizes[b] = polygons[count], sizes[count]
 
 
 @njit(cache=True)

@@ -6,13 +6,15 @@ Water rises from the places farthest from any edge; where two pools meet there i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field as attribute
+from itertools import combinations, repeat
 
 import numpy as np
 from numba import njit
 
-from navprune.scenes.recast.heightfield import FAR, Field, edge_distance
+from navprune.scenes.recast.heightfield import FAR, Field, blurred, borders, edge_distance
 
 BATCHES = 8  # levels that are sorted at once
 SPREAD = 8  # steps by which pools grow at each level
@@ -24,8 +26,8 @@ def partition(field: Field, is_open: np.ndarray, least: int, merge_below: int) -
     Connected regions of fewer than `least` places in all are dropped; one of at most `merge_below` places joins its
     smallest neighbour.
     """
-    distance, highest = edge_distance(field, is_open)
-    regions = _watershed(field, is_open, distance, highest)
+    distance = edge_distance(field, is_open)
+    regions = _watershed(field, is_open, blurred(field, distance), int(distance.max()))
     return _merge(field, regions, least, merge_below)[regions]
 
 
@@ -176,14 +178,14 @@ def _without_repeats(ring: list[int]) -> list[int]:
 def _merge(field: Field, regions: np.ndarray, least: int, merge_below: int) -> np.ndarray:
     """The final number of each region, int32 [regions + 1]."""
     count = int(regions.max(initial=0)) + 1
-    sizes = np.bincount(regions, minlength=count)
-    starts, sides = _contour_starts(field, regions, count)
-    every = [_Region(0, 0, [])]
-    for r in range(1, count):
-        ring = _neighbour_ring(field, regions, starts[r], sides[r]).tolist() if starts[r] >= 0 else []
-        every.append(_Region(r, int(sizes[r]), _without_repeats(ring)))
-    for r, other in np.unique(_stacked(field, regions), axis=0).tolist():
+    every = [_Region(r, size, []) for r, size in enumerate(np.bincount(regions, minlength=count).tolist())]
+    sides = borders(field, regions)
+    places = np.flatnonzero(sides * (regions > 0))
+    for r, k in zip(*np.unique(regions[places], return_index=True)):
+        every[r].neighbours = _without_repeats(_neighbour_ring(field, regions, sides, places[k]).tolist())
+    for r, other in _stacked(field, regions, count):
         every[r].floors.add(other)
+        every[other].floors.add(r)
     _drop_small(every, least)
     while _merge_once(every, merge_below):
         pass
@@ -237,61 +239,36 @@ def _merge_once(every: list[_Region], merge_below: int) -> bool:
 
 
 @njit(cache=True)
-def _region_beside(field, regions, i, side):
-    near = field.neighbours[i, side]
-    return regions[near] if near >= 0 else 0
+def _neighbour_ring(field, regions, sides, start):
+    """The regions met on the way round a region's contour from one of its places, runs as one: int32 [K].
 
-
-@njit(cache=True)
-def _contour_starts(field, regions, count):
-    """The first place of each region that borders on another, and the side to it; -1 for none."""
-    starts, sides = np.full(count, -1, np.int32), np.zeros(count, np.int32)
-    for i in range(len(regions)):
-        r = regions[i]
-        if r == 0 or starts[r] >= 0:
-            continue
-        for side in range(4):
-            if _region_beside(field, regions, i, side) != r:
-                starts[r], sides[r] = i, side
-                break
-    return starts, sides
-
-
-@njit(cache=True)
-def _neighbour_ring(field, regions, start, side):
-    """The regions met on the way round a region's contour from one of its places, runs as one: int32 [K]."""
-    i, first_side = start, side
-    ring = [_region_beside(field, regions, start, side)]
+    `sides` [N] are bits for the sides of places that lie on a border.
+    """
+    i, side = start, 0
+    while not sides[i] & (1 << side):
+        side += 1
+    first_side = side
+    ring = [regions[0] for _ in range(0)]
     for _ in range(8 * len(regions)):
-        other = _region_beside(field, regions, i, side)
-        if other != regions[i]:
-            if other != ring[-1]:
+        near = field.neighbours[i, side]
+        if sides[i] & (1 << side):
+            other = regions[near] if near >= 0 else np.int32(0)
+            if not ring or other != ring[-1]:
                 ring.append(other)
             side = (side + 1) & 3
         else:
-            i = field.neighbours[i, side]
+            i = near
             side = (side + 3) & 3
         if i == start and side == first_side:
             break
     return np.array(ring, np.int32)
 
 
-@njit(cache=True)
-def _stacked(field, regions):
-    """Pairs of regions [K, 2] that have places in one cell; repeated."""
-    most = 0
-    for cell in range(field.width * field.depth):
-        places = field.first[cell + 1] - field.first[cell]
-        most += places * (places - 1)
-    pairs = np.empty((most, 2), np.int32)
-    count = 0
-    for cell in range(field.width * field.depth):
-        for i in range(field.first[cell], field.first[cell + 1]):
-            for j in range(field.first[cell], field.first[cell + 1]):
-                if i == j or regions[i] == 0 or regions[j] == 0:
-                    continue
-                if count and pairs[count - 1, 0] == regions[i] and pairs[count - 1, 1] == regions[j]:
-                    continue
-                pairs[count, 0], pairs[count, 1] = regions[i], regions[j]
-                count += 1
-    return pairs[:count]
+def _stacked(field: Field, regions: np.ndarray, count: int) -> Iterator[tuple[int, int]]:
+    """Pairs of regions, numbered below `count`, that have places in one cell; repeated."""
+    places = np.diff(field.first)
+    cells = np.flatnonzero(places > 1)
+    for low, high in combinations(range(int(places.max(initial=0))), 2):
+        first = field.first[cells[places[cells] > high]]
+        pairs = regions[first + low].astype(np.int64) * count + regions[first + high]
+        yield from ((a, b) for a, b in map(divmod, np.unique(pairs).tolist(), repeat(count)) if a and b)
