@@ -1,11 +1,20 @@
 """Writing files and folders that are either whole or not there: beside, synced, renamed."""
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from navprune.errors import UserError
+
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room and run again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that may be written"),
+}
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EISDIR)
+"""What drives and systems answer that do not sync folders."""
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -65,16 +74,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Bring the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Bring the names in a folder to disk, where that is possible."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where nothing can be written to `folder`, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Return the error to raise for a failed write."""
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; earlier ones are intact; make room and run again"
-    )
+    advice = ADVICE.get(error.errno or 0, "choose another place")
+    return UserError(f"cannot write {path}: {error.strerror or error}; what was written before is intact; {advice}")

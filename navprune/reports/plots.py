@@ -28,7 +28,10 @@ class Curve:
 
 
 def read_curve(folder: str | Path, tag: str) -> Curve:
-    """Read the scalar `tag` from the TensorBoard files in `folder`; raises UserError where there is none."""
+    """Read the scalar `tag` from the TensorBoard files in `folder`; raises UserError where there is none.
+
+    In the order of frames; where the clock was set back, no time has passed.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -37,11 +40,11 @@ def read_curve(folder: str | Path, tag: str) -> Curve:
     if tag not in tags:
         known = ", ".join(sorted(tags)) or "nothing"
         raise UserError(f"no curve {tag} in the TensorBoard files of {folder}; it holds {known}")
-    scalars = events.Scalars(tag)
-    times = np.array([scalar.wall_time for scalar in scalars])
+    scalars = sorted(events.Scalars(tag), key=lambda scalar: scalar.step)
+    passed = np.diff([scalar.wall_time for scalar in scalars], prepend=scalars[0].wall_time)
     return Curve(
         np.array([scalar.step for scalar in scalars]),
-        times - times[0],
+        passed.clip(0).cumsum(),
         np.array([scalar.value for scalar in scalars]),
     )
 

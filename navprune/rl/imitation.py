@@ -249,7 +249,7 @@ class WarmStart:
         config = self.config
         self.policy.train()
         steps = max(1, round(config.epochs * self.frames_per_update / (config.sequence * config.batch)))
-        sums = torch.zeros(3)
+        sums = torch.zeros(3, device=self.actor.device)
         for _ in range(steps):
             sums += self._gradient_step(self._draw())
         action, value, accuracy = (sums / steps).tolist()
@@ -284,7 +284,7 @@ class WarmStart:
         value = errors.mean() if len(errors) else torch.zeros((), device=device)
         gradient_step(self.policy, self.optimiser, action + config.value_coefficient * value, config.max_grad_norm)
         agreement = (logits.argmax(-1) == expert).float().mean()
-        return torch.stack([action, value, agreement]).detach().cpu()
+        return torch.stack([action, value, agreement]).detach()
 
     def _batch(self, places: list[tuple[int, int, int]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Gather sequences from the buffer: data [sequence, batch, ...], states [batch, ...], returns."""
