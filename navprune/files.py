@@ -3,18 +3,10 @@
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from navprune.errors import UserError
-
-ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room and run again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that may be written"),
-}
-NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EISDIR)
-"""What drives and systems answer that do not sync folders."""
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -82,21 +74,11 @@ def sync(folder: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):  # not every system syncs folders
             raise
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError where nothing can be written to `folder`, which is made if it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Return the error to raise for a failed write."""
-    advice = ADVICE.get(error.errno or 0, "choose another place")
+    advice = "make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
     return UserError(f"cannot write {path}: {error.strerror or error}; what was written before is intact; {advice}")

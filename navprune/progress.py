@@ -1,12 +1,8 @@
 """The live line that long work shows: how much is done, how fast, and how long it will take."""
 
-import signal
 import sys
 import time
 from typing import TextIO
-
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals on which a training saves and stops: Ctrl-C, and those of batch systems before time is up."""
 
 
 class ProgressLine:

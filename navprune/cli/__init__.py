@@ -15,10 +15,7 @@ from navprune.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C.
-
-    A training that another signal stopped exits with 128 and its number, 143 after SIGTERM.
-    """
+    """Runs a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C (143: SIGTERM)."""
     parser = make_parser()
     options = parse(parser, arguments)
     try:

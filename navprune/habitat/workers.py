@@ -28,7 +28,6 @@ from omegaconf import DictConfig
 
 from navprune.errors import UserError
 from navprune.habitat.devices import advice
-from navprune.progress import STOPPING
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
 from navprune.tasks.measures import heading_of
 
@@ -38,8 +37,8 @@ CLOSING_SECONDS = 5.0
 """Time that workers have to end by themselves."""
 SHOWN_CHARACTERS = 4000
 """How much of what a dead worker said last is shown."""
-NOT_OURS = tuple(number for number in STOPPING if number != signal.SIGTERM)
-"""Signals that may reach a worker but are the main process's to answer; SIGTERM is how a worker is ended."""
+NOT_OURS = (signal.SIGINT, signal.SIGUSR1)
+"""Signals that may reach a worker but are the main process's to answer."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 QUIET = {"MAGNUM_LOG": "quiet", "HABITAT_SIM_LOG": "quiet"}
 

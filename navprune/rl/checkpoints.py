@@ -34,7 +34,6 @@ FORMAT = 1
 PRUNED_FROM = "pruned_from"
 """In the metrics of a checkpoint that pruning wrote: the source."""
 PRUNING, WIDTHS = "pruning.json", "widths.png"  # stand beside these where the network was pruned
-OWN_FILES = {*FILES, PRUNING, WIDTHS}
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 BEST_FRAMES = "best_frames"
 """In the metrics of a run's checkpoint: the frames of the best one by then."""
@@ -94,27 +93,25 @@ def load_policy(path: Path | str, device: torch.device | str = "cpu") -> LoadedP
     Raises UserError when there is none, or a file in it is missing, cut off, or does not fit its spec.
     """
     folder = find_checkpoint(path)
-    policy = PointNavPolicy(read_spec(folder))
-    load_weights(folder, policy)
-    return LoadedPolicy(policy.to(device).eval(), read_metrics(folder), read_config(folder), folder)
+    read_spec(folder)
+    policy = cast(PointNavPolicy, load_network(folder, device))
+    return LoadedPolicy(policy, read_metrics(folder), read_config(folder), folder)
 
 
 def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Classifier:
     """Read the classifier of a checkpoint folder, in evaluation mode; raises UserError as `load_policy`."""
-    folder = find_checkpoint(path)
-    spec = read_any_spec(folder)
-    if not isinstance(spec, ClassifierSpec):
-        raise UserError(f"{folder} holds no classifier; give a checkpoint of one")
-    classifier = cast(Classifier, build(spec))
-    load_weights(folder, classifier)
-    return classifier.to(device).eval()
+    network = load_network(path, device)
+    if not isinstance(network, Classifier):
+        raise UserError(f"{path} holds no classifier; give a checkpoint of one")
+    return network
 
 
-def load_network(path: Path | str) -> PointNavPolicy | Classifier:
+def load_network(path: Path | str, device: torch.device | str = "cpu") -> PointNavPolicy | Classifier:
     """Read the policy or classifier of a checkpoint or run folder; raises UserError as `load_policy`."""
-    if isinstance(read_any_spec(find_checkpoint(path)), ClassifierSpec):
-        return load_classifier(path)
-    return load_policy(path).policy
+    folder = find_checkpoint(path)
+    network = cast(PointNavPolicy | Classifier, build(read_any_spec(folder)))
+    load_weights(folder, network)
+    return network.to(device).eval()
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -136,7 +133,8 @@ def find_checkpoint(path: Path | str) -> Path:
     latest = _first_whole(run, numbered(run))
     if wanted == LATEST:
         return latest
-    return _first_whole(run, [read_metrics(latest).get(BEST_FRAMES) or _read_trainer(latest)["best_frames"]], latest)
+    best = read_metrics(latest).get(BEST_FRAMES) or _read_trainer(latest)[BEST_FRAMES]
+    return _first_whole(run, [best, *numbered(run)])
 
 
 def holds_checkpoint(path: Path | str) -> bool:
@@ -150,7 +148,7 @@ def _run_and_name(path: Path) -> tuple[Path, str]:
     return (path.parent, path.name) if inside else (path, LATEST)
 
 
-def _first_whole(run: Path, numbers: Sequence[int], otherwise: Path | None = None) -> Path:
+def _first_whole(run: Path, numbers: Sequence[int]) -> Path:
     """The first of a run's checkpoints, by their frames, that can be read; UserError where there is none."""
     for frames in numbers:
         folder = checkpoint_folder(run, frames)
@@ -158,12 +156,10 @@ def _first_whole(run: Path, numbers: Sequence[int], otherwise: Path | None = Non
             read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder)
             return folder.resolve()
         except DamagedCheckpoint as error:
-            if otherwise is None and not folder.exists():  # training has gone on meanwhile, and deleted it
+            if not folder.exists():  # training has gone on meanwhile, and deleted it
                 return _first_whole(run, numbered(run))
             say_once(f"skipped: {error}")
-    if otherwise is None:
-        raise UserError(f"no checkpoint in {run / CHECKPOINTS} is whole; use another run")
-    return otherwise
+    raise UserError(f"no checkpoint in {run / CHECKPOINTS} is whole; use another run")
 
 
 @cache
@@ -250,7 +246,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} is the folder we are in; choose another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - OWN_FILES:
+    if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING, WIDTHS}:
         raise UserError(f"{folder} holds other files; choose another folder")
 
 
@@ -305,19 +301,16 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_trainer(folder: Path) -> dict[str, Any]:
-    load = partial(torch.load, map_location="cpu", weights_only=True)
-    state = _read(folder / TRAINER, lambda data: unpack(load(io.BytesIO(data))))
-    return _known_format(folder / TRAINER, state)
+    path, load = folder / TRAINER, partial(torch.load, map_location="cpu", weights_only=True)
+    return _known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))))
 
 
 def _known_format(path: Path, data: Any) -> Any:
     """What a file holds but the version of its format; raises UserError for one that is not known yet."""
-    version = data.get("format", FORMAT) if isinstance(data, dict) else FORMAT
+    version = data.pop("format", FORMAT) if isinstance(data, dict) else FORMAT
     if version != FORMAT:
-        raise UserError(
-            f"{path} was written by a newer navprune (format {version}, known is {FORMAT}); update this one"
-        )
-    return {name: value for name, value in data.items() if name != "format"} if isinstance(data, dict) else data
+        raise UserError(f"{path} was written by a newer navprune (its format is {version}); update this one")
+    return data
 
 
 def _json(data: Any) -> bytes:

@@ -24,7 +24,7 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
-from navprune.progress import STOPPING, ProgressLine
+from navprune.progress import ProgressLine
 from navprune.rl import checkpoints, runs
 from navprune.rl.callbacks import Callback
 from navprune.rl.imitation import WarmStart, WarmStartConfig, forget_rounds, rounds_after
@@ -35,6 +35,9 @@ from navprune.rl.rollouts import Actor, NotFinite
 if TYPE_CHECKING:
     from navprune.tasks.pointnav import VectorEnv
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Signals on which a run saves and stops: Ctrl-C, and those of batch systems before time is up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
@@ -43,8 +46,8 @@ class TrainerConfig:
     total_frames: int = 1_000_000
     """Environment steps of all agents together, the warm start's included; 1 or more."""
     start: str = runs.RESUME
-    """What to do where the folder holds a run: `resume` goes on with it, `restart` moves it to FOLDER.N and begins anew,
-    `new` refuses."""
+    """Where the folder holds a run: `resume` goes on with it, `restart` moves it to FOLDER.N and begins anew, `new`
+    refuses."""
     seed: int = 0
     """Seed of the initial weights and of every random choice of the learner; 0 or more."""
     checkpoint_seconds: float = 120.0
@@ -146,8 +149,7 @@ class Trainer:
         )  # fmt: skip
         self.frames = self.updates = self.phase_start = self.schedule_start = 0
         self.best_spl, self.best_frames = -1.0, 0
-        self.changes: dict[str, tuple[Any, Any]] = {}
-        self.config_before: str | None = None
+        self.changes: list[str] = []
         self.learner: PPO | WarmStart
         self._begin()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
@@ -175,7 +177,6 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         self.changes = runs.changed_settings(folder, self.config_yaml)
-        self.config_before = checkpoints.read_config(folder)
         spec = checkpoints.read_spec(folder)
         if spec != self.policy.spec:
             self.actor.policy = PointNavPolicy(spec).to(self.actor.device)
@@ -219,16 +220,20 @@ class Trainer:
         return (self.frames - self.schedule_start) / max(end - self.schedule_start, 1)
 
     def run(self) -> TrainingResult:
-        """Train to the end."""
-        first = self.frames
-        self._tell_start()
-        if first >= self.config.total_frames:
+        """Train to the end; says where it goes on, or that there is nothing to do, and which settings are new."""
+        first, total = self.frames, self.config.total_frames
+        if first >= total:
+            more = f"trainer.total_frames={2 * first} or the like trains longer"
+            print(f"{self.folder} is complete at {first:,} frames, nothing to train; {more}", file=sys.stderr)
             return self._result(first)
-        runs.keep_config(self.folder, first, self.config_yaml, self.config_before)
-        line = ProgressLine("training", self.config.total_frames, "frames", self.frames)
+        if first:
+            what = "".join(f"\n  {change}" for change in self.changes)
+            print(f"{self.folder} goes on at {first:,} frames of {total:,}{what}", file=sys.stderr)
+        runs.keep_config(self.folder, first, self.config_yaml)
+        line = ProgressLine("training", total, "frames", first)
         # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
-        with self._signals(), closing(Scalars(self.folder / "tensorboard", self.frames + 1)) as writer:
-            while self.frames < self.config.total_frames and not self.stop:
+        with self._signals(), closing(Scalars(self.folder / "tensorboard", purge_step=first + 1)) as writer:
+            while self.frames < total and not self.stop:
                 losses = self._update()
                 if self.updates % self.config.log_updates == 0:
                     self._log(writer, losses, first)
@@ -240,23 +245,11 @@ class Trainer:
             self.save()
         line.show(self.frames, self._note(), last=True)
         if self.stop:
-            same = "the same command"
-            if self.config.start != runs.RESUME:
-                same += f" without trainer.start={self.config.start}"
-            print(f"stopped and saved; {same} goes on from {self._checkpoint(self.frames)}", file=sys.stderr)
+            start = "" if self.config.start == runs.RESUME else f" without trainer.start={self.config.start}"
+            saved = self._checkpoint(self.frames)
+            print(f"stopped and saved; the same command{start} goes on from {saved}", file=sys.stderr)
             raise SystemExit(128 + self.stop)
         return self._result(first)
-
-    def _tell_start(self) -> None:
-        """Say where the run goes on, or that there is nothing to do, and which settings are new."""
-        total = self.config.total_frames
-        if self.frames >= total:
-            more = f"trainer.total_frames={2 * self.frames} or the like trains longer"
-            print(f"{self.folder} is complete at {self.frames:,} frames, nothing to train; {more}", file=sys.stderr)
-        elif self.frames:
-            print(f"{self.folder} goes on at {self.frames:,} frames of {total:,}", file=sys.stderr)
-        for line in runs.describe(self.changes):
-            print(line, file=sys.stderr)
 
     def _update(self) -> dict[str, float]:
         if isinstance(self.learner, WarmStart) and self.frames >= self.warm_end:

@@ -13,14 +13,12 @@ from navprune import files
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
-from navprune.rl import checkpoints
 from navprune.rl.checkpoints import (
     find_checkpoint,
     load_classifier,
     load_policy,
     load_trainer,
     pack,
-    point,
     save_checkpoint,
     unpack,
 )
@@ -76,15 +74,12 @@ def test_a_folder_that_holds_anything_else_is_not_replaced(toys, saved, monkeypa
 
 def test_a_run_folder_leads_to_its_latest_checkpoint(toys, tmp_path):
     run = tmp_path / "run"
-    for seed, name in enumerate(("a", "b")):
-        save_checkpoint(run / "checkpoints" / name, toys.policy(seed=seed))
-    point(run / "best", run / "checkpoints" / "a")
-    assert load_policy(run).folder.name == "a"
-    point(run / "latest", run / "checkpoints" / "b")
-    assert load_policy(run).folder.name == "b"
-    assert find_checkpoint(run / "best").name == "a"
+    for frames in (96, 480):
+        save_checkpoint(run / "checkpoints" / f"{frames:012}", toys.policy(), metrics={"best_frames": 96})
+    for name, frames in ((".", 480), ("latest", 480), ("best", 96)):
+        assert load_policy(run / name).folder == run / "checkpoints" / f"{frames:012}"
     moved = run.rename(tmp_path / "moved")
-    assert load_policy(moved).folder == moved / "checkpoints" / "b"
+    assert load_policy(moved).folder == moved / "checkpoints" / f"{480:012}"
 
 
 plain = st.recursive(
@@ -160,7 +155,7 @@ def test_a_full_disk_loses_nothing(toys, saved, monkeypatch, full_at):
         if next(calls) == full_at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         save_checkpoint(saved, toys.policy(seed=6), trainer={})
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

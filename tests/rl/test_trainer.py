@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from navprune import files
 from navprune.errors import UserError
@@ -156,8 +156,8 @@ def test_scalars_that_cannot_be_written_do_not_stop_a_run(toys, whole, tmp_path,
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for method in ("add_scalar", "flush", "close"):
-        monkeypatch.setattr(SummaryWriter, method, full)
+    for method in ("write", "flush", "close"):
+        monkeypatch.setattr(RecordWriter, method, full)
     run(toys, tmp_path)
     assert same(weights(tmp_path), weights(whole[0]))
     assert capsys.readouterr().err.count("No space left on device; going on without it") == 1
