@@ -15,7 +15,7 @@ from navprune.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C (143: SIGTERM)."""
+    """Runs a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C."""
     parser = make_parser()
     options = parse(parser, arguments)
     try:

@@ -14,7 +14,6 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.rl.checkpoints import (
-    find_checkpoint,
     load_classifier,
     load_policy,
     load_trainer,

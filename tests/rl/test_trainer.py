@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(toys, whole, tmp_path, monkey
     save, count = files.write_bytes, iter(range(1000))
 
     def full(path, data):
-        save(path if next(count) < 40 else Path("/dev/full"), data)
+        save(path if next(count) < 41 else Path("/dev/full"), data)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_bytes", full)
