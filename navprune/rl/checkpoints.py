@@ -156,8 +156,8 @@ def _first_whole(run: Path, numbers: Sequence[int]) -> Path:
             read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder)
             return folder.resolve()
         except DamagedCheckpoint as error:
-            if not folder.exists():  # training has gone on meanwhile, and deleted it
-                return _first_whole(run, numbered(run))
+            if frames not in (left := numbered(run)):  # training has gone on meanwhile, and deleted it
+                return _first_whole(run, left)
             say_once(f"skipped: {error}")
     raise UserError(f"no checkpoint in {run / CHECKPOINTS} is whole; use another run")
 
