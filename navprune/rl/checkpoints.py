@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError, plain
-from navprune.files import write_file, write_folder
+from navprune.files import write_folder
 from navprune.models.build import build, spec_from_json
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
@@ -130,11 +130,11 @@ def find_checkpoint(path: Path | str) -> Path:
         if not path.exists():
             raise UserError(f"no checkpoint at {path}: there is no such folder; give a run or a checkpoint folder")
         raise UserError(f"no checkpoint in {path}: neither {SPEC} nor {CHECKPOINTS}/ with one; train one first")
-    latest = _first_whole(run, numbered(run))
+    latest = first_whole(run, numbered(run), _read_all)
     if wanted == LATEST:
         return latest
-    best = read_metrics(latest).get(BEST_FRAMES) or _read_trainer(latest)[BEST_FRAMES]
-    return _first_whole(run, [best, *numbered(run)])
+    best = read_metrics(latest).get(BEST_FRAMES) or read_trainer(latest)[BEST_FRAMES]
+    return first_whole(run, [best, *numbered(run)], _read_all)
 
 
 def holds_checkpoint(path: Path | str) -> bool:
@@ -148,18 +148,25 @@ def _run_and_name(path: Path) -> tuple[Path, str]:
     return (path.parent, path.name) if inside else (path, LATEST)
 
 
-def _first_whole(run: Path, numbers: Sequence[int]) -> Path:
-    """The first of a run's checkpoints, by their frames, that can be read; UserError where there is none."""
+def first_whole(run: Path, numbers: Sequence[int], read: Callable[[Path], Any]) -> Path:
+    """The first of a run's checkpoints, by their frames, that can be read, with a line for each that cannot.
+
+    `read` raises DamagedCheckpoint for those. Raises UserError where there is none.
+    """
     for frames in numbers:
         folder = checkpoint_folder(run, frames)
         try:
-            read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder)
+            read(folder)
             return folder.resolve()
         except DamagedCheckpoint as error:
             if frames not in (left := numbered(run)):  # training has gone on meanwhile, and deleted it
-                return _first_whole(run, left)
+                return first_whole(run, left, read)
             say_once(f"skipped: {error}")
     raise UserError(f"no checkpoint in {run / CHECKPOINTS} is whole; use another run")
+
+
+def _read_all(folder: Path) -> None:
+    read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder)
 
 
 @cache
@@ -218,15 +225,10 @@ def load_weights(folder: Path, policy: PointNavPolicy | Classifier) -> None:
     policy.load_state_dict(weights)
 
 
-def load_trainer(folder: Path, policy: PointNavPolicy) -> dict[str, Any]:
-    """Load weights into `policy` and return the trainer's state as it was given to `save_checkpoint`.
-
-    Raises UserError for a checkpoint of another architecture, a missing or a cut-off file.
-    """
-    if read_spec(folder) != policy.spec:
-        raise UserError(f"{folder} holds a policy of another spec than this run's; use another run folder or that spec")
-    load_weights(folder, policy)
-    return _read_trainer(folder)
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """Read the trainer's state as it was given to `save_checkpoint`; raises UserError when it is missing or cut off."""
+    path, load = folder / TRAINER, partial(torch.load, map_location="cpu", weights_only=True)
+    return _known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))))
 
 
 def numbered(run: Path) -> list[int]:
@@ -250,13 +252,8 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} holds other files; choose another folder")
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to one file in one piece; raises UserError when it cannot."""
-    write_file(path, safetensors.torch.save(tensors))
-
-
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote; raises UserError when the file is missing or cut off."""
+    """Read a file of tensors; raises UserError when the file is missing or cut off."""
     return _read(path, safetensors.torch.load)
 
 
@@ -298,11 +295,6 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if name := _not_finite(weights):
         raise DamagedCheckpoint(f"{folder / WEIGHTS} is of no use: {name} is not finite; use another checkpoint")
     return weights
-
-
-def _read_trainer(folder: Path) -> dict[str, Any]:
-    path, load = folder / TRAINER, partial(torch.load, map_location="cpu", weights_only=True)
-    return _known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))))
 
 
 def _known_format(path: Path, data: Any) -> Any:

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from navprune.checks import check_ranges
 from navprune.errors import UserError
-from navprune.rl.checkpoints import load_tensors, save_tensors
+from navprune.files import write_file
+from navprune.rl.checkpoints import load_tensors
 from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
@@ -309,7 +311,7 @@ class WarmStart:
         """Write the rounds that are not in the folder yet; what is written never changes."""
         for past in self.rounds:
             if past.number not in self.on_disk:
-                save_tensors(self._file(past.number), past.data)
+                write_file(self._file(past.number), safetensors.torch.save(past.data))
                 self.on_disk.add(past.number)
 
     def _file(self, number: int) -> Path:

@@ -163,24 +163,19 @@ class Trainer:
         return self.actor.policy
 
     def _begin(self) -> None:
-        written = checkpoints.numbered(self.folder)
-        if not written:
+        if written := checkpoints.numbered(self.folder):
+            checkpoints.first_whole(self.folder, written, self._resume)
+        else:
             self.actor.reset()
             self.learner = self._learner(WarmStart.name if self.warm_start else PPO.name)
-            return
-        for frames in written:
-            try:
-                return self._resume(self._checkpoint(frames))
-            except checkpoints.DamagedCheckpoint as error:
-                print(f"skipped: {error}", file=sys.stderr)
-        raise UserError(f"no checkpoint in {self.folder / 'checkpoints'} is whole; choose another run folder")
 
     def _resume(self, folder: Path) -> None:
         self.changes = runs.changed_settings(folder, self.config_yaml)
         spec = checkpoints.read_spec(folder)
         if spec != self.policy.spec:
             self.actor.policy = PointNavPolicy(spec).to(self.actor.device)
-        state = checkpoints.load_trainer(folder, self.policy)
+        checkpoints.load_weights(folder, self.policy)
+        state = checkpoints.read_trainer(folder)
         if PolicySpec.from_json(state.get("initial", spec.to_json())) != self.initial:
             raise UserError(f"{folder} is of a run that began with another spec; use another run folder or that spec")
         for name in ("frames", "updates", "phase_start", "best_spl", "best_frames"):

@@ -16,8 +16,8 @@ from navprune.models.classifiers import classifier_spec
 from navprune.rl.checkpoints import (
     load_classifier,
     load_policy,
-    load_trainer,
     pack,
+    read_trainer,
     save_checkpoint,
     unpack,
 )
@@ -102,7 +102,7 @@ def test_everything_a_trainer_needs_loads_without_unpickling_code(policy, tmp_pa
         "optimiser": torch.optim.Adam(policy.parameters()).state_dict(),
     }
     folder = save_checkpoint(tmp_path / "c", policy, trainer=state)
-    back = load_trainer(folder, policy)
+    back = read_trainer(folder)
     assert back["rng"] == state["rng"] and back["number"] == 0.1
     for a, b in zip(state["arrays"], back["arrays"]):
         assert a.dtype == b.dtype and a.shape == b.shape and (a == b).all()
@@ -116,11 +116,11 @@ def test_what_cannot_be_kept_plainly_is_named(policy, tmp_path):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "spec.json", "trainer.pt", "metrics.json"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_cut_off_files_are_named(policy, saved, name, share):
+def test_cut_off_files_are_named(saved, name, share):
     data = (saved / name).read_bytes()
     (saved / name).write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match=f"{name} is damaged") as error:
-        load_trainer(saved, policy) if name == "trainer.pt" else load_policy(saved)
+        read_trainer(saved) if name == "trainer.pt" else load_policy(saved)
     assert "\n" not in str(error.value)
 
 
@@ -135,9 +135,7 @@ def test_missing_files_are_named(saved, tmp_path):
         load_policy(tmp_path / "empty")
 
 
-def test_a_checkpoint_of_another_spec(toys, saved):
-    with pytest.raises(UserError, match="another spec"):
-        load_trainer(saved, toys.policy(hidden_size=24))
+def test_a_checkpoint_of_another_spec(saved):
     spec = json.loads((saved / "spec.json").read_text())
     (saved / "spec.json").write_text(json.dumps({**spec, "hidden_size": 24}))
     with pytest.raises(UserError, match=r"another architecture: action_distribution\.linear\.weight is \(4, 16\)"):
