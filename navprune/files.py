@@ -1,5 +1,6 @@
 """Writing files and folders that are either whole or not there: beside, synced, renamed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -67,16 +68,19 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Bring the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Bring the names in a folder to disk, where that is possible."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):  # not every system syncs folders
+            raise
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Return the error to raise for a failed write."""
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; earlier ones are intact; make room and run again"
-    )
+    advice = "make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
+    return UserError(f"cannot write {path}: {error.strerror or error}; what was written before is intact; {advice}")

@@ -1,6 +1,5 @@
 """What a command is given as a network: a name, a spec, a file of weights, a checkpoint or a run."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,13 @@ from navprune.models.spec import NAMES, PolicySpec, encoder_spec
 from navprune.models.weights import read_foreign
 from navprune.rl.checkpoints import (
     LATEST,
+    SPEC,
     find_checkpoint,
+    holds_checkpoint,
     load_policy,
+    numbered,
     read_spec,
+    read_spec_file,
 )
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
@@ -49,18 +52,18 @@ def spec_of(source: str, config: Config | None = None) -> PolicySpec:
         return _read_spec_file(path)
     if path.suffix == ".pth":
         return read_foreign(path)[0]
-    if not path.exists():
+    if not path.exists() and not holds_checkpoint(path):
         raise UserError(f"{source} is neither an encoder ({', '.join(NAMES)}) nor an existing spec or checkpoint")
     return read_spec(find_checkpoint(path))
 
 
 def _read_spec_file(path: Path) -> PolicySpec:
-    try:
-        return PolicySpec.from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise UserError(f"spec {path} does not exist; `navprune prune` writes one beside its weights") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"spec {path} is no JSON: {error}; write it again with `navprune prune`") from None
+    if not path.exists():
+        raise UserError(f"spec {path} does not exist; `navprune prune` writes one beside its weights")
+    spec = read_spec_file(path)
+    if not isinstance(spec, PolicySpec):
+        raise UserError(f"spec {path} is not a policy's, but that of a {spec.family} alone; give one of a policy")
+    return spec
 
 
 def policy_of(source: str, config: Config | None = None, seed: int = 0) -> PointNavPolicy:
@@ -82,7 +85,7 @@ def policy_of(source: str, config: Config | None = None, seed: int = 0) -> Point
 
 def config_of(source: str, recipe: str | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration that goes with a source: the named recipe, else the checkpoint's own, else the default."""
-    if recipe is None and source not in (*CONTROLS, *NAMES) and Path(source).is_dir():
+    if recipe is None and source not in (*CONTROLS, *NAMES) and holds_checkpoint(source):
         return load_config(str(find_checkpoint(source) / "config.yaml"), overrides)
     return load_config(recipe or DEFAULT_RECIPE, overrides)
 
@@ -99,4 +102,5 @@ def display_names(sources: Sequence[str]) -> list[str]:
 
 def run_folder(source: Path) -> Path | None:
     """The run folder that a source is, or that its checkpoint lies in; None for anything else."""
-    return next((path for path in (source, *source.parents[:2]) if (path / LATEST).is_symlink()), None)
+    folders = (source, *source.parents[:2])
+    return next((path for path in folders if numbered(path) or (path / LATEST / SPEC).is_file()), None)

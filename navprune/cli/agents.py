@@ -22,7 +22,9 @@ def _add_train(commands: Any) -> None:
         commands,
         "train",
         _train,
-        "Trains an agent: expert warm start (if asked for), then PPO. Resumes when the run folder holds a checkpoint.\n"
+        "Trains an agent: expert warm start (if asked for), then PPO. Where the run folder holds a run it goes on;\n"
+        "trainer.start=restart moves that aside and begins anew, trainer.start=new refuses. Seed, init, task, data,\n"
+        "cuts stay what they were; schedules and lengths may change. Ctrl-C, SIGTERM and SIGUSR1 save and stop.\n"
         "Networks come from agent=NAME or init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them as they\n"
         "train, pruning=distil adds a teacher. env=habitat trains through habitat-lab, simulator=habitat_sim in its\n"
         "simulator.",

@@ -13,10 +13,7 @@ from navprune.evaluation.cost import cost
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, read_curve
 from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
-from navprune.rl.checkpoints import (
-    LATEST,
-    PRUNING,
-)
+from navprune.rl.checkpoints import PRUNING, find_checkpoint, holds_checkpoint
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import config_of, display_names, spec_of
 
@@ -83,6 +80,7 @@ def training_curve(run: Path) -> Curve | None:
 
 def pruning_of(run: str, config: Config) -> dict[str, Any] | None:
     """What pruning.json says of the network that a run led to or, if none was cut there, began with."""
-    folders = [Path(run), Path(run) / LATEST, *([Path(config.init)] if config.init else [])]
+    folders = [find_checkpoint(run)] if holds_checkpoint(run) else []
+    folders += [Path(config.init)] if config.init else []
     path = next((folder / PRUNING for folder in folders if (folder / PRUNING).is_file()), None)
     return json.loads(path.read_text()) if path else None

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from navprune.errors import UserError
 from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
 from navprune.files import write_file
+from navprune.models.spec import NAMES
 from navprune.progress import ProgressLine
 from navprune.reports import maps, video
+from navprune.rl.checkpoints import find_checkpoint, holds_checkpoint, read_metrics
 from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode
 from navprune.simulator.scene import SceneLibrary
@@ -59,6 +62,11 @@ def run_evaluation(
 
     With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
     """
+    told: dict[str, Any] = {"agent": source, "checkpoint": None, "frames": None}
+    if source not in (*CONTROLS, *NAMES) and holds_checkpoint(source):
+        folder = find_checkpoint(source)
+        source = str(folder)  # of a run in training, what is its latest now
+        told |= {"checkpoint": source, "frames": read_metrics(folder).get("frames")}
     if source not in CONTROLS:
         check_sees(spec_of(source, config).encoder, config)
     split = split or config.data.val
@@ -69,14 +77,14 @@ def run_evaluation(
     recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
     try:
         agent = agent_of(source, config, env, greedy)
-        line = ProgressLine(f"evaluating {Path(source).name}", len(episodes), "episodes")
+        line = ProgressLine(f"evaluating {Path(told['agent']).name}", len(episodes), "episodes")
         result = evaluate(env, agent, episodes, seed, recorder, line)
     finally:
         env.close()
     if out is None:
         return result, []
     out.mkdir(parents=True, exist_ok=True)
-    summary = result.to_json(split) | {"agent": source, "greedy": greedy, "seed": seed}
+    summary = result.to_json(split) | told | {"greedy": greedy, "seed": seed}
     write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]

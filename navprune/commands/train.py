@@ -1,5 +1,6 @@
 """`navprune train`: a training run as configured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from navprune.commands.environments import check_sees, training_env
@@ -12,11 +13,8 @@ from navprune.models.spec import PolicySpec
 from navprune.pruning.gradual import GradualPruning
 from navprune.pruning.recover import Distillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
-from navprune.rl.checkpoints import (
-    find_checkpoint,
-    load_policy,
-)
-from navprune.rl.trainer import TrainingResult, train
+from navprune.rl.checkpoints import find_checkpoint, holds_checkpoint, load_policy
+from navprune.rl.trainer import TrainerConfig, TrainingResult, train
 from navprune.source import policy_of, policy_spec
 
 
@@ -24,7 +22,7 @@ def initial_policy(config: Config) -> PointNavPolicy:
     """The policy that a training run begins with."""
     pruning = config.pruning
     if pruning and pruning.rewind and pruning.budget is None:
-        if config.init is None or not Path(config.init).is_dir():
+        if config.init is None or not holds_checkpoint(config.init):
             raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
         return rewound_checkpoint(find_checkpoint(config.init), pruning.rewind)
     if config.init is not None and config.init_weights:
@@ -33,16 +31,16 @@ def initial_policy(config: Config) -> PointNavPolicy:
 
 
 def run_training(config: Config) -> TrainingResult:
-    """Trains as configured into `config.run`; goes on where the folder holds a checkpoint of the same spec."""
+    """Trains as configured into `config.run`; what it does where that holds a run is up to `trainer.start`."""
     policy = initial_policy(config)
     check_sees(policy.spec.encoder, config)
     cuts, lessons = gradual_pruning(config, policy), distillation(config, policy.spec)
     callbacks: list[Callback] = [callback for callback in (cuts, lessons) if callback]
+    # What is written down is for going on, or for other runs: it must not move this one aside.
+    written = to_yaml(replace(config, trainer=replace(config.trainer, start=TrainerConfig.start)))
     env = training_env(config)
     try:
-        result = train(
-            policy, env, config.trainer, config.ppo, config.warm_start, Path(config.run), to_yaml(config), callbacks
-        )
+        result = train(policy, env, config.trainer, config.ppo, config.warm_start, Path(config.run), written, callbacks)
     finally:
         env.close()
     if cuts:

@@ -37,6 +37,8 @@ CLOSING_SECONDS = 5.0
 """Time that workers have to end by themselves."""
 SHOWN_CHARACTERS = 4000
 """How much of what a dead worker said last is shown."""
+NOT_OURS = (signal.SIGINT, signal.SIGUSR1)
+"""Signals that may reach a worker but are the main process's to answer."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 QUIET = {"MAGNUM_LOG": "quiet", "HABITAT_SIM_LOG": "quiet"}
 
@@ -175,7 +177,8 @@ class Workers(VectorEnv):
         receive: Callable, send: Callable, make: Callable, args: tuple, reset: bool, mask: bool, pipe: Any, other: Any
     ) -> None:
         """habitat-lab's loop in the worker; being found in this module, it has habitat-lab imported by our rules."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in NOT_OURS:
+            signal.signal(number, signal.SIG_IGN)
         try:
             VectorEnv._worker_env(receive, send, make, args, reset, mask, None, other)
         except Exception as error:
@@ -258,17 +261,18 @@ def send_to_any(send: Callable[[Any], None], message: Any) -> None:
 def start_server() -> None:
     """Starts the server that imports everything once, and whose forks the workers are.
 
-    They inherit what it has: one thread each, quiet libraries, and no Ctrl-C, which is the main process's to answer.
+    They inherit what it has: one thread each, quiet libraries, and no Ctrl-C, which is the main process's to answer, as
+    is SIGUSR1, which batch systems send to all.
     """
     multiprocessing.set_forkserver_preload(["__main__", __name__])
     environment, on_main_thread = dict(os.environ), threading.current_thread() is threading.main_thread()
     os.environ.update({**QUIET, **environment, **ONE_THREAD})
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if on_main_thread else None
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in NOT_OURS if on_main_thread}
     try:
         forkserver.ensure_running()
     finally:
-        if on_main_thread:
-            signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for name in (*QUIET, *ONE_THREAD):
             os.environ.pop(name)
         os.environ.update(environment)

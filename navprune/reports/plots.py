@@ -29,7 +29,10 @@ class Curve:
 
 
 def read_curve(folder: str | Path, tag: str) -> Curve:
-    """Read the scalar `tag` from the TensorBoard files in `folder`; raises UserError where there is none."""
+    """Read the scalar `tag` from the TensorBoard files in `folder`; raises UserError where there is none.
+
+    In the order of frames; where the clock was set back, no time has passed.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -38,10 +41,10 @@ def read_curve(folder: str | Path, tag: str) -> Curve:
     if tag not in tags:
         known = ", ".join(sorted(tags)) or "nothing"
         raise UserError(f"no curve {tag} in the TensorBoard files of {folder}; it holds {known}")
-    scalars = events.Scalars(tag)
-    times = np.array([scalar.wall_time for scalar in scalars])
+    scalars = sorted(events.Scalars(tag), key=lambda scalar: scalar.step)
+    passed = np.diff([scalar.wall_time for scalar in scalars], prepend=scalars[0].wall_time)
     steps, values = ([getattr(scalar, name) for scalar in scalars] for name in ("step", "value"))
-    return Curve(np.array(steps), times - times[0], np.array(values))
+    return Curve(np.array(steps), passed.clip(0).cumsum(), np.array(values))
 
 
 def plot_learning_curves(

@@ -1,16 +1,17 @@
 """Checkpoints: folders that are either whole or not there.
 
 A folder holds `weights.safetensors`, `spec.json`, `config.yaml`, `metrics.json`, and `trainer.pt` where
-training can go on from it. A run folder holds `checkpoints/FRAMES/`, and the links `latest` and `best` to two
-of them.
+training can go on from it. A run folder holds `checkpoints/FRAMES/`; the highest number is the latest, and its metrics
+name the best. The links `latest` and `best` are a courtesy to people: nothing here follows them.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError, plain
-from navprune.files import cannot_write, sync, write_file, write_folder
+from navprune.files import write_folder
 from navprune.models.build import build, spec_from_json
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
@@ -28,15 +29,19 @@ from navprune.models.spec import EncoderSpec, PolicySpec
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
+FORMAT = 1
+"""Version of the files, in `spec.json` and `trainer.pt`; 1 where they name none."""
 PRUNED_FROM = "pruned_from"
 """In the metrics of a checkpoint that pruning wrote: the source."""
 PRUNING, WIDTHS = "pruning.json", "widths.png"  # stand beside these where the network was pruned
-LATEST, BEST = "latest", "best"
+CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
+BEST_FRAMES = "best_frames"
+"""In the metrics of a run's checkpoint: the frames of the best one by then."""
 ARRAY = "__ndarray__"
 
 
 class DamagedCheckpoint(UserError):
-    """A file of a checkpoint is missing, cut off or otherwise unreadable."""
+    """A file of a checkpoint is missing, cut off or otherwise unreadable, or its weights are not finite."""
 
 
 class LoadedPolicy(NamedTuple):
@@ -59,20 +64,23 @@ def save_checkpoint(
     """Write a checkpoint to `folder` in one piece, replacing the one that is there; returns the folder.
 
     `config` is YAML text, `metrics` JSON data, `trainer` what is needed to go on: nested dicts and lists of
-    numbers, strings, tensors and arrays. Raises UserError when it cannot be written (a full disk, say) or the
-    folder holds anything but a checkpoint; then nothing is left behind and what was there before is intact.
+    numbers, strings, tensors and arrays. Raises UserError when it cannot be written (a full disk, say), the weights
+    are not finite, or the folder holds anything but a checkpoint; then nothing is left behind and what was there
+    before is intact.
     """
     folder = Path(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    if name := _not_finite(weights):
+        raise UserError(f"{folder} is not written: {name} of the network has values that are not finite")
     files = {
         WEIGHTS: safetensors.torch.save(weights),
-        SPEC: _json(policy.spec.to_json()),
+        SPEC: _json({"format": FORMAT, **policy.spec.to_json()}),
         CONFIG: config.encode(),
         METRICS: _json(dict(metrics or {})),
     }
     if trainer is not None:
         stream = io.BytesIO()
-        torch.save(pack(trainer), stream)
+        torch.save(pack({"format": FORMAT, **trainer}), stream)
         files[TRAINER] = stream.getvalue()
     check_replaceable(folder)
     write_folder(folder, files)
@@ -80,50 +88,91 @@ def save_checkpoint(
 
 
 def load_policy(path: Path | str, device: torch.device | str = "cpu") -> LoadedPolicy:
-    """Read the policy of a checkpoint folder, or of a run folder's latest checkpoint.
+    """Read the policy of a checkpoint folder, or of a run folder's newest whole checkpoint.
 
     Raises UserError when there is none, or a file in it is missing, cut off, or does not fit its spec.
     """
     folder = find_checkpoint(path)
-    policy = PointNavPolicy(read_spec(folder))
-    load_weights(folder, policy)
-    metrics = _read(folder / METRICS, lambda data: json.loads(data))
-    config = _read(folder / CONFIG, lambda data: data.decode())
-    return LoadedPolicy(policy.to(device).eval(), metrics, config, folder)
+    read_spec(folder)
+    policy = cast(PointNavPolicy, load_network(folder, device))
+    return LoadedPolicy(policy, read_metrics(folder), read_config(folder), folder)
 
 
 def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Classifier:
     """Read the classifier of a checkpoint folder, in evaluation mode; raises UserError as `load_policy`."""
-    folder = find_checkpoint(path)
-    spec = read_any_spec(folder)
-    if not isinstance(spec, ClassifierSpec):
-        raise UserError(f"{folder} holds no classifier; give a checkpoint of one")
-    classifier = cast(Classifier, build(spec))
-    load_weights(folder, classifier)
-    return classifier.to(device).eval()
+    network = load_network(path, device)
+    if not isinstance(network, Classifier):
+        raise UserError(f"{path} holds no classifier; give a checkpoint of one")
+    return network
 
 
-def load_network(path: Path | str) -> PointNavPolicy | Classifier:
+def load_network(path: Path | str, device: torch.device | str = "cpu") -> PointNavPolicy | Classifier:
     """Read the policy or classifier of a checkpoint or run folder; raises UserError as `load_policy`."""
-    if isinstance(read_any_spec(find_checkpoint(path)), ClassifierSpec):
-        return load_classifier(path)
-    return load_policy(path).policy
+    folder = find_checkpoint(path)
+    network = cast(PointNavPolicy | Classifier, build(read_any_spec(folder)))
+    load_weights(folder, network)
+    return network.to(device).eval()
 
 
-def find_checkpoint(path: Path | str, names: tuple[str, ...] = (LATEST, BEST)) -> Path:
-    """Return the checkpoint folder that `path` is or, of a run folder, the first of its links `names`.
+def find_checkpoint(path: Path | str) -> Path:
+    """Return the checkpoint folder that `path` is or, of a run folder, its newest whole one.
 
-    The latest comes first, so that runs of equal length are compared at equal frames; `RUN/best` names the best.
+    The latest comes first, so that runs of equal length are compared at equal frames. `RUN/best` and `RUN/latest` name
+    checkpoints of a run whatever stands there: a link, a copy, a text file or nothing. What is damaged is skipped,
+    with a line that says so. Raises UserError where nothing is left.
     """
     path = Path(path)
-    if (path / SPEC).is_file() or (path / WEIGHTS).is_file():
-        return path.resolve()
-    for name in names:
-        if (path / name / SPEC).is_file():
-            return (path / name).resolve()
-    if not path.exists():
-        raise UserError(f"no checkpoint at {path}: there is no such folder; give a run or a checkpoint folder")
-    raise UserError(f"no checkpoint in {path}: neither {SPEC} nor a link {' or '.join(names)}; train one first")
+    run, wanted = _run_and_name(path)
+    if not numbered(run):
+        for folder in (path, path / LATEST, path / BEST):
+            if (folder / SPEC).is_file() or (folder / WEIGHTS).is_file():
+                return folder.resolve()
+        if not path.exists():
+            raise UserError(f"no checkpoint at {path}: there is no such folder; give a run or a checkpoint folder")
+        raise UserError(f"no checkpoint in {path}: neither {SPEC} nor {CHECKPOINTS}/ with one; train one first")
+    latest = first_whole(run, numbered(run), _read_all)
+    if wanted == LATEST:
+        return latest
+    best = read_metrics(latest).get(BEST_FRAMES) or read_trainer(latest)[BEST_FRAMES]
+    return first_whole(run, [best, *numbered(run)], _read_all)
+
+
+def holds_checkpoint(path: Path | str) -> bool:
+    """Whether `find_checkpoint` is to be asked about a path: a folder, or a run's `latest` or `best`."""
+    return Path(path).is_dir() or _run_and_name(Path(path))[0] != Path(path)
+
+
+def _run_and_name(path: Path) -> tuple[Path, str]:
+    """The folder that `path` would be a run or part of a run by, and which of its checkpoints is meant."""
+    inside = path.name in (LATEST, BEST) and bool(numbered(path.parent))
+    return (path.parent, path.name) if inside else (path, LATEST)
+
+
+def first_whole(run: Path, numbers: Sequence[int], read: Callable[[Path], Any]) -> Path:
+    """The first of a run's checkpoints, by their frames, that can be read, with a line for each that cannot.
+
+    `read` raises DamagedCheckpoint for those. Raises UserError where there is none.
+    """
+    for frames in numbers:
+        folder = checkpoint_folder(run, frames)
+        try:
+            read(folder)
+            return folder.resolve()
+        except DamagedCheckpoint as error:
+            if frames not in (left := numbered(run)):  # training has gone on meanwhile, and deleted it
+                return first_whole(run, left, read)
+            say_once(f"skipped: {error}")
+    raise UserError(f"no checkpoint in {run / CHECKPOINTS} is whole; use another run")
+
+
+def _read_all(folder: Path) -> None:
+    read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder)
+
+
+@cache
+def say_once(line: str) -> None:
+    """Tell the user something, however often it is found."""
+    print(line, file=sys.stderr)
 
 
 def read_spec(folder: Path) -> PolicySpec:
@@ -136,7 +185,22 @@ def read_spec(folder: Path) -> PolicySpec:
 
 def read_any_spec(folder: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
     """Read the architecture of a checkpoint of any kind; raises UserError when it is missing or cut off."""
-    return spec_from_json(_read(folder / SPEC, lambda data: json.loads(data)))
+    return read_spec_file(folder / SPEC)
+
+
+def read_spec_file(path: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
+    """Read a `spec.json` of any kind; raises UserError when it is missing, cut off or of a newer format."""
+    return spec_from_json(_known_format(path, _read(path, lambda data: json.loads(data))))
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself; raises UserError when it is missing or cut off."""
+    return _read(folder / METRICS, lambda data: dict(json.loads(data)))
+
+
+def read_config(folder: Path) -> str:
+    """Read the configuration of a checkpoint, YAML text; raises UserError when it is missing or cut off."""
+    return _read(folder / CONFIG, lambda data: data.decode())
 
 
 def was_pruned(folder: Path) -> bool:
@@ -148,8 +212,8 @@ def was_pruned(folder: Path) -> bool:
 
 
 def load_weights(folder: Path, policy: PointNavPolicy | Classifier) -> None:
-    """Load a checkpoint's weights into `policy`; raises UserError when they are cut off or do not fit."""
-    weights = _read(folder / WEIGHTS, safetensors.torch.load)
+    """Load a checkpoint's weights into `policy`; raises UserError when they are cut off, not finite or do not fit."""
+    weights = _read_weights(folder)
     own = {name: tuple(value.shape) for name, value in policy.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in weights.items()}
     if own != theirs:
@@ -161,21 +225,21 @@ def load_weights(folder: Path, policy: PointNavPolicy | Classifier) -> None:
     policy.load_state_dict(weights)
 
 
-def load_trainer(folder: Path, policy: PointNavPolicy) -> dict[str, Any]:
-    """Load weights into `policy` and return the trainer's state as it was given to `save_checkpoint`.
-
-    Raises UserError for a checkpoint of another architecture, a missing or a cut-off file.
-    """
-    if read_spec(folder) != policy.spec:
-        raise UserError(f"{folder} holds a policy of another spec than this run's; use another run folder or that spec")
-    load_weights(folder, policy)
-    return unpack(_read(folder / TRAINER, lambda d: torch.load(io.BytesIO(d), map_location="cpu", weights_only=True)))
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """Read the trainer's state as it was given to `save_checkpoint`; raises UserError when it is missing or cut off."""
+    path, load = folder / TRAINER, partial(torch.load, map_location="cpu", weights_only=True)
+    return _known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))))
 
 
 def numbered(run: Path) -> list[int]:
     """Return the frames of the checkpoints in a run folder, the newest first."""
-    names = (path.name for path in run.glob("checkpoints/*"))
+    names = (path.name for path in run.glob(f"{CHECKPOINTS}/*"))
     return sorted((int(name) for name in names if len(name) == 12 and name.isdecimal()), reverse=True)
+
+
+def checkpoint_folder(run: Path, frames: int) -> Path:
+    """Return where a run's checkpoint of so many frames stands."""
+    return run / CHECKPOINTS / f"{frames:012}"
 
 
 def check_replaceable(folder: Path) -> None:
@@ -188,26 +252,9 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} holds other files; choose another folder")
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to one file in one piece; raises UserError when it cannot."""
-    write_file(path, safetensors.torch.save(tensors))
-
-
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote; raises UserError when the file is missing or cut off."""
+    """Read a file of tensors; raises UserError when the file is missing or cut off."""
     return _read(path, safetensors.torch.load)
-
-
-def point(link: Path, folder: Path) -> None:
-    """Make `link` lead to `folder` (relative, so that a run folder can be moved) in one step."""
-    temporary = link.with_name(f".{link.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(folder, link.parent))
-        temporary.replace(link)
-        sync(link.parent)
-    except OSError as error:
-        raise cannot_write(link, error) from error
 
 
 def pack(value: Any, place: str = "trainer") -> Any:
@@ -239,6 +286,25 @@ def unpack(value: Any) -> Any:
     return value
 
 
+def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, value in weights.items() if not value.isfinite().all()), None)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    weights = _read(folder / WEIGHTS, safetensors.torch.load)
+    if name := _not_finite(weights):
+        raise DamagedCheckpoint(f"{folder / WEIGHTS} is of no use: {name} is not finite; use another checkpoint")
+    return weights
+
+
+def _known_format(path: Path, data: Any) -> Any:
+    """What a file holds but the version of its format; raises UserError for one that is not known yet."""
+    version = data.pop("format", FORMAT) if isinstance(data, dict) else FORMAT
+    if version != FORMAT:
+        raise UserError(f"{path} was written by a newer navprune (its format is {version}); update this one")
+    return data
+
+
 def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()
 
@@ -246,8 +312,10 @@ def _json(data: Any) -> bytes:
 def _read(path: Path, parse: Any) -> Any:
     try:
         return parse(path.read_bytes())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DamagedCheckpoint(f"{path} is missing; the checkpoint is not complete, use another one") from error
+    except OSError as error:  # it may be whole all the same: it must not be passed over
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; mend that, or use another one") from error
     except UserError:
         raise
     except Exception as error:  # parsers raise what they like on damaged bytes

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from navprune.checks import check_ranges
 from navprune.errors import UserError
-from navprune.rl.checkpoints import load_tensors, save_tensors
+from navprune.files import write_file
+from navprune.rl.checkpoints import load_tensors
 from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
@@ -249,7 +251,7 @@ class WarmStart:
         config = self.config
         self.policy.train()
         steps = max(1, round(config.epochs * self.frames_per_update / (config.sequence * config.batch)))
-        sums = torch.zeros(3)
+        sums = torch.zeros(3, device=self.actor.device)
         for _ in range(steps):
             sums += self._gradient_step(self._draw())
         action, value, accuracy = (sums / steps).tolist()
@@ -284,7 +286,7 @@ class WarmStart:
         value = errors.mean() if len(errors) else torch.zeros((), device=device)
         gradient_step(self.policy, self.optimiser, action + config.value_coefficient * value, config.max_grad_norm)
         agreement = (logits.argmax(-1) == expert).float().mean()
-        return torch.stack([action, value, agreement]).detach().cpu()
+        return torch.stack([action, value, agreement]).detach()
 
     def _batch(self, places: list[tuple[int, int, int]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Gather sequences from the buffer: data [sequence, batch, ...], states [batch, ...], returns."""
@@ -309,7 +311,7 @@ class WarmStart:
         """Write the rounds that are not in the folder yet; what is written never changes."""
         for past in self.rounds:
             if past.number not in self.on_disk:
-                save_tensors(self._file(past.number), past.data)
+                write_file(self._file(past.number), safetensors.torch.save(past.data))
                 self.on_disk.add(past.number)
 
     def _file(self, number: int) -> Path:

@@ -1,12 +1,19 @@
 """What a run says of itself: seconds by phase and the measures of recent episodes."""
 
+from __future__ import annotations
+
+import os
+import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+EVENTS = "events.out.tfevents"
+"""What the names of TensorBoard's files begin with; seconds, host, process and a number follow."""
 
 
 class Timers:
@@ -40,33 +47,45 @@ class Scalars:
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         """Entries of earlier writers from `purge_step` on are forgotten."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # slow to import
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.folder = folder
-        self.writer: SummaryWriter | None = None
-        self.writer = self._try(SummaryWriter, str(folder), purge_step=purge_step)
+        self.folder, self.event = folder, Event
+        self.records: RecordWriter | None = None
+        self.records = self._try(lambda: RecordWriter(self._open()))
+        self._write(file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         """Write the scalars of one step."""
-        for name, value in scalars.items():
-            if self.writer:
-                self._try(self.writer.add_scalar, name, value, step)
+        self._write(step=step, summary={"value": [{"tag": tag, "simple_value": x} for tag, x in scalars.items()]})
 
     def flush(self) -> None:
         """Bring what was written to disk."""
-        if self.writer:
-            self._try(self.writer.flush)
+        if self.records:
+            self._try(self.records.flush)
 
     def close(self) -> None:
         """Flush and stop."""
-        if self.writer:
-            self._try(self.writer.close)
+        if self.records:
+            self._try(self.records.close)
 
-    def _try(self, action: Any, *arguments: Any, **options: Any) -> Any:
+    def _open(self) -> BinaryIO:
+        """A new file that sorts behind those there are, whatever the clock says: in that order they are read."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        times = [name.split(".")[3] for name in os.listdir(self.folder) if name.startswith(f"{EVENTS}.")]
+        time_or_later = max([int(time.time()), *(int(stamp) + 1 for stamp in times if stamp.isdecimal())])
+        return (self.folder / f"{EVENTS}.{time_or_later:010}.{socket.gethostname()}.{os.getpid()}.0").open("xb")
+
+    def _write(self, **content: Any) -> None:
+        if records := self.records:
+            self._try(lambda: records.write(self.event(wall_time=time.time(), **content).SerializeToString()))
+
+    def _try(self, action: Callable[[], Any]) -> Any:
         try:
-            return action(*arguments, **options)
+            return action()
         except OSError as error:
-            self.writer = None
+            self.records = None
             print(f"cannot write {self.folder}: {error.strerror or error}; going on without it", file=sys.stderr)
             return None
 

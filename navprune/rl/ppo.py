@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from navprune.checks import check_ranges
 from navprune.errors import UserError
 from navprune.rl.callbacks import Callback
-from navprune.rl.rollouts import Actor, Rollout, collect, log_probability
+from navprune.rl.rollouts import Actor, NotFinite, Rollout, collect, log_probability
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy, PolicyOutput
@@ -137,10 +138,19 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def gradient_step(policy: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> None:
-    """Move the weights once against the gradient of `loss`, scaled down to `max_norm`."""
+    """Move the weights once against the gradient of `loss`, scaled down to `max_norm`.
+
+    Raises NotFinite before it moves them where the loss or its gradient is not finite.
+    """
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    value, slope = torch.stack([loss.detach(), norm]).tolist()  # together, since a GPU is waited for
+    if not (math.isfinite(value) and math.isfinite(slope)):
+        raise NotFinite(
+            f"the loss is {value:g} and the norm of its gradient {slope:g}; lower lr, value_coefficient or whatever "
+            "else enters the loss"
+        )
     optimiser.step()
 
 
@@ -221,7 +231,7 @@ class PPO:
         self.policy.train()
         for callback in self.callbacks:
             callback.on_rollout(self)
-        sums = torch.zeros(3)
+        sums = torch.zeros(3, device=self.actor.device)
         for _ in range(config.epochs):
             for rows in self.rollout.minibatches(config.minibatches, self.actor.generator):
                 loss = self.loss(self.policy, rows, critic_only=critic_only)
@@ -230,7 +240,7 @@ class PPO:
                     for callback in self.callbacks:
                         total = total + callback.loss(rows, loss.output)
                 gradient_step(self.policy, self.optimiser, total, config.max_grad_norm)
-                sums += loss.parts.detach().cpu()
+                sums += loss.parts.detach()
         value, action, spread = (sums / (config.epochs * config.minibatches)).tolist()
         return {"value_loss": value, "action_loss": action, "dist_entropy": spread}
 

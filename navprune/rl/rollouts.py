@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from navprune.tasks.pointnav import Step, VectorEnv
 
 
+class NotFinite(UserError):
+    """A number that training needs is infinite or none at all."""
+
+
 class Actor:
     """N agents in mid-run: what they see, what they remember, and what they did last.
 
@@ -63,15 +67,21 @@ class Actor:
     def sample(self, logits: Tensor) -> Tensor:
         """Draw an action for each row of `logits` [K, A]; returns int64 [K]."""
         with self.timers("policy"):
-            probabilities = logits.float().softmax(-1)
             # On the CPU whatever the device, so that one generator serves and its state is easily kept.
-            drawn = torch.multinomial(probabilities.cpu(), 1, generator=self.generator)
+            probabilities = logits.float().softmax(-1).cpu()
+            if not probabilities.isfinite().all():
+                seen = [name for name, value in self.observations.items() if not value.isfinite().all()]
+                what = f"the observation {seen[0]}" if seen else "the policy's answer"
+                raise NotFinite(f"{what} is not finite; {'mend what makes it' if seen else 'use other weights'}")
+            drawn = torch.multinomial(probabilities, 1, generator=self.generator)
             return drawn.squeeze(-1).to(self.device)
 
     def step(self, actions: Tensor, state: Tensor) -> Step:
         """Carry out `actions` [N]; `state` [N, layers, hidden] is what the agents remember from now on."""
         with self.timers("environment"):
             step = self.env.step(actions.cpu())
+            if not step.reward.isfinite().all():
+                raise NotFinite(f"the reward {step.reward[~step.reward.isfinite()][0]:g} is not finite; mend the task")
             self._see(step.observations)
         self.state, self.previous = state, actions
         self.masks = ~(step.terminated | step.truncated).to(self.device)

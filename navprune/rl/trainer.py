@@ -1,7 +1,7 @@
 """Training runs: an optional expert warm start, then PPO, with checkpoints to go on from.
 
-A run folder holds `checkpoints/FRAMES/`, the links `latest` and `best`, `tensorboard/`, and during the warm
-start `warm_start/`, its buffer.
+A run folder holds `checkpoints/FRAMES/`, the links `latest` and `best`, `configs/`, `tensorboard/`, and during the
+warm start `warm_start/`, its buffer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -25,15 +25,18 @@ from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
 from navprune.progress import ProgressLine
-from navprune.rl import checkpoints
+from navprune.rl import checkpoints, runs
 from navprune.rl.callbacks import Callback
 from navprune.rl.imitation import WarmStart, WarmStartConfig, forget_rounds, rounds_after
 from navprune.rl.monitor import EpisodeWindow, Scalars, Timers
 from navprune.rl.ppo import PPO, PPOConfig
-from navprune.rl.rollouts import Actor
+from navprune.rl.rollouts import Actor, NotFinite
 
 if TYPE_CHECKING:
     from navprune.tasks.pointnav import VectorEnv
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Signals on which a run saves and stops: Ctrl-C, and those of batch systems before time is up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,9 @@ class TrainerConfig:
 
     total_frames: int = 1_000_000
     """Environment steps of all agents together, the warm start's included; 1 or more."""
+    start: str = runs.RESUME
+    """Where the folder holds a run: `resume` goes on with it, `restart` moves it to FOLDER.N and begins anew, `new`
+    refuses."""
     seed: int = 0
     """Seed of the initial weights and of every random choice of the learner; 0 or more."""
     checkpoint_seconds: float = 120.0
@@ -74,6 +80,8 @@ class TrainerConfig:
             window=(1, huge),
             threads=(0, huge),
         )
+        if self.start not in runs.STARTS:
+            raise UserError(f"trainer.start is {self.start}; it must be one of {', '.join(runs.STARTS)}")
 
 
 class TrainingResult(NamedTuple):
@@ -102,11 +110,13 @@ def train(
 ) -> TrainingResult:
     """Train `policy` (its present weights, or seeded ones of a spec) in `env`, which the caller closes.
 
-    `callbacks` go along with PPO. Goes on from the newest whole checkpoint in `run_dir`. Ctrl-C ends the running
-    update, writes a checkpoint and exits with status 130. Raises UserError for a run folder, checkpoint or
-    configuration that cannot be used, and when a checkpoint cannot be written.
+    `callbacks` go along with PPO. Goes on from the newest whole checkpoint in `run_dir`, unless `trainer.start` says
+    otherwise. Ctrl-C, SIGTERM and SIGUSR1 end the running update, write a checkpoint and exit with status 128 + signal.
+    Raises UserError for a run folder, checkpoint or configuration that cannot be used, when a checkpoint cannot be
+    written, and before a step that is not finite.
     """
-    return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml, callbacks).run()
+    with runs.taken(Path(run_dir), trainer.start):
+        return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml, callbacks).run()
 
 
 class Trainer:
@@ -139,10 +149,11 @@ class Trainer:
         )  # fmt: skip
         self.frames = self.updates = self.phase_start = self.schedule_start = 0
         self.best_spl, self.best_frames = -1.0, 0
+        self.changes: list[str] = []
         self.learner: PPO | WarmStart
         self._begin()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
-        self.stop = False
+        self.stop = 0
         if config.compile:
             self.policy.encoder.compile()
 
@@ -152,28 +163,19 @@ class Trainer:
         return self.actor.policy
 
     def _begin(self) -> None:
-        if (self.folder / checkpoints.SPEC).exists():
-            raise UserError(f"{self.folder} is a checkpoint; choose another run folder (`init` trains a checkpoint)")
-        written = checkpoints.numbered(self.folder)
-        if not written:
-            # What a crash left half written has a name with a dot.
-            if any(not path.name.startswith(".") for path in self.folder.glob("checkpoints/*")):
-                raise UserError(f"{self.folder / 'checkpoints'} holds other files; choose another run folder")
+        if written := checkpoints.numbered(self.folder):
+            checkpoints.first_whole(self.folder, written, self._resume)
+        else:
             self.actor.reset()
             self.learner = self._learner(WarmStart.name if self.warm_start else PPO.name)
-            return
-        for frames in written:
-            try:
-                return self._resume(self._checkpoint(frames))
-            except checkpoints.DamagedCheckpoint as error:
-                print(f"skipped: {error}", file=sys.stderr)
-        raise UserError(f"no checkpoint in {self.folder / 'checkpoints'} is whole; choose another run folder")
 
     def _resume(self, folder: Path) -> None:
+        self.changes = runs.changed_settings(folder, self.config_yaml)
         spec = checkpoints.read_spec(folder)
         if spec != self.policy.spec:
             self.actor.policy = PointNavPolicy(spec).to(self.actor.device)
-        state = checkpoints.load_trainer(folder, self.policy)
+        checkpoints.load_weights(folder, self.policy)
+        state = checkpoints.read_trainer(folder)
         if PolicySpec.from_json(state.get("initial", spec.to_json())) != self.initial:
             raise UserError(f"{folder} is of a run that began with another spec; use another run folder or that spec")
         for name in ("frames", "updates", "phase_start", "best_spl", "best_frames"):
@@ -213,32 +215,35 @@ class Trainer:
         return (self.frames - self.schedule_start) / max(end - self.schedule_start, 1)
 
     def run(self) -> TrainingResult:
-        """Train to the end."""
-        first = self.frames
-        line = ProgressLine("training", self.config.total_frames, "frames", self.frames)
+        """Train to the end; says where it goes on, or that there is nothing to do, and which settings are new."""
+        first, total = self.frames, self.config.total_frames
+        if first >= total:
+            more = f"trainer.total_frames={2 * first} or the like trains longer"
+            print(f"{self.folder} is complete at {first:,} frames, nothing to train; {more}", file=sys.stderr)
+            return self._result(first)
+        if first:
+            what = "".join(f"\n  {change}" for change in self.changes)
+            print(f"{self.folder} goes on at {first:,} frames of {total:,}{what}", file=sys.stderr)
+        runs.keep_config(self.folder, first, self.config_yaml)
+        line = ProgressLine("training", total, "frames", first)
         # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
-        writer = Scalars(self.folder / "tensorboard", purge_step=self.frames + 1)
-        try:
-            with self._ctrl_c():
-                while self.frames < self.config.total_frames and not self.stop:
-                    losses = self._update()
-                    if self.updates % self.config.log_updates == 0:
-                        self._log(writer, losses, first)
-                    line.show(self.frames, self._note(), last=False)
-                    if time.monotonic() - self.saved_time >= self.config.checkpoint_seconds:
-                        writer.flush()
-                        self.save()
-                writer.flush()
-                self.save()
-        finally:
-            writer.close()
+        with self._signals(), closing(Scalars(self.folder / "tensorboard", purge_step=first + 1)) as writer:
+            while self.frames < total and not self.stop:
+                losses = self._update()
+                if self.updates % self.config.log_updates == 0:
+                    self._log(writer, losses, first)
+                line.show(self.frames, self._note(), last=False)
+                if time.monotonic() - self.saved_time >= self.config.checkpoint_seconds:
+                    writer.flush()
+                    self.save()
+            writer.flush()
+            self.save()
         line.show(self.frames, self._note(), last=True)
         if self.stop:
-            print(
-                f"stopped and saved; the same command goes on from {self.folder / checkpoints.LATEST}",
-                file=sys.stderr,
-            )
-            raise SystemExit(130)
+            start = "" if self.config.start == runs.RESUME else f" without trainer.start={self.config.start}"
+            saved = self._checkpoint(self.frames)
+            print(f"stopped and saved; the same command{start} goes on from {saved}", file=sys.stderr)
+            raise SystemExit(128 + self.stop)
         return self._result(first)
 
     def _update(self) -> dict[str, float]:
@@ -246,7 +251,12 @@ class Trainer:
             self.phase_start = self.schedule_start = self.frames
             self.learner = self._learner(PPO.name)
             self._forget_episodes()
-        losses = self.learner.update(self.progress)
+        try:
+            losses = self.learner.update(self.progress)
+        except NotFinite as error:
+            saved = f"goes on from {self._checkpoint(self.saved_frames)}" if self.saved_frames else "begins anew"
+            where = f"update {self.updates + 1} ({self.learner.name}, at {self.frames:,} frames)"
+            raise UserError(f"{where}: {error}; nothing of it is saved, the next run {saved}") from None
         self.frames += self.learner.frames_per_update
         self.updates += 1
         if isinstance(self.learner, PPO):
@@ -301,6 +311,7 @@ class Trainer:
             if isinstance(self.learner, WarmStart):
                 self.learner.store()
             metrics = {"frames": self.frames, "updates": self.updates, "phase": self.learner.name}
+            metrics[checkpoints.BEST_FRAMES] = self.best_frames
             checkpoints.save_checkpoint(
                 self._checkpoint(self.frames),
                 self.policy,
@@ -329,12 +340,12 @@ class Trainer:
         }
 
     def _checkpoint(self, frames: int) -> Path:
-        return self.folder / "checkpoints" / f"{frames:012}"
+        return checkpoints.checkpoint_folder(self.folder, frames)
 
     def _tidy(self) -> None:
         """Point `latest` and `best` at their checkpoints and delete what neither the best nor the latest need."""
-        checkpoints.point(self.folder / checkpoints.LATEST, self._checkpoint(self.frames))
-        checkpoints.point(self.folder / checkpoints.BEST, self._checkpoint(self.best_frames))
+        runs.point(self.folder / checkpoints.LATEST, self._checkpoint(self.frames))
+        runs.point(self.folder / checkpoints.BEST, self._checkpoint(self.best_frames))
         written = checkpoints.numbered(self.folder)
         latest = [frames for frames in written if frames <= self.frames][: self.config.keep_checkpoints]
         kept = {*latest, self.best_frames}
@@ -353,28 +364,30 @@ class Trainer:
             frames_per_second=(self.frames - first) / self.timers.total,
             seconds=self.timers.phases(),
             metrics=self.window.mean(),
-            latest=(self.folder / checkpoints.LATEST).resolve(),
-            best=(self.folder / checkpoints.BEST).resolve(),
+            latest=self._checkpoint(self.frames).resolve(),
+            best=self._checkpoint(self.best_frames).resolve(),
         )
 
     @contextmanager
-    def _ctrl_c(self) -> Iterator[None]:
-        """Let the first Ctrl-C stop the run after the present update, and the second one at once."""
+    def _signals(self) -> Iterator[None]:
+        """Let a signal of `STOPPING` stop the run after the present update, and a second Ctrl-C at once."""
 
         def stop(signum: int, frame: Any) -> None:
-            if self.stop:
+            if self.stop and signum == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stop = True
-            print("\nstopping after this update; Ctrl-C again stops at once", file=sys.stderr)
+            if not self.stop:
+                print("\nstopping after this update; Ctrl-C again stops at once", file=sys.stderr)
+            self.stop = self.stop or signum
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, stop)
+        before = {number: signal.signal(number, stop) for number in STOPPING}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def default_device() -> str:

@@ -240,17 +240,18 @@ def test_closing_waits_for_nobody_for_long(make_env, monkeypatch):
     assert not any(process.is_alive() for process in there)
 
 
-def test_ctrl_c_saves_and_ends_without_a_word_from_the_workers(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_to_all_saves_and_ends_without_a_word_from_the_workers(tmp_path, number, status):
     command = [sys.executable, "-m", "navprune.cli", "train", "--config", "pointnav", *TINY, "env=habitat"]
     command += ["trainer.total_frames=1000000", "warm_start=null", f"run={tmp_path / 'run'}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         while not list((tmp_path / "run").glob("tensorboard/*")):
             assert process.poll() is None and time.sleep(0.1) is None
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         error = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert process.returncode == 130, error
+    assert process.returncode == status, error
     assert "stopped and saved" in error and "Traceback" not in error and "Worker" not in error
     assert (tmp_path / "run" / "latest").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from navprune import files
 from navprune.errors import UserError
@@ -156,8 +156,8 @@ def test_scalars_that_cannot_be_written_do_not_stop_a_run(toys, whole, tmp_path,
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for method in ("add_scalar", "flush", "close"):
-        monkeypatch.setattr(SummaryWriter, method, full)
+    for method in ("write", "flush", "close"):
+        monkeypatch.setattr(RecordWriter, method, full)
     run(toys, tmp_path)
     assert same(weights(tmp_path), weights(whole[0]))
     assert capsys.readouterr().err.count("No space left on device; going on without it") == 1
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(toys, whole, tmp_path, monkey
     save, count = files.write_bytes, iter(range(1000))
 
     def full(path, data):
-        save(path if next(count) < 40 else Path("/dev/full"), data)
+        save(path if next(count) < 41 else Path("/dev/full"), data)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_bytes", full)
