@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from navprune.checks import check_ranges
+from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.models.widths import widths, with_widths
 from navprune.pruning.graph import Example
@@ -52,23 +52,23 @@ not stop for that."""
 class PruningScheduleConfig:
     """What is cut while PPO trains, and what helps the agent to recover."""
 
-    method: str = "taylor"
+    method: str = chosen("taylor", SCORES)
     """Score of the units, one of `navprune prune --help` but gates; taylor follows PPO's own loss."""
     budget: str | None = None
     """Final shares of the network that the run begins with, such as macs=0.5,parameters=0.45; null cuts nothing."""
-    schedule: str = "cubic"
+    schedule: str = chosen("cubic", SCHEDULES)
     """cubic (most of it early) or steps (the same share of what is left each time)."""
-    begin: float = 0.1
+    begin: float = bounded(0.1, 0, 1)
     """Share of PPO's frames after which the schedule begins; from 0 to 1."""
-    end: float = 0.6
+    end: float = bounded(0.6, TINY, 1)
     """Share of PPO's frames at which the last cut is made; above `begin`, to 1."""
-    cuts: int = 8
+    cuts: int = bounded(8, 1)
     """Number of cuts, at equal distances, the last at `end`; 1 or more."""
-    minimum: int = 1
+    minimum: int = bounded(1, 1)
     """Units that stay of every width; 1 or more."""
-    penalty: str | None = None
+    penalty: str | None = chosen(None, PENALTIES)
     """What prepares the cuts: group-lasso (of filters), group-lasso-channel, group-lasso-both, growing, or null."""
-    strength: float | None = None
+    strength: float | None = bounded(None, TINY)
     """Of a group lasso, the weight of the penalty (null: 0.01); of growing, minus the logarithm of what a unit that the
     gradient leaves alone has faded to at its cut (null: 3); above 0."""
     rewind: str | None = None
@@ -78,28 +78,13 @@ class PruningScheduleConfig:
     """Whether the schedules of PPO's learning rate and clip begin anew after each cut."""
     teacher: str | None = None
     """Checkpoint or run of the dense agent to distil from; null for PPO alone."""
-    teach_policy: float = 1.0
+    teach_policy: float = bounded(1.0, 0)
     """Weight of the divergence from the teacher's actions; 0 or more."""
-    teach_features: float = 1.0
+    teach_features: float = bounded(1.0, 0)
     """Weight of the squared difference from the teacher's visual features; 0 or more."""
 
     def __post_init__(self) -> None:
-        tiny, huge = 1e-12, float("inf")
-        check_ranges(
-            "pruning",
-            self,
-            begin=(0.0, 1.0),
-            end=(tiny, 1.0),
-            cuts=(1, huge),
-            minimum=(1, huge),
-            teach_policy=(0.0, huge),
-            teach_features=(0.0, huge),
-            **({} if self.strength is None else {"strength": (tiny, huge)}),
-        )
-        for name, known in (("method", tuple(SCORES)), ("schedule", SCHEDULES), ("penalty", PENALTIES)):
-            if getattr(self, name) not in known:
-                names = ", ".join("null" if one is None else one for one in known)
-                raise UserError(f"pruning.{name} is {getattr(self, name)}; known are {names}")
+        check_fields("pruning", self)
         if self.begin >= self.end:
             raise UserError(f"pruning.begin is {self.begin:g}; it must lie before end, {self.end:g}")
         if self.budget is not None:

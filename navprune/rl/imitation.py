@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from navprune.checks import check_ranges
+from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.files import write_file
 from navprune.rl.checkpoints import load_tensors
@@ -37,55 +37,39 @@ if TYPE_CHECKING:
 class WarmStartConfig:
     """How the expert is imitated before PPO begins."""
 
-    frames: int = 100_000
+    frames: int = bounded(100_000, 1)
     """Environment steps of this phase; they count towards the run's total; 1 or more."""
     steps: int = 64
     """Environment steps of each agent between two updates; a multiple of `sequence`."""
-    sequence: int = 32
+    sequence: int = bounded(32, 1)
     """Steps of a training sequence, through which gradients flow; 1 or more."""
-    batch: int = 8
+    batch: int = bounded(8, 1)
     """Sequences in a gradient step; 1 or more."""
-    epochs: float = 2.0
+    epochs: float = bounded(2.0, TINY)
     """How often a frame is trained on, on average; above 0."""
     capacity: int = 65_536
     """Frames in the buffer, the oldest leave first; images take 2 bytes a value; at least `steps` x N."""
-    lr: float = 1e-3
+    lr: float = bounded(1e-3, TINY, 1)
     """Adam's learning rate at the beginning, falling linearly to 0; above 0."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = bounded(1.0, TINY)
     """Gradients are scaled down to this norm; above 0."""
-    beta_final: float = 0.3
+    beta_final: float = bounded(0.3, 0, 1)
     """Probability that an episode begins with the expert at the end of the phase, falling linearly from 1;
     from 0 to 1."""
-    patience: int = 15
+    patience: int = bounded(15, 1)
     """Steps without getting nearer to the goal after which the policy hands over to the expert; 1 or more.
     Without it a policy that hesitates fills the buffer with the places where it is stuck."""
-    stray: float = 0.2
+    stray: float = bounded(0.2, 0, 1)
     """Share of the expert's steps that the policy takes, though it may not stop there; from 0 to 1."""
-    inflection_weight: float = 1.0
+    inflection_weight: float = bounded(1.0, TINY)
     """Weight of frames whose label differs from the previous action (Wijmans et al. 2019); above 0."""
-    value_coefficient: float = 0.05
+    value_coefficient: float = bounded(0.05, 0)
     """Weight of the squared error of the critic to the discounted return of the episode; 0 or more."""
-    gamma: float = 0.99
+    gamma: float = bounded(0.99, 0, 1)
     """Discount of a step in those returns, PPO's; from 0 to 1."""
 
     def __post_init__(self) -> None:
-        tiny, huge = 1e-12, float("inf")
-        check_ranges(
-            "warm_start",
-            self,
-            frames=(1, huge),
-            sequence=(1, huge),
-            batch=(1, huge),
-            epochs=(tiny, huge),
-            lr=(tiny, 1.0),
-            max_grad_norm=(tiny, huge),
-            beta_final=(0.0, 1.0),
-            patience=(1, huge),
-            stray=(0.0, 1.0),
-            inflection_weight=(tiny, huge),
-            value_coefficient=(0.0, huge),
-            gamma=(0.0, 1.0),
-        )
+        check_fields("warm_start", self)
         if self.steps < 1 or self.steps % self.sequence:
             raise UserError(f"warm_start.steps is {self.steps}; it must be a multiple of sequence, {self.sequence}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from navprune.checks import check_ranges
+from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.rl.callbacks import Callback
 from navprune.rl.rollouts import Actor, NotFinite, Rollout, collect, log_probability
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 class PPOConfig:
     """How PPO learns; the defaults are habitat-baselines' for a single machine."""
 
-    steps: int = 128
+    steps: int = bounded(128, 1)
     """Environment steps of each agent between two updates; 1 or more."""
-    epochs: int = 4
+    epochs: int = bounded(4, 1)
     """Passes over each rollout; 1 or more."""
-    minibatches: int = 2
+    minibatches: int = bounded(2, 1)
     """Groups of environments that a pass is split into; from 1 to the number of environments."""
-    lr: float = 2.5e-4
+    lr: float = bounded(2.5e-4, TINY, 1)
     """Adam's learning rate; above 0."""
-    eps: float = 1e-5
+    eps: float = bounded(1e-5, TINY, 1)
     """Adam's epsilon; above 0."""
-    clip: float = 0.2
+    clip: float = bounded(0.2, TINY)
     """How far the ratio of probabilities may move from 1, and the value from its old estimate; above 0."""
-    gamma: float = 0.99
+    gamma: float = bounded(0.99, 0, 1)
     """Discount of a step; from 0 to 1."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = bounded(0.95, 0, 1)
     """Lambda of the generalised advantage: 0 trusts the critic, 1 the returns; from 0 to 1."""
-    entropy_coefficient: float = 0.01
+    entropy_coefficient: float = bounded(0.01, 0)
     """Weight of the entropy bonus; 0 or more."""
-    value_coefficient: float = 0.5
+    value_coefficient: float = bounded(0.5, 0)
     """Weight of the value loss; 0 or more."""
     clip_values: bool = True
     """Whether the value loss is clipped as the policy's."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: float = bounded(0.5, TINY)
     """Gradients are scaled down to this norm; above 0."""
     linear_lr: bool = False
     """Whether the learning rate falls linearly to 0 over the run."""
@@ -56,28 +56,12 @@ class PPOConfig:
     """Whether the time limit cuts an episode off (its last value counts); in Habitat it ends it."""
     normalise_advantages: bool = False
     """Whether the advantages of a rollout are brought to mean 0 and deviation 1."""
-    critic_updates: int = 0
+    critic_updates: int = bounded(0, 0)
     """First updates that train the critic's own layer alone, so that a policy which is good already
     is not spoilt by a critic that is not; 0 or more."""
 
     def __post_init__(self) -> None:
-        tiny, huge = 1e-12, float("inf")
-        check_ranges(
-            "ppo",
-            self,
-            steps=(1, huge),
-            epochs=(1, huge),
-            minibatches=(1, huge),
-            lr=(tiny, 1.0),
-            eps=(tiny, 1.0),
-            clip=(tiny, huge),
-            gamma=(0.0, 1.0),
-            gae_lambda=(0.0, 1.0),
-            entropy_coefficient=(0.0, huge),
-            value_coefficient=(0.0, huge),
-            max_grad_norm=(tiny, huge),
-            critic_updates=(0, huge),
-        )
+        check_fields("ppo", self)
 
 
 def advantages(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
-from navprune.checks import check_ranges
+from navprune.checks import bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
@@ -43,24 +43,24 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 class TrainerConfig:
     """How long a run is, what it writes, and on what it runs."""
 
-    total_frames: int = 1_000_000
+    total_frames: int = bounded(1_000_000, 1)
     """Environment steps of all agents together, the warm start's included; 1 or more."""
-    start: str = runs.RESUME
+    start: str = chosen(runs.RESUME, runs.STARTS)
     """Where the folder holds a run: `resume` goes on with it, `restart` moves it to FOLDER.N and begins anew, `new`
     refuses."""
-    seed: int = 0
+    seed: int = bounded(0, 0)
     """Seed of the initial weights and of every random choice of the learner; 0 or more."""
-    checkpoint_seconds: float = 120.0
+    checkpoint_seconds: float = bounded(120.0, 0)
     """Least time between two checkpoints, written between updates; 0 writes one after each; 0 or more."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = bounded(2, 1)
     """Latest checkpoints that are kept, the best one aside; 1 or more."""
-    log_updates: int = 1
+    log_updates: int = bounded(1, 1)
     """Updates between two entries in TensorBoard; 1 or more."""
-    window: int = 100
+    window: int = bounded(100, 1)
     """Episodes that reported measures and the choice of the best checkpoint average over; 1 or more."""
     device: str = "auto"
     """`cpu`, `cuda` or another of torch's devices; `auto` is CUDA where there is some."""
-    threads: int = 0
+    threads: int = bounded(0, 0)
     """Threads of torch on the CPU; 0 leaves torch's choice; 0 or more."""
     bf16: bool = False
     """Whether the network runs in bfloat16 where that is safe (autocast)."""
@@ -68,20 +68,7 @@ class TrainerConfig:
     """Whether the visual encoder is compiled with `torch.compile`."""
 
     def __post_init__(self) -> None:
-        huge = float("inf")
-        check_ranges(
-            "trainer",
-            self,
-            total_frames=(1, huge),
-            seed=(0, huge),
-            checkpoint_seconds=(0.0, huge),
-            keep_checkpoints=(1, huge),
-            log_updates=(1, huge),
-            window=(1, huge),
-            threads=(0, huge),
-        )
-        if self.start not in runs.STARTS:
-            raise UserError(f"trainer.start is {self.start}; it must be one of {', '.join(runs.STARTS)}")
+        check_fields("trainer", self)
 
 
 class TrainingResult(NamedTuple):

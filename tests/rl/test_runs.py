@@ -382,7 +382,7 @@ def test_restart_moves_the_run_aside_and_new_refuses(toys, begun, half, capsys):
 
 
 def test_an_unknown_start_is_refused():
-    with pytest.raises(UserError, match=r"trainer\.start is overwrite; it must be one of resume, restart, new"):
+    with pytest.raises(UserError, match=r"trainer\.start is overwrite; known are resume, restart, new"):
         TrainerConfig(start="overwrite")
 
 
