@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import add_overrides, command, natural, note, positive
+from navprune.cli.parsers import add_overrides, command, given, natural, note, positive
 from navprune.errors import UserError
 
 
@@ -68,23 +68,14 @@ def _add_evaluate(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.evaluate import run_evaluation
     from navprune.reports.tables import measure_table
-    from navprune.source import config_of, run_folder
+    from navprune.source import Source
 
-    config = config_of(options.agent, options.config, options.settings)
+    source = Source.parse(options.agent)
+    config = source.config(options.config, options.settings)
     split = options.split or config.data.val
-    agent = Path(options.agent)
-    out = options.out or (run_folder(agent) or Path("runs") / agent.stem) / "evaluation" / split
-    result, shown = run_evaluation(
-        options.agent,
-        config,
-        split=split,
-        limit=options.episodes,
-        environments=options.environments,
-        greedy=options.greedy,
-        seed=options.seed,
-        out=out,
-        pictures=options.pictures,
-    )
+    out = options.out or (source.run or Path("runs") / source.path.stem) / "evaluation" / split
+    passed = given(options, "environments", "greedy", "seed", "pictures")
+    result, shown = run_evaluation(options.agent, config, split=split, limit=options.episodes, out=out, **passed)
     print(measure_table(result.to_json(split)).text())
     print(
         f"\n{len(result.episodes)} episodes of {split}; written to {out}"
@@ -111,12 +102,12 @@ def _add_export(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.files import write_file
     from navprune.models.weights import foreign_bytes, foreign_hints, hints_file, needs_hints
-    from navprune.source import policy_of
+    from navprune.source import Source
 
     beside = hints_file(options.out)
     if options.json == beside:
         raise UserError(f"{beside} is where navprune looks for the images' size; give --json another name")
-    policy = policy_of(options.source)
+    policy = Source.parse(options.source).policy()
     write_file(options.out, foreign_bytes(policy))
     if needs_hints(policy) or beside.exists():  # one that is there told of the file before
         write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import command, note, numbers, positive
+from navprune.cli.parsers import command, given, note, numbers, positive
 
 
 def add_commands(commands: Any) -> None:
@@ -35,9 +35,9 @@ def _add_cost(commands: Any) -> None:
 def _cost(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.evaluation.cost import breakdown, cost
     from navprune.reports.tables import cost_table, rows_table
-    from navprune.source import spec_of
+    from navprune.source import Source
 
-    spec = spec_of(options.source)
+    spec = Source.parse(options.source).policy_spec()
     answer = cost(spec).to_json()
     print(cost_table({options.source: answer}).text())
     if options.layers:
@@ -64,9 +64,10 @@ def _add_latency(commands: Any) -> None:
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.latency import run_latency
     from navprune.reports.tables import latency_table
+    from navprune.source import named
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
-    answer = run_latency(options.sources, sizes, options.runtime.split(","), options.device, options.runs)
+    answer = run_latency(named(options.sources), sizes, options.runtime.split(","), options.device, options.runs)
     print(latency_table(answer["rows"]).text())
     return answer
 
@@ -77,7 +78,7 @@ def _add_compare(commands: Any) -> None:
         "compare",
         _compare,
         "Compares runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.\n"
-        "Every run is evaluated anew on the same episodes.",
+        "Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).",
         "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
@@ -85,19 +86,17 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--split", default=None, help="split to compare on (default: the runs' data.val)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
     parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
+    own = "measure each run on its own data and task where they differ; table and page say how"
+    parser.add_argument("--each-its-own", action="store_true", help=own)
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.compare import run_comparison
 
-    table, page, answer = run_comparison(
-        options.runs,
-        options.out,
-        split=options.split,
-        batch_sizes=numbers("--batch-sizes", options.batch_sizes),
-        pictures=options.pictures,
-    )
-    print(table.text())
+    sizes = numbers("--batch-sizes", options.batch_sizes)
+    passed = given(options, "runs", "out", "split", "pictures", "each_its_own")
+    table, page, answer = run_comparison(batch_sizes=sizes, **passed)
+    print("\n".join([table.text(), *(f"* {line}" for line in answer["differences"].values())]))
     print(f"\n{page}")
     return answer
 
@@ -142,16 +141,8 @@ def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.benchmark import benchmark_simulator
     from navprune.reports.tables import rows_table
 
-    widths = numbers("--widths", options.widths)
-    answer = benchmark_simulator(
-        options.data,
-        options.name,
-        widths=widths,
-        environments=options.environments,
-        threads=options.threads,
-        frames=options.frames,
-        report=note,
-    )
+    passed = given(options, "data", "name", "environments", "threads", "frames")
+    answer = benchmark_simulator(widths=numbers("--widths", options.widths), report=note, **passed)
     print(rows_table(answer["rows"]).text())
     before, after = answer["memory_mib"]
     print(f"\nmemory {before:.0f} MiB before, {after:.0f} MiB after")
@@ -162,17 +153,8 @@ def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.benchmark import benchmark_training
     from navprune.reports.tables import rows_table
 
-    answer = benchmark_training(
-        options.data,
-        options.name,
-        encoder=options.encoder,
-        base_planes=options.base_planes,
-        width=options.width,
-        environments=options.environments,
-        epochs=options.epochs,
-        updates=options.updates,
-        report=note,
-    )
+    names = ("data", "name", "encoder", "base_planes", "width", "environments", "epochs", "updates")
+    answer = benchmark_training(report=note, **given(options, *names))
     flat = [{**row, **{f"{k} s": v for k, v in row["seconds"].items()}} for row in answer["rows"]]
     print(rows_table([{k: v for k, v in row.items() if k != "seconds"} for row in flat]).text())
     return answer

@@ -1,9 +1,11 @@
 """`navprune evaluate`: an agent over every episode of a split."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +15,13 @@ from navprune.errors import UserError
 from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
 from navprune.files import write_file
+from navprune.models.policy import PointNavPolicy
 from navprune.progress import ProgressLine
 from navprune.reports import maps, video
 from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode
 from navprune.simulator.scene import SceneLibrary
-from navprune.source import CONTROLS, policy_of, spec_of
+from navprune.source import CONTROLS, Source
 from navprune.tasks.pointnav import Once, VectorEnv
 
 
@@ -31,15 +34,31 @@ class Shown:
     video: Path
 
 
-def agent_of(source: str, config: Config, env: VectorEnv, greedy: bool) -> Agent:
-    """A control agent by name, or the policy of a checkpoint."""
+OF_THE_AGENT = ("width", "height", "hfov", "camera_height", "max_depth", "sensors", "alpha_masks")
+"""What of a task is the agent's own, whose encoder is made for its images; the rest decides what is measured."""
+
+
+def conditions(config: Config, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What the numbers of an evaluation depend on beside the agent: a digest of the episodes, and the task's settings.
+
+    The digest is of what the episodes say and not of where they lie; their order and what nothing reads do not matter.
+    """
+    rows = ({**asdict(episode), "goal_radius": None, "geodesic_distance": None} for episode in episodes)
+    digest = hashlib.sha256("\n".join(sorted(json.dumps(row) for row in rows)).encode()).hexdigest()
+    task = {name: value for name, value in asdict(config.task).items() if name not in OF_THE_AGENT}
+    return {"episodes": digest, "simulator": config.simulator, **task}
+
+
+def agent_of(source: str, config: Config, env: VectorEnv, policy: PointNavPolicy | None, greedy: bool) -> Agent:
+    """A control agent by name, or one with a policy."""
     if source == "random":
         return RandomAgent(config.task)
     if source == "goal-follower":
         return GoalFollower(config.task)
     if source == "shortest-path":
         return ShortestPathAgent(env)
-    return PolicyAgent(policy_of(source, config).to(default_device()), greedy)
+    assert policy is not None
+    return PolicyAgent(policy.to(default_device()), greedy)
 
 
 def run_evaluation(
@@ -59,8 +78,9 @@ def run_evaluation(
 
     With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
     """
-    if source not in CONTROLS:
-        check_sees(spec_of(source, config).encoder, config)
+    policy = None if source in CONTROLS else Source.parse(source).policy(config)
+    if policy:
+        check_sees(policy.spec.encoder, config)
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
     if config.env == "habitat":  # Each is a process with its own copy of the scene.
@@ -68,7 +88,7 @@ def run_evaluation(
     env = environment(config, split, episodes, Once(len(episodes)), environments, library)
     recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
     try:
-        agent = agent_of(source, config, env, greedy)
+        agent = agent_of(source, config, env, policy, greedy)
         line = ProgressLine(f"evaluating {Path(source).name}", len(episodes), "episodes")
         result = evaluate(env, agent, episodes, seed, recorder, line)
     finally:
@@ -77,6 +97,7 @@ def run_evaluation(
         return result, []
     out.mkdir(parents=True, exist_ok=True)
     summary = result.to_json(split) | {"agent": source, "greedy": greedy, "seed": seed}
+    summary["conditions"] = conditions(config, episodes)
     write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]

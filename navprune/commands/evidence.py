@@ -27,10 +27,8 @@ from navprune.pruning.prune import Batches
 from navprune.pruning.scores import Loss, distillation_loss
 from navprune.pruning.search import SearchConfig
 from navprune.pruning.slim import Spec
-from navprune.rl.checkpoints import (
-    load_network,
-)
 from navprune.rl.ppo import PPOConfig
+from navprune.source import Source
 from navprune.tasks.pointnav import VectorEnv
 
 DISTILLATION = "distillation"
@@ -122,7 +120,7 @@ def material(
     loss = options.loss or ("imitation" if method == GATES else "ppo")
     if loss == DISTILLATION and method != "taylor":
         raise UserError(f"distillation is a loss of taylor scores, not of {method!r}: leave it out")
-    taught = distillation_loss(load_network(options.teacher)) if options.teacher else None
+    taught = distillation_loss(Source.parse(options.teacher).load()) if options.teacher else None
     epochs = options.epochs if method == GATES else 1
     generator = torch.Generator().manual_seed(options.seed)
     if isinstance(spec, ClassifierSpec) or loss == "classification":

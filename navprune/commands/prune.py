@@ -19,11 +19,10 @@ from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import measure
 from navprune.files import write_file
 from navprune.models.build import build
-from navprune.models.classifiers import NAMES as CLASSIFIERS
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import NAMES, EncoderSpec, PolicySpec, widths, with_widths
+from navprune.models.spec import EncoderSpec, PolicySpec, widths
 from navprune.progress import ProgressLine
 from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import NEEDS_BATCHES
@@ -37,43 +36,58 @@ from navprune.rl.checkpoints import (
     PRUNING,
     WIDTHS,
     check_replaceable,
-    find_checkpoint,
-    load_network,
+    read_any_spec,
     save_checkpoint,
     was_pruned,
 )
 from navprune.rl.trainer import device_of
-from navprune.source import policy_of, spec_of
+from navprune.source import CLASSIFIER, FOLDER, NAMED, Source
 from navprune.tasks.pointnav import VectorEnv
 
 
 def run_pruning(
-    source: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
+    text: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
 ) -> PruningResult:
-    """Prunes a spec or checkpoint to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
+    """Prunes what is named (see `Source`) to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
 
     `options` are the fields of `PruningOptions`. What scores and gates look at comes from the configured training
     environments, of classifiers from labelled images.
     """
-    how = PruningOptions(**options)
-    _check_out(out, [source, *filter(None, [how.teacher])])
-    network = unpruned(source, config, how)
-    spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
-    device = device_of(config.trainer.device)
+    how, source = PruningOptions(**options), Source.parse(text)
+    _check_out(out, [source, *([Source.parse(how.teacher)] if how.teacher else [])])
+    network = source.load(config, how.seed) if source.has_weights else unpruned(source, config, how.images)
+    spec = network.spec if isinstance(network, torch.nn.Module) else network
     if how.images and not isinstance(spec, ClassifierSpec):
-        raise UserError(f"{how.images}: labelled images are for classifiers, which {source} is not; leave them out")
+        raise UserError(f"{how.images}: labelled images are for classifiers, which {text} is not; leave them out")
+    if method == torch_pruning.TORCH_PRUNING:
+        cut = torch_pruning.prune(network, budget, count_cost, seed=how.seed, config=how.search, blocks=how.blocks)
+    else:
+        cut = _pruned(network, spec, method, budget, config, how)
+    model = cast(PointNavPolicy | Classifier, cut.model)
+    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
+    write_pruning(out, pruning_json(cut, config.trainer.total_frames, how.frames_per_second))
+    return cut
+
+
+def _pruned(
+    network: torch.nn.Module | Spec,
+    spec: Spec,
+    method: str,
+    budget: Mapping[str, float],
+    config: Config,
+    how: PruningOptions,
+) -> PruningResult:
+    """By our own methods, with what they look at."""
+    device = device_of(config.trainer.device)
 
     def training() -> VectorEnv:
         assert isinstance(spec, PolicySpec)
         check_sees(spec.encoder, config)
         return training_env(config)
 
-    if method == torch_pruning.TORCH_PRUNING:
-        cut = torch_pruning.prune(network, budget, count_cost, seed=how.seed, config=how.search, blocks=how.blocks)
-        return _write(cut, out, source, config, how)
     with ExitStack() as closing:
         seen = material(method, spec, how, training, config.ppo, closing) if method in NEEDS_BATCHES else Material()
-        result = prune(
+        return prune(
             network,
             method,
             budget,
@@ -87,27 +101,17 @@ def run_pruning(
             blocks=how.blocks,
             device=device if method in NEEDS_BATCHES else "cpu",
         )
-    return _write(result, out, source, config, how)
 
 
-def _write(result: PruningResult, out: Path, source: str, config: Config, how: PruningOptions) -> PruningResult:
-    model = cast(PointNavPolicy | Classifier, result.model)
-    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: source})
-    write_pruning(out, pruning_json(result, config.trainer.total_frames, how.frames_per_second))
-    return result
-
-
-def _check_out(out: Path, sources: Sequence[str]) -> None:
+def _check_out(out: Path, sources: Sequence[Source]) -> None:
     """Raises UserError where a slim checkpoint in `out` would take the place of anything but another one."""
     check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
         raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
     for source in sources:
-        if source in NAMES or source in CLASSIFIERS or not Path(source).exists():
-            continue
-        given = find_checkpoint(source) if Path(source).is_dir() else Path(source)
-        if out.resolve() in (given.resolve(), given.resolve().parent):
-            raise UserError(f"{out} holds the network {source}, which is asked for; choose another folder")
+        given = source.folder if source.kind == FOLDER else source.path
+        if source.kind not in NAMED and out.resolve() in (given.resolve(), given.resolve().parent):
+            raise UserError(f"{out} holds the network {source.text}, which is asked for; choose another folder")
 
 
 def latency_costs(
@@ -173,8 +177,7 @@ def pruning_json(
     is what pruning from scratch saves.
     """
     assert result.dense is not None
-    before, after = (_cost_json(encoder_of(spec)) for spec in (result.dense, result.spec))
-    answer = result.to_json() | {"before": before, "after": after}
+    answer = with_costs(result.to_json(), result.dense, result.spec)
     if total_frames:
         training: dict[str, float] = {
             "frames": total_frames,
@@ -187,12 +190,9 @@ def pruning_json(
     return answer
 
 
-def with_costs(pruning: dict[str, Any], dense: Spec) -> dict[str, Any]:
-    """The JSON form of a pruning of `dense` (of its encoder) with its costs "before" and "after"."""
-    encoder = encoder_of(dense)
-    left = {name: after for name, (_, after) in pruning["widths"].items() if after}
-    small = with_widths(encoder, left).without_blocks(pruning.get("blocks_removed", []))
-    return pruning | {"before": _cost_json(encoder), "after": _cost_json(small)}
+def with_costs(pruning: dict[str, Any], dense: Spec, small: Spec) -> dict[str, Any]:
+    """The JSON form of a pruning of `dense` to `small` with the costs of their encoders, "before" and "after"."""
+    return pruning | {"before": _cost_json(encoder_of(dense)), "after": _cost_json(encoder_of(small))}
 
 
 def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
@@ -212,46 +212,26 @@ def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
         write_file(folder / WIDTHS, picture.read_bytes())
 
 
-def next_step(
-    out: Path, result: PruningResult, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
-) -> str:
-    """What to do with a slim checkpoint: the command that trains an agent, or how a classifier is loaded."""
-    if isinstance(result.dense, ClassifierSpec):
+def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False) -> str:
+    """What to do with a slim checkpoint: the command that trains an agent, or the code that loads a classifier.
+
+    From `scratch` it begins with new weights; so it does for as much compute as the dense network's.
+    """
+    new = scratch or equal_compute
+    if isinstance(read_any_spec(out), ClassifierSpec):
         code = f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
-        if scratch or equal_compute:
-            code = f"navprune.models.spec.build({code}.spec, seed)  # new weights"
-        return f"slim checkpoint in {out}; load it in Python with\n  {code}"
-    command = training_command(out, answer, scratch=scratch, equal_compute=equal_compute)
+        step = f"navprune.models.build.build({code}.spec, seed)  # new weights" if new else code
+        return f"slim checkpoint in {out}; load it in Python with\n  {step}"
+    command = f"navprune train --config {out}/config.yaml init={out} run={out}_run"
+    command += " init_weights=false" if new else ""
+    command += f" trainer.total_frames={answer['training']['equal_compute_frames']}" if equal_compute else ""
     return f"slim checkpoint in {out}; train it with\n  {command}"
 
 
-def training_command(
-    out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
-) -> str:
-    """The command that trains a slim agent: from `scratch`, then also for as much compute as the dense network's."""
-    parts = [f"navprune train --config {out}/config.yaml init={out} run={out}_run"]
-    if scratch or equal_compute:
-        parts.append("init_weights=false")
-    if equal_compute:
-        parts.append(f"trainer.total_frames={answer['training']['equal_compute_frames']}")
-    return " ".join(parts)
-
-
-def unpruned_classifier(name: str, options: PruningOptions) -> ClassifierSpec:
-    """A dense classifier by name, for the labelled images where there are some, else for CIFAR-10 or ImageNet."""
-    if options.images is None:
-        return classifier_spec(name, 10 if name.startswith("cifar") else 1000)
-    images, labels = read_labelled(options.images)
-    _, channels, height, width = images.shape
-    return classifier_spec(name, int(labels.max()) + 1, (channels, height, width))
-
-
-def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.Module | Spec:
-    """What `source` names: a spec where it has no weights, else the policy or classifier with them."""
-    if source in CLASSIFIERS:
-        return unpruned_classifier(source, options)
-    if source in NAMES or Path(source).suffix == ".json":
-        return spec_of(source, config)
-    if Path(source).is_dir():
-        return load_network(source)
-    return policy_of(source, config, options.seed)
+def unpruned(source: Source, config: Config, images: Path | None) -> Spec:
+    """The spec that has no weights yet; a classifier's name stands for one of labelled `images`, where given."""
+    if source.kind != CLASSIFIER or images is None:
+        return source.spec(config)
+    shown, labels = read_labelled(images)
+    _, channels, height, width = shown.shape
+    return classifier_spec(source.text, int(labels.max()) + 1, (channels, height, width))

@@ -1,18 +1,23 @@
 """From a spec of any kind to its module, and from JSON to the spec."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from navprune.errors import UserError, plain
 from navprune.models.classifiers import ClassifierSpec, build_classifier
 from navprune.models.encoders import build_encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
 
+Spec = EncoderSpec | PolicySpec | ClassifierSpec
 
-def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | ClassifierSpec:
+
+def spec_from_json(data: Mapping[str, Any]) -> Spec:
     """The spec of whichever kind that its `to_json` wrote; raises UserError for anything else."""
     if isinstance(data, Mapping) and "encoder" in data:
         return PolicySpec.from_json(data)
@@ -21,7 +26,17 @@ def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | Classi
     return EncoderSpec.from_json(data)
 
 
-def build(spec: EncoderSpec | PolicySpec | ClassifierSpec, seed: int | None = None) -> nn.Module:
+def read_spec_file(path: Path) -> Spec:
+    """The spec of whichever kind that a spec.json holds; raises UserError for anything else."""
+    try:
+        return spec_from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"spec {path} cannot be read ({plain(error)}); write it again with `navprune prune`") from None
+    except UserError as error:
+        raise UserError(f"spec {path}: {error}") from None
+
+
+def build(spec: Spec, seed: int | None = None) -> nn.Module:
     """The module of a spec: an encoder, a `PointNavPolicy`, or a classifier.
 
     With a `seed` its random weights depend on that alone; torch's global generator is left as it was.

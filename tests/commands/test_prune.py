@@ -14,7 +14,7 @@ from PIL import Image
 
 from navprune.cli import main
 from navprune.commands.evidence import PruningOptions, material
-from navprune.commands.prune import count_cost, latency_share, run_pruning, training_command, unpruned_classifier
+from navprune.commands.prune import count_cost, latency_share, next_step, run_pruning, unpruned
 from navprune.config import load_config
 from navprune.errors import UserError
 from navprune.models.spec import encoder_spec, widths
@@ -22,6 +22,7 @@ from navprune.pruning.gates import GateConfig
 from navprune.pruning.prune import resized
 from navprune.pruning.search import SearchConfig
 from navprune.rl.checkpoints import load_classifier, load_policy
+from navprune.source import Source
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 TINY = [
@@ -82,9 +83,9 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
     assert training["equal_compute_frames"] == round(1000 / data["reached"]["macs"])
     assert training["search_share"] == pytest.approx(data["search_seconds"] / 100)
     frames = f"trainer.total_frames={training['equal_compute_frames']}"
-    assert training_command(out, data, scratch=True).endswith("init_weights=false")
+    assert next_step(out, data, scratch=True).endswith("init_weights=false")
     for scratch in (True, False):  # equal compute is of training from scratch
-        command = training_command(out, data, scratch=scratch, equal_compute=True)
+        command = next_step(out, data, scratch=scratch, equal_compute=True)
         assert command.endswith(f"init_weights=false {frames}")
     with Image.open(out / "widths.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
@@ -176,11 +177,11 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
         ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification, distillation"),
         ("resnet18", "taylor", {"loss": "distillation"}, "distillation and a teacher go together"),
         ("resnet18", "taylor", {"teacher": "runs/dense"}, "distillation and a teacher go together"),
-        ("resnet18", "gates", {"loss": "distillation", "teacher": "runs/dense"}, "a loss of taylor scores"),
-        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "no checkpoint at runs/none"),
+        ("resnet18", "gates", {"loss": "distillation", "teacher": "resnet18"}, "a loss of taylor scores"),
+        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "runs/none is neither a name"),
         ("resnet18", "l1", {"latency_runtime": "tape"}, "unknown runtime 'tape'"),
         ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
-        ("resnet99", "l1", {}, "no checkpoint at resnet99"),
+        ("resnet99", "l1", {}, "did you mean resnet"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, options, complaint):
@@ -192,7 +193,7 @@ def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, 
 @pytest.mark.parametrize(("method", "passes"), [("gates", 3), ("taylor", 1), ("activation", 1)])
 def test_only_gates_pass_through_the_images_more_than_once(config, images, method, passes):
     options = PruningOptions(images=images, batch_size=4, epochs=3)
-    spec = unpruned_classifier("cifar_resnet56", options)
+    spec = unpruned(Source.parse("cifar_resnet56"), config, images)
     seen = material(method, spec, options, lambda: pytest.fail("no environment"), config.ppo, ExitStack())
     assert sum(len(labels) for _, labels in seen.batches) == 16 * passes
 

@@ -308,7 +308,7 @@ def test_storages_declared_larger_than_the_file_are_not_set_aside(tmp_path, zipp
         (lambda path: None, "cannot be read .No such file"),
         (lambda path: path.mkdir(), "cannot be read .Is a directory"),
         (lambda path: torch.save({"state_dict": {"weight": torch.zeros(3)}}, path), "not a PointNav policy"),
-        (lambda path: torch.save({"state_dict": [torch.zeros(3)]}, path), "is a list"),
+        (lambda path: torch.save({"state_dict": [torch.zeros(3)]}, path), "not a PointNav policy"),
         (lambda path: torch.save([1, 2], path), "not a PointNav policy"),
         (_three_blocks_in_a_stage, r"basic blocks \(2, 3, 2, 2\)"),
         (_wider_inside, "layer4.0.convs.0.weight"),
