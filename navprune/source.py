@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from navprune.config import Config, load_config
 from navprune.errors import UserError
@@ -17,17 +16,7 @@ from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import CHANNELS, NAMES, PolicySpec, encoder_spec
 from navprune.models.weights import read_foreign
-from navprune.rl.checkpoints import (
-    BEST,
-    CONFIG,
-    LATEST,
-    SPEC,
-    WEIGHTS,
-    find_checkpoint,
-    load_network,
-    numbered,
-    read_any_spec,
-)
+from navprune.rl.checkpoints import CONFIG, SPEC, WEIGHTS, find_checkpoint, load_network, numbered, read_any_spec
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
 DEFAULT_RECIPE = "pointnav"
@@ -51,13 +40,14 @@ class Source:
         A name goes before a path: a folder called resnet18 is ./resnet18.
         """
         path = Path(text).expanduser()
-        named = next((kind for kind, names in NAMED.items() if text in names), None)
         if path.name == WEIGHTS and (path.parent / SPEC).is_file():
             return cls(str(path.parent), FOLDER)
-        folder = path.is_dir() or (path.name in (LATEST, BEST) and path.parent.is_dir())
-        of_file = SUFFIXES.get(path.suffix.lower()) if path.exists() else None
-        kind = named or (FOLDER if folder else of_file)
-        if kind is None:
+        kind = next((kind for kind, names in NAMED.items() if text in names), None)
+        if not kind and path.is_file():
+            kind = SUFFIXES.get(path.suffix.lower())
+        if not kind and (path.is_dir() or numbered(path.parent)):  # `latest` of a run without links
+            kind = FOLDER
+        if not kind:
             raise UserError(_unknown(text, path))
         return cls(text, kind)
 
@@ -75,11 +65,6 @@ class Source:
     def run(self) -> Path | None:
         """The run folder that it is, or that its checkpoint lies in; None for anything else."""
         return next((path for path in (self.path, *self.path.parents[:2]) if numbered(path)), None)
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it stands for weights, not for an architecture alone."""
-        return self.kind in (WEIGHTS_FILE, FOLDER)
 
     def spec(self, config: Config | None = None) -> Spec:
         """Its architecture; an encoder's name stands for the agent of `config` with that encoder."""
@@ -111,20 +96,12 @@ class Source:
             raise UserError(f"{self.text} does not fit the network that it is said to hold: {reason}") from None
         return model  # type: ignore[return-value]
 
-    def policy_spec(self, config: Config | None = None) -> PolicySpec:
-        """As `spec`; raises UserError for anything but an agent's network."""
-        return self._policys(self.spec(config))
-
     def policy(self, config: Config | None = None, seed: int = 0) -> PointNavPolicy:
         """As `load`; raises UserError for anything but an agent's network."""
         network = self.load(config, seed)
-        self._policys(network.spec)
-        return cast(PointNavPolicy, network)
-
-    def _policys(self, spec: Spec) -> PolicySpec:
-        if not isinstance(spec, PolicySpec):
-            raise UserError(f"{self.text} is no policy but a {spec.family} alone; give an agent's network")
-        return spec
+        if not isinstance(network, PointNavPolicy):
+            raise UserError(f"{self.text} is no policy but a {network.spec.family} alone; give an agent's network")
+        return network
 
     def config(self, recipe: str | None = None, overrides: Sequence[str] = ()) -> Config:
         """The configuration that goes with it: the named recipe, else the checkpoint's own, else the default."""
@@ -151,11 +128,9 @@ def _unknown(text: str, path: Path) -> str:
     names = [name for names in NAMED.values() for name in names]
     beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(text, [*names, *beside], n=1, cutoff=0.75)
-    return (
-        f"{text} is neither a name ({', '.join(names)}) nor an existing {SPEC_FILE}, {WEIGHTS_FILE} "
-        f"({', '.join(suffix for suffix, kind in SUFFIXES.items() if kind == WEIGHTS_FILE)}), {FOLDER}"
-        + (f"; did you mean {close[0]}?" if close else "")
-    )
+    files = f"{SPEC_FILE}, {WEIGHTS_FILE} ({', '.join(list(SUFFIXES)[1:])}), {FOLDER}"
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{text} is neither a name ({', '.join(names)}) nor an existing {files}{hint}"
 
 
 def named(texts: Sequence[str]) -> dict[str, Source]:

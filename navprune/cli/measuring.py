@@ -37,7 +37,7 @@ def _cost(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.reports.tables import cost_table, rows_table
     from navprune.source import Source
 
-    spec = Source.parse(options.source).policy_spec()
+    spec = Source.parse(options.source).policy().spec
     answer = cost(spec).to_json()
     print(cost_table({options.source: answer}).text())
     if options.layers:
@@ -67,7 +67,8 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.source import named
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
-    answer = run_latency(named(options.sources), sizes, options.runtime.split(","), options.device, options.runs)
+    encoders = {name: source.policy().encoder for name, source in named(options.sources).items()}
+    answer = run_latency(encoders, sizes, options.runtime.split(","), options.device, options.runs)
     print(latency_table(answer["rows"]).text())
     return answer
 

@@ -53,13 +53,13 @@ def run_comparison(
         result, new = run_evaluation(source.text, config, split=split, out=folder, pictures=pictures, library=library)
         evaluations[name] = result.to_json(split or config.data.val)
         shown += [Picture(file, f"{name}, {s.name}") for s in new for file in (s.map, s.video)]
-    specs = {name: source.policy_spec() for name, source in sources.items() if source.kind != CONTROL}
-    seeing = {name: sources[name] for name, spec in specs.items() if spec.encoder.observations}
+    encoders = {n: source.policy(configs[n]).encoder for n, source in sources.items() if source.kind != CONTROL}
+    seeing = {name: encoder for name, encoder in encoders.items() if encoder.spec.observations}
     latency = run_latency(seeing, batch_sizes, runtimes)["rows"] if seeing else []
     rows = [
         EncoderRow(
             name + ("*" if name in differing else ""),
-            cost(specs[name]).to_json() if name in seeing else None,
+            cost(seeing[name].spec).to_json() if name in seeing else None,
             evaluations[name],
             [row for row in latency if row["model"] == name],
         )
@@ -68,8 +68,8 @@ def run_comparison(
     limits = [f"* {line}." for line in differing.values()]
     report = Report(
         rows=rows,
-        curves={name: curve for name in specs if (curve := training_curve(sources[name].path)) is not None},
-        prunings={name: found for name in specs if (found := pruning_of(sources[name], configs[name])) is not None},
+        curves={name: curve for name in encoders if (curve := training_curve(sources[name].path))},
+        prunings={name: found for name in encoders if (found := pruning_of(sources[name], configs[name]))},
         episodes=shown,
         **{"title": "Comparison of encoders", "lead": describe(rows), "limits": limits, **(texts or {})},
     )
@@ -79,19 +79,14 @@ def run_comparison(
 
 def differences(configs: Mapping[str, Config], split: str | None) -> dict[str, str]:
     """{name: how it is measured otherwise than the first} of those that are."""
-    measured = {}
+    lines, usual = {}, None
     for name, config in configs.items():
-        measured[name] = conditions(config, split_episodes(config, split or config.data.val))
-    (first, usual), *others = measured.items()
-    lines = {}
-    for name, own in others:
-        told = [
-            "on other episodes" if key == "episodes" else f"with {key} {own[key]} instead of {value}"
-            for key, value in usual.items()
-            if own[key] != value
-        ]
+        own = conditions(config, split_episodes(config, split or config.data.val))
+        usual = usual or own
+        others = [f"{key} {own[key]} instead of {value}" for key, value in usual.items() if own[key] != value]
+        told = ["other episodes" if text.startswith("episodes") else text for text in others]
         if told:
-            lines[name] = f"{name} is measured {' and '.join(told)}, unlike {first}"
+            lines[name] = f"{name} is measured with {' and '.join(told)}, unlike {next(iter(configs))}"
     return lines
 
 

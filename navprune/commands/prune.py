@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from navprune.commands.environments import check_sees, training_env
-from navprune.commands.evidence import Material, PruningOptions, material
+from navprune.commands.evidence import PruningOptions, material
 from navprune.comparisons import torch_pruning
 from navprune.config import Config, to_yaml
 from navprune.errors import UserError
@@ -22,7 +21,7 @@ from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import EncoderSpec, PolicySpec, widths
+from navprune.models.spec import EncoderSpec, widths
 from navprune.progress import ProgressLine
 from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import NEEDS_BATCHES
@@ -41,8 +40,7 @@ from navprune.rl.checkpoints import (
     was_pruned,
 )
 from navprune.rl.trainer import device_of
-from navprune.source import CLASSIFIER, FOLDER, NAMED, Source
-from navprune.tasks.pointnav import VectorEnv
+from navprune.source import CLASSIFIER, FOLDER, NAMED, WEIGHTS_FILE, Source
 
 
 def run_pruning(
@@ -55,52 +53,34 @@ def run_pruning(
     """
     how, source = PruningOptions(**options), Source.parse(text)
     _check_out(out, [source, *([Source.parse(how.teacher)] if how.teacher else [])])
-    network = source.load(config, how.seed) if source.has_weights else unpruned(source, config, how.images)
+    weights = source.kind in (WEIGHTS_FILE, FOLDER)
+    network = source.load(config, how.seed) if weights else unpruned(source, config, how.images)
     spec = network.spec if isinstance(network, torch.nn.Module) else network
     if how.images and not isinstance(spec, ClassifierSpec):
         raise UserError(f"{how.images}: labelled images are for classifiers, which {text} is not; leave them out")
     if method == torch_pruning.TORCH_PRUNING:
         cut = torch_pruning.prune(network, budget, count_cost, seed=how.seed, config=how.search, blocks=how.blocks)
     else:
-        cut = _pruned(network, spec, method, budget, config, how)
+        with ExitStack() as closing:
+            seen, device = material(method, spec, how, config, closing), device_of(config.trainer.device)
+            cut = prune(
+                network,
+                method,
+                budget,
+                count_cost,
+                seed=how.seed,
+                batches=seen.batches,
+                loss=seen.loss,
+                gates=how.gates,
+                config=how.search,
+                costs=latency_costs(budget, spec, how, device),
+                blocks=how.blocks,
+                device=device if method in NEEDS_BATCHES else "cpu",
+            )
     model = cast(PointNavPolicy | Classifier, cut.model)
     save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
     write_pruning(out, pruning_json(cut, config.trainer.total_frames, how.frames_per_second))
     return cut
-
-
-def _pruned(
-    network: torch.nn.Module | Spec,
-    spec: Spec,
-    method: str,
-    budget: Mapping[str, float],
-    config: Config,
-    how: PruningOptions,
-) -> PruningResult:
-    """By our own methods, with what they look at."""
-    device = device_of(config.trainer.device)
-
-    def training() -> VectorEnv:
-        assert isinstance(spec, PolicySpec)
-        check_sees(spec.encoder, config)
-        return training_env(config)
-
-    with ExitStack() as closing:
-        seen = material(method, spec, how, training, config.ppo, closing) if method in NEEDS_BATCHES else Material()
-        return prune(
-            network,
-            method,
-            budget,
-            count_cost,
-            seed=how.seed,
-            batches=seen.shown(method),
-            loss=seen.loss,
-            gates=how.gates,
-            config=how.search,
-            costs=latency_costs(budget, spec, how, device),
-            blocks=how.blocks,
-            device=device if method in NEEDS_BATCHES else "cpu",
-        )
 
 
 def _check_out(out: Path, sources: Sequence[Source]) -> None:
@@ -123,16 +103,7 @@ def latency_costs(
     encoder = encoder_of(spec)
     if not isinstance(encoder, EncoderSpec):
         raise UserError(f"latency is measured of visual encoders, not of {encoder.family}; budget macs and parameters")
-    share = latency_share(encoder, options.latency_batch, options.latency_runtime, device)
-    units = sum(channels // encoder.units[name] for name, channels in widths(encoder).items())
-    line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
-
-    def shown(channels: Widths) -> float:
-        answer = share(channels)
-        line.show(next(asked), f"{answer:.0%} of the dense encoder's time", last=True)
-        return answer
-
-    return {LATENCY: shown}
+    return {LATENCY: latency_share(encoder, options.latency_batch, options.latency_runtime, device)}
 
 
 def latency_share(
@@ -148,6 +119,8 @@ def latency_share(
     slows down slows both. It still varies by some per cent from one asking to the next.
     """
     whole = build(dense, 0)
+    units = sum(channels // dense.units[name] for name, channels in widths(dense).items())
+    line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
 
     def share(channels: Widths) -> float:
         small = build(resized(dense, channels), 0)
@@ -156,6 +129,7 @@ def latency_share(
         saved = rows[1].saving_realised
         if saved is None:
             raise UserError(f"latency cannot be measured in {runtime}: {rows[1].note or rows[0].note}; use eager")
+        line.show(next(asked), f"{1 - saved:.0%} of the dense encoder's time", last=True)
         return 1 - saved
 
     return share

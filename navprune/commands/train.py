@@ -24,10 +24,11 @@ def initial_policy(config: Config) -> PointNavPolicy:
         if config.init is None or not Path(config.init).is_dir():
             raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
         return rewound_checkpoint(find_checkpoint(config.init), pruning.rewind)
-    init = None if config.init is None else Source.parse(config.init)
-    if init and config.init_weights:
-        return init.policy(config, config.trainer.seed)
-    return build(init.policy_spec(config) if init else agent_spec(config), config.trainer.seed)  # type: ignore[return-value]
+    seed = config.trainer.seed
+    given = None if config.init is None else Source.parse(config.init).policy(config, seed)
+    if given and config.init_weights:
+        return given
+    return build(given.spec if given else agent_spec(config), seed)  # type: ignore[return-value]
 
 
 def run_training(config: Config) -> TrainingResult:

@@ -191,11 +191,12 @@ def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, 
 
 
 @pytest.mark.parametrize(("method", "passes"), [("gates", 3), ("taylor", 1), ("activation", 1)])
-def test_only_gates_pass_through_the_images_more_than_once(config, images, method, passes):
+def test_only_gates_pass_through_the_images_more_than_once(config, monkeypatch, images, method, passes):
     options = PruningOptions(images=images, batch_size=4, epochs=3)
     spec = unpruned(Source.parse("cifar_resnet56"), config, images)
-    seen = material(method, spec, options, lambda: pytest.fail("no environment"), config.ppo, ExitStack())
-    assert sum(len(labels) for _, labels in seen.batches) == 16 * passes
+    monkeypatch.setattr("navprune.commands.evidence.training_env", lambda _: pytest.fail("no environment"))
+    seen = material(method, spec, options, config, ExitStack())
+    assert sum(len(labels) for _, labels in seen.batches(None)) == 16 * passes
 
 
 def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
