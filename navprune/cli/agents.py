@@ -91,7 +91,7 @@ def _add_export(commands: Any) -> None:
         _export,
         "Writes a dense policy as a file that habitat-baselines loads.\n"
         "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a .pth of theirs.\n"
-        "Where the shapes do not tell the images' size, FILE.pth.json beside it does, for navprune to read it again.",
+        "FILE.pth.json beside it tells navprune what the shapes may not: the images' size and the channels' order.",
         "navprune export runs/r50 --format habitat-baselines --out r50.pth",
     )
     parser.add_argument("source", metavar="SOURCE")
@@ -101,7 +101,7 @@ def _add_export(commands: Any) -> None:
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.files import write_file
-    from navprune.models.weights import foreign_bytes, foreign_hints, hints_file, needs_hints
+    from navprune.models.weights import foreign_bytes, foreign_hints, hints_file
     from navprune.source import Source
 
     beside = hints_file(options.out)
@@ -109,8 +109,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{beside} is where navprune looks for the images' size; give --json another name")
     policy = Source.parse(options.source).policy()
     write_file(options.out, foreign_bytes(policy))
-    if needs_hints(policy) or beside.exists():  # one that is there told of the file before
-        write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
+    write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
     print(options.out)
     return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
 

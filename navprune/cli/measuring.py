@@ -113,8 +113,6 @@ def _add_benchmark(commands: Any) -> None:
         "Frames per second of the full environment step (move, measure, render) on a furnished home.",
         "navprune benchmark simulator --widths 128,256 --environments 32",
     )
-    simulator.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
-    simulator.add_argument("--name", default="homes", help="data set in it (default: homes)")
     simulator.add_argument("--widths", default="128,256", help="image widths (default: 128,256)")
     simulator.add_argument("--environments", type=positive, default=32)
     simulator.add_argument("--threads", type=positive, help="rendering threads (default: all cores)")
@@ -128,8 +126,9 @@ def _add_benchmark(commands: Any) -> None:
         "Frames per second of PPO training, and the seconds that each phase takes.",
         "navprune benchmark training --encoder resnet18 --width 128 --environments 6",
     )
-    training.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
-    training.add_argument("--name", default="homes", help="data set in it (default: homes)")
+    for parser in (simulator, training):
+        parser.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+        parser.add_argument("--name", default="homes", help="data set in it (default: homes)")
     training.add_argument("--encoder", default="resnet18")
     training.add_argument("--base-planes", type=positive, default=32)
     training.add_argument("--width", type=positive, default=128, help="image width (default: 128)")

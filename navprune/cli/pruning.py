@@ -35,11 +35,7 @@ def add_commands(commands: Any) -> None:
     _add_evidence(parser)
     after = parser.add_argument_group("what follows")
     after.add_argument("--scratch", action="store_true", help="print the command that trains from new weights")
-    after.add_argument(
-        "--equal-compute",
-        action="store_true",
-        help="the same, for as much compute as the dense one's",
-    )
+    after.add_argument("--equal-compute", action="store_true", help="the same, for as much compute as the dense one's")
     after.add_argument(
         "--frames-per-second", type=float, metavar="X",
         help="of training, by `navprune benchmark training`: tells the search's share of the training it saves",
@@ -50,11 +46,9 @@ def _add_search(parser: Parser) -> None:
     group = parser.add_argument_group("what may be cut")
     group.add_argument("--blocks", action="store_true", help="whole residual blocks, too")
     group.add_argument(
-        "--scope",
-        choices=["global", "layer"],
-        default="global",
+        "--scope", choices=["global", "layer"], default="global",
         help="global: one threshold; layer: the same share of each layer (default: global)",
-    )
+    )  # fmt: skip
     group.add_argument("--limits", metavar="LAYER=SHARE,...", help="largest share kept, such as stage4.*=0.3,stem=0.5")
     group.add_argument("--minimum", type=positive, default=1, metavar="N", help="units that stay everywhere (1)")
     group.add_argument("--minimum-share", type=float, default=0.0, metavar="X", help="share that stays everywhere (0)")
@@ -75,11 +69,9 @@ def _add_evidence(parser: Parser) -> None:
     group.add_argument("--batch-size", type=positive, metavar="N", help="observations a batch (100)")
     group.add_argument("--expansion", type=float, metavar="X", help="gates: width of the searched network (1.25)")
     group.add_argument(
-        "--stable",
-        type=float,
-        metavar="X",
+        "--stable", type=float, metavar="X",
         help="gates: stop once their ranking correlates so much with the last (0.95)",
-    )
+    )  # fmt: skip
     group.add_argument("--paper", choices=["cifar", "imagenet"], help="gates: the paper's settings for classification")
     group.add_argument("--images", type=Path, metavar="FILE.npz", help="labelled images, for classification")
 

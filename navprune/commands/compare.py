@@ -26,11 +26,9 @@ def run_comparison(
     *,
     split: str | None = None,
     batch_sizes: Sequence[int] = (1, 8),
-    runtimes: Sequence[str] = ("eager",),
     pictures: str = "1",
     controls: Sequence[str] = (),
     each_its_own: bool = False,
-    library: SceneLibrary | None = None,
     texts: Mapping[str, Any] | None = None,
 ) -> tuple[Table, Path, dict[str, Any]]:
     """Evaluates run folders (and control agents) on a split, measures their latency and writes table and page.
@@ -39,10 +37,11 @@ def run_comparison(
     and page say so instead. Controls are measured as the first run. `texts` holds further fields of
     `reports.page.Report`. Returns the table, the page and the JSON form.
     """
-    library = library or SceneLibrary()
+    library = SceneLibrary()
     sources = named((*runs, *controls))
     first, *_ = (source.config() for source in sources.values())
     configs = {name: first if source.kind == CONTROL else source.config() for name, source in sources.items()}
+    encoders = {n: source.policy(configs[n]).encoder for n, source in sources.items() if source.kind != CONTROL}
     differing = differences(configs, split)
     if differing and not each_its_own:
         advice = "set the same for all in `navprune evaluate`, or compare with --each-its-own"
@@ -53,9 +52,8 @@ def run_comparison(
         result, new = run_evaluation(source.text, config, split=split, out=folder, pictures=pictures, library=library)
         evaluations[name] = result.to_json(split or config.data.val)
         shown += [Picture(file, f"{name}, {s.name}") for s in new for file in (s.map, s.video)]
-    encoders = {n: source.policy(configs[n]).encoder for n, source in sources.items() if source.kind != CONTROL}
     seeing = {name: encoder for name, encoder in encoders.items() if encoder.spec.observations}
-    latency = run_latency(seeing, batch_sizes, runtimes)["rows"] if seeing else []
+    latency = run_latency(seeing, batch_sizes, ["eager"])["rows"] if seeing else []
     rows = [
         EncoderRow(
             name + ("*" if name in differing else ""),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ import torch
 from navprune.commands.environments import check_sees, training_env
 from navprune.config import Config
 from navprune.errors import UserError
-from navprune.evaluation.latency import RUNTIMES
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import PolicySpec
 from navprune.progress import ProgressLine
@@ -76,24 +75,18 @@ class PruningOptions:
             raise UserError("distillation and a teacher go together: give both, a checkpoint or run for the teacher")
         if self.frames_per_second is not None and not self.frames_per_second > 0:
             raise UserError(f"training runs at more than 0 frames per second, not at {self.frames_per_second:g}")
-        if self.latency_runtime not in RUNTIMES:
-            raise UserError(f"unknown runtime {self.latency_runtime!r}; known are {', '.join(RUNTIMES)}")
 
 
-class Material(NamedTuple):
-    """What a method looks at, with a line of progress on the way, and its loss; None where it needs none."""
+def material(
+    method: str, spec: Spec, options: PruningOptions, config: Config, closing: ExitStack
+) -> tuple[Batches | None, Loss | None]:
+    """What `method` looks at, with a line of progress on the way, and its loss; None for what it does not need.
 
-    batches: Batches | None = None
-    loss: Loss | None = None
-
-
-def material(method: str, spec: Spec, options: PruningOptions, config: Config, closing: ExitStack) -> Material:
-    """Draws what `method` looks at; an environment that it goes on to act in is closed with `closing`.
-
-    Raises UserError where the kind of network and the loss do not fit together.
+    An environment that it goes on to act in is closed with `closing`. Raises UserError where the kind of network and
+    the loss do not fit together.
     """
     if method not in NEEDS_BATCHES:
-        return Material()
+        return None, None
     loss = options.loss or ("imitation" if method == GATES else "ppo")
     if loss == DISTILLATION and method != "taylor":
         raise UserError(f"distillation is a loss of taylor scores, not of {method!r}: leave it out")
@@ -103,7 +96,7 @@ def material(method: str, spec: Spec, options: PruningOptions, config: Config, c
     if isinstance(spec, ClassifierSpec) or loss == "classification":
         images, labels = _labelled(spec, options)
         batches = labelled_batches(images, labels, options.batch_size, epochs, generator)
-        return Material(_shown(method, batches, epochs * (len(images) // options.batch_size)), taught)
+        return _shown(method, batches, epochs * (len(images) // options.batch_size)), taught
     if method == "activation" and options.loss:
         raise UserError(f"activation follows no loss, of {options.loss} neither: leave it out")
     if method != GATES and loss == "imitation":
@@ -119,13 +112,13 @@ def material(method: str, spec: Spec, options: PruningOptions, config: Config, c
         # While nothing learns, a second pass says what the first one said.
         ppo = config.ppo if method == GATES else replace(config.ppo, epochs=1)
         task = PPOTask(env, ppo, rollouts, options.seed)
-        return Material(_shown(method, task.batches, rollouts * ppo.epochs * ppo.minibatches), task.loss)
+        return _shown(method, task.batches, rollouts * ppo.epochs * ppo.minibatches), task.loss
 
     def observed(_model: torch.nn.Module) -> Iterator[Batch]:
         data = collect_observations(env, options.steps, np.random.default_rng(options.seed))
         return shuffled_batches(data, options.batch_size, epochs, generator)
 
-    return Material(_shown(method, observed, epochs * (options.steps * env.num_envs // options.batch_size)), taught)
+    return _shown(method, observed, epochs * (options.steps * env.num_envs // options.batch_size)), taught
 
 
 def _shown(title: str, batches: Batches, total: int) -> Batches:

@@ -62,15 +62,16 @@ def run_pruning(
         cut = torch_pruning.prune(network, budget, count_cost, seed=how.seed, config=how.search, blocks=how.blocks)
     else:
         with ExitStack() as closing:
-            seen, device = material(method, spec, how, config, closing), device_of(config.trainer.device)
+            batches, loss = material(method, spec, how, config, closing)
+            device = device_of(config.trainer.device)
             cut = prune(
                 network,
                 method,
                 budget,
                 count_cost,
                 seed=how.seed,
-                batches=seen.batches,
-                loss=seen.loss,
+                batches=batches,
+                loss=loss,
                 gates=how.gates,
                 config=how.search,
                 costs=latency_costs(budget, spec, how, device),
@@ -141,27 +142,22 @@ def count_cost(spec: EncoderSpec) -> dict[str, float]:
     return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
 
 
-def pruning_json(
-    result: PruningResult, total_frames: int | None = None, frames_per_second: float | None = None
-) -> dict[str, Any]:
+def pruning_json(result: PruningResult, total_frames: int, frames_per_second: float | None = None) -> dict[str, Any]:
     """The JSON form of a pruning: what was asked, what it cost before and after, and every width.
 
-    With the `total_frames` of the training that follows, it also has the frames that cost as much as the dense
-    network's; with its `frames_per_second`, the share that the search takes of the dense network's training, which
-    is what pruning from scratch saves.
+    Of the training that follows it has the `total_frames`, and those that cost as much as the dense network's; with
+    its `frames_per_second` the share that the search takes of the dense network's training, which is what pruning
+    from scratch saves.
     """
     assert result.dense is not None
-    answer = with_costs(result.to_json(), result.dense, result.spec)
-    if total_frames:
-        training: dict[str, float] = {
-            "frames": total_frames,
-            "equal_compute_frames": round(total_frames * result.equal_compute),
-        }
-        if frames_per_second:
-            dense = total_frames / frames_per_second
-            training |= {"frames_per_second": frames_per_second, "search_share": result.search_seconds / dense}
-        answer["training"] = training
-    return answer
+    training: dict[str, float] = {
+        "frames": total_frames,
+        "equal_compute_frames": round(total_frames * result.equal_compute),
+    }
+    if frames_per_second:
+        share = result.search_seconds * frames_per_second / total_frames
+        training |= {"frames_per_second": frames_per_second, "search_share": share}
+    return with_costs(result.to_json(), result.dense, result.spec) | {"training": training}
 
 
 def with_costs(pruning: dict[str, Any], dense: Spec, small: Spec) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -59,19 +58,18 @@ def read_foreign(path: str | Path) -> tuple[Spec, dict[str, Tensor]]:
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same under names without the parts that wrappers insert, at any depth."""
-    names = {key: ".".join(part for part in key.split(".") if part not in WRAPPERS) for key in tensors}
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(f"holds two tensors {twice[0]}, one of them wrapped; save one network alone")
-    return {names[key]: value for key, value in tensors.items()}
+    state = {".".join(part for part in key.split(".") if part not in WRAPPERS): value for key, value in tensors.items()}
+    if len(state) < len(tensors):
+        raise UserError("holds two networks, one of them wrapped; save one of them alone")
+    return state
 
 
 def _one_policy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the one policy among these, under habitat-baselines' names."""
-    found = {name.removesuffix(CORE) for name in tensors if f".{name}".endswith(f".{CORE}")}
-    if len(found) > 1:
-        raise UserError(f"holds {len(found)} policies, in {' and '.join(sorted(found))}; save one of them alone")
-    (prefix,) = found or {""}
-    state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    prefixes = sorted({name.removesuffix(CORE) for name in tensors if f".{name}".endswith(f".{CORE}")}) or [""]
+    if len(prefixes) > 1:
+        raise UserError(f"holds {len(prefixes)} policies, in {' and '.join(prefixes)}; save one of them alone")
+    state = {key.removeprefix(prefixes[0]): value for key, value in tensors.items() if key.startswith(prefixes[0])}
     return {key: value for key, value in state.items() if key.startswith(PARTS)}
 
 
@@ -79,8 +77,8 @@ def foreign_bytes(policy: PointNavPolicy) -> bytes:
     """A policy as a file of habitat-baselines.
 
     Names carry the prefix that `rl.ddppo.pretrained_weights` expects in every version. Channels stand in the
-    order of 0.3.3: depth before rgb. `read_foreign` gives the same policy, where `needs_hints` with `foreign_hints`
-    beside it. Raises UserError for a network that habitat-baselines cannot build, such as a pruned one.
+    order of 0.3.3: depth before rgb. `read_foreign` gives the same policy, with `foreign_hints` beside it. Raises
+    UserError for a network that habitat-baselines cannot build, such as a pruned one.
     """
     _check_dense(policy.spec)
     state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
@@ -100,21 +98,9 @@ def hints_file(path: Path) -> Path:
 
 
 def foreign_hints(policy: PointNavPolicy) -> dict[str, list]:
-    """What is to stand there of a policy that `foreign_bytes` writes."""
+    """What is to stand there of a policy that `foreign_bytes` writes; most shapes tell it, too."""
     encoder = policy.spec.encoder
     return {"input": list(encoder.input), "observations": sorted(encoder.observations)}
-
-
-def needs_hints(policy: PointNavPolicy) -> bool:
-    """Whether the shapes of a policy that `foreign_bytes` writes do not tell all of its spec."""
-    encoder = policy.spec.encoder
-    if encoder.family == "blind":
-        return False
-    try:
-        told = _policy_spec(policy.state_dict(), Hints(Path()), ("depth", "rgb")).encoder
-    except UserError:  # images that are not square
-        return True
-    return told != replace(encoder, observations=tuple(sorted(encoder.observations)))
 
 
 def _channel_order(observations: tuple[str, ...]) -> list[int]:
