@@ -48,10 +48,11 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         "Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 %% intervals.\n"
-        "AGENT is a checkpoint or run folder, a habitat-baselines .pth, or random, goal-follower, shortest-path.",
+        "AGENT is a checkpoint or run folder, a file of weights (habitat-baselines .pth, .pt, .ckpt, .safetensors), or\n"
+        "random, goal-follower, shortest-path.",
         "navprune evaluate runs/r18 --split val --pictures 3",
     )
-    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, .pth or control")
+    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, file of weights or control")
     add_overrides(parser, None)
     parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
     parser.add_argument("--episodes", type=positive, metavar="N", help="only the first N episodes")
@@ -90,7 +91,7 @@ def _add_export(commands: Any) -> None:
         "export",
         _export,
         "Writes a dense policy as a file that habitat-baselines loads.\n"
-        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a .pth of theirs.\n"
+        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a file of weights.\n"
         "FILE.pth.json beside it tells navprune what the shapes may not: the images' size and the channels' order.",
         "navprune export runs/r50 --format habitat-baselines --out r50.pth",
     )

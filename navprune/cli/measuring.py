@@ -28,7 +28,7 @@ def _add_cost(commands: Any) -> None:
         "deployed (pooled input, compression, all parameters).",
         "navprune cost resnet50",
     )
-    parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, checkpoint, run folder or .pth")
+    parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, file of weights, checkpoint or run")
     parser.add_argument("--layers", action="store_true", help="one row for each layer, too")
 
 
@@ -54,7 +54,9 @@ def _add_latency(commands: Any) -> None:
         "Median and 95th percentile, and the saving against the first one, realised and in theory.",
         "navprune latency resnet50 runs/slim --batch-sizes 1,8 --runtime eager,compiled",
     )
-    parser.add_argument("sources", nargs="+", metavar="SPEC", help="encoders' names, specs, checkpoints or run folders")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SPEC", help="encoders' names, specs, files of weights, checkpoints or runs"
+    )
     parser.add_argument("--batch-sizes", default="1,8", help="default: 1,8")
     parser.add_argument("--runtime", default="eager", help="eager, compiled or both: eager,compiled (default: eager)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where present)")
@@ -82,7 +84,7 @@ def _add_compare(commands: Any) -> None:
         "Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).",
         "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or whatever else holds an agent")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
     parser.add_argument("--split", default=None, help="split to compare on (default: the runs' data.val)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")

@@ -118,10 +118,10 @@ def _reason(error: Exception) -> str:
 
 def _zipped_names(path: Path) -> frozenset[str]:
     with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise UserError(f"{path}: is a compressed archive; save the weights anew with torch.save")
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             raise UserError(f"{path}: is a TorchScript module, with code; save its state_dict() with torch.save")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path}: is a compressed archive; save the weights anew with torch.save")
         (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
         return _names(archive.read(name), room=path.stat().st_size)
 

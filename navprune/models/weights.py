@@ -46,7 +46,8 @@ def read_foreign(path: str | Path) -> tuple[Spec, dict[str, Tensor]]:
     try:
         tensors = _unwrapped(everything)
         if path.suffix.lower() == SAFETENSORS and beside.is_file():
-            return read_spec_file(beside), checked(tensors, room)
+            real = {key: value for key, value in tensors.items() if value.is_floating_point()}  # counts are not
+            return read_spec_file(beside), tensors | checked(real, room)
         state = checked(_one_policy(tensors), room)
         order = ("rgb", "depth") if any(name.startswith(OLD_CONFIGS) for name in classes) else ("depth", "rgb")
         spec = _policy_spec(state, _read_hints(hints_file(path)), order)
