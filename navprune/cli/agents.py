@@ -48,8 +48,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         "Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 %% intervals.\n"
-        "AGENT is a checkpoint or run folder, a file of weights (habitat-baselines .pth, .pt, .ckpt, .safetensors), or\n"
-        "random, goal-follower, shortest-path.",
+        "AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors),\n"
+        "or random, goal-follower, shortest-path.",
         "navprune evaluate runs/r18 --split val --pictures 3",
     )
     parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, file of weights or control")

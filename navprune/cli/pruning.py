@@ -18,7 +18,8 @@ def add_commands(commands: Any) -> None:
         _prune,
         "Prunes an encoder to a budget and writes a slim checkpoint.\n"
         "SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights\n"
-        "(.pth, .pt, .ckpt, .safetensors). pruning.json and widths.png in the new folder say what was cut where. docs/pruning.md has the formulas.",
+        "(.pth, .pt, .ckpt, .safetensors). pruning.json and widths.png in the new folder say what was cut where.\n"
+        "docs/pruning.md has the formulas.",
         "navprune prune resnet50 --method l1 --budget macs=0.488,parameters=0.435 --out runs/slim",
     )
     parser.late = _methods

@@ -15,7 +15,6 @@ from navprune.errors import UserError
 from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
 from navprune.files import write_file
-from navprune.models.policy import PointNavPolicy
 from navprune.progress import ProgressLine
 from navprune.reports import maps, video
 from navprune.rl.trainer import default_device
@@ -49,16 +48,11 @@ def conditions(config: Config, episodes: Sequence[Episode]) -> dict[str, Any]:
     return {"episodes": digest, "simulator": config.simulator, **task}
 
 
-def agent_of(source: str, config: Config, env: VectorEnv, policy: PointNavPolicy | None, greedy: bool) -> Agent:
-    """A control agent by name, or one with a policy."""
-    if source == "random":
+def control(name: str, config: Config, env: VectorEnv) -> Agent:
+    """A control agent by name."""
+    if name == "random":
         return RandomAgent(config.task)
-    if source == "goal-follower":
-        return GoalFollower(config.task)
-    if source == "shortest-path":
-        return ShortestPathAgent(env)
-    assert policy is not None
-    return PolicyAgent(policy.to(default_device()), greedy)
+    return GoalFollower(config.task) if name == "goal-follower" else ShortestPathAgent(env)
 
 
 def run_evaluation(
@@ -88,7 +82,7 @@ def run_evaluation(
     env = environment(config, split, episodes, Once(len(episodes)), environments, library)
     recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
     try:
-        agent = agent_of(source, config, env, policy, greedy)
+        agent = PolicyAgent(policy.to(default_device()), greedy) if policy else control(source, config, env)
         line = ProgressLine(f"evaluating {Path(source).name}", len(episodes), "episodes")
         result = evaluate(env, agent, episodes, seed, recorder, line)
     finally:

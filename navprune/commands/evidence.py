@@ -16,14 +16,7 @@ from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import PolicySpec
 from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig
-from navprune.pruning.losses import (
-    Batch,
-    PPOTask,
-    collect_observations,
-    labelled_batches,
-    read_labelled,
-    shuffled_batches,
-)
+from navprune.pruning.losses import PPOTask, collect_observations, labelled_batches, read_labelled, shuffled_batches
 from navprune.pruning.methods import GATES, NEEDS_BATCHES
 from navprune.pruning.prune import Batches
 from navprune.pruning.scores import Loss, distillation_loss
@@ -114,7 +107,7 @@ def material(
         task = PPOTask(env, ppo, rollouts, options.seed)
         return _shown(method, task.batches, rollouts * ppo.epochs * ppo.minibatches), task.loss
 
-    def observed(_model: torch.nn.Module) -> Iterator[Batch]:
+    def observed(_model: torch.nn.Module) -> Iterator[Any]:
         data = collect_observations(env, options.steps, np.random.default_rng(options.seed))
         return shuffled_batches(data, options.batch_size, epochs, generator)
 

@@ -30,15 +30,7 @@ from navprune.pruning.search import LATENCY, Widths
 from navprune.pruning.slim import Spec, encoder_of
 from navprune.pruning.trace import module_cost
 from navprune.reports.plots import widths_figure
-from navprune.rl.checkpoints import (
-    PRUNED_FROM,
-    PRUNING,
-    WIDTHS,
-    check_replaceable,
-    read_any_spec,
-    save_checkpoint,
-    was_pruned,
-)
+from navprune.rl.checkpoints import PRUNED_FROM, PRUNING, WIDTHS, check_replaceable, save_checkpoint, was_pruned
 from navprune.rl.trainer import device_of
 from navprune.source import CLASSIFIER, FOLDER, NAMED, WEIGHTS_FILE, Source
 
@@ -64,6 +56,8 @@ def run_pruning(
         with ExitStack() as closing:
             batches, loss = material(method, spec, how, config, closing)
             device = device_of(config.trainer.device)
+            asked = (encoder_of(spec), how.latency_batch, how.latency_runtime, device)
+            costs = {LATENCY: latency_share(*asked)} if LATENCY in budget else {}
             cut = prune(
                 network,
                 method,
@@ -74,7 +68,7 @@ def run_pruning(
                 loss=loss,
                 gates=how.gates,
                 config=how.search,
-                costs=latency_costs(budget, spec, how, device),
+                costs=costs,
                 blocks=how.blocks,
                 device=device if method in NEEDS_BATCHES else "cpu",
             )
@@ -95,20 +89,8 @@ def _check_out(out: Path, sources: Sequence[Source]) -> None:
             raise UserError(f"{out} holds the network {source.text}, which is asked for; choose another folder")
 
 
-def latency_costs(
-    budget: Mapping[str, float], spec: Spec, options: PruningOptions, device: torch.device
-) -> dict[str, Callable[[Widths], float]]:
-    """{"latency": widths -> share of the dense encoder's milliseconds} where the budget names it."""
-    if LATENCY not in budget:
-        return {}
-    encoder = encoder_of(spec)
-    if not isinstance(encoder, EncoderSpec):
-        raise UserError(f"latency is measured of visual encoders, not of {encoder.family}; budget macs and parameters")
-    return {LATENCY: latency_share(encoder, options.latency_batch, options.latency_runtime, device)}
-
-
 def latency_share(
-    dense: EncoderSpec,
+    dense: EncoderSpec | ClassifierSpec,
     batch_size: int = 1,
     runtime: str = "eager",
     device: str | torch.device = "cpu",
@@ -117,8 +99,11 @@ def latency_share(
     """Widths -> share of the dense encoder's forward time: builds the encoder and measures it.
 
     Each answer is the ratio of two medians of `repeats` passes; the two encoders take turns, so that a machine that
-    slows down slows both. It still varies by some per cent from one asking to the next.
+    slows down slows both. It still varies by some per cent from one asking to the next. Raises UserError for a
+    classifier.
     """
+    if not isinstance(dense, EncoderSpec):
+        raise UserError(f"latency is measured of visual encoders, not of {dense.family}; budget macs and parameters")
     whole = build(dense, 0)
     units = sum(channels // dense.units[name] for name, channels in widths(dense).items())
     line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
@@ -188,7 +173,7 @@ def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, eq
     From `scratch` it begins with new weights; so it does for as much compute as the dense network's.
     """
     new = scratch or equal_compute
-    if isinstance(read_any_spec(out), ClassifierSpec):
+    if "table1" not in answer["before"]:  # a classifier
         code = f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
         step = f"navprune.models.build.build({code}.spec, seed)  # new weights" if new else code
         return f"slim checkpoint in {out}; load it in Python with\n  {step}"

@@ -69,6 +69,7 @@ def checked(tensors: Mapping[str, Tensor], room: int) -> dict[str, Tensor]:
     Raises UserError for what is no dense tensor of finite real numbers, and where together they claim to be larger
     than the file.
     """
+    state = {}
     for key, value in tensors.items():
         if not key.isprintable():
             raise UserError(f"a tensor is named {key!r}; fetch it again")
@@ -77,12 +78,9 @@ def checked(tensors: Mapping[str, Tensor], room: int) -> dict[str, Tensor]:
         room -= value.numel() * value.element_size()
         if room < 0 or not value.numel():
             raise UserError(f"{key} claims the shape {list(value.shape)}, which is not there; fetch it again")
-    # Copies, since the file is only mapped into memory and may change.
-    state = {
-        key: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for key, value in tensors.items()
-    }
-    for key, value in state.items():
-        if not value.isfinite().all():
+        # A copy, since the file is only mapped into memory and may change.
+        state[key] = value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if not state[key].isfinite().all():
             raise UserError(f"{key} has values that are not finite; fetch it again")
     return state
 

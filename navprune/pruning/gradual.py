@@ -31,16 +31,7 @@ from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, Scores
-from navprune.pruning.search import (
-    MEASURES,
-    Budget,
-    BudgetUnmet,
-    SearchConfig,
-    check_budget,
-    parse_budget,
-    search,
-    shortfall,
-)
+from navprune.pruning.search import MEASURES, BudgetUnmet, SearchConfig, check_budget, parse_budget, search, shortfall
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
 
@@ -238,7 +229,7 @@ class GradualPruning(Callback):
             self.doomed = {name: ~kept for name, kept in self._choose(ppo, policy, self.made + 1).items()}
         return replacement
 
-    def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> dict[str, Tensor]:
+    def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> Keep:
         """The units of `policy` to keep at a cut, scored on the latest rollout by PPO's own loss."""
         rows = torch.arange(ppo.actor.env.num_envs, device=ppo.actor.device)
         evidence = Evidence(
@@ -254,11 +245,13 @@ class GradualPruning(Callback):
             try:
                 return self._search(policy, scores, budget, self.tolerance)
             except BudgetUnmet as error:
-                print(f"cut {cut} of {config.cuts}: {error.reason}; it may miss by {looser:.0%}", file=sys.stderr)
+                print(f"cut {cut} of {config.cuts} may miss by {looser:.0%}: {error}", file=sys.stderr)
         self.tolerance = TOLERANCES[-1]
         return self._search(policy, scores, budget, self.tolerance)
 
-    def _search(self, policy: PointNavPolicy, scores: Scores, budget: Budget, tolerance: float) -> dict[str, Tensor]:
+    def _search(
+        self, policy: PointNavPolicy, scores: Scores, budget: Mapping[str, float], tolerance: float
+    ) -> dict[str, Tensor]:
         config = SearchConfig(minimum=self.config.minimum, tolerance=tolerance)
         return search(groups_of(policy), scores, self.shares, budget, config)
 

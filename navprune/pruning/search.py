@@ -48,11 +48,7 @@ Cost = Callable[[Widths], Mapping[str, float]]
 
 
 class BudgetUnmet(UserError):
-    """A budget that cannot be met within its tolerance: the `reason` says it, and the nearest that was found."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; ask for that")
-        self.reason = reason
+    """A budget that cannot be met within its tolerance, with the nearest that was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,4 +434,4 @@ def _refusal(budget: Budget, nearest: Mapping[str, float]) -> BudgetUnmet:
     asked = ",".join(f"{name}={share:g}" for name, share in budget.items())
     # Rounded up, so that asking for it succeeds.
     found = ",".join(f"{name}={math.ceil(nearest[name] * 1e4) / 1e4:g}" for name in budget)
-    return BudgetUnmet(f"budget {asked} cannot be met in whole units: nearest found is {found}")
+    return BudgetUnmet(f"budget {asked} cannot be met in whole units: nearest found is {found}; ask for that")

@@ -223,6 +223,7 @@ def test_latency_may_be_the_budget(config, tmp_path, monkeypatch):
     monkeypatch.setattr("navprune.commands.prune.latency_share", share)
     result = run_pruning("resnet18", "random", {"latency": 0.7}, tmp_path / "slim", config)
     assert 0.665 <= result.reached["latency"] <= 0.7 and len(asked) < 12
+    monkeypatch.undo()
     with pytest.raises(UserError, match="latency is measured of visual encoders"):
         run_pruning("cifar_resnet56", "random", {"latency": 0.7}, tmp_path / "x", config)
 
