@@ -27,7 +27,9 @@ def things(tmp_path_factory):
     """Everything that holds one and the same policy."""
     folder = tmp_path_factory.mktemp("source")
     config = to_yaml(load_config("pointnav", ["task.width=64", "task.height=64"]))
-    checkpoint = save_checkpoint(folder / "run" / "checkpoints" / "000000000064", POLICY, config=config)
+    checkpoint = save_checkpoint(
+        folder / "run" / "checkpoints" / "000000000064", POLICY, config=config, metrics={"best_frames": 64}
+    )
     for link in ("latest", "best"):
         (folder / "run" / link).symlink_to("checkpoints/000000000064")
     for suffix in ("pth", "pt", "ckpt", "PTH"):
