@@ -78,7 +78,7 @@ class Config:
     gpu: int | None = None
     """GPU that habitat_sim draws on; null takes those that are visible in turn, -1 none."""
     init: str | None = None
-    """Checkpoint, spec.json or habitat-baselines .pth that gives the architecture and the initial weights."""
+    """What gives the architecture and the initial weights: checkpoint or run, file of weights, spec.json or name."""
     init_weights: bool = True
     """False takes only the architecture from `init` and trains it from scratch."""
     data: DataConfig = field(default_factory=DataConfig)

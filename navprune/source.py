@@ -1,38 +1,130 @@
 """What a command is given as a network: a name, a spec, a file of weights, a checkpoint or a run."""
 
+from __future__ import annotations
+
+import difflib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from navprune.config import Config, load_config
 from navprune.errors import UserError
-from navprune.models.build import build
+from navprune.models.build import Spec, build, read_spec_file
+from navprune.models.classifiers import NAMES as CLASSIFIERS
+from navprune.models.classifiers import Classifier, classifier_spec
+from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import NAMES, PolicySpec, encoder_spec
+from navprune.models.spec import CHANNELS, NAMES, PolicySpec, encoder_spec
 from navprune.models.weights import read_foreign
 from navprune.rl.checkpoints import (
+    CONFIG,
     LATEST,
     SPEC,
+    WEIGHTS,
     find_checkpoint,
-    holds_checkpoint,
-    load_policy,
+    load_network,
     numbered,
-    read_spec,
-    read_spec_file,
+    read_any_spec,
 )
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
-
 DEFAULT_RECIPE = "pointnav"
+CONTROL, ENCODER, CLASSIFIER = "control agent", "encoder", "classifier"
+SPEC_FILE, WEIGHTS_FILE, FOLDER = "spec.json", "file of weights", "checkpoint or run folder"
+NAMED = {ENCODER: NAMES, CLASSIFIER: CLASSIFIERS, CONTROL: CONTROLS}
+SUFFIXES = {".json": SPEC_FILE} | dict.fromkeys((".pth", ".pt", ".ckpt", ".safetensors"), WEIGHTS_FILE)
 
 
-def policy_spec(config: Config) -> PolicySpec:
-    """The architecture that a configuration asks for; raises UserError where `init` gives none."""
-    if config.init is not None:
-        return spec_of(config.init, config)
+@dataclass(frozen=True)
+class Source:
+    """What a user names as a network, and what kind of thing that is; a new kind of file is one more kind here."""
+
+    text: str
+    kind: str
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Tells the kind from the text and from what lies there; raises UserError, with what may be given, for none.
+
+        A name goes before a path: a folder called resnet18 is ./resnet18.
+        """
+        path = Path(text).expanduser()
+        if path.name == WEIGHTS and (path.parent / SPEC).is_file():
+            return cls(str(path.parent), FOLDER)
+        kind = next((kind for kind, names in NAMED.items() if text in names), None)
+        if not kind and path.is_file():
+            kind = SUFFIXES.get(path.suffix.lower())
+        if not kind and (path.is_dir() or numbered(path.parent)):  # `latest` of a run without links
+            kind = FOLDER
+        if not kind:
+            raise UserError(_unknown(text, path))
+        return cls(text, kind)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, unless it is a name."""
+        return Path(self.text).expanduser()
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint of a checkpoint or run folder; raises UserError where there is none."""
+        return find_checkpoint(self.path)
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder that it is, or that its checkpoint lies in; None for anything else."""
+        return next(
+            (p for p in (self.path, *self.path.parents[:2]) if numbered(p) or (p / LATEST / SPEC).is_file()), None
+        )
+
+    def spec(self, config: Config | None = None) -> Spec:
+        """Its architecture; an encoder's name stands for the agent of `config` with that encoder."""
+        if self.kind == ENCODER:
+            config = config or Config()
+            return agent_spec(replace(config, agent=replace(config.agent, encoder=self.text)))
+        if self.kind == CLASSIFIER:
+            return classifier_spec(self.text, 10 if self.text.startswith("cifar") else 1000)
+        if self.kind == SPEC_FILE:
+            return read_spec_file(self.path)
+        if self.kind == WEIGHTS_FILE:
+            return read_foreign(self.path)[0]
+        if self.kind == FOLDER:
+            return read_any_spec(self.folder)
+        raise UserError(f"{self.text} is a {CONTROL}, which has no network; give one of {', '.join(NAMES)} or a run")
+
+    def load(self, config: Config | None = None, seed: int = 0) -> PointNavPolicy | Classifier | Encoder:
+        """Its network with its weights; random ones from `seed` where it has none."""
+        if self.kind == FOLDER:
+            return load_network(self.folder)
+        if self.kind != WEIGHTS_FILE:
+            return build(self.spec(config), seed)  # type: ignore[return-value]
+        spec, weights = read_foreign(self.path)
+        model = build(spec, seed)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"{self.text} does not fit the network that it is said to hold: {reason}") from None
+        return model  # type: ignore[return-value]
+
+    def policy(self, config: Config | None = None, seed: int = 0) -> PointNavPolicy:
+        """As `load`; raises UserError for anything but an agent's network."""
+        network = self.load(config, seed)
+        if not isinstance(network, PointNavPolicy):
+            raise UserError(f"{self.text} is no policy but a {network.spec.family} alone; give an agent's network")
+        return network
+
+    def config(self, recipe: str | None = None, overrides: Sequence[str] = ()) -> Config:
+        """The configuration that goes with it: the named recipe, else the checkpoint's own, else the default."""
+        if recipe is None and self.kind == FOLDER:
+            recipe = str(self.folder / CONFIG)
+        return load_config(recipe or DEFAULT_RECIPE, overrides)
+
+
+def agent_spec(config: Config) -> PolicySpec:
+    """The architecture that a configuration's task and agent ask for."""
     agent, task = config.agent, config.task
-    channels = {"depth": 1, "rgb": 3}
-    shape = (sum(channels[sensor] for sensor in task.sensors), task.height, task.width)
+    shape = (sum(CHANNELS[sensor] for sensor in task.sensors), task.height, task.width)
     return PolicySpec(
         encoder=encoder_spec(agent.encoder, shape, agent.base_planes, output=agent.compression),
         visual_features=agent.visual_features,
@@ -42,65 +134,25 @@ def policy_spec(config: Config) -> PolicySpec:
     )
 
 
-def spec_of(source: str, config: Config | None = None) -> PolicySpec:
-    """The spec of an encoder's name, a spec.json, a .pth of habitat-baselines, a checkpoint or a run folder."""
-    path = Path(source)
-    if source in NAMES:
-        config = config or Config()
-        return policy_spec(replace(config, init=None, agent=replace(config.agent, encoder=source)))
-    if path.suffix == ".json":
-        return _read_spec_file(path)
-    if path.suffix == ".pth":
-        return read_foreign(path)[0]
-    if not path.exists() and not holds_checkpoint(path):
-        raise UserError(f"{source} is neither an encoder ({', '.join(NAMES)}) nor an existing spec or checkpoint")
-    return read_spec(find_checkpoint(path))
+def _unknown(text: str, path: Path) -> str:
+    """What to say of a text that names nothing: what may be given, and what is spelt nearly so."""
+    names = [name for names in NAMED.values() for name in names]
+    beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(text, [*names, *beside], n=1, cutoff=0.75)
+    files = f"{SPEC_FILE}, {WEIGHTS_FILE} ({', '.join(list(SUFFIXES)[1:])}), {FOLDER}"
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{text} is neither a name ({', '.join(names)}) nor an existing {files}{hint}"
 
 
-def _read_spec_file(path: Path) -> PolicySpec:
-    if not path.exists():
-        raise UserError(f"spec {path} does not exist; `navprune prune` writes one beside its weights")
-    spec = read_spec_file(path)
-    if not isinstance(spec, PolicySpec):
-        raise UserError(f"spec {path} is not a policy's, but that of a {spec.family} alone; give one of a policy")
-    return spec
+def named(texts: Sequence[str]) -> dict[str, Source]:
+    """Sources by what a table calls them: as many last parts of their paths as tell them apart.
 
-
-def policy_of(source: str, config: Config | None = None, seed: int = 0) -> PointNavPolicy:
-    """The policy of anything `spec_of` takes, with its weights; random ones from `seed` where it has none."""
-    path = Path(source)
-    if source in NAMES or path.suffix == ".json":
-        return build(spec_of(source, config), seed)  # type: ignore[return-value]
-    if path.suffix == ".pth":
-        spec, weights = read_foreign(path)
-        policy = build(spec, seed)
-        try:
-            policy.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"{path} does not fit the network that its shapes describe: {reason}") from None
-        return policy  # type: ignore[return-value]
-    return load_policy(find_checkpoint(path)).policy
-
-
-def config_of(source: str, recipe: str | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that goes with a source: the named recipe, else the checkpoint's own, else the default."""
-    if recipe is None and source not in (*CONTROLS, *NAMES) and holds_checkpoint(source):
-        return load_config(str(find_checkpoint(source) / "config.yaml"), overrides)
-    return load_config(recipe or DEFAULT_RECIPE, overrides)
-
-
-def display_names(sources: Sequence[str]) -> list[str]:
-    """What a table calls sources: as many last parts of their paths as tell them apart; UserError for a repetition."""
-    parts = [Path(source).parts for source in sources]
+    Raises UserError for a repetition.
+    """
+    sources = [Source.parse(text) for text in texts]
+    parts = [Path(text).parts for text in texts]
     for depth in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
+        names = dict(zip(["-".join(part[-depth:]) for part in parts], sources))
+        if len(names) == len(sources):
             return names
-    raise UserError(f"{max(sources, key=list(sources).count)} is named twice; name each run once")
-
-
-def run_folder(source: Path) -> Path | None:
-    """The run folder that a source is, or that its checkpoint lies in; None for anything else."""
-    folders = (source, *source.parents[:2])
-    return next((path for path in folders if numbered(path) or (path / LATEST / SPEC).is_file()), None)
+    raise UserError(f"{max(texts, key=list(texts).count)} is named twice; name each run once")

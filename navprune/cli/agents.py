@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import add_overrides, command, natural, note, positive
+from navprune.cli.parsers import add_overrides, command, given, natural, note, positive
 from navprune.errors import UserError
 
 
@@ -50,10 +50,11 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         "Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 %% intervals.\n"
-        "AGENT is a checkpoint or run folder, a habitat-baselines .pth, or random, goal-follower, shortest-path.",
+        "AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors),\n"
+        "or random, goal-follower, shortest-path.",
         "navprune evaluate runs/r18 --split val --pictures 3",
     )
-    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, .pth or control")
+    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, file of weights or control")
     add_overrides(parser, None)
     parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
     parser.add_argument("--episodes", type=positive, metavar="N", help="only the first N episodes")
@@ -70,23 +71,14 @@ def _add_evaluate(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.evaluate import run_evaluation
     from navprune.reports.tables import measure_table
-    from navprune.source import config_of, run_folder
+    from navprune.source import Source
 
-    config = config_of(options.agent, options.config, options.settings)
+    source = Source.parse(options.agent)
+    config = source.config(options.config, options.settings)
     split = options.split or config.data.val
-    agent = Path(options.agent)
-    out = options.out or (run_folder(agent) or Path("runs") / agent.stem) / "evaluation" / split
-    result, shown = run_evaluation(
-        options.agent,
-        config,
-        split=split,
-        limit=options.episodes,
-        environments=options.environments,
-        greedy=options.greedy,
-        seed=options.seed,
-        out=out,
-        pictures=options.pictures,
-    )
+    out = options.out or (source.run or Path("runs") / source.path.stem) / "evaluation" / split
+    passed = given(options, "environments", "greedy", "seed", "pictures")
+    result, shown = run_evaluation(options.agent, config, split=split, limit=options.episodes, out=out, **passed)
     print(measure_table(result.to_json(split)).text())
     print(
         f"\n{len(result.episodes)} episodes of {split}; written to {out}"
@@ -101,8 +93,8 @@ def _add_export(commands: Any) -> None:
         "export",
         _export,
         "Writes a dense policy as a file that habitat-baselines loads.\n"
-        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a .pth of theirs.\n"
-        "Where the shapes do not tell the images' size, FILE.pth.json beside it does, for navprune to read it again.",
+        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a file of weights.\n"
+        "FILE.pth.json beside it tells navprune what the shapes may not: the images' size and the channels' order.",
         "navprune export runs/r50 --format habitat-baselines --out r50.pth",
     )
     parser.add_argument("source", metavar="SOURCE")
@@ -112,16 +104,15 @@ def _add_export(commands: Any) -> None:
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.files import write_file
-    from navprune.models.weights import foreign_bytes, foreign_hints, hints_file, needs_hints
-    from navprune.source import policy_of
+    from navprune.models.weights import foreign_bytes, foreign_hints, hints_file
+    from navprune.source import Source
 
     beside = hints_file(options.out)
     if options.json == beside:
         raise UserError(f"{beside} is where navprune looks for the images' size; give --json another name")
-    policy = policy_of(options.source)
+    policy = Source.parse(options.source).policy()
     write_file(options.out, foreign_bytes(policy))
-    if needs_hints(policy) or beside.exists():  # one that is there told of the file before
-        write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
+    write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
     print(options.out)
     return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
 

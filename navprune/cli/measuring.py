@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import command, note, numbers, positive
+from navprune.cli.parsers import command, given, note, numbers, positive
 
 
 def add_commands(commands: Any) -> None:
@@ -28,16 +28,16 @@ def _add_cost(commands: Any) -> None:
         "deployed (pooled input, compression, all parameters).",
         "navprune cost resnet50",
     )
-    parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, checkpoint, run folder or .pth")
+    parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, file of weights, checkpoint or run")
     parser.add_argument("--layers", action="store_true", help="one row for each layer, too")
 
 
 def _cost(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.evaluation.cost import breakdown, cost
     from navprune.reports.tables import cost_table, rows_table
-    from navprune.source import spec_of
+    from navprune.source import Source
 
-    spec = spec_of(options.source)
+    spec = Source.parse(options.source).policy().spec
     answer = cost(spec).to_json()
     print(cost_table({options.source: answer}).text())
     if options.layers:
@@ -54,7 +54,9 @@ def _add_latency(commands: Any) -> None:
         "Median and 95th percentile, and the saving against the first one, realised and in theory.",
         "navprune latency resnet50 runs/slim --batch-sizes 1,8 --runtime eager,compiled",
     )
-    parser.add_argument("sources", nargs="+", metavar="SPEC", help="encoders' names, specs, checkpoints or run folders")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SPEC", help="encoders' names, specs, files of weights, checkpoints or runs"
+    )
     parser.add_argument("--batch-sizes", default="1,8", help="default: 1,8")
     parser.add_argument("--runtime", default="eager", help="eager, compiled or both: eager,compiled (default: eager)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where present)")
@@ -64,9 +66,11 @@ def _add_latency(commands: Any) -> None:
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.latency import run_latency
     from navprune.reports.tables import latency_table
+    from navprune.source import named
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
-    answer = run_latency(options.sources, sizes, options.runtime.split(","), options.device, options.runs)
+    encoders = {name: source.policy().encoder for name, source in named(options.sources).items()}
+    answer = run_latency(encoders, sizes, options.runtime.split(","), options.device, options.runs)
     print(latency_table(answer["rows"]).text())
     return answer
 
@@ -77,27 +81,25 @@ def _add_compare(commands: Any) -> None:
         "compare",
         _compare,
         "Compares runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.\n"
-        "Every run is evaluated anew on the same episodes.",
+        "Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).",
         "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or whatever else holds an agent")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
     parser.add_argument("--split", default=None, help="split to compare on (default: the runs' data.val)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
     parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
+    own = "measure each run on its own data and task where they differ; table and page say how"
+    parser.add_argument("--each-its-own", action="store_true", help=own)
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.compare import run_comparison
 
-    table, page, answer = run_comparison(
-        options.runs,
-        options.out,
-        split=options.split,
-        batch_sizes=numbers("--batch-sizes", options.batch_sizes),
-        pictures=options.pictures,
-    )
-    print(table.text())
+    sizes = numbers("--batch-sizes", options.batch_sizes)
+    passed = given(options, "runs", "out", "split", "pictures", "each_its_own")
+    table, page, answer = run_comparison(batch_sizes=sizes, **passed)
+    print("\n".join([table.text(), *(f"* {line}" for line in answer["differences"].values())]))
     print(f"\n{page}")
     return answer
 
@@ -113,8 +115,6 @@ def _add_benchmark(commands: Any) -> None:
         "Frames per second of the full environment step (move, measure, render) on a furnished home.",
         "navprune benchmark simulator --widths 128,256 --environments 32",
     )
-    simulator.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
-    simulator.add_argument("--name", default="homes", help="data set in it (default: homes)")
     simulator.add_argument("--widths", default="128,256", help="image widths (default: 128,256)")
     simulator.add_argument("--environments", type=positive, default=32)
     simulator.add_argument("--threads", type=positive, help="rendering threads (default: all cores)")
@@ -128,8 +128,9 @@ def _add_benchmark(commands: Any) -> None:
         "Frames per second of PPO training, and the seconds that each phase takes.",
         "navprune benchmark training --encoder resnet18 --width 128 --environments 6",
     )
-    training.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
-    training.add_argument("--name", default="homes", help="data set in it (default: homes)")
+    for parser in (simulator, training):
+        parser.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+        parser.add_argument("--name", default="homes", help="data set in it (default: homes)")
     training.add_argument("--encoder", default="resnet18")
     training.add_argument("--base-planes", type=positive, default=32)
     training.add_argument("--width", type=positive, default=128, help="image width (default: 128)")
@@ -142,16 +143,8 @@ def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.benchmark import benchmark_simulator
     from navprune.reports.tables import rows_table
 
-    widths = numbers("--widths", options.widths)
-    answer = benchmark_simulator(
-        options.data,
-        options.name,
-        widths=widths,
-        environments=options.environments,
-        threads=options.threads,
-        frames=options.frames,
-        report=note,
-    )
+    passed = given(options, "data", "name", "environments", "threads", "frames")
+    answer = benchmark_simulator(widths=numbers("--widths", options.widths), report=note, **passed)
     print(rows_table(answer["rows"]).text())
     before, after = answer["memory_mib"]
     print(f"\nmemory {before:.0f} MiB before, {after:.0f} MiB after")
@@ -162,17 +155,8 @@ def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.benchmark import benchmark_training
     from navprune.reports.tables import rows_table
 
-    answer = benchmark_training(
-        options.data,
-        options.name,
-        encoder=options.encoder,
-        base_planes=options.base_planes,
-        width=options.width,
-        environments=options.environments,
-        epochs=options.epochs,
-        updates=options.updates,
-        report=note,
-    )
+    names = ("data", "name", "encoder", "base_planes", "width", "environments", "epochs", "updates")
+    answer = benchmark_training(report=note, **given(options, *names))
     flat = [{**row, **{f"{k} s": v for k, v in row["seconds"].items()}} for row in answer["rows"]]
     print(rows_table([{k: v for k, v in row.items() if k != "seconds"} for row in flat]).text())
     return answer

@@ -44,6 +44,11 @@ def add_overrides(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the named options that have a value, to be passed on under the same names."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
 def numbers(option: str, text: str) -> list[int]:
     """Whole numbers of at least 1, parted by commas; UserError else, naming the option."""
     try:

@@ -1,11 +1,12 @@
 """`navprune prune`: what makes encoders smaller."""
 
 import argparse
-from collections.abc import Collection, Iterable
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import Parser, add_overrides, command, natural, note, positive
+from navprune.cli.parsers import Parser, add_overrides, command, given, natural, note, positive
 from navprune.errors import UserError
 
 
@@ -16,8 +17,9 @@ def add_commands(commands: Any) -> None:
         "prune",
         _prune,
         "Prunes an encoder to a budget and writes a slim checkpoint.\n"
-        "SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a habitat-baselines\n"
-        ".pth. pruning.json and widths.png in the new folder say what was cut where. docs/pruning.md has the formulas.",
+        "SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights\n"
+        "(.pth, .pt, .ckpt, .safetensors). pruning.json and widths.png in the new folder say what was cut where.\n"
+        "docs/pruning.md has the formulas.",
         "navprune prune resnet50 --method l1 --budget macs=0.488,parameters=0.435 --out runs/slim",
     )
     parser.late = _methods
@@ -34,11 +36,7 @@ def add_commands(commands: Any) -> None:
     _add_evidence(parser)
     after = parser.add_argument_group("what follows")
     after.add_argument("--scratch", action="store_true", help="print the command that trains from new weights")
-    after.add_argument(
-        "--equal-compute",
-        action="store_true",
-        help="the same, for as much compute as the dense one's",
-    )
+    after.add_argument("--equal-compute", action="store_true", help="the same, for as much compute as the dense one's")
     after.add_argument(
         "--frames-per-second", type=float, metavar="X",
         help="of training, by `navprune benchmark training`: tells the search's share of the training it saves",
@@ -49,11 +47,9 @@ def _add_search(parser: Parser) -> None:
     group = parser.add_argument_group("what may be cut")
     group.add_argument("--blocks", action="store_true", help="whole residual blocks, too")
     group.add_argument(
-        "--scope",
-        choices=["global", "layer"],
-        default="global",
+        "--scope", choices=["global", "layer"], default="global",
         help="global: one threshold; layer: the same share of each layer (default: global)",
-    )
+    )  # fmt: skip
     group.add_argument("--limits", metavar="LAYER=SHARE,...", help="largest share kept, such as stage4.*=0.3,stem=0.5")
     group.add_argument("--minimum", type=positive, default=1, metavar="N", help="units that stay everywhere (1)")
     group.add_argument("--minimum-share", type=float, default=0.0, metavar="X", help="share that stays everywhere (0)")
@@ -74,11 +70,9 @@ def _add_evidence(parser: Parser) -> None:
     group.add_argument("--batch-size", type=positive, metavar="N", help="observations a batch (100)")
     group.add_argument("--expansion", type=float, metavar="X", help="gates: width of the searched network (1.25)")
     group.add_argument(
-        "--stable",
-        type=float,
-        metavar="X",
+        "--stable", type=float, metavar="X",
         help="gates: stop once their ranking correlates so much with the last (0.95)",
-    )
+    )  # fmt: skip
     group.add_argument("--paper", choices=["cifar", "imagenet"], help="gates: the paper's settings for classification")
     group.add_argument("--images", type=Path, metavar="FILE.npz", help="labelled images, for classification")
 
@@ -90,37 +84,23 @@ def _methods() -> str:
 
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
-    from navprune.commands.prune import next_step, pruning_json, run_pruning
+    from navprune.commands.prune import next_step, run_pruning
     from navprune.comparisons.torch_pruning import TOLERANCE
     from navprune.pruning.methods import TORCH_PRUNING
     from navprune.pruning.search import SearchConfig, parse_budget, parse_shares, shortfall
     from navprune.reports.tables import pruning_table
-    from navprune.source import config_of
+    from navprune.rl.checkpoints import PRUNING
+    from navprune.source import Source
 
     budget = parse_budget(options.budget)
     _check_used(options, budget)
-    config = config_of(options.source, options.config, options.settings)
-    search = SearchConfig(
-        scope=options.scope,
-        limits=parse_shares("--limits", options.limits) if options.limits else {},
-        minimum=options.minimum,
-        minimum_share=options.minimum_share,
-        multiple=options.multiple,
-    )
-    names = ("steps", "loss", "teacher", "images", "latency_batch", "latency_runtime", "frames_per_second")
-    result = run_pruning(
-        options.source,
-        options.method,
-        budget,
-        options.out,
-        config,
-        seed=options.seed,
-        search=search,
-        blocks=options.blocks,
-        **_given(options, names),
-        **_gates(options),
-    )
-    answer = pruning_json(result, config.trainer.total_frames, options.frames_per_second)
+    config = Source.parse(options.source).config(options.config, options.settings)
+    limits = parse_shares("--limits", options.limits) if options.limits else {}
+    search = SearchConfig(limits=limits, **given(options, "scope", "minimum", "minimum_share", "multiple"))
+    names = ("seed", "blocks", "steps", "loss", "teacher", "images", "latency_batch", "latency_runtime")
+    more = given(options, *names, "frames_per_second") | _gates(options)
+    result = run_pruning(options.source, options.method, budget, options.out, config, search=search, **more)
+    answer = json.loads((options.out / PRUNING).read_text())
     print(pruning_table(answer).text())
     if options.method == TORCH_PRUNING:
         line = shortfall(budget, result.reached, TOLERANCE, "its one pruning ratio cannot make both bind")
@@ -130,12 +110,8 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
         note(line)
     if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:
         note(f"all {options.method} scores are equal, as before training norms' scales are: the order of units decided")
-    print("\n" + next_step(options.out, result, answer, scratch=options.scratch, equal_compute=options.equal_compute))
+    print("\n" + next_step(options.out, answer, scratch=options.scratch, equal_compute=options.equal_compute))
     return answer
-
-
-def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def _check_used(options: argparse.Namespace, budget: Collection[str]) -> None:
@@ -160,7 +136,7 @@ def _check_used(options: argparse.Namespace, budget: Collection[str]) -> None:
         "latency_batch": (LATENCY in budget, "a budget of latency"),
         "latency_runtime": (LATENCY in budget, "a budget of latency"),
     }
-    for name in _given(options, used):
+    for name in given(options, *used):
         matters, users = used[name]
         if not matters:
             raise UserError(f"--{name.replace('_', '-')} is for {users}; leave it out")
@@ -173,5 +149,5 @@ def _gates(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.pruning.gates import PAPER, GateConfig
 
     recipe = PAPER[options.paper]._asdict() if options.paper else {"config": GateConfig()}
-    config = replace(recipe.pop("config"), **_given(options, ("expansion", "stable")))
-    return {"gates": config, **recipe, **_given(options, ("epochs", "batch_size"))}
+    config = replace(recipe.pop("config"), **given(options, "expansion", "stable"))
+    return {"gates": config, **recipe, **given(options, "epochs", "batch_size")}

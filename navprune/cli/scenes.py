@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import command, natural, note, positive
+from navprune.cli.parsers import command, given, natural, note, positive
 from navprune.errors import UserError
 
 AGENT = {
@@ -57,14 +57,11 @@ def _generate(options: argparse.Namespace) -> dict[str, Any]:
     line = ProgressLine("drawing", options.train + options.val, "homes")
     statistics = generate_dataset(
         options.out,
-        name=options.name,
-        train=options.train,
-        val=options.val,
-        seed=options.seed,
         area=tuple(options.area),
         episodes_per_scene=options.train_episodes,
         val_episodes_per_scene=options.val_episodes,
         progress=line.show,
+        **given(options, "name", "train", "val", "seed"),
     )
     answer = dataclasses.asdict(statistics)
     print(rows_table([{"split": split, **_spreads(values)} for split, values in answer["splits"].items()]).text())

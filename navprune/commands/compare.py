@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from navprune.commands.evaluate import run_evaluation
+from navprune.commands.environments import split_episodes
+from navprune.commands.evaluate import conditions, run_evaluation
 from navprune.commands.latency import run_latency
 from navprune.config import Config
 from navprune.errors import UserError
@@ -13,9 +15,9 @@ from navprune.evaluation.cost import cost
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, read_curve
 from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
-from navprune.rl.checkpoints import PRUNING, find_checkpoint, holds_checkpoint
+from navprune.rl.checkpoints import PRUNING
 from navprune.simulator.scene import SceneLibrary
-from navprune.source import config_of, display_names, spec_of
+from navprune.source import CONTROL, FOLDER, Source, named
 
 
 def run_comparison(
@@ -24,50 +26,66 @@ def run_comparison(
     *,
     split: str | None = None,
     batch_sizes: Sequence[int] = (1, 8),
-    runtimes: Sequence[str] = ("eager",),
     pictures: str = "1",
     controls: Sequence[str] = (),
-    library: SceneLibrary | None = None,
+    each_its_own: bool = False,
     texts: Mapping[str, Any] | None = None,
 ) -> tuple[Table, Path, dict[str, Any]]:
     """Evaluates run folders (and control agents) on a split, measures their latency and writes table and page.
 
-    `texts` holds further fields of `reports.page.Report`. Returns the table, the page and the JSON form.
+    All must be measured alike (`evaluate.conditions`), or UserError says in what they differ; with `each_its_own` table
+    and page say so instead. Controls are measured as the first run. `texts` holds further fields of
+    `reports.page.Report`. Returns the table, the page and the JSON form.
     """
-    library = library or SceneLibrary()
-    sources = (*runs, *controls)
-    names = dict(zip(sources, display_names(sources), strict=True))
-    configs = {run: config_of(run, None) for run in runs}
+    library = SceneLibrary()
+    sources = named((*runs, *controls))
+    first, *_ = (source.config() for source in sources.values())
+    configs = {name: first if source.kind == CONTROL else source.config() for name, source in sources.items()}
+    encoders = {n: source.policy(configs[n]).encoder for n, source in sources.items() if source.kind != CONTROL}
+    differing = differences(configs, split)
+    if differing and not each_its_own:
+        advice = "set the same for all in `navprune evaluate`, or compare with --each-its-own"
+        raise UserError(f"{next(iter(differing.values()))}; {advice}")
     evaluations, shown = {}, []
-    for source in sources:
-        config, folder = configs.get(source, configs[runs[0]]), out / "evaluation" / names[source]
-        result, new = run_evaluation(source, config, split=split, out=folder, pictures=pictures, library=library)
-        evaluations[source] = result.to_json(split or config.data.val)
-        shown += [Picture(file, f"{names[source]}, {s.name}") for s in new for file in (s.map, s.video)]
-    seeing = [run for run in runs if spec_of(run).encoder.observations]
-    latency = run_latency(seeing, batch_sizes, runtimes)["rows"]
-    timed = dict(zip(seeing, display_names(seeing), strict=True)) if seeing else {}
+    for name, source in sources.items():
+        config, folder = configs[name], out / "evaluation" / name
+        result, new = run_evaluation(source.text, config, split=split, out=folder, pictures=pictures, library=library)
+        evaluations[name] = result.to_json(split or config.data.val)
+        shown += [Picture(file, f"{name}, {s.name}") for s in new for file in (s.map, s.video)]
+    seeing = {name: encoder for name, encoder in encoders.items() if encoder.spec.observations}
+    latency = run_latency(seeing, batch_sizes, ["eager"])["rows"] if seeing else []
     rows = [
         EncoderRow(
-            names[source],
-            cost(spec_of(source)).to_json() if source in seeing else None,
-            evaluations[source],
-            [{**row, "model": names[source]} for row in latency if row["model"] == timed.get(source)],
+            name + ("*" if name in differing else ""),
+            cost(seeing[name].spec).to_json() if name in seeing else None,
+            evaluations[name],
+            [row for row in latency if row["model"] == name],
         )
-        for source in sources
+        for name in sources
     ]
+    limits = [f"* {line}." for line in differing.values()]
     report = Report(
         rows=rows,
-        curves={names[run]: curve for run in runs if (curve := training_curve(Path(run))) is not None},
-        prunings={names[run]: found for run in runs if (found := pruning_of(run, configs[run])) is not None},
+        curves={name: curve for name in encoders if (curve := training_curve(sources[name].path))},
+        prunings={name: found for name in encoders if (found := pruning_of(sources[name], configs[name]))},
         episodes=shown,
-        **{"title": "Comparison of encoders", "lead": describe(rows), **(texts or {})},
+        **{"title": "Comparison of encoders", "lead": describe(rows), "limits": limits, **(texts or {})},
     )
-    page = write_report(out, report)
-    answer = {
-        "rows": [{"name": r.name, "cost": r.cost, "evaluation": r.evaluation, "latency": r.latency} for r in rows]
-    }
-    return encoder_table(rows), page, answer
+    answer = {"rows": [asdict(row) for row in rows], "differences": differing}
+    return encoder_table(rows), write_report(out, report), answer
+
+
+def differences(configs: Mapping[str, Config], split: str | None) -> dict[str, str]:
+    """{name: how it is measured otherwise than the first} of those that are."""
+    lines, usual = {}, None
+    for name, config in configs.items():
+        own = conditions(config, split_episodes(config, split or config.data.val))
+        usual = usual or own
+        others = [f"{key} {own[key]} instead of {value}" for key, value in usual.items() if own[key] != value]
+        told = ["other episodes" if text.startswith("episodes") else text for text in others]
+        if told:
+            lines[name] = f"{name} is measured with {' and '.join(told)}, unlike {next(iter(configs))}"
+    return lines
 
 
 def training_curve(run: Path) -> Curve | None:
@@ -78,9 +96,9 @@ def training_curve(run: Path) -> Curve | None:
         return None
 
 
-def pruning_of(run: str, config: Config) -> dict[str, Any] | None:
+def pruning_of(source: Source, config: Config) -> dict[str, Any] | None:
     """What pruning.json says of the network that a run led to or, if none was cut there, began with."""
-    folders = [find_checkpoint(run)] if holds_checkpoint(run) else []
+    folders = [source.folder] if source.kind == FOLDER else []
     folders += [Path(config.init)] if config.init else []
     path = next((folder / PRUNING for folder in folders if (folder / PRUNING).is_file()), None)
     return json.loads(path.read_text()) if path else None

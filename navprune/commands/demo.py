@@ -26,8 +26,6 @@ HOMES: dict[str, Any] = {
     "episodes_per_scene": 100,
     "val_episodes_per_scene": 10,
 }
-RUNTIMES = ("eager",)
-"""Compiling three encoders for two batch sizes would take minutes; `navprune latency` does it on demand."""
 GATE_STEPS = 100
 GATES = GateConfig(expansion=1.0, stable=1.0)
 """A network of base 8 has too few units for the usual expansion of 1.25: its uncut trunks would eat the budget."""
@@ -62,8 +60,6 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
     return run_comparison(
         runs,
         out,
-        batch_sizes=(1, 8),
-        runtimes=RUNTIMES,
         pictures="3",
         controls=CONTROLS,
         texts={

@@ -1,8 +1,9 @@
 """`navprune evaluate`: an agent over every episode of a split."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ from navprune.errors import UserError
 from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
 from navprune.files import write_file
-from navprune.models.spec import NAMES
 from navprune.progress import ProgressLine
 from navprune.reports import maps, video
-from navprune.rl.checkpoints import find_checkpoint, holds_checkpoint, read_metrics
+from navprune.rl.checkpoints import read_metrics
 from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode
 from navprune.simulator.scene import SceneLibrary
-from navprune.source import CONTROLS, policy_of, spec_of
+from navprune.source import CONTROLS, FOLDER, Source
 from navprune.tasks.pointnav import Once, VectorEnv
 
 
@@ -34,15 +34,26 @@ class Shown:
     video: Path
 
 
-def agent_of(source: str, config: Config, env: VectorEnv, greedy: bool) -> Agent:
-    """A control agent by name, or the policy of a checkpoint."""
-    if source == "random":
+OF_THE_AGENT = ("width", "height", "hfov", "camera_height", "max_depth", "sensors", "alpha_masks")
+"""What of a task is the agent's own, whose encoder is made for its images; the rest decides what is measured."""
+
+
+def conditions(config: Config, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What the numbers of an evaluation depend on beside the agent: a digest of the episodes, and the task's settings.
+
+    The digest is of what the episodes say and not of where they lie; their order and what nothing reads do not matter.
+    """
+    rows = ({**asdict(episode), "goal_radius": None, "geodesic_distance": None} for episode in episodes)
+    digest = hashlib.sha256("\n".join(sorted(json.dumps(row) for row in rows)).encode()).hexdigest()
+    task = {name: value for name, value in asdict(config.task).items() if name not in OF_THE_AGENT}
+    return {"episodes": digest, "simulator": config.simulator, **task}
+
+
+def control(name: str, config: Config, env: VectorEnv) -> Agent:
+    """A control agent by name."""
+    if name == "random":
         return RandomAgent(config.task)
-    if source == "goal-follower":
-        return GoalFollower(config.task)
-    if source == "shortest-path":
-        return ShortestPathAgent(env)
-    return PolicyAgent(policy_of(source, config).to(default_device()), greedy)
+    return GoalFollower(config.task) if name == "goal-follower" else ShortestPathAgent(env)
 
 
 def run_evaluation(
@@ -63,12 +74,14 @@ def run_evaluation(
     With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
     """
     told: dict[str, Any] = {"agent": source, "checkpoint": None, "frames": None}
-    if source not in (*CONTROLS, *NAMES) and holds_checkpoint(source):
-        folder = find_checkpoint(source)
-        source = str(folder)  # of a run in training, what is its latest now
-        told |= {"checkpoint": source, "frames": read_metrics(folder).get("frames")}
+    policy, name = None, Path(source).name
     if source not in CONTROLS:
-        check_sees(spec_of(source, config).encoder, config)
+        given = Source.parse(source)
+        if given.kind == FOLDER:
+            given = replace(given, text=str(given.folder))  # of a run in training, what is its latest now
+            told |= {"checkpoint": given.text, "frames": read_metrics(given.path).get("frames")}
+        policy = given.policy(config)
+        check_sees(policy.spec.encoder, config)
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
     if config.env == "habitat":  # Each is a process with its own copy of the scene.
@@ -76,15 +89,17 @@ def run_evaluation(
     env = environment(config, split, episodes, Once(len(episodes)), environments, library)
     recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
     try:
-        agent = agent_of(source, config, env, greedy)
-        line = ProgressLine(f"evaluating {Path(told['agent']).name}", len(episodes), "episodes")
+        agent = PolicyAgent(policy.to(default_device()), greedy) if policy else control(source, config, env)
+        line = ProgressLine(f"evaluating {name}", len(episodes), "episodes")
         result = evaluate(env, agent, episodes, seed, recorder, line)
     finally:
         env.close()
     if out is None:
         return result, []
     out.mkdir(parents=True, exist_ok=True)
-    summary = result.to_json(split) | told | {"greedy": greedy, "seed": seed}
+    summary = (
+        result.to_json(split) | told | {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
+    )
     write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]

@@ -1,37 +1,28 @@
 """What scores and gates look at: observations, rollouts or labelled images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from navprune.commands.environments import check_sees, training_env
+from navprune.config import Config
 from navprune.errors import UserError
-from navprune.evaluation.latency import RUNTIMES
 from navprune.models.classifiers import ClassifierSpec
+from navprune.models.spec import PolicySpec
 from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig
-from navprune.pruning.losses import (
-    Batch,
-    PPOTask,
-    collect_observations,
-    labelled_batches,
-    read_labelled,
-    shuffled_batches,
-)
-from navprune.pruning.methods import GATES
+from navprune.pruning.losses import PPOTask, collect_observations, labelled_batches, read_labelled, shuffled_batches
+from navprune.pruning.methods import GATES, NEEDS_BATCHES
 from navprune.pruning.prune import Batches
 from navprune.pruning.scores import Loss, distillation_loss
 from navprune.pruning.search import SearchConfig
 from navprune.pruning.slim import Spec
-from navprune.rl.checkpoints import (
-    load_network,
-)
-from navprune.rl.ppo import PPOConfig
-from navprune.tasks.pointnav import VectorEnv
+from navprune.source import Source
 
 DISTILLATION = "distillation"
 
@@ -77,80 +68,66 @@ class PruningOptions:
             raise UserError("distillation and a teacher go together: give both, a checkpoint or run for the teacher")
         if self.frames_per_second is not None and not self.frames_per_second > 0:
             raise UserError(f"training runs at more than 0 frames per second, not at {self.frames_per_second:g}")
-        if self.latency_runtime not in RUNTIMES:
-            raise UserError(f"unknown runtime {self.latency_runtime!r}; known are {', '.join(RUNTIMES)}")
-
-
-class Material(NamedTuple):
-    """What a method looks at: at most so many batches and a loss, where it needs them."""
-
-    batches: Batches | None = None
-    loss: Loss | None = None
-    total: int = 0
-
-    def shown(self, title: str) -> Batches | None:
-        """The batches, with a line of progress while they are looked at."""
-        if self.batches is None:
-            return None
-        source = self.batches
-
-        def draw(model: torch.nn.Module) -> Iterator[Any]:
-            line, done = ProgressLine(title, self.total, "batches"), 0
-            try:
-                for batch in source(model) if callable(source) else source:
-                    line.show(done, last=False)
-                    done += 1
-                    yield batch
-            finally:
-                line.show(done, last=True)
-
-        return draw
 
 
 def material(
-    method: str,
-    spec: Spec,
-    options: PruningOptions,
-    environment: Callable[[], VectorEnv],
-    ppo: PPOConfig,
-    closing: ExitStack,
-) -> Material:
-    """Draws what `method` looks at; an environment that it goes on to act in is closed with `closing`.
+    method: str, spec: Spec, options: PruningOptions, config: Config, closing: ExitStack
+) -> tuple[Batches | None, Loss | None]:
+    """What `method` looks at, with a line of progress on the way, and its loss; None for what it does not need.
 
-    Raises UserError where the kind of network and the loss do not fit together.
+    An environment that it goes on to act in is closed with `closing`. Raises UserError where the kind of network and
+    the loss do not fit together.
     """
+    if method not in NEEDS_BATCHES:
+        return None, None
     loss = options.loss or ("imitation" if method == GATES else "ppo")
     if loss == DISTILLATION and method != "taylor":
         raise UserError(f"distillation is a loss of taylor scores, not of {method!r}: leave it out")
-    taught = distillation_loss(load_network(options.teacher)) if options.teacher else None
+    taught = distillation_loss(Source.parse(options.teacher).load()) if options.teacher else None
     epochs = options.epochs if method == GATES else 1
     generator = torch.Generator().manual_seed(options.seed)
     if isinstance(spec, ClassifierSpec) or loss == "classification":
         images, labels = _labelled(spec, options)
         batches = labelled_batches(images, labels, options.batch_size, epochs, generator)
-        return Material(batches, taught, epochs * (len(images) // options.batch_size))
+        return _shown(method, batches, epochs * (len(images) // options.batch_size)), taught
     if method == "activation" and options.loss:
         raise UserError(f"activation follows no loss, of {options.loss} neither: leave it out")
-    if loss == "ppo" and method != "activation":
-        env = environment()
-        closing.callback(env.close)
-        rollouts = max(1, options.steps // ppo.steps)
-        if method != GATES:  # while nothing learns, a second pass says what the first one said
-            ppo = replace(ppo, epochs=1)
-        task = PPOTask(env, ppo, rollouts, options.seed)
-        return Material(task.batches, task.loss, rollouts * ppo.epochs * ppo.minibatches)
-    if method != GATES and loss == "imitation" and options.loss:
+    if method != GATES and loss == "imitation":
         raise UserError(
             f"imitation learns a readout along with gates; {method!r} scores follow ppo's loss: leave it out"
         )
-    env = environment()
+    assert isinstance(spec, PolicySpec)
+    check_sees(spec.encoder, config)
+    env = training_env(config)
     closing.callback(env.close)
+    if loss == "ppo" and method != "activation":
+        rollouts = max(1, options.steps // config.ppo.steps)
+        # While nothing learns, a second pass says what the first one said.
+        ppo = config.ppo if method == GATES else replace(config.ppo, epochs=1)
+        task = PPOTask(env, ppo, rollouts, options.seed)
+        return _shown(method, task.batches, rollouts * ppo.epochs * ppo.minibatches), task.loss
 
-    def observed(_model: torch.nn.Module) -> Iterator[Batch]:
+    def observed(_model: torch.nn.Module) -> Iterator[Any]:
         data = collect_observations(env, options.steps, np.random.default_rng(options.seed))
         return shuffled_batches(data, options.batch_size, epochs, generator)
 
-    return Material(observed, taught, epochs * (options.steps * env.num_envs // options.batch_size))
+    return _shown(method, observed, epochs * (options.steps * env.num_envs // options.batch_size)), taught
+
+
+def _shown(title: str, batches: Batches, total: int) -> Batches:
+    """The batches, at most `total`, with a line of progress while they are looked at."""
+
+    def draw(model: torch.nn.Module) -> Iterator[Any]:
+        line, done = ProgressLine(title, total, "batches"), 0
+        try:
+            for batch in batches(model) if callable(batches) else batches:
+                line.show(done, last=False)
+                done += 1
+                yield batch
+        finally:
+            line.show(done, last=True)
+
+    return draw
 
 
 def _labelled(spec: Spec, options: PruningOptions) -> tuple[torch.Tensor, torch.Tensor]:

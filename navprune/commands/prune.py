@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from navprune.commands.environments import check_sees, training_env
-from navprune.commands.evidence import Material, PruningOptions, material
+from navprune.commands.evidence import PruningOptions, material
 from navprune.comparisons import torch_pruning
 from navprune.config import Config, to_yaml
 from navprune.errors import UserError
@@ -19,12 +18,11 @@ from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import measure
 from navprune.files import write_file
 from navprune.models.build import build
-from navprune.models.classifiers import NAMES as CLASSIFIERS
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import NAMES, EncoderSpec, PolicySpec
-from navprune.models.widths import widths, with_widths
+from navprune.models.spec import EncoderSpec
+from navprune.models.widths import widths
 from navprune.progress import ProgressLine
 from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import NEEDS_BATCHES
@@ -33,107 +31,67 @@ from navprune.pruning.search import LATENCY, Widths
 from navprune.pruning.slim import Spec, encoder_of
 from navprune.pruning.trace import module_cost
 from navprune.reports.plots import widths_figure
-from navprune.rl.checkpoints import (
-    PRUNED_FROM,
-    PRUNING,
-    WIDTHS,
-    check_replaceable,
-    find_checkpoint,
-    load_network,
-    save_checkpoint,
-    was_pruned,
-)
+from navprune.rl.checkpoints import PRUNED_FROM, PRUNING, WIDTHS, check_replaceable, save_checkpoint, was_pruned
 from navprune.rl.trainer import device_of
-from navprune.source import policy_of, spec_of
-from navprune.tasks.pointnav import VectorEnv
+from navprune.source import CLASSIFIER, FOLDER, NAMED, WEIGHTS_FILE, Source
 
 
 def run_pruning(
-    source: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
+    text: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
 ) -> PruningResult:
-    """Prunes a spec or checkpoint to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
+    """Prunes what is named (see `Source`) to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
 
     `options` are the fields of `PruningOptions`. What scores and gates look at comes from the configured training
     environments, of classifiers from labelled images.
     """
-    how = PruningOptions(**options)
-    _check_out(out, [source, *filter(None, [how.teacher])])
-    network = unpruned(source, config, how)
-    spec = cast(Spec, network.spec) if isinstance(network, torch.nn.Module) else network
-    device = device_of(config.trainer.device)
+    how, source = PruningOptions(**options), Source.parse(text)
+    _check_out(out, [source, *([Source.parse(how.teacher)] if how.teacher else [])])
+    weights = source.kind in (WEIGHTS_FILE, FOLDER)
+    network = source.load(config, how.seed) if weights else unpruned(source, config, how.images)
+    spec = network.spec if isinstance(network, torch.nn.Module) else network
     if how.images and not isinstance(spec, ClassifierSpec):
-        raise UserError(f"{how.images}: labelled images are for classifiers, which {source} is not; leave them out")
-
-    def training() -> VectorEnv:
-        assert isinstance(spec, PolicySpec)
-        check_sees(spec.encoder, config)
-        return training_env(config)
-
+        raise UserError(f"{how.images}: labelled images are for classifiers, which {text} is not; leave them out")
     if method == torch_pruning.TORCH_PRUNING:
         cut = torch_pruning.prune(network, budget, count_cost, seed=how.seed, config=how.search, blocks=how.blocks)
-        return _write(cut, out, source, config, how)
-    with ExitStack() as closing:
-        seen = material(method, spec, how, training, config.ppo, closing) if method in NEEDS_BATCHES else Material()
-        result = prune(
-            network,
-            method,
-            budget,
-            count_cost,
-            seed=how.seed,
-            batches=seen.shown(method),
-            loss=seen.loss,
-            gates=how.gates,
-            config=how.search,
-            costs=latency_costs(budget, spec, how, device),
-            blocks=how.blocks,
-            device=device if method in NEEDS_BATCHES else "cpu",
-        )
-    return _write(result, out, source, config, how)
+    else:
+        with ExitStack() as closing:
+            batches, loss = material(method, spec, how, config, closing)
+            device = device_of(config.trainer.device)
+            asked = (encoder_of(spec), how.latency_batch, how.latency_runtime, device)
+            costs = {LATENCY: latency_share(*asked)} if LATENCY in budget else {}
+            cut = prune(
+                network,
+                method,
+                budget,
+                count_cost,
+                seed=how.seed,
+                batches=batches,
+                loss=loss,
+                gates=how.gates,
+                config=how.search,
+                costs=costs,
+                blocks=how.blocks,
+                device=device if method in NEEDS_BATCHES else "cpu",
+            )
+    model = cast(PointNavPolicy | Classifier, cut.model)
+    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
+    write_pruning(out, pruning_json(cut, config.trainer.total_frames, how.frames_per_second))
+    return cut
 
 
-def _write(result: PruningResult, out: Path, source: str, config: Config, how: PruningOptions) -> PruningResult:
-    model = cast(PointNavPolicy | Classifier, result.model)
-    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: source})
-    write_pruning(out, pruning_json(result, config.trainer.total_frames, how.frames_per_second))
-    return result
-
-
-def _check_out(out: Path, sources: Sequence[str]) -> None:
+def _check_out(out: Path, sources: Sequence[Source]) -> None:
     """Raises UserError where a slim checkpoint in `out` would take the place of anything but another one."""
     check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
         raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
     for source in sources:
-        if source in NAMES or source in CLASSIFIERS or not Path(source).exists():
-            continue
-        given = find_checkpoint(source) if Path(source).is_dir() else Path(source)
-        if out.resolve() in (given.resolve(), given.resolve().parent):
-            raise UserError(f"{out} holds the network {source}, which is asked for; choose another folder")
-
-
-def latency_costs(
-    budget: Mapping[str, float], spec: Spec, options: PruningOptions, device: torch.device
-) -> dict[str, Callable[[Widths], float]]:
-    """{"latency": widths -> share of the dense encoder's milliseconds} where the budget names it."""
-    if LATENCY not in budget:
-        return {}
-    encoder = encoder_of(spec)
-    if not isinstance(encoder, EncoderSpec):
-        raise UserError(f"latency is measured of visual encoders, not of {encoder.family}; budget macs and parameters")
-    share = latency_share(encoder, options.latency_batch, options.latency_runtime, device)
-    units = sum(channels // encoder.units[name] for name, channels in widths(encoder).items())
-    line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
-
-    def shown(channels: Widths) -> float:
-        answer = share(channels)
-        line.show(next(asked), f"{answer:.0%} of the dense encoder's time", last=True)
-        return answer
-
-    return {LATENCY: shown}
+        given = source.folder if source.kind == FOLDER else source.path
+        if source.kind not in NAMED and out.resolve() in (given.resolve(), given.resolve().parent):
+            raise UserError(f"{out} holds the network {source.text}, which is asked for; choose another folder")
 
 
 def latency_share(
-    dense: EncoderSpec,
+    dense: EncoderSpec | ClassifierSpec,
     batch_size: int = 1,
     runtime: str = "eager",
     device: str | torch.device = "cpu",
@@ -142,9 +100,14 @@ def latency_share(
     """Widths -> share of the dense encoder's forward time: builds the encoder and measures it.
 
     Each answer is the ratio of two medians of `repeats` passes; the two encoders take turns, so that a machine that
-    slows down slows both. It still varies by some per cent from one asking to the next.
+    slows down slows both. It still varies by some per cent from one asking to the next. Raises UserError for a
+    classifier.
     """
+    if not isinstance(dense, EncoderSpec):
+        raise UserError(f"latency is measured of visual encoders, not of {dense.family}; budget macs and parameters")
     whole = build(dense, 0)
+    units = sum(channels // dense.units[name] for name, channels in widths(dense).items())
+    line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
 
     def share(channels: Widths) -> float:
         small = build(resized(dense, channels), 0)
@@ -153,6 +116,7 @@ def latency_share(
         saved = rows[1].saving_realised
         if saved is None:
             raise UserError(f"latency cannot be measured in {runtime}: {rows[1].note or rows[0].note}; use eager")
+        line.show(next(asked), f"{1 - saved:.0%} of the dense encoder's time", last=True)
         return 1 - saved
 
     return share
@@ -164,36 +128,27 @@ def count_cost(spec: EncoderSpec) -> dict[str, float]:
     return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
 
 
-def pruning_json(
-    result: PruningResult, total_frames: int | None = None, frames_per_second: float | None = None
-) -> dict[str, Any]:
+def pruning_json(result: PruningResult, total_frames: int, frames_per_second: float | None = None) -> dict[str, Any]:
     """The JSON form of a pruning: what was asked, what it cost before and after, and every width.
 
-    With the `total_frames` of the training that follows, it also has the frames that cost as much as the dense
-    network's; with its `frames_per_second`, the share that the search takes of the dense network's training, which
-    is what pruning from scratch saves.
+    Of the training that follows it has the `total_frames`, and those that cost as much as the dense network's; with
+    its `frames_per_second` the share that the search takes of the dense network's training, which is what pruning
+    from scratch saves.
     """
     assert result.dense is not None
-    before, after = (_cost_json(encoder_of(spec)) for spec in (result.dense, result.spec))
-    answer = result.to_json() | {"before": before, "after": after}
-    if total_frames:
-        training: dict[str, float] = {
-            "frames": total_frames,
-            "equal_compute_frames": round(total_frames * result.equal_compute),
-        }
-        if frames_per_second:
-            dense = total_frames / frames_per_second
-            training |= {"frames_per_second": frames_per_second, "search_share": result.search_seconds / dense}
-        answer["training"] = training
-    return answer
+    training: dict[str, float] = {
+        "frames": total_frames,
+        "equal_compute_frames": round(total_frames * result.equal_compute),
+    }
+    if frames_per_second:
+        share = result.search_seconds * frames_per_second / total_frames
+        training |= {"frames_per_second": frames_per_second, "search_share": share}
+    return with_costs(result.to_json(), result.dense, result.spec) | {"training": training}
 
 
-def with_costs(pruning: dict[str, Any], dense: Spec) -> dict[str, Any]:
-    """The JSON form of a pruning of `dense` (of its encoder) with its costs "before" and "after"."""
-    encoder = encoder_of(dense)
-    left = {name: after for name, (_, after) in pruning["widths"].items() if after}
-    small = with_widths(encoder, left).without_blocks(pruning.get("blocks_removed", []))
-    return pruning | {"before": _cost_json(encoder), "after": _cost_json(small)}
+def with_costs(pruning: dict[str, Any], dense: Spec, small: Spec) -> dict[str, Any]:
+    """The JSON form of a pruning of `dense` to `small` with the costs of their encoders, "before" and "after"."""
+    return pruning | {"before": _cost_json(encoder_of(dense)), "after": _cost_json(encoder_of(small))}
 
 
 def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
@@ -213,46 +168,26 @@ def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
         write_file(folder / WIDTHS, picture.read_bytes())
 
 
-def next_step(
-    out: Path, result: PruningResult, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
-) -> str:
-    """What to do with a slim checkpoint: the command that trains an agent, or how a classifier is loaded."""
-    if isinstance(result.dense, ClassifierSpec):
+def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False) -> str:
+    """What to do with a slim checkpoint: the command that trains an agent, or the code that loads a classifier.
+
+    From `scratch` it begins with new weights; so it does for as much compute as the dense network's.
+    """
+    new = scratch or equal_compute
+    if "table1" not in answer["before"]:  # a classifier
         code = f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
-        if scratch or equal_compute:
-            code = f"navprune.models.spec.build({code}.spec, seed)  # new weights"
-        return f"slim checkpoint in {out}; load it in Python with\n  {code}"
-    command = training_command(out, answer, scratch=scratch, equal_compute=equal_compute)
+        step = f"navprune.models.build.build({code}.spec, seed)  # new weights" if new else code
+        return f"slim checkpoint in {out}; load it in Python with\n  {step}"
+    command = f"navprune train --config {out}/config.yaml init={out} run={out}_run"
+    command += " init_weights=false" if new else ""
+    command += f" trainer.total_frames={answer['training']['equal_compute_frames']}" if equal_compute else ""
     return f"slim checkpoint in {out}; train it with\n  {command}"
 
 
-def training_command(
-    out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False
-) -> str:
-    """The command that trains a slim agent: from `scratch`, then also for as much compute as the dense network's."""
-    parts = [f"navprune train --config {out}/config.yaml init={out} run={out}_run"]
-    if scratch or equal_compute:
-        parts.append("init_weights=false")
-    if equal_compute:
-        parts.append(f"trainer.total_frames={answer['training']['equal_compute_frames']}")
-    return " ".join(parts)
-
-
-def unpruned_classifier(name: str, options: PruningOptions) -> ClassifierSpec:
-    """A dense classifier by name, for the labelled images where there are some, else for CIFAR-10 or ImageNet."""
-    if options.images is None:
-        return classifier_spec(name, 10 if name.startswith("cifar") else 1000)
-    images, labels = read_labelled(options.images)
-    _, channels, height, width = images.shape
-    return classifier_spec(name, int(labels.max()) + 1, (channels, height, width))
-
-
-def unpruned(source: str, config: Config, options: PruningOptions) -> torch.nn.Module | Spec:
-    """What `source` names: a spec where it has no weights, else the policy or classifier with them."""
-    if source in CLASSIFIERS:
-        return unpruned_classifier(source, options)
-    if source in NAMES or Path(source).suffix == ".json":
-        return spec_of(source, config)
-    if Path(source).is_dir():
-        return load_network(source)
-    return policy_of(source, config, options.seed)
+def unpruned(source: Source, config: Config, images: Path | None) -> Spec:
+    """The spec that has no weights yet; a classifier's name stands for one of labelled `images`, where given."""
+    if source.kind != CLASSIFIER or images is None:
+        return source.spec(config)
+    shown, labels = read_labelled(images)
+    _, channels, height, width = shown.shape
+    return classifier_spec(source.text, int(labels.max()) + 1, (channels, height, width))

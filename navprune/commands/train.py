@@ -13,9 +13,9 @@ from navprune.models.spec import PolicySpec
 from navprune.pruning.gradual import GradualPruning
 from navprune.pruning.recover import Distillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
-from navprune.rl.checkpoints import find_checkpoint, holds_checkpoint, load_policy
+from navprune.rl.checkpoints import find_checkpoint, holds_checkpoint, read_spec
 from navprune.rl.trainer import TrainerConfig, TrainingResult, train
-from navprune.source import policy_of, policy_spec
+from navprune.source import Source, agent_spec
 
 
 def initial_policy(config: Config) -> PointNavPolicy:
@@ -25,9 +25,11 @@ def initial_policy(config: Config) -> PointNavPolicy:
         if config.init is None or not holds_checkpoint(config.init):
             raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
         return rewound_checkpoint(find_checkpoint(config.init), pruning.rewind)
-    if config.init is not None and config.init_weights:
-        return policy_of(config.init, config, config.trainer.seed)
-    return build(policy_spec(config), config.trainer.seed)  # type: ignore[return-value]
+    seed = config.trainer.seed
+    given = None if config.init is None else Source.parse(config.init).policy(config, seed)
+    if given and config.init_weights:
+        return given
+    return build(given.spec if given else agent_spec(config), seed)  # type: ignore[return-value]
 
 
 def run_training(config: Config) -> TrainingResult:
@@ -44,7 +46,7 @@ def run_training(config: Config) -> TrainingResult:
     finally:
         env.close()
     if cuts:
-        write_pruning(result.latest, with_costs(cuts.to_json(), cuts.dense))
+        write_pruning(result.latest, with_costs(cuts.to_json(), cuts.dense, read_spec(result.latest)))
     return result
 
 
@@ -53,7 +55,7 @@ def gradual_pruning(config: Config, policy: PointNavPolicy) -> GradualPruning | 
     pruning, trainer = config.pruning, config.trainer
     if pruning is None or pruning.budget is None:
         return None
-    early = load_policy(pruning.rewind).policy if pruning.rewind else None
+    early = Source.parse(pruning.rewind).policy(config) if pruning.rewind else None
     begin = min(config.warm_start.frames, trainer.total_frames) if config.warm_start else 0
     frames, update = (begin, trainer.total_frames), config.ppo.steps * config.environments
     return GradualPruning(pruning, policy, count_cost, frames=frames, update=update, seed=trainer.seed, early=early)
@@ -64,6 +66,6 @@ def distillation(config: Config, student: PolicySpec) -> Distillation | None:
     pruning = config.pruning
     if pruning is None or pruning.teacher is None:
         return None
-    teacher = policy_of(pruning.teacher, config)
+    teacher = Source.parse(pruning.teacher).policy(config)
     check_sees(teacher.spec.encoder, config)
     return Distillation(teacher, student, policy=pruning.teach_policy, features=pruning.teach_features)

@@ -1,18 +1,25 @@
 """From a spec of any kind to its module, and from JSON to the spec."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from navprune.errors import UserError, plain
 from navprune.models.classifiers import RESNETS, ClassifierSpec, ResNet, Vgg
 from navprune.models.encoders import build_encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
 
+FORMAT = 1
+"""Version of the files, in `spec.json` and `trainer.pt`; 1 where they name none."""
+Spec = EncoderSpec | PolicySpec | ClassifierSpec
 
-def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | ClassifierSpec:
+
+def spec_from_json(data: Mapping[str, Any]) -> Spec:
     """The spec of whichever kind that its `to_json` wrote; raises UserError for anything else."""
     if isinstance(data, Mapping) and "encoder" in data:
         return PolicySpec.from_json(data)
@@ -21,7 +28,25 @@ def spec_from_json(data: Mapping[str, Any]) -> EncoderSpec | PolicySpec | Classi
     return EncoderSpec.from_json(data)
 
 
-def build(spec: EncoderSpec | PolicySpec | ClassifierSpec, seed: int | None = None) -> nn.Module:
+def read_spec_file(path: Path) -> Spec:
+    """The spec of whichever kind that a spec.json holds; raises UserError for anything else."""
+    try:
+        return spec_from_json(known_format(path, json.loads(path.read_text())))
+    except (OSError, ValueError) as error:
+        raise UserError(f"spec {path} cannot be read ({plain(error)}); write it again with `navprune prune`") from None
+    except UserError as error:
+        raise UserError(f"spec {path}: {error}") from None
+
+
+def known_format(path: Path, data: Any) -> Any:
+    """What a file holds but the version of its format; raises UserError for one that is not known yet."""
+    version = data.pop("format", FORMAT) if isinstance(data, dict) else FORMAT
+    if version != FORMAT:
+        raise UserError(f"{path} was written by a newer navprune (its format is {version}); update this one")
+    return data
+
+
+def build(spec: Spec, seed: int | None = None) -> nn.Module:
     """The module of a spec: an encoder, a `PointNavPolicy`, or a classifier.
 
     With a `seed` its random weights depend on that alone; torch's global generator is left as it was.

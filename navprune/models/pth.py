@@ -1,4 +1,4 @@
-"""Files of `torch.save` from anywhere: nothing in them is executed, and no size they declare is believed."""
+"""Files of weights from anywhere: nothing in them is executed, and no size they declare is believed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
 from navprune.errors import UserError
 
+SAFETENSORS = ".safetensors"
+LONGEST_NAME = 1000
+"""Characters of a tensor's name, with those of the dictionaries around it."""
 ZIP_START = b"PK\x03\x04"
 PICKLES_BEFORE = 3  # in files from before torch 1.6: a magic number, the protocol, the machine
 NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1")
@@ -40,45 +44,57 @@ class Inert:
         return OrderedDict()
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """Tensors {name: float32} of a file, of its "state_dict" if it has one, and the classes that it names.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """All tensors of a file {dotted name: tensor}, in whatever dictionaries they lie, and the classes that it names.
 
-    Zip archives and torch's older files are read, with `weights_only=True`. Objects of configurations beside the
-    tensors (`INERT_PACKAGES`, `INERT_NAMES`) are let in as `Inert`; any other object raises UserError, as does
-    a file that is damaged or whose tensors together claim to be larger than the file.
+    Read are .safetensors, zip archives of `torch.save` and torch's older files, with `weights_only=True`. Objects of
+    configurations beside the tensors (`INERT_PACKAGES`, `INERT_NAMES`) are let in as `Inert`; any other object raises
+    UserError, as does a file that is damaged. What is returned is to go through `checked` before it is looked at.
     """
     loaded, names = _load(path)
-    found = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path}: its 'state_dict' is a {type(found).__name__}; a dictionary of tensors is needed")
-    state = {key: value.detach() for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    room = path.stat().st_size
-    for key, value in state.items():
+    found, waiting, entered = {}, [("", loaded)], set()
+    for name, value in waiting:  # which grows on the way
+        if isinstance(value, Tensor):
+            found[name] = value.detach()
+        elif isinstance(value, Mapping) and len(name) < LONGEST_NAME and id(value) not in entered:
+            entered.add(id(value))  # a dictionary may hold itself
+            inside = ((key, item) for key, item in value.items() if isinstance(key, str | int))
+            waiting += [(f"{name}.{key}" if name else str(key), item) for key, item in inside]
+    return found, names
+
+
+def checked(tensors: Mapping[str, Tensor], room: int) -> dict[str, Tensor]:
+    """Copies as float32 of tensors that `read_tensors` found in a file of `room` bytes.
+
+    Raises UserError for what is no dense tensor of finite real numbers, and where together they claim to be larger
+    than the file.
+    """
+    state = {}
+    for key, value in tensors.items():
         if not key.isprintable():
-            raise UserError(f"{path}: a tensor is named {key!r}; fetch it again")
+            raise UserError(f"a tensor is named {key!r}; fetch it again")
         if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
-            raise UserError(f"{path}: {key} is no dense tensor of real numbers; these are no weights of a policy")
+            raise UserError(f"{key} is no dense tensor of real numbers; these are no weights of a policy")
         room -= value.numel() * value.element_size()
         if room < 0 or not value.numel():
-            raise UserError(f"{path}: {key} claims the shape {list(value.shape)}, which is not there; fetch it again")
-    # Copies, since the file is only mapped into memory and may change.
-    state = {
-        key: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for key, value in state.items()
-    }
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise UserError(f"{path}: {key} has values that are not finite; fetch it again")
-    return state, names
+            raise UserError(f"{key} claims the shape {list(value.shape)}, which is not there; fetch it again")
+        # A copy, since the file is only mapped into memory and may change.
+        state[key] = value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if not state[key].isfinite().all():
+            raise UserError(f"{key} has values that are not finite; fetch it again")
+    return state
 
 
 def _load(path: Path) -> tuple[Any, frozenset[str]]:
-    """What `torch.load` makes of a file, and the classes that it names."""
+    """What a file holds, and the classes that it names."""
     try:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP_START)) == ZIP_START
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     try:
+        if path.suffix.lower() == SAFETENSORS:
+            return safetensors.torch.load_file(path), frozenset()
         names = _zipped_names(path) if zipped else _legacy_names(path)
         inert: list[Any] = [(Inert, name) for name in names if name.startswith(INERT_PACKAGES) or name in INERT_NAMES]
         with warnings.catch_warnings(), safe_globals(inert):
@@ -95,11 +111,13 @@ def _reason(error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if refused:
         return f"holds an object of {refused[1]}; save its 'state_dict' alone and load that"
-    return "is no file of torch.save, or a damaged one; fetch it again"
+    return "is no file of torch.save or safetensors, as its name says, or a damaged one; fetch it again"
 
 
 def _zipped_names(path: Path) -> frozenset[str]:
     with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise UserError(f"{path}: is a TorchScript module, with code; save its state_dict() with torch.save")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise UserError(f"{path}: is a compressed archive; save the weights anew with torch.save")
         (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))

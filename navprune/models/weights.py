@@ -1,4 +1,4 @@
-"""Policies in habitat-baselines' files: read what any of its versions wrote, write what they load."""
+"""Policies in others' files: read what any version of habitat-baselines wrote, bare or wrapped; write what it loads."""
 
 from __future__ import annotations
 
@@ -15,47 +15,71 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.models.build import build
+from navprune.models.build import Spec, build, read_spec_file
 from navprune.models.policy import EMBEDDING, PointNavPolicy
-from navprune.models.pth import read_state_dict
+from navprune.models.pth import SAFETENSORS, checked, read_tensors
 from navprune.models.spec import CHANNELS, RESNETS, EncoderSpec, PolicySpec, encoder_spec
 from navprune.tasks import GOAL
 
 PREFIX = "actor_critic."  # of files from DD-PPO's time, the published ones among them
+CORE = "net.state_encoder.rnn.weight_hh_l0"  # every policy has it, and it alone
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What DataParallel, torch.compile, FSDP and activation checkpointing put into names."""
 PARTS = ("net.", "action_distribution.", "critic.")  # what else a file holds is for training alone
 ENCODER = "net.visual_encoder."
 OLD_CONFIGS = ("yacs.", "argparse.", "habitat.config.default.Config")
 
 
-def read_foreign(path: str | Path) -> tuple[PolicySpec, dict[str, Tensor]]:
-    """Spec and state dict of a PointNav policy that habitat-baselines wrote: a ResNet of its own, or blind.
+def read_foreign(path: str | Path) -> tuple[Spec, dict[str, Tensor]]:
+    """Spec and state dict of a file of weights: a PointNav policy of habitat-baselines' shapes, or what a spec says.
 
-    The spec follows from the shapes. What they do not tell is taken to be as usual: square images, and of agents
+    A .safetensors file is of the spec.json beside it, where there is one. Else the spec follows from the shapes, of
+    a ResNet of habitat-baselines, or blind. What they do not tell is taken to be as usual: square images, and of agents
     that see colour and depth the order of 0.3.3 (depth, rgb), or of DD-PPO's time (rgb, depth) where the file holds
     a configuration of then. F.pth.json beside F.pth says otherwise: {"input": [C, H, W], "observations": [...]},
-    either or both. Nothing in the file is executed. Raises UserError for a file that cannot be read or holds another
-    network.
+    either or both. Dictionaries around the weights and names that wrappers put into theirs do not matter. Nothing in
+    the file is executed. Raises UserError for a file that cannot be read or holds another network.
     """
     path = Path(path)
-    everything, names = read_state_dict(path)
-    state = {key.removeprefix(PREFIX): value for key, value in everything.items()}
-    state = {key: value for key, value in state.items() if key.startswith(PARTS)}
+    everything, classes = read_tensors(path)
+    room, beside = path.stat().st_size, path.with_name("spec.json")
     try:
-        hints = _read_hints(hints_file(path))
-        order = ("rgb", "depth") if any(name.startswith(OLD_CONFIGS) for name in names) else ("depth", "rgb")
-        spec = _policy_spec(state, hints, order)
+        tensors = _unwrapped(everything)
+        if path.suffix.lower() == SAFETENSORS and beside.is_file():
+            real = {key: value for key, value in tensors.items() if value.is_floating_point()}  # counts are not
+            return read_spec_file(beside), tensors | checked(real, room)
+        state = checked(_one_policy(tensors), room)
+        order = ("rgb", "depth") if any(name.startswith(OLD_CONFIGS) for name in classes) else ("depth", "rgb")
+        spec = _policy_spec(state, _read_hints(hints_file(path)), order)
         _check_fits(spec, state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return spec, state
 
 
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same under names without the parts that wrappers insert, at any depth."""
+    state = {".".join(part for part in key.split(".") if part not in WRAPPERS): value for key, value in tensors.items()}
+    if len(state) < len(tensors):
+        raise UserError("holds two networks, one of them wrapped; save one of them alone")
+    return state
+
+
+def _one_policy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the one policy among these, under habitat-baselines' names."""
+    prefixes = sorted({name.removesuffix(CORE) for name in tensors if f".{name}".endswith(f".{CORE}")}) or [""]
+    if len(prefixes) > 1:
+        raise UserError(f"holds {len(prefixes)} policies, in {' and '.join(prefixes)}; save one of them alone")
+    state = {key.removeprefix(prefixes[0]): value for key, value in tensors.items() if key.startswith(prefixes[0])}
+    return {key: value for key, value in state.items() if key.startswith(PARTS)}
+
+
 def foreign_bytes(policy: PointNavPolicy) -> bytes:
     """A policy as a file of habitat-baselines.
 
     Names carry the prefix that `rl.ddppo.pretrained_weights` expects in every version. Channels stand in the
-    order of 0.3.3: depth before rgb. `read_foreign` gives the same policy, where `needs_hints` with `foreign_hints`
-    beside it. Raises UserError for a network that habitat-baselines cannot build, such as a pruned one.
+    order of 0.3.3: depth before rgb. `read_foreign` gives the same policy, with `foreign_hints` beside it. Raises
+    UserError for a network that habitat-baselines cannot build, such as a pruned one.
     """
     _check_dense(policy.spec)
     state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
@@ -75,21 +99,9 @@ def hints_file(path: Path) -> Path:
 
 
 def foreign_hints(policy: PointNavPolicy) -> dict[str, list]:
-    """What is to stand there of a policy that `foreign_bytes` writes."""
+    """What is to stand there of a policy that `foreign_bytes` writes; most shapes tell it, too."""
     encoder = policy.spec.encoder
     return {"input": list(encoder.input), "observations": sorted(encoder.observations)}
-
-
-def needs_hints(policy: PointNavPolicy) -> bool:
-    """Whether the shapes of a policy that `foreign_bytes` writes do not tell all of its spec."""
-    encoder = policy.spec.encoder
-    if encoder.family == "blind":
-        return False
-    try:
-        told = _policy_spec(policy.state_dict(), Hints(Path()), ("depth", "rgb")).encoder
-    except UserError:  # images that are not square
-        return True
-    return told != replace(encoder, observations=tuple(sorted(encoder.observations)))
 
 
 def _channel_order(observations: tuple[str, ...]) -> list[int]:

@@ -15,8 +15,8 @@ import copy
 import math
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -31,7 +31,7 @@ from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, Scores
-from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget, parse_budget, search, shortfall
+from navprune.pruning.search import MEASURES, BudgetUnmet, SearchConfig, check_budget, parse_budget, search, shortfall
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
 
@@ -133,7 +133,10 @@ class GradualPruning(Callback):
         self.kept = {group.name: torch.ones(units(group), dtype=torch.bool) for group in groups_of(dense)}
         """Which of the dense network's units are left, {group name: bool [units]}."""
         self.history: list[dict[str, float]] = []
-        """The cuts so far: {"frames", "macs", "parameters"}, the latter as shares of the dense network."""
+        """The cuts so far, {"frames", "macs", "parameters", "tolerance"}: shares of the dense network, how far below
+        the cut's budget the tightest was let end (relative)."""
+        self.tolerance = TOLERANCES[0]
+        """That of the cut that was chosen last."""
         self.doomed: dict[str, Tensor] = {}
         """The units of the present network that go at the next cut, {group name: bool [units]}."""
         self.frames, self.made = first, 0
@@ -211,7 +214,7 @@ class GradualPruning(Callback):
             self.doomed = {name: ~kept for name, kept in self._choose(ppo, policy, self.made + 1).items()}
         return replacement
 
-    def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> dict[str, Tensor]:
+    def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> Keep:
         """The units of `policy` to keep at a cut, scored on the latest rollout by PPO's own loss."""
         rows = torch.arange(ppo.actor.env.num_envs, device=ppo.actor.device)
         evidence = Evidence(
@@ -223,12 +226,17 @@ class GradualPruning(Callback):
             scores = SCORES[self.config.method](policy, evidence)
         config = self.config
         budget = {name: share_after(cut, config.cuts, final, config.schedule) for name, final in self.budget.items()}
-        for tolerance in TOLERANCES[:-1]:
-            with suppress(UserError):
-                return self._search(policy, scores, budget, tolerance)
-        return self._search(policy, scores, budget, TOLERANCES[-1])
+        for self.tolerance, looser in pairwise(TOLERANCES):
+            try:
+                return self._search(policy, scores, budget, self.tolerance)
+            except BudgetUnmet as error:
+                print(f"cut {cut} of {config.cuts} may miss by {looser:.0%}: {error}", file=sys.stderr)
+        self.tolerance = TOLERANCES[-1]
+        return self._search(policy, scores, budget, self.tolerance)
 
-    def _search(self, policy: PointNavPolicy, scores: Scores, budget: Budget, tolerance: float) -> dict[str, Tensor]:
+    def _search(
+        self, policy: PointNavPolicy, scores: Scores, budget: Mapping[str, float], tolerance: float
+    ) -> dict[str, Tensor]:
         config = SearchConfig(minimum=self.config.minimum, tolerance=tolerance)
         return search(groups_of(policy), scores, self.shares, budget, config)
 
@@ -241,7 +249,8 @@ class GradualPruning(Callback):
         else:
             small, optimiser = rewound(self.kept, self.early).to(ppo.actor.device), None
         policy = cast("PointNavPolicy", small)
-        self.history.append({"frames": self.frames, **self.shares(widths(policy.spec.encoder))})
+        shares = self.shares(widths(policy.spec.encoder))
+        self.history.append({"frames": self.frames, **shares, "tolerance": self.tolerance})
         return Replacement(policy, optimiser, restart=self.config.rewind_lr)
 
     # What is written ---------------------------------------------------------------------------------
@@ -268,7 +277,8 @@ class GradualPruning(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What was cut and what goes next."""
         return {
-            name: getattr(self, name) for name in ("frames", "made", "kept", "doomed", "history", "initial_weights")
+            name: getattr(self, name)
+            for name in ("frames", "made", "kept", "doomed", "history", "tolerance", "initial_weights")
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

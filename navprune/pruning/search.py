@@ -48,6 +48,10 @@ Shares = Callable[[Widths], Mapping[str, float]]
 """Widths -> share of the dense network by measure; never falls when a width grows."""
 
 
+class BudgetUnmet(UserError):
+    """A budget that cannot be met within its tolerance, with the nearest that was found."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """What a search may cut, and how."""
@@ -416,8 +420,8 @@ def _bisected(
     return space.counts(order[:low]) & counts
 
 
-def _refusal(budget: Budget, nearest: Mapping[str, float]) -> UserError:
+def _refusal(budget: Budget, nearest: Mapping[str, float]) -> BudgetUnmet:
     asked = ",".join(f"{name}={share:g}" for name, share in budget.items())
     # Rounded up, so that asking for it succeeds.
     found = ",".join(f"{name}={math.ceil(nearest[name] * 1e4) / 1e4:g}" for name in budget)
-    return UserError(f"budget {asked} cannot be met in whole units: nearest found is {found}; ask for that")
+    return BudgetUnmet(f"budget {asked} cannot be met in whole units: nearest found is {found}; ask for that")

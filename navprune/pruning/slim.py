@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
-from navprune.models.build import build
+from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
 from navprune.models.widths import with_widths
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of
-
-Spec = EncoderSpec | PolicySpec | ClassifierSpec
 
 
 def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Module:

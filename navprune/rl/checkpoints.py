@@ -22,15 +22,13 @@ from torch import Tensor
 
 from navprune.errors import UserError, plain
 from navprune.files import write_folder
-from navprune.models.build import build, spec_from_json
+from navprune.models.build import FORMAT, build, known_format, spec_from_json
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
-FORMAT = 1
-"""Version of the files, in `spec.json` and `trainer.pt`; 1 where they name none."""
 PRUNED_FROM = "pruned_from"
 """In the metrics of a checkpoint that pruning wrote: the source."""
 PRUNING, WIDTHS = "pruning.json", "widths.png"  # stand beside these where the network was pruned
@@ -185,12 +183,7 @@ def read_spec(folder: Path) -> PolicySpec:
 
 def read_any_spec(folder: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
     """Read the architecture of a checkpoint of any kind; raises UserError when it is missing or cut off."""
-    return read_spec_file(folder / SPEC)
-
-
-def read_spec_file(path: Path) -> EncoderSpec | PolicySpec | ClassifierSpec:
-    """Read a `spec.json` of any kind; raises UserError when it is missing, cut off or of a newer format."""
-    return spec_from_json(_known_format(path, _read(path, lambda data: json.loads(data))))
+    return spec_from_json(known_format(folder / SPEC, _read(folder / SPEC, json.loads)))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -228,7 +221,7 @@ def load_weights(folder: Path, policy: PointNavPolicy | Classifier) -> None:
 def read_trainer(folder: Path) -> dict[str, Any]:
     """Read the trainer's state as it was given to `save_checkpoint`; raises UserError when it is missing or cut off."""
     path, load = folder / TRAINER, partial(torch.load, map_location="cpu", weights_only=True)
-    return _known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))))
+    return known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))))
 
 
 def numbered(run: Path) -> list[int]:
@@ -295,14 +288,6 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if name := _not_finite(weights):
         raise DamagedCheckpoint(f"{folder / WEIGHTS} is of no use: {name} is not finite; use another checkpoint")
     return weights
-
-
-def _known_format(path: Path, data: Any) -> Any:
-    """What a file holds but the version of its format; raises UserError for one that is not known yet."""
-    version = data.pop("format", FORMAT) if isinstance(data, dict) else FORMAT
-    if version != FORMAT:
-        raise UserError(f"{path} was written by a newer navprune (its format is {version}); update this one")
-    return data
 
 
 def _json(data: Any) -> bytes:

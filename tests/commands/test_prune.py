@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from PIL import Image
 
 from navprune.cli import main
 from navprune.commands.evidence import PruningOptions, material
-from navprune.commands.prune import count_cost, latency_share, run_pruning, training_command, unpruned_classifier
+from navprune.commands.prune import count_cost, latency_share, next_step, run_pruning, unpruned
 from navprune.config import load_config
 from navprune.errors import UserError
 from navprune.models.spec import encoder_spec
@@ -24,6 +23,7 @@ from navprune.pruning.gates import GateConfig
 from navprune.pruning.prune import resized
 from navprune.pruning.search import SearchConfig
 from navprune.rl.checkpoints import load_classifier, load_policy
+from navprune.source import Source
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 TINY = [
@@ -84,9 +84,9 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
     assert training["equal_compute_frames"] == round(1000 / data["reached"]["macs"])
     assert training["search_share"] == pytest.approx(data["search_seconds"] / 100)
     frames = f"trainer.total_frames={training['equal_compute_frames']}"
-    assert training_command(out, data, scratch=True).endswith("init_weights=false")
+    assert next_step(out, data, scratch=True).endswith("init_weights=false")
     for scratch in (True, False):  # equal compute is of training from scratch
-        command = training_command(out, data, scratch=scratch, equal_compute=True)
+        command = next_step(out, data, scratch=scratch, equal_compute=True)
         assert command.endswith(f"init_weights=false {frames}")
     with Image.open(out / "widths.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
@@ -178,11 +178,10 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
         ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification, distillation"),
         ("resnet18", "taylor", {"loss": "distillation"}, "distillation and a teacher go together"),
         ("resnet18", "taylor", {"teacher": "runs/dense"}, "distillation and a teacher go together"),
-        ("resnet18", "gates", {"loss": "distillation", "teacher": "runs/dense"}, "a loss of taylor scores"),
-        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "no checkpoint at runs/none"),
-        ("resnet18", "l1", {"latency_runtime": "tape"}, "unknown runtime 'tape'"),
+        ("resnet18", "gates", {"loss": "distillation", "teacher": "resnet18"}, "a loss of taylor scores"),
+        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "runs/none is neither a name"),
         ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
-        ("resnet99", "l1", {}, "no checkpoint at resnet99"),
+        ("resnet99", "l1", {}, "did you mean resnet"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, options, complaint):
@@ -192,11 +191,12 @@ def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, 
 
 
 @pytest.mark.parametrize(("method", "passes"), [("gates", 3), ("taylor", 1), ("activation", 1)])
-def test_only_gates_pass_through_the_images_more_than_once(config, images, method, passes):
+def test_only_gates_pass_through_the_images_more_than_once(config, monkeypatch, images, method, passes):
     options = PruningOptions(images=images, batch_size=4, epochs=3)
-    spec = unpruned_classifier("cifar_resnet56", options)
-    seen: Any = material(method, spec, options, lambda: pytest.fail("no environment"), config.ppo, ExitStack())
-    assert sum(len(labels) for _, labels in seen.batches) == 16 * passes
+    spec = unpruned(Source.parse("cifar_resnet56"), config, images)
+    monkeypatch.setattr("navprune.commands.evidence.training_env", lambda _: pytest.fail("no environment"))
+    batches: Any = material(method, spec, options, config, ExitStack())[0]
+    assert sum(len(labels) for _, labels in batches(None)) == 16 * passes
 
 
 def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
@@ -224,6 +224,7 @@ def test_latency_may_be_the_budget(config, tmp_path, monkeypatch):
     monkeypatch.setattr("navprune.commands.prune.latency_share", share)
     result = run_pruning("resnet18", "random", {"latency": 0.7}, tmp_path / "slim", config)
     assert 0.665 <= result.reached["latency"] <= 0.7 and len(asked) < 12
+    monkeypatch.undo()
     with pytest.raises(UserError, match="latency is measured of visual encoders"):
         run_pruning("cifar_resnet56", "random", {"latency": 0.7}, tmp_path / "x", config)
 

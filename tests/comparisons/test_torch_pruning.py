@@ -111,7 +111,7 @@ def test_it_is_a_method_like_any_other():
     assert {name: int(kept.sum()) for name, kept in result.keep.items()} == {
         name: after for name, (_, after) in result.widths.items()
     }
-    data = json.loads(json.dumps(pruning_json(result)))
+    data = json.loads(json.dumps(pruning_json(result, 1000)))
     assert data["after"] == full_cost(result.spec).to_json() and data["before"] == full_cost(spec).to_json()
     assert spec_from_json(result.spec.to_json()) == result.spec
     with pytest.raises(UserError, match="torch-pruning knows no limits"):

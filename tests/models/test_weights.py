@@ -1,5 +1,6 @@
 import argparse
 import json
+import math
 import pickle
 import sys
 import types
@@ -12,6 +13,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 import recorded_policies as recorded
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +21,9 @@ from omegaconf import OmegaConf
 
 from navprune.errors import UserError
 from navprune.models.build import build
+from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import RESNETS, PolicySpec, encoder_spec
-from navprune.models.weights import ENCODER, PREFIX, foreign_bytes, foreign_hints, hints_file, needs_hints, read_foreign
+from navprune.models.weights import ENCODER, PREFIX, foreign_bytes, foreign_hints, hints_file, read_foreign
 from navprune.models.widths import with_widths
 from navprune.tasks import GOAL
 
@@ -93,13 +96,79 @@ def test_recorded_answers_of_every_family_are_reproduced(tmp_path, name):
     _assert_close(answers, expected)
 
 
-@pytest.mark.parametrize("prefix, wrapped", [("actor_critic.", True), ("", False)])
-def test_prefix_and_wrapping_do_not_matter(tmp_path, prefix, wrapped):
-    state = {prefix + key: value for key, value in _state().items()}
-    torch.save({"state_dict": state} if wrapped else state, tmp_path / "a.pth")
-    spec, read = read_foreign(tmp_path / "a.pth")
+def _middle(prefix):
+    """Puts `prefix` before the second part of every name, as a wrapper of a part of the network does."""
+    return lambda key: key.replace(".", f".{prefix}", 1)
+
+
+NAMINGS = {
+    "bare": lambda key: key,
+    "actor_critic": lambda key: f"actor_critic.{key}",
+    "DataParallel": lambda key: f"module.{key}",
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "compiled, then DataParallel": lambda key: f"module._orig_mod.actor_critic.{key}",
+    "DataParallel, then compiled": lambda key: f"_orig_mod.module.{key}",
+    "actor_critic compiled": lambda key: f"actor_critic._orig_mod.{key}",
+    "a part compiled": _middle("_orig_mod."),
+    "a part in DataParallel": _middle("module."),
+    "FSDP": _middle("_fsdp_wrapped_module."),
+    "of somebody's trainer": lambda key: f"agent.policy.{key}",
+}
+CONTAINERS = {
+    "none": lambda state: state,
+    "habitat-baselines": lambda state: {"state_dict": state, "extra_state": {"step": 3}},
+    "a training": lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.rand(3)}}}, "epoch": 3},
+    "Lightning": lambda state: {"state_dict": state, "hyper_parameters": {"lr": 1e-3}, "loops": [{"steps": 1}]},
+    "agents": lambda state: {0: {"state_dict": state, "mean": torch.zeros(2, dtype=torch.int64)}},
+    "deep": lambda state: {"checkpoint": {"agent": {"policy_state_dict": state}}},
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_dictionaries_and_wrappers_do_not_matter(tmp_path, naming, container):
+    state = {NAMINGS[naming](key): value for key, value in _state().items()}
+    torch.save(CONTAINERS[container](state), tmp_path / "a.ckpt")
+    spec, read = read_foreign(tmp_path / "a.ckpt")
     assert spec == PolicySpec(encoder_spec("resnet18", (1, 128, 128), 8), visual_features=64, hidden_size=64)
-    assert read.keys() == _state().keys()
+    assert read.keys() == _state().keys() and all(read[key].equal(value) for key, value in _state().items())
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_safetensors_alone_are_read_by_their_shapes(tmp_path, naming):
+    safetensors.torch.save_file(
+        {NAMINGS[naming](key): value for key, value in _state().items()}, tmp_path / "a.safetensors"
+    )
+    spec, read = read_foreign(tmp_path / "a.safetensors")
+    assert spec.encoder == encoder_spec("resnet18", (1, 128, 128), 8) and read.keys() == _state().keys()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PolicySpec(with_widths(encoder_spec("resnet18", (1, 64, 64), 8), {"stage2.block0.conv1": 4}), 8, 8),
+        PolicySpec(encoder_spec("simple_cnn", (1, 64, 64)), 8, 8),
+        classifier_spec("cifar_resnet56", 4),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_safetensors_are_of_the_spec_beside_them(tmp_path, spec, prefix):
+    """Pruned networks and classifiers, too, whose shapes would not tell what they are."""
+    model = build(spec, seed=1)
+    state = {prefix + key: value.contiguous() for key, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
+    read, weights = read_foreign(tmp_path / "a.safetensors")
+    assert read == spec and all(weights[key].equal(value) for key, value in model.state_dict().items())
+
+
+def test_a_dictionary_may_hold_itself(tmp_path):
+    deep, holder = {}, {"state_dict": _state()}
+    holder["self"] = holder
+    for _ in range(90):
+        deep = {"a" * 20: deep, "b": deep}
+    torch.save({**holder, "deep": deep}, tmp_path / "a.pt")
+    assert read_foreign(tmp_path / "a.pt")[1].keys() == _state().keys()
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -196,16 +265,12 @@ def test_the_order_of_colour_and_depth_can_be_told_beside_the_file(tmp_path):
     assert read_foreign(tmp_path / "a.pth")[0] == spec
 
 
-@pytest.mark.parametrize(
-    ("size", "needed"), [((1, 64, 64), False), ((1, 96, 160), True), ((1, 100, 100), True), ((4, 64, 64), False)]
-)
-def test_what_is_written_is_read_with_its_hints_where_they_are_needed(tmp_path, size, needed):
+@pytest.mark.parametrize("size", [(1, 64, 64), (1, 96, 160), (1, 100, 100), (4, 64, 64)])
+def test_what_is_written_is_read_with_its_hints(tmp_path, size):
     observations = ("rgb", "depth") if size[0] == 4 else None
     policy = _random(PolicySpec(encoder_spec("resnet18", size, 8, observations=observations), 16, 16))
-    assert needs_hints(policy) == needed
     (tmp_path / "a.pth").write_bytes(foreign_bytes(policy))
-    if needed:
-        hints_file(tmp_path / "a.pth").write_text(json.dumps(foreign_hints(policy)))
+    hints_file(tmp_path / "a.pth").write_text(json.dumps(foreign_hints(policy)))
     read = read_foreign(tmp_path / "a.pth")[0]
     ordered = tuple(sorted(policy.spec.encoder.observations))
     assert read == replace(policy.spec, encoder=replace(policy.spec.encoder, observations=ordered))
@@ -303,13 +368,29 @@ def test_storages_declared_larger_than_the_file_are_not_set_aside(tmp_path, zipp
     assert str(2**30) in str(caught.value.__cause__)
 
 
+def _scripted(path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+
+
+def _twice(first, second):
+    """Two policies, the names of one and of the other changed."""
+    return lambda path: torch.save(
+        {first + k: v for k, v in _state().items()} | {second + k: v for k, v in _state().items()}, path
+    )
+
+
 @pytest.mark.parametrize(
     "write, words",
     [
+        (_scripted, r"TorchScript module, with code; save its state_dict\(\)"),
+        (_twice("model.", "ema."), r"holds 2 policies, in ema\. and model\."),
+        (_twice("", "teacher."), r"holds 2 policies, in  and teacher\."),
+        (_twice("", "module."), "two networks, one of them wrapped"),
+        (_twice("module.", "_orig_mod."), "two networks, one of them wrapped"),
         (lambda path: None, "cannot be read .No such file"),
         (lambda path: path.mkdir(), "cannot be read .Is a directory"),
         (lambda path: torch.save({"state_dict": {"weight": torch.zeros(3)}}, path), "not a PointNav policy"),
-        (lambda path: torch.save({"state_dict": [torch.zeros(3)]}, path), "is a list"),
+        (lambda path: torch.save({"state_dict": [torch.zeros(3)]}, path), "not a PointNav policy"),
         (lambda path: torch.save([1, 2], path), "not a PointNav policy"),
         (_three_blocks_in_a_stage, r"basic blocks \(2, 3, 2, 2\)"),
         (_wider_inside, "layer4.0.convs.0.weight"),
@@ -339,6 +420,26 @@ def test_other_files_are_refused_in_one_line(tmp_path, write, words):
     path = tmp_path / "a.pth"
     write(path)
     with pytest.raises(UserError, match=rf"a\.pth: .*{words}") as caught:
+        read_foreign(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "write, words",
+    [
+        (lambda path: path.write_text("{}"), "or a damaged one"),
+        (lambda path: path.write_bytes((POLICIES / f"{NAMES[0]}.pth").read_bytes()), "as its name says"),
+        (lambda path: safetensors.torch.save_file({"a": torch.zeros(2)}, path), "not a PointNav policy"),
+        (
+            lambda path: safetensors.torch.save_file(_state() | {"critic.fc.bias": torch.tensor([math.inf])}, path),
+            "not finite",
+        ),
+    ],
+)
+def test_other_safetensors_are_refused_in_one_line(tmp_path, write, words):
+    path = tmp_path / "a.safetensors"
+    write(path)
+    with pytest.raises(UserError, match=rf"a\.safetensors: .*{words}") as caught:
         read_foreign(path)
     assert "\n" not in str(caught.value)
 

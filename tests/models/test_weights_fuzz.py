@@ -6,6 +6,7 @@ import resource
 import zipfile
 
 import pytest
+import safetensors.torch
 import torch
 from mutations import COUNT, mutants
 from omegaconf import OmegaConf
@@ -53,14 +54,23 @@ def _pickles(count):
         yield buffer.getvalue()
 
 
-@pytest.mark.parametrize("broken", [_archives, _old_files, _pickles])
-def test_broken_files_are_read_or_refused_in_one_line(tmp_path, broken):
-    path = tmp_path / "a.pth"
+def _safetensors(count):
+    """Of safetensors, broken anywhere."""
+    policy = build(PolicySpec(encoder_spec("blind"), 4, 4), seed=0)
+    return mutants(safetensors.torch.save({k: v.contiguous() for k, v in policy.state_dict().items()}), count, seed=4)
+
+
+@pytest.mark.parametrize(
+    "broken, name",
+    [(_archives, "a.pth"), (_old_files, "a.pt"), (_pickles, "a.ckpt"), (_safetensors, "a.safetensors")],
+)
+def test_broken_files_are_read_or_refused_in_one_line(tmp_path, broken, name):
+    path = tmp_path / name
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number, data in enumerate(broken(COUNT)):
         path.write_bytes(data)
         try:
             read_foreign(path)
         except UserError as error:
-            assert "\n" not in str(error) and "a.pth" in str(error), number
+            assert "\n" not in str(error) and name in str(error), number
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < ROOM

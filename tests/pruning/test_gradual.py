@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from navprune.evaluation.cost import cost
 from navprune.models.build import build
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec
 from navprune.pruning.gradual import (
+    TOLERANCES,
     GradualPruning,
     PruningScheduleConfig,
     fade,
@@ -249,6 +251,36 @@ def test_a_final_budget_that_does_not_bind_is_told_once(tmp_path, capsys, budget
     short = [name for name, share in callback.budget.items() if callback.history[-1][name] < 0.99 * share]
     assert len(said) == bool(short)
     assert missed is None or f"{missed} ended at" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "loosened"), [("macs=0.5", 0), ("macs=0.9", 1), ("parameters=0.7", 2), ("macs=0.7", 3)]
+)
+def test_each_loosening_of_a_cuts_tolerance_is_told_and_written(tmp_path, capsys, budget, loosened):
+    """Of a network with two units of each width."""
+    coarse = replace(SPEC, encoder=replace(ENCODER, layers=tuple(Layer(name, 4, 2) for name in LAYERS)))
+    config = replace(CUTS, budget=budget, cuts=1, end=0.4, method="uniform")
+    callback = GradualPruning(config, build(coarse, 0), count, frames=(0, RUN.total_frames), update=UPDATE)
+    train(
+        coarse, Corridor(size=SIDE), replace(RUN, total_frames=5 * UPDATE), PPO, None, tmp_path, callbacks=(callback,)
+    )
+    said = [line for line in capsys.readouterr().err.splitlines() if " may miss by " in line]
+    assert [cut["tolerance"] for cut in callback.to_json()["cuts"]] == [TOLERANCES[loosened]]
+    assert len(said) == loosened
+    assert all(
+        re.match(rf"cut 1 of 1 may miss by \d+%: budget {budget} cannot be met .* nearest found is ", line)
+        for line in said
+    )
+
+
+@pytest.mark.parametrize("penalty", [None, "growing"])
+def test_a_mistake_that_no_tolerance_mends_is_not_swallowed(tmp_path, monkeypatch, capsys, penalty):
+    monkeypatch.setitem(
+        SCORES, "l1", lambda model, _: {g.name: torch.full((units(g),), math.nan) for g in groups_of(model)}
+    )
+    with pytest.raises(UserError, match="finite numbers"):
+        run(tmp_path, pruning(replace(CUTS, method="l1", penalty=penalty)))
+    assert "may miss" not in capsys.readouterr().err
 
 
 def test_tensorboard_shows_what_is_left(whole):

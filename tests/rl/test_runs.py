@@ -26,7 +26,7 @@ from navprune.rl.checkpoints import find_checkpoint, load_policy, numbered, read
 from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig, train
-from navprune.source import config_of, run_folder, spec_of
+from navprune.source import Source
 from navprune.tasks.pointnav import TaskConfig
 
 PPO = PPOConfig(steps=6, epochs=1)
@@ -105,8 +105,9 @@ def test_whatever_becomes_of_links_a_run_is_found_and_goes_on(toys, whole, begun
     for name, number in ((".", f"{48:012}"), ("latest", f"{48:012}"), ("best", best)):
         path = begun / name
         assert find_checkpoint(path) == (begun / "checkpoints" / number).resolve()
-        assert spec_of(str(path)) == toys.spec() and config_of(str(path), None).trainer == RUN
-        assert run_folder(path) == begun
+        source = Source.parse(str(path))
+        assert source.spec() == toys.spec() and source.config().trainer == RUN
+        assert source.run == begun
     run(toys, begun, frames=96)
     assert same(weights(begun), weights(whole)) and same(weights(begun / "best"), weights(whole / "best"))
     assert (begun / "latest").resolve() == find_checkpoint(begun / "latest") == begun / "checkpoints" / f"{96:012}"
@@ -148,7 +149,9 @@ def test_what_stands_in_the_place_of_a_link_and_is_no_copy_is_left_alone(toys, b
 def test_copies_of_links_alone_are_checkpoints_but_no_run(toys, half, tmp_path):
     for name in ("latest", "best"):
         shutil.copytree(half / name, tmp_path / "run" / name)
-    assert same(weights(tmp_path / "run"), weights(half)) and run_folder(tmp_path / "run") == tmp_path / "run"
+    assert (
+        same(weights(tmp_path / "run"), weights(half)) and Source.parse(str(tmp_path / "run")).run == tmp_path / "run"
+    )
     with pytest.raises(UserError, match="has latest but no checkpoints/"):
         run(toys, tmp_path / "run")
 

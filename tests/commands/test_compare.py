@@ -1,0 +1,114 @@
+"""`navprune compare`: one table holds what was measured alike, or says how it was not."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from navprune.cli import main
+from navprune.config import load_config, to_yaml
+from navprune.models.build import build
+from navprune.rl.checkpoints import save_checkpoint
+from navprune.source import agent_spec
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+TINY = [
+    f"data.folder={REFERENCE}", "data.name=reference", "data.scenes=[apartment]", "task.max_steps=3", "task.width=32",
+    "task.height=32", "agent.encoder=blind", "agent.visual_features=8", "agent.hidden_size=8",
+]  # fmt: skip
+
+
+def checkpoint(folder, *settings):
+    config = load_config("pointnav", [*TINY, *settings])
+    return str(save_checkpoint(folder, build(agent_spec(config), 0), config=to_yaml(config)))
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("compare") / "usual")
+
+
+def compared(tmp_path, *arguments):
+    out = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "answer.json"), "--pictures", "0"]
+    assert main(["compare", *arguments, *out]) == 0
+    return json.loads((tmp_path / "answer.json").read_text())
+
+
+def changed_copy(folder, **changes):
+    """The data set elsewhere, its first episode changed."""
+    shutil.copytree(REFERENCE, folder)
+    file = folder / "datasets" / "pointnav" / "reference" / "v1" / "val" / "content" / "apartment.json.gz"
+    content = json.loads(gzip.decompress(file.read_bytes()))
+    content["episodes"][0] |= changes
+    file.write_bytes(gzip.compress(json.dumps(content).encode()))
+    return f"data.folder={folder}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("task.success_distance=3.0", "success_distance 3.0 instead of 0.2"),
+        ("task.turn_angle=30.0", "turn_angle 30.0 instead of 10.0"),
+        ("task.forward_step=0.5", "forward_step 0.5 instead of 0.25"),
+        ("task.max_steps=4", "max_steps 4 instead of 3"),
+        ("task.sliding=false", "sliding False instead of True"),
+        ("task.success_reward=10.0", "success_reward 10.0 instead of 2.5"),
+        ("data.scenes=[duplex]", "other episodes"),
+        ("data.scenes=null", "other episodes"),
+    ],
+)
+def test_runs_that_are_measured_otherwise_are_not_compared(usual, tmp_path, capsys, setting, words):
+    other = checkpoint(tmp_path / "other", setting)
+    assert main(["compare", usual, other, "--out", str(tmp_path / "out")]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert f"other is measured with {words}, unlike usual" in said and "--each-its-own" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [{"start_rotation": [0.0, 1.0, 0.0, 0.0]}, {"episode_id": "99"}])
+def test_an_episode_that_differs_in_anything_is_another(usual, tmp_path, capsys, changes):
+    other = checkpoint(tmp_path / "other", changed_copy(tmp_path / "data", **changes), "task.max_steps=7")
+    assert main(["compare", usual, other, "--out", str(tmp_path / "out")]) == 2
+    assert "with other episodes and max_steps 7 instead of 3" in capsys.readouterr().err
+
+
+def test_each_its_own_is_compared_on_request_and_told(usual, tmp_path, capsys):
+    other = checkpoint(tmp_path / "other", "task.success_distance=3.0")
+    answer = compared(tmp_path, usual, other, "--each-its-own")
+    assert [row["name"] for row in answer["rows"]] == ["usual", "other*"] and answer["differences"].keys() == {"other"}
+    line = "* other is measured with success_distance 3.0 instead of 0.2, unlike usual"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "out" / "report.html").read_text()
+    assert "other*" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_what_an_agent_sees_and_where_episodes_lie_may_differ(usual, tmp_path):
+    """So may what nothing reads, and the order of the scenes' files."""
+    data = changed_copy(tmp_path / "data", info={"geodesic_distance": 1.0})
+    seeing = ["task.width=64", "task.height=64", "agent.encoder=resnet18",
+              "agent.base_planes=2", "task.max_depth=5.0"]  # fmt: skip
+    other = checkpoint(tmp_path / "other", data, *seeing)
+    answer = compared(tmp_path, usual, other)
+    assert [row["name"] for row in answer["rows"]] == ["usual", "other"] and not answer["differences"]
+    assert [bool(row["latency"]) for row in answer["rows"]] == [False, True]
+    summaries = [json.loads((tmp_path / "out" / "evaluation" / name / "summary.json").read_text())["conditions"]
+                 for name in ("usual", "other")]  # fmt: skip
+    assert summaries[0] == summaries[1] and len(summaries[0]["episodes"]) == 64
+
+
+def test_a_run_that_cannot_be_read_is_told_before_any_is_evaluated(usual, tmp_path, capsys):
+    broken = Path(checkpoint(tmp_path / "broken"))
+    (broken / "weights.safetensors").write_bytes(b"")
+    assert main(["compare", usual, str(broken), "--out", str(tmp_path / "out")]) == 2
+    assert "weights.safetensors" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("options", "same"), [(["task.width=64"], True), (["--episodes", "2"], False)])
+def test_a_summary_tells_what_was_measured(usual, tmp_path, options, same):
+    for name, more in (("a", []), ("b", options)):
+        assert main(["evaluate", usual, "--out", str(tmp_path / name), *more]) == 0
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text())["conditions"] for name in "ab")
+    assert first["success_distance"] == 0.2 and first["simulator"] == "embedded"
+    assert (first == second) == same
