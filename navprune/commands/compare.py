@@ -34,10 +34,10 @@ def run_comparison(
 
     `texts` holds further fields of `reports.page.Report`. Returns the table, the page and the JSON form.
     """
-    library = library or SceneLibrary()
     sources = (*runs, *controls)
     names = dict(zip(sources, display_names(sources), strict=True))
     configs = {run: config_of(run, None) for run in runs}
+    library = library or SceneLibrary(configs[runs[0]].data.scene_memory)
     evaluations, shown = {}, []
     for source in sources:
         config, folder = configs.get(source, configs[runs[0]]), out / "evaluation" / names[source]
