@@ -12,7 +12,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
-from navprune.checks import check_ranges
+from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.pruning.gradual import PruningScheduleConfig
 from navprune.rl.imitation import WarmStartConfig
@@ -55,14 +55,13 @@ class DataConfig:
     """Split to evaluate on."""
     scenes: tuple[str, ...] | None = None
     """Scenes that are used, by name; null for all of the split."""
-    scene_memory: float | None = None
+    scene_memory: float | None = bounded(None, TINY)
     """GiB for scenes that no agent is in; null is a quarter of what this machine or container has; above 0."""
 
     def __post_init__(self) -> None:
         if self.scenes is not None:
             object.__setattr__(self, "scenes", tuple(self.scenes))
-        if self.scene_memory is not None:
-            check_ranges("data", self, scene_memory=(1e-12, float("inf")))
+        check_fields("data", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +92,11 @@ class Config:
     """Folder of the run; an existing one is resumed."""
     environments: int = 6
     """Environments in lockstep."""
-    env: str = "embedded"
+    env: str = chosen("embedded", ("embedded", "habitat"))
     """Where they run: embedded (in this process) or habitat (in habitat-lab's worker processes)."""
-    simulator: str = "embedded"
+    simulator: str = chosen("embedded", ("embedded", "habitat_sim"))
     """What moves and draws: embedded or habitat_sim, which implies env=habitat."""
-    gpu: int | None = None
+    gpu: int | None = bounded(None, -1)
     """GPU that habitat_sim draws on; null takes those that are visible in turn, -1 none."""
     init: str | None = None
     """Checkpoint, spec.json or habitat-baselines .pth that gives the architecture and the initial weights."""
@@ -119,11 +118,7 @@ class Config:
     """Frames, seeds, checkpoints, logging."""
 
     def __post_init__(self) -> None:
-        for key, known in (("env", ("embedded", "habitat")), ("simulator", ("embedded", "habitat_sim"))):
-            if getattr(self, key) not in known:
-                raise UserError(f"{key} is {' or '.join(known)}, not {getattr(self, key)}")
-        if self.gpu is not None and self.gpu < -1:
-            raise UserError(f"gpu is the number of a GPU, -1 for none or null for those there are, not {self.gpu}")
+        check_fields("", self)
         if self.simulator == "habitat_sim":
             object.__setattr__(self, "env", "habitat")
         if self.task.alpha_masks and self.env == "habitat":

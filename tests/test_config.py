@@ -70,9 +70,9 @@ def test_a_phase_can_be_turned_off():
         ("data.scene_memory=0", "data.scene_memory"),
         ("ppo.clip=-1", "clip"),
         ("task.sensors=[sonar]", "depth and rgb, not sonar"),
-        ("env=gym", "env is embedded or habitat, not gym"),
-        ("simulator=habitat-sim", "simulator is embedded or habitat_sim, not habitat-sim"),
-        ("gpu=-2", "-1 for none"),
+        ("env=gym", "env is gym; known are embedded, habitat"),
+        ("simulator=habitat-sim", "simulator is habitat-sim; known are embedded, habitat_sim"),
+        ("gpu=-2", "gpu is -2; it must be a number of at least -1"),
         ("task.width", "write key=value"),
     ],
 )
