@@ -24,10 +24,10 @@ def chosen(default: str | None, known: Collection[str | None]) -> Any:
 def check_fields(section: str, config: Any) -> None:
     """Raise UserError naming the first field of a dataclass whose value is not what `bounded` or `chosen` allows.
 
-    `section` is the name of `config` in a configuration file.
+    `section` is the name of `config` in a configuration file, or "".
     """
     for item in fields(config):
-        name, value, asked = f"{section}.{item.name}", getattr(config, item.name), item.metadata
+        name, value, asked = f"{section}.{item.name}".lstrip("."), getattr(config, item.name), item.metadata
         if "known" in asked and value not in asked["known"]:
             known = ", ".join("null" if one is None else one for one in asked["known"])
             raise UserError(f"{name} is {value}; known are {known}")

@@ -1,24 +1,42 @@
 """The schema of habitat_configs/, composed from each package's own dataclasses, and checked when it is read."""
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
+from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.pruning.gradual import PruningScheduleConfig
 from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig
 from navprune.tasks.pointnav import TaskConfig
+
+ENDS = (".yaml", ".yml")
+FOLDER = next(
+    path / "habitat_configs" for path in Path(__file__).resolve().parents if (path / "habitat_configs").is_dir()
+)
+"""Of the recipes: inside the package where that is installed, beside it in a checkout."""
+PATHS = ("run", "init", "data.folder", "pruning.rewind", "pruning.teacher")
+"""Settings in which a leading ~ stands for the user's home."""
+NULLS = ("null", "~", "")
+"""What stands for none where there may be none; elsewhere it is text."""
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+SCALARS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    str: ("text", str),
+    bool: ("true or false", lambda text: BOOLEANS[text.lower()]),
+    int: ("a whole number", int),
+    float: ("a number", lambda text: float(text.replace(".inf", "inf"))),  # as YAML spells it
+}
+"""What the schema's scalars are called, and how they are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +55,13 @@ class DataConfig:
     """Split to evaluate on."""
     scenes: tuple[str, ...] | None = None
     """Scenes that are used, by name; null for all of the split."""
+    scene_memory: float | None = bounded(None, TINY)
+    """GiB for scenes that no agent is in; null is a quarter of what this machine or container has; above 0."""
 
     def __post_init__(self) -> None:
         if self.scenes is not None:
             object.__setattr__(self, "scenes", tuple(self.scenes))
+        check_fields("data", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +92,11 @@ class Config:
     """Folder of the run; an existing one is resumed."""
     environments: int = 6
     """Environments in lockstep."""
-    env: str = "embedded"
+    env: str = chosen("embedded", ("embedded", "habitat"))
     """Where they run: embedded (in this process) or habitat (in habitat-lab's worker processes)."""
-    simulator: str = "embedded"
+    simulator: str = chosen("embedded", ("embedded", "habitat_sim"))
     """What moves and draws: embedded or habitat_sim, which implies env=habitat."""
-    gpu: int | None = None
+    gpu: int | None = bounded(None, -1)
     """GPU that habitat_sim draws on; null takes those that are visible in turn, -1 none."""
     init: str | None = None
     """What gives the architecture and the initial weights: checkpoint or run, file of weights, spec.json or name."""
@@ -97,11 +118,7 @@ class Config:
     """Frames, seeds, checkpoints, logging."""
 
     def __post_init__(self) -> None:
-        for key, known in (("env", ("embedded", "habitat")), ("simulator", ("embedded", "habitat_sim"))):
-            if getattr(self, key) not in known:
-                raise UserError(f"{key} is {' or '.join(known)}, not {getattr(self, key)}")
-        if self.gpu is not None and self.gpu < -1:
-            raise UserError(f"gpu is the number of a GPU, -1 for none or null for those there are, not {self.gpu}")
+        check_fields("", self)
         if self.simulator == "habitat_sim":
             object.__setattr__(self, "env", "habitat")
         if self.task.alpha_masks and self.env == "habitat":
@@ -110,83 +127,150 @@ class Config:
 
 def recipes() -> list[str]:
     """Names of the recipes in habitat_configs/."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Composes a recipe of habitat_configs/ (by name) or a YAML file (by path) with key=value overrides.
 
+    A value is taken as it is typed, and the schema says what it means. A name for a whole section (agent=resnet50) is a
+    file in the folder of that name, which is taken in place of the one that the recipe's `defaults` name.
     Raises UserError for an unknown recipe, an unknown key (with the nearest known one) or a value that does not fit.
     """
-    path = Path(recipe)
-    if path.suffix == ".yaml":
-        if not path.is_file():
-            raise UserError(f"configuration file {recipe} does not exist; `--config NAME` takes {', '.join(recipes())}")
-        folder, name = path.resolve().parent, path.stem
-    else:
-        folder, name = _folder(), recipe
-        if recipe not in recipes():
-            raise UserError(f"no recipe is called {recipe}; {_nearest(recipe, recipes())}")
+    settings = [_setting(text) for text in overrides]
+    sections = {key: name for key, name in settings if is_dataclass(SCHEMA.get(key, (None, False))[0])}
+    choices = {key: name for key, name in sections.items() if name not in NULLS}
+    path, used = _find(recipe), set[str]()
+    values = _compose(path, choices, used)
+    layers: list[tuple[str, Any]] = [(key, value) for key, value in settings if key not in choices]
+    for key in choices.keys() - used:  # the recipe has no place for it, so it goes on top
+        layers.insert(0, (key, _compose(_find(f"{key}/{choices[key]}", (path,)), {}, set())))
+    for key, layer in layers:
+        for name in reversed(key.split(".")):
+            layer = {name: layer}
+        values = _merged(values, layer)
     try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            search = f"hydra.searchpath=[file://{_folder()}]"  # so that a user's own recipe finds the groups
-            composed = compose(name, [search, *(_override(text) for text in overrides)])
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"configuration {recipe} cannot be read: {_first_line(error)}") from None
-    return config_from(composed, recipe)
-
-
-def config_from(values: DictConfig | dict[str, Any], where: str) -> Config:
-    """Checks plain values against the schema; `where` names their origin in errors (UserError)."""
-    optional = {"warm_start": WarmStartConfig, "pruning": PruningScheduleConfig}
-    present = {name: kind() for name, kind in optional.items() if values.get(name) is not None}
-    schema = OmegaConf.structured(Config(**present))
-    _unlock(schema)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
-    except ConfigKeyError as error:
-        key = str(error.full_key)
-        raise UserError(f"{where}: unknown key {key}; {_nearest(key, list(_keys(Config)))}") from None
-    except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {error.full_key}: {_first_line(error)}") from None
+        return _fit(Config, False, values, "")
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{recipe}: {error}") from None
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration as YAML that `--config FILE` reads again."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    """The configuration as YAML, in ASCII, that `--config FILE` reads again."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=float("inf"))
 
 
-def _folder() -> Path:
-    """Beside the package, in a checkout as in an installation."""
-    return Path(__file__).resolve().parents[1] / "habitat_configs"
+def _compose(path: Path, choices: dict[str, str], used: set[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's values over those of its `defaults`, with choices in the place of theirs.
+
+    used: takes the sections that they name; above: the files that asked for this one, the user's first.
+    """
+    own, above, values = _read(path), (*above, path), dict[str, Any]()
+    defaults = own.pop("defaults", [])
+    defaults = defaults if isinstance(defaults, list) else [defaults]
+    for entry in defaults if "_self_" in defaults else [*defaults, "_self_"]:
+        for section, name in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            used.add(section)
+            if (name := choices.get(section, name)) in NULLS:
+                continue
+            file = f"{section}/{name}".removeprefix("/")
+            found = own if entry == "_self_" else _compose(_find(file, above), choices, used, above)
+            values = _merged(values, {section: found} if section else found)
+    return values
 
 
-def _override(text: str) -> str:
+def _find(name: str, above: tuple[Path, ...] = ()) -> Path:
+    """The file of a recipe, by its path or by its name beside the user's and in habitat_configs/.
+
+    above: the files that ask for it, the user's first; a recipe of the same name as ours may build upon ours.
+    """
+    path, here = Path(os.path.expanduser(name)), above[0].parent if above else Path()
+    by_path = path.suffix in ENDS or (not above and path.name != name)
+    folders = (here, FOLDER) if above else (FOLDER,)
+    files = [here / path] if by_path else [folder / f"{name}{end}" for folder in folders for end in ENDS]
+    for file in files:
+        if file.is_file() and file not in above:
+            return file.absolute()
+    if by_path:
+        raise UserError(f"there is no file {name}; a recipe is a YAML file or one of {', '.join(recipes())}")
+    known = sorted({other.stem for file in files for other in file.parent.glob("*.y*ml")})
+    raise UserError(f"there is no recipe {name}; {_nearest(name, known) if known else 'write it'}")
+
+
+class _Text(yaml.BaseLoader):
+    """YAML whose scalars are text as it stands."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that stands twice, of which YAML would drop one."""
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{twice[0]} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_bytes(), _Text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line} is no YAML: {' '.join(str(problem).split())}; correct it") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings; write such lines as `run: runs/mine`")
+    return values
+
+
+def _setting(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"{text} is no setting; write key=value, for example task.width=128")
-    if "=" in value and value[0] not in "'\"[{":  # a budget, which Hydra would not read as it stands
-        value = f"'{value}'"
-    is_group = (_folder() / key).is_dir()
-    return f"{key}={value}" if is_group or key.startswith(("+", "~")) else f"++{key}={value}"
+    return key, value
 
 
-def _unlock(node: DictConfig) -> None:
-    """Frozen dataclasses become read-only nodes, which cannot be merged into."""
-    OmegaConf.set_readonly(node, False)
-    for value in node.values():
-        if isinstance(value, DictConfig):
-            _unlock(value)
+def _merged(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """Both, section by section; `layer` decides where they meet."""
+    met = (key for key, value in layer.items() if isinstance(value, dict) and isinstance(base.get(key), dict))
+    return {**base, **layer, **{key: _merged(base[key], layer[key]) for key in met}}
 
 
-def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    for item in dataclasses.fields(schema):
-        yield prefix + item.name
-        for kind in (item.type, *get_args(item.type)):
-            if is_dataclass(kind):
-                yield from _keys(kind, f"{prefix}{item.name}.")
+def _fit(kind: Any, optional: bool, value: Any, key: str) -> Any:
+    """A value as what the schema has at this key; UserError where it is no such thing."""
+    if optional and value in NULLS:
+        return None
+    if is_dataclass(kind) and isinstance(value, dict):
+        inner = {name: f"{key}.{name}".removeprefix(".") for name in value}
+        if unknown := [one for one in inner.values() if one not in SCHEMA]:
+            raise UserError(f"unknown key {unknown[0]}; {_nearest(unknown[0], list(SCHEMA))}")
+        made = {name: _fit(*SCHEMA[one], value[name], one) for name, one in inner.items()}
+        return cast(Any, kind)(**made)
+    if get_origin(kind) is tuple and isinstance(value, str | list):
+        parts = _listed(value) if isinstance(value, str) else value
+        return tuple(_fit(get_args(kind)[0], False, part, key) for part in parts)
+    name, read = SCALARS.get(kind, ("a list" if get_origin(kind) is tuple else "a group of settings", None))
+    if read and isinstance(value, str):
+        with contextlib.suppress(KeyError, ValueError):
+            return read(os.path.expanduser(value) if key in PATHS else value)
+    raise UserError(f"{key or 'it'} is {value!r}; it must be {name}{' or null' if optional else ''}")
+
+
+def _listed(text: str) -> list[str]:
+    """The names in a text: in brackets they are YAML's, else parted by commas."""
+    with contextlib.suppress(yaml.YAMLError):
+        if text.startswith("["):
+            return yaml.load(text, _Text)
+    return [name.strip() for name in text.split(",")]
+
+
+def _keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, bool]]]:
+    """The key of each setting with its type and whether it may be null."""
+    for name, kind in get_type_hints(schema).items():
+        kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        yield prefix + name, (kinds[0], NoneType in kinds)
+        if is_dataclass(kinds[0]):
+            yield from _keys(kinds[0], f"{prefix}{name}.")
+
+
+SCHEMA = dict(_keys(Config))
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -194,7 +278,3 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     moved = [key for key in known if key.rpartition(".")[2] == leaf]
     close = difflib.get_close_matches(name, moved or known, n=1, cutoff=0.0)
     return f"did you mean {close[0]}?"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

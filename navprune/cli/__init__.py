@@ -5,11 +5,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from navprune import __version__
 from navprune.cli import agents, measuring, pruning, scenes
 from navprune.cli.parsers import Parser
 from navprune.errors import UserError
+from navprune.machine import heed_quota
 
 # Every command imports what it needs when it runs, so that --help answers at once.
 
@@ -18,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C."""
     parser = make_parser()
     options = parse(parser, arguments)
+    heed_quota()
     try:
         result = options.run(options)
         answer, status = result if isinstance(result, tuple) else (result, 0)
@@ -48,6 +51,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     if rest:
         options.settings = [*options.settings, *rest]
+    for name, value in vars(options).items():
+        if isinstance(value, Path):  # a shell leaves --data=~/data as it is
+            setattr(options, name, Path(os.path.expanduser(value)))
     return options
 
 

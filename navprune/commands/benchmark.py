@@ -1,7 +1,5 @@
 """Frames per second of the simulator and of training, on this machine."""
 
-import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from navprune.machine import cores, resident
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig, train
@@ -52,12 +51,12 @@ def benchmark_simulator(
             env = make_benchmark_env(data, name, width, environments, threads, seed, library)
             env.reset()
             parts = [_frames_per_second(env, frames // 100, seed)]  # compiles and warms up
-            memory[0] = resident_mib()
+            memory[0] = resident() / 2**20
             parts = [_frames_per_second(env, frames // 10, seed + part) for part in range(10)]
-            memory[1] = resident_mib()
+            memory[1] = resident() / 2**20
             scene, rate = env.scene(0), float(np.median(parts))
             row = {"scene": scene.name, "triangles": scene.bvh.triangles, "width": width, "environments": environments}
-            rows.append(row | {"threads": threads or os.cpu_count(), "frames_per_second": rate})
+            rows.append(row | {"threads": threads or cores(), "frames_per_second": rate})
             env.close()
     return {"rows": rows, "memory_mib": memory}
 
@@ -80,15 +79,6 @@ def _frames_per_second(env: PointNavEnv, frames: int, seed: int) -> float:
     for row in actions:
         env.step(row)
     return steps * env.num_envs / (time.perf_counter() - begin)
-
-
-def resident_mib() -> float:
-    """Memory of this process that is in use now, MiB (the peak where /proc is missing)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize() / 2**20
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def benchmark_training(

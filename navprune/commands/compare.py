@@ -37,9 +37,9 @@ def run_comparison(
     and page say so instead. Controls are measured as the first run. `texts` holds further fields of
     `reports.page.Report`. Returns the table, the page and the JSON form.
     """
-    library = SceneLibrary()
     sources = named((*runs, *controls))
     first, *_ = (source.config() for source in sources.values())
+    library = SceneLibrary(first.data.scene_memory)
     configs = {name: first if source.kind == CONTROL else source.config() for name, source in sources.items()}
     encoders = {n: source.policy(configs[n]).encoder for n, source in sources.items() if source.kind != CONTROL}
     differing = differences(configs, split)

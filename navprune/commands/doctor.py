@@ -3,7 +3,6 @@
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from navprune import machine
 from navprune.errors import UserError
 from navprune.installing import HABITAT_LAB, HABITAT_SIM, OPENCV
 from navprune.progress import ProgressLine
@@ -21,8 +21,8 @@ from navprune.scenes.files.episodes import EpisodeTable, episode_faults, scene_p
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.files.places import check_files, navmesh_path
 
-PACKAGES = ("torch", "numpy", "numba", "trimesh", "shapely", "gymnasium", "hydra-core", "tensorboard", "safetensors")
-MODULES = {"habitat-lab": "habitat", "hydra-core": "hydra"}  # that are not called as their packages
+PACKAGES = ("torch", "numpy", "numba", "trimesh", "shapely", "gymnasium", "pyyaml", "tensorboard", "safetensors")
+MODULES = {"habitat-lab": "habitat", "pyyaml": "yaml"}  # that are not called as their packages
 
 COUNTED = 4 << 20  # bytes; of larger splits the episodes are not counted,
 TRIED = 200  # and so many of each scene are tried
@@ -127,11 +127,17 @@ def _fault_of(attempt: Callable[[], object]) -> str | None:
 
 
 def _machine() -> Iterator[Finding]:
-    yield Finding("cores", True, str(len(os.sched_getaffinity(0))), "")
+    yield Finding("cores", True, str(machine.cores()), "")
+    yield Finding("memory", True, f"{machine.memory() / 2**30:.1f} GiB", "")
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     advice = "install a C++ compiler for torch.compile (Debian: apt-get install g++); all else works without"
     yield Finding("C++ compiler", compiler is not None, compiler or "missing", advice)
     yield Finding("accelerator", True, _accelerator(), "")
+    if importlib.util.find_spec("numba"):
+        from navprune.kernels import FALLBACK
+
+        advice = "set NUMBA_CACHE_DIR to a folder that lasts, or they are compiled anew after a restart"
+        yield Finding("compiled kernels", FALLBACK is None, f"kept in {FALLBACK or 'a cache that lasts'}", advice)
     free = shutil.disk_usage(".").free / 2**30
     yield Finding("free disk", free > 2, f"{free:.1f} GiB", "free some space: a run keeps a few checkpoints")
 

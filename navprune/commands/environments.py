@@ -55,6 +55,7 @@ def environment(
             gpu=config.gpu,
             seed=config.trainer.seed,
         )
+    library = library or SceneLibrary(config.data.scene_memory)
     return PointNavEnv(episodes, Path(config.data.folder), order, count, config.task, library=library)
 
 

@@ -35,6 +35,8 @@ def lab_config(
         raise UserError(f"simulator knows {' and '.join(SIMULATORS)}, not {simulator}")
     if simulator == "habitat_sim":
         check_habitat_sim()
+    if "${" in data.folder:
+        raise UserError(f"habitat-lab cannot read ${{ in data.folder, {data.folder}; set a link of another name to it")
     config = get_config(TASK)
     with read_write(config):
         lab = config.habitat

@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from navprune.kernels import njit
 from navprune.scenes.files.mesh import NO_LEVELS, Sampler, SceneMesh
 
 LEAF_TRIANGLES = 8

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from navprune.kernels import njit
 
 MAX_PATH = 256  # polygons of a corridor in Habitat; a longer one counts as unreachable, as does a path of 256 points
 MAX_NODES = 2048  # of a search in Habitat; one that needs more fails

@@ -16,9 +16,9 @@ All of it is in one file because Numba's cache does not see changes in other fil
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from navprune.kernels import njit
 from navprune.scenes.files.mesh import CLAMP, LINEAR, MIRROR, NEAREST
 
 NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim

@@ -1,12 +1,12 @@
 """Depth and colour of many cameras at once, on the CPU."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from navprune.machine import cores
 from navprune.simulator.bvh import STACK_SIZE, Bvh
 from navprune.simulator.drawing import TILE, Scratch, draw
 
@@ -26,12 +26,12 @@ class Renderer:
         threads: int | None = None,
         far: float | None = None,
     ):
-        """Size in pixels, horizontal field of view in degrees; threads: None for every core of this process.
+        """Size in pixels, horizontal field of view in degrees; threads: None for every core that this process may use.
 
         far: when given, depth comes clipped to [0, far] metres and divided by far.
         """
         self.width, self.height, self.colour = width, height, colour
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or cores()
         self._focal = 0.5 * width / np.tan(np.radians(hfov) / 2)
         self._far = float(np.finfo(np.float32).max) if far is None else float(far)
         self._scale = 1.0 if far is None else 1.0 / far

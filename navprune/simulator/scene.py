@@ -1,12 +1,12 @@
 """Scenes in memory: what is seen and where one can walk, each file loaded once and shared."""
 
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from navprune.machine import memory
 from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.places import check_files, existing
 from navprune.scenes.recast.bodies import Body, navmesh_for
@@ -39,12 +39,12 @@ def load_scene(path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> 
 class SceneLibrary:
     """Loads scenes on first use, whichever thread asks, and shares them among all environments.
 
-    A scene stays as long as anyone uses it; of the others, those used last, within a quarter of the memory.
+    A scene stays as long as anyone uses it; of the others, those used last, within a limit.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        """limit: bytes of scenes to keep, by default a quarter of this machine's memory."""
-        self._limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    def __init__(self, limit: float | None = None) -> None:
+        """limit: GiB of scenes to keep, by default a quarter of the memory that this process may fill."""
+        self._limit = memory() / 4 if limit is None else limit * 2**30
         self._used: WeakValueDictionary[Key, Scene] = WeakValueDictionary()
         self._kept: OrderedDict[Key, Scene] = OrderedDict()
         self._lock = threading.Lock()

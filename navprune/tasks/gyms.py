@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def make_env(
         if key not in known:
             near = difflib.get_close_matches(key, [*known, "data", "name", "split", "version", "scenes"], 1, 0.0)
             raise UserError(f"PointNav has no setting {key}; did you mean {near[0]}?")
+    data = os.path.expanduser(data)
     episodes = read_episodes(data, name, split, version, scenes)
     order = Reshuffled(len(episodes), num_envs, seed=0)
     return PointNavEnv(episodes, Path(data), order, num_envs, TaskConfig(**task), threads=threads), order

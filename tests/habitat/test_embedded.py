@@ -428,3 +428,15 @@ def test_braces_in_a_folders_name_are_taken_literally(tmp_path):
     data = DataConfig(folder=str(tmp_path / "{homes}"))
     path = lab_config(TaskConfig(), data, "val").habitat.dataset.data_path.format(split="val")
     assert path == str(tmp_path / "{homes}/datasets/pointnav/homes/v1/val/val.json.gz")
+
+
+def test_what_habitat_lab_would_interpolate_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read \$\{ in data\.folder"):
+        lab_config(TaskConfig(), DataConfig(folder=str(tmp_path / "${homes}")), "val")
+
+
+@pytest.mark.parametrize("place", ["Jürgen", "my code (v2)", "a=b, c", "#1"])
+def test_scenes_may_stand_in_any_folder(place, make_lab, reference, tmp_path):
+    (tmp_path / place).symlink_to(reference.folder)
+    lab = make_lab(SMALL, data=dataclasses.replace(reference, folder=str(tmp_path / place)))
+    assert lab.reset()["depth"].shape == (*lab.observation_space["depth"].shape,)

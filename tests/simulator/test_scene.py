@@ -17,7 +17,7 @@ def test_a_scene_is_loaded_once():
 
 
 def test_a_full_library_keeps_what_is_used_and_what_was_used_last():
-    library = SceneLibrary(limit=1)
+    library = SceneLibrary(limit=1e-9)
     used = library.get(APARTMENT)
     unused = weakref.ref(library.get(DUPLEX))
     assert library.get(APARTMENT) is used

@@ -29,6 +29,13 @@ def env():
     env.close()
 
 
+def test_a_tilde_is_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(REFERENCE).parent))
+    env = gymnasium.make(ID, **SETTINGS | {"data": "~/reference"})
+    env.reset(seed=0)
+    env.close()
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 

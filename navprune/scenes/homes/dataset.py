@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from navprune.errors import UserError
+from navprune.machine import cores
 from navprune.scenes.files.episodes import Episode, scene_path, split_folder, write_episodes
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.homes.build import write_home
@@ -146,7 +147,7 @@ def generate_dataset(
         complete.unlink(missing_ok=True)
         (data / "scene_datasets" / name).mkdir(parents=True, exist_ok=True)
         homes: list[_Home] = []
-        for home in _run(jobs, workers or os.cpu_count() or 1):
+        for home in _run(jobs, workers or cores()):
             homes.append(home)
             progress(len(homes))
         if len({home.digest for home in homes}) < len(homes):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from navprune.kernels import njit
 from navprune.scenes.recast.heightfield import Field, borders
 
 REGION, ERODED = 3, 4  # columns of a raw contour: region across the edge; whether the place across it is eroded

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from navprune.kernels import njit
 from navprune.scenes.recast.heightfield import Field, Grid
 from navprune.scenes.recast.heights import UNSET, patch_around
 from navprune.scenes.recast.polygons import NONE, PolygonMesh

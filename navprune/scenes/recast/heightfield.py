@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from navprune.kernels import njit
 
 OPEN_SKY = 0xFFFF  # ceiling of a span with nothing above it
 MAX_HEIGHT = 0x1FFF  # cells; a span's height has 13 bits in Recast

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from navprune.kernels import njit
 from navprune.scenes.recast.heightfield import STEP_X, STEP_Z, Field, Grid
 
 UNSET = 0xFFFF  # no height

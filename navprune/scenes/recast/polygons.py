@@ -6,8 +6,8 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from navprune.kernels import njit
 from navprune.scenes.recast.contours import Contour
 
 NONE = 0xFFFF  # no corner, no neighbour

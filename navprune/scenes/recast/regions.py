@@ -12,8 +12,8 @@ from dataclasses import field as attribute
 from itertools import combinations, repeat
 
 import numpy as np
-from numba import njit
 
+from navprune.kernels import njit
 from navprune.scenes.recast.heightfield import FAR, Field, blurred, borders, edge_distance
 
 BATCHES = 8  # levels that are sorted at once

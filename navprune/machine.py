@@ -1,0 +1,66 @@
+"""What this machine, or the container around this process, lets it use."""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PROCESS = Path("/proc/self")
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Cores that this process may keep busy: those that it is bound to, within its container's quota."""
+    count = _bound()
+    first_version = zip(_said("cpu", "cpu.cfs_quota_us"), _said("cpu", "cpu.cfs_period_us"))
+    for share in (*_said("cpu", "cpu.max"), *map(" ".join, first_version)):
+        quota, _, period = share.partition(" ")
+        if quota.isdecimal() and period.isdecimal():  # where there is none they say max or -1
+            count = min(count, math.ceil(int(quota) / int(period)))
+    return max(1, count)
+
+
+def heed_quota() -> None:
+    """Numerical libraries would begin a thread for each core of the machine, whatever a container's quota."""
+    if (count := cores()) < _bound():
+        os.environ.setdefault("OMP_NUM_THREADS", str(count))
+
+
+def memory() -> int:
+    """Bytes of memory that this process may fill: the machine's, within its container's limit."""
+    said = (*_said("memory", "memory.max"), *_said("memory", "memory.limit_in_bytes"))
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, *(int(limit) for limit in said if limit.isdecimal()), machine)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory; where there is no /proc, the most there were."""
+    if said := _text(PROCESS / "statm"):
+        return int(said.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _bound() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _said(controller: str, file: str) -> Iterator[str]:
+    """What a file says in this process's control groups and in those around them, of version 2 or 1."""
+    for line in _text(PROCESS / "cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            root = GROUPS / controller if controllers else GROUPS
+            # A container may see its group under another name than the machine: there the outermost one is its own.
+            innermost = root / group.strip("/")
+            places = [place for place in (innermost, *innermost.parents) if place.is_relative_to(root)]
+            yield from filter(None, (_text(place / file) for place in places))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
