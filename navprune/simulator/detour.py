@@ -94,10 +94,32 @@ def new_search(polygon_count):
 # ------------------------------------------------------------------------------------------- plane geometry
 
 
+# A point is a tuple of three numbers: a view of an array's row would cost a count of references each time. For the
+# same reason what runs most often is given single arrays, not a whole mesh or search.
+
+
 @inner
-def _distance(ax, ay, az, bx, by, bz):
-    dx, dy, dz = bx - ax, by - ay, bz - az
+def _row(points, i):
+    """A point of an array [I, 3]."""
+    return points[i, 0], points[i, 1], points[i, 2]
+
+
+@inner
+def _at(points, i, k):
+    """A point of an array [I, K, 3]."""
+    return points[i, k, 0], points[i, k, 1], points[i, k, 2]
+
+
+@inner
+def _distance(a, b):
+    dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     return np.sqrt(dx * dx + dy * dy + dz * dz)
+
+
+@inner
+def _along(a, b, t):
+    """The point between two others, from a at t = 0 to b at 1."""
+    return a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t
 
 
 @inner
@@ -108,40 +130,34 @@ def _equal(a, b):
 
 
 @inner
-def _to_segment(x, z, ax, az, bx, bz):
+def _to_segment(p, a, b):
     """Squared distance in the plane from a point to a segment, and where on the segment, from 0 to 1."""
-    ux, uz = bx - ax, bz - az
-    dx, dz = x - ax, z - az
+    ux, uz = b[0] - a[0], b[2] - a[2]
     length = ux * ux + uz * uz
-    t = ux * dx + uz * dz
+    t = ux * (p[0] - a[0]) + uz * (p[2] - a[2])
     if length > F0:
         t /= length
-    if t < F0:
-        t = F0
-    elif t > F1:
-        t = F1
-    dx, dz = ax + t * ux - x, az + t * uz - z
+    t = min(max(t, F0), F1)
+    dx, dz = a[0] + t * ux - p[0], a[2] + t * uz - p[2]
     return dx * dx + dz * dz, t
 
 
 @inner
-def _area(ax, az, bx, bz, cx, cz):
+def _area(a, b, c):
     """Twice the signed area of a triangle in the plane."""
-    return (cx - ax) * (bz - az) - (bx - ax) * (cz - az)
+    return (c[0] - a[0]) * (b[2] - a[2]) - (b[0] - a[0]) * (c[2] - a[2])
 
 
 @inner
-def _inside(mesh, polygon, x, z):
+def _inside(mesh, polygon, p):
     """Whether a point lies in a polygon's outline, by crossings."""
-    count = mesh.polygons[polygon, COUNT]
-    inside = False
-    j = count - 1
+    count, inside = mesh.polygons[polygon, COUNT], False
+    b = _at(mesh.corners, polygon, count - 1)
     for i in range(count):
-        ix, iz = mesh.corners[polygon, i, 0], mesh.corners[polygon, i, 2]
-        jx, jz = mesh.corners[polygon, j, 0], mesh.corners[polygon, j, 2]
-        if (iz > z) != (jz > z) and x < (jx - ix) * (z - iz) / (jz - iz) + ix:
+        a = _at(mesh.corners, polygon, i)
+        if (a[2] > p[2]) != (b[2] > p[2]) and p[0] < (b[0] - a[0]) * (p[2] - a[2]) / (b[2] - a[2]) + a[0]:
             inside = not inside
-        j = i
+        b = a
     return inside
 
 
@@ -149,12 +165,12 @@ def _inside(mesh, polygon, x, z):
 
 
 @inner
-def _triangle_height(mesh, k, x, z):
+def _triangle_height(mesh, k, p):
     """Whether a point lies over a detail triangle, and the height there."""
-    ax, ay, az = mesh.triangles[k, 0, 0], mesh.triangles[k, 0, 1], mesh.triangles[k, 0, 2]
-    ux, uy, uz = mesh.triangles[k, 2, 0] - ax, mesh.triangles[k, 2, 1] - ay, mesh.triangles[k, 2, 2] - az
-    vx, vy, vz = mesh.triangles[k, 1, 0] - ax, mesh.triangles[k, 1, 1] - ay, mesh.triangles[k, 1, 2] - az
-    px, pz = x - ax, z - az
+    a, b, c = _at(mesh.triangles, k, 0), _at(mesh.triangles, k, 1), _at(mesh.triangles, k, 2)
+    ux, uy, uz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
+    vx, vy, vz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+    px, pz = p[0] - a[0], p[2] - a[2]
     scale = ux * vz - uz * vx
     if abs(scale) < EPSILON:
         return False, F0
@@ -163,48 +179,36 @@ def _triangle_height(mesh, k, x, z):
     if scale < F0:
         scale, u, v = -scale, -u, -v
     if u >= F0 and v >= F0 and u + v <= scale:
-        return True, ay + (uy * u + vy * v) / scale
+        return True, a[1] + (uy * u + vy * v) / scale
     return False, F0
 
 
 @inner
-def _closest_on_edges(mesh, polygon, x, z, mask):
+def _closest_on_edges(mesh, polygon, p, mask):
     """The nearest point, in the plane, on the detail edges of a polygon that the mask of outlines selects."""
-    best = FAR
-    bx, by, bz = F0, F0, F0
+    best, at = FAR, (F0, F0, F0)
     for k in range(mesh.polygons[polygon, TRIANGLE], mesh.polygons[polygon, TRIANGLE_END]):
         j = 2
         for i in range(3):
             if (mesh.outlines[k] & mask) >> j & 9:
-                ax, ay, az = mesh.triangles[k, j, 0], mesh.triangles[k, j, 1], mesh.triangles[k, j, 2]
-                cx, cy, cz = mesh.triangles[k, i, 0], mesh.triangles[k, i, 1], mesh.triangles[k, i, 2]
-                squared, t = _to_segment(x, z, ax, az, cx, cz)
+                a, b = _at(mesh.triangles, k, j), _at(mesh.triangles, k, i)
+                squared, t = _to_segment(p, a, b)
                 if squared < best:
-                    best = squared
-                    bx, by, bz = ax + (cx - ax) * t, ay + (cy - ay) * t, az + (cz - az) * t
+                    best, at = squared, _along(a, b, t)
             j = i
-    return bx, by, bz
+    return at
 
 
 @inner
-def height(mesh, polygon, x, y, z):
-    """The height of a polygon's surface under or over a point; `y` itself where the point is not over it."""
-    if not _inside(mesh, polygon, x, z):
-        return y
+def height(mesh, polygon, p):
+    """The height of a polygon's surface under or over a point; the point's own where it is not over it."""
+    if not _inside(mesh, polygon, p):
+        return p[1]
     for k in range(mesh.polygons[polygon, TRIANGLE], mesh.polygons[polygon, TRIANGLE_END]):
-        over, at = _triangle_height(mesh, k, x, z)
+        over, at = _triangle_height(mesh, k, p)
         if over:
             return at
-    return _closest_on_edges(mesh, polygon, x, z, 63)[1]
-
-
-@inner
-def _closest(mesh, polygon, x, y, z):
-    """The nearest point of a polygon's surface, and whether the point is straight over it."""
-    if _inside(mesh, polygon, x, z):
-        return x, height(mesh, polygon, x, y, z), z, True
-    cx, cy, cz = _closest_on_edges(mesh, polygon, x, z, 7)
-    return cx, cy, cz, False
+    return _closest_on_edges(mesh, polygon, p, 63)[1]
 
 
 @inner
@@ -213,11 +217,11 @@ def _cell(value, lower, upper, scale):
 
 
 @inner
-def _corners_in_reach(mesh, polygon, x, y, z):
+def _corners_in_reach(mesh, polygon, p):
     """Whether the box around a polygon's corners meets Habitat's box around a point."""
     outside = False
     for axis in range(3):
-        centre, reach = (x, y, z)[axis], (REACH_SIDE, REACH_UP, REACH_SIDE)[axis]
+        centre, reach = p[axis], (REACH_SIDE, REACH_UP, REACH_SIDE)[axis]
         least, most = FAR, -FAR
         for i in range(mesh.polygons[polygon, COUNT]):
             least = min(least, mesh.corners[polygon, i, axis])
@@ -227,20 +231,21 @@ def _corners_in_reach(mesh, polygon, x, y, z):
 
 
 @inner
-def _add_candidate(mesh, polygon, x, z, count, found, gaps):
+def _add_candidate(mesh, polygon, p, count, found, gaps):
     """Notes an open polygon and the squared gap in the plane between its extent and a point."""
     if not mesh.polygons[polygon, OPEN] or count == len(found):
         return count
     extent = mesh.extents[polygon]
-    dx = max(extent[0] - x, x - extent[2], F0)
-    dz = max(extent[1] - z, z - extent[3], F0)
+    dx = max(extent[0] - p[0], p[0] - extent[2], F0)
+    dz = max(extent[1] - p[2], p[2] - extent[3], F0)
     found[count], gaps[count] = polygon, dx * dx + dz * dz
     return count + 1
 
 
 @inner
-def _candidates(mesh, x, y, z, found, gaps):
+def _candidates(mesh, p, found, gaps):
     """Lists the open polygons in Habitat's box around a point, and the squared gap in the plane to each."""
+    x, y, z = p
     count = 0
     column_low = np.floor((x - REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
     column_high = np.floor((x + REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
@@ -253,8 +258,8 @@ def _candidates(mesh, x, y, z, found, gaps):
         n, end = mesh.tiles[tile, 2], mesh.tiles[tile, 3]
         if n == end:  # no tree: every polygon is looked at
             for polygon in range(mesh.tiles[tile, 4], mesh.tiles[tile, 5]):
-                if _corners_in_reach(mesh, polygon, x, y, z):
-                    count = _add_candidate(mesh, polygon, x, z, count, found, gaps)
+                if _corners_in_reach(mesh, polygon, p):
+                    count = _add_candidate(mesh, polygon, p, count, found, gaps)
         box = mesh.boxes[mesh.tiles[tile, 6]]
         scale = box[6]
         low_x = int(_cell(x - REACH_SIDE, box[0], box[3], scale)) & 0xFFFE
@@ -269,49 +274,48 @@ def _candidates(mesh, x, y, z, found, gaps):
             overlap = low_x <= node[3] and high_x >= node[0] and low_z <= node[5] and high_z >= node[2]
             overlap = overlap and low_y <= node[4] and high_y >= node[1]
             if polygon >= 0 and overlap:
-                count = _add_candidate(mesh, polygon, x, z, count, found, gaps)
+                count = _add_candidate(mesh, polygon, p, count, found, gaps)
             n += 1 if overlap or polygon >= 0 else -polygon
     return count
 
 
 @inner
-def _score(mesh, polygon, x, y, z):
+def _score(mesh, polygon, p):
     """Detour's measure of how near a polygon is, and its nearest point.
 
     Straight over a polygon and within the climb height is no distance at all.
     """
-    cx, cy, cz, over = _closest(mesh, polygon, x, y, z)
-    if over:
-        away = max(abs(y - cy) - mesh.boxes[mesh.polygons[polygon, TILE], 7], F0)
-        return away * away, cx, cy, cz
-    dx, dy, dz = x - cx, y - cy, z - cz
-    return dx * dx + dy * dy + dz * dz, cx, cy, cz
+    if _inside(mesh, polygon, p):
+        y = height(mesh, polygon, p)
+        away = max(abs(p[1] - y) - mesh.boxes[mesh.polygons[polygon, TILE], 7], F0)
+        return away * away, (p[0], y, p[2])
+    c = _closest_on_edges(mesh, polygon, p, 7)
+    dx, dy, dz = p[0] - c[0], p[1] - c[1], p[2] - c[2]
+    return dx * dx + dy * dy + dz * dz, c
 
 
 @inner
-def nearest(mesh, x, y, z):
+def nearest(mesh, p):
     """The polygon nearest to a point within Habitat's box, -1 if none, and its nearest point."""
-    winner = -1
-    wx, wy, wz = np.float32(np.nan), np.float32(np.nan), np.float32(np.nan)
-    if not (np.isfinite(x) and np.isfinite(y) and np.isfinite(z)):
-        return winner, wx, wy, wz
+    winner, at = -1, (np.float32(np.nan), np.float32(np.nan), np.float32(np.nan))
+    if not (np.isfinite(p[0]) and np.isfinite(p[1]) and np.isfinite(p[2])):
+        return winner, at
     found = np.empty(2 * len(mesh.polygons), np.int32)
     gaps = np.empty(2 * len(mesh.polygons), np.float32)
-    count = _candidates(mesh, x, y, z, found, gaps)
+    count = _candidates(mesh, p, found, gaps)
     # The polygons around the point come first: what they score spares a look at those farther off. The winner
     # is still the first of the best in the order of the tree.
     bound = FAR
     for i in range(count):
         if gaps[i] == F0:
-            bound = min(bound, _score(mesh, found[i], x, y, z)[0])
+            bound = min(bound, _score(mesh, found[i], p)[0])
     best = FAR
     for i in range(count):
         if gaps[i] <= min(bound, best) * GAP_SCALE + GAP_MARGIN:
-            away, cx, cy, cz = _score(mesh, found[i], x, y, z)
+            away, c = _score(mesh, found[i], p)
             if away < best:
-                best, winner = away, found[i]
-                wx, wy, wz = cx, cy, cz
-    return winner, wx, wy, wz
+                best, winner, at = away, found[i], c
+    return winner, at
 
 
 # ------------------------------------------------------------------------------------------- search
@@ -370,11 +374,10 @@ def _node(search, count, key):
 
 
 @inner
-def _begin(search, polygon, x, y, z, total):
+def _begin(search, polygon, p, total):
     node, count = _node(search, 0, 4 * polygon)
-    search.position[node, 0], search.position[node, 1], search.position[node, 2] = x, y, z
-    search.cost[node] = F0
-    search.total[node] = total
+    search.position[node] = p
+    search.cost[node], search.total[node] = F0, total
     return count, _push(search, 0, node)
 
 
@@ -392,23 +395,17 @@ def _reach(mesh, search, node, link):
 
 
 @inner
-def _between(search, a, b):
-    position = search.position
-    return _distance(position[a, 0], position[a, 1], position[a, 2], position[b, 0], position[b, 1], position[b, 2])
-
-
-@inner
-def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
+def find_corridor(mesh, search, start, s, goal, g):
     """A* over polygons through the middles of their shared edges; `search.corridor` gets the polygons.
 
-    Returns their number, 0 when Habitat would find no path.
+    From a point s in the polygon `start` to a point g in `goal`. Returns the number of polygons, 0 when Habitat
+    would find no path.
     """
     if start == goal:
         search.corridor[0] = start
         return 1
-    count, waiting = _begin(search, start, sx, sy, sz, _distance(sx, sy, sz, gx, gy, gz) * HEURISTIC)
-    last = -1
-    complete = True
+    count, waiting = _begin(search, start, s, _distance(s, g) * HEURISTIC)
+    last, complete = -1, True
     while waiting:
         best = _pop(search.heap, search.total, waiting)
         waiting -= 1
@@ -428,21 +425,16 @@ def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
                 continue
             if search.flags[node] == 0:
                 _reach(mesh, search, node, k)
-            x, y, z = search.position[node, 0], search.position[node, 1], search.position[node, 2]
-            cost = search.cost[best] + _between(search, best, node)
-            left = F0
+            place = _row(search.position, node)
+            cost, left = search.cost[best] + _distance(_row(search.position, best), place), _distance(place, g)
             if target == goal:
-                cost += _distance(x, y, z, gx, gy, gz)
-            else:
-                left = _distance(x, y, z, gx, gy, gz) * HEURISTIC
+                cost, left = cost + left, F0
+            left *= HEURISTIC
             if search.flags[node] != 0 and cost + left >= search.total[node]:
                 continue
-            search.parent[node] = best
-            search.cost[node] = cost
-            search.total[node] = cost + left
+            search.parent[node], search.cost[node], search.total[node] = best, cost, cost + left
             waiting = _push(search, waiting, node)
-    length = 0
-    node = last
+    length, node = 0, last
     while node >= 0:
         length += 1
         node = search.parent[node]
@@ -457,10 +449,10 @@ def find_corridor(mesh, search, start, sx, sy, sz, goal, gx, gy, gz):
 
 
 @inner
-def wall_distance(mesh, search, start, x, y, z, limit):
+def wall_distance(mesh, search, start, p, limit):
     """Distance in the plane from a point to the nearest wall around it, at most `limit`."""
     squared = limit * limit
-    count, waiting = _begin(search, start, x, y, z, F0)
+    count, waiting = _begin(search, start, p, F0)
     while waiting:
         best = _pop(search.heap, search.total, waiting)
         waiting -= 1
@@ -470,25 +462,22 @@ def wall_distance(mesh, search, start, x, y, z, limit):
         for edge in range(mesh.polygons[polygon, COUNT]):
             k = _first_link(mesh, polygon, edge)
             if k < 0 or not mesh.polygons[mesh.links[k, TO], OPEN]:
-                away, _ = _to_edge(mesh, polygon, edge, x, z)
-                squared = min(squared, away)
+                squared = min(squared, _to_edge(mesh, polygon, edge, p)[0])
         for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
             target = mesh.links[k, TO]
             if target == origin or not mesh.polygons[target, OPEN]:
                 continue
-            away, _ = _to_edge(mesh, polygon, mesh.links[k, EDGE], x, z)
-            if away > squared:
+            if _to_edge(mesh, polygon, mesh.links[k, EDGE], p)[0] > squared:
                 continue
             node, count = _node(search, count, 4 * target)
             if node < 0 or search.flags[node] == CLOSED:
                 continue
             if search.flags[node] == 0:
                 _reach(mesh, search, node, k)
-            total = search.total[best] + _between(search, best, node)
+            total = search.total[best] + _distance(_row(search.position, best), _row(search.position, node))
             if search.flags[node] != 0 and total >= search.total[node]:
                 continue
-            search.parent[node] = best
-            search.total[node] = total
+            search.parent[node], search.total[node] = best, total
             waiting = _push(search, waiting, node)
     _finish(search, count)
     return np.sqrt(squared)
@@ -513,28 +502,26 @@ def _is_wall(mesh, polygon, edge):
 
 
 @inner
-def _to_edge(mesh, polygon, edge, x, z):
-    a = mesh.corners[polygon, edge]
-    b = mesh.corners[polygon, (edge + 1) % mesh.polygons[polygon, COUNT]]
-    return _to_segment(x, z, a[0], a[2], b[0], b[2])
+def _to_edge(mesh, polygon, edge, p):
+    after = (edge + 1) % mesh.polygons[polygon, COUNT]
+    return _to_segment(p, _at(mesh.corners, polygon, edge), _at(mesh.corners, polygon, after))
 
 
 # ------------------------------------------------------------------------------------------- string pulling
 
 
 @inner
-def _clamp(mesh, polygon, x, y, z):
+def _clamp(mesh, polygon, p):
     """A point itself where it is over a polygon, else the nearest point of the polygon's outline."""
-    if _inside(mesh, polygon, x, z):
-        return x, y, z
-    count = mesh.polygons[polygon, COUNT]
+    if _inside(mesh, polygon, p):
+        return p
     best, at, edge = FAR, F0, 0
-    for i in range(count):
-        squared, t = _to_edge(mesh, polygon, i, x, z)
+    for i in range(mesh.polygons[polygon, COUNT]):
+        squared, t = _to_edge(mesh, polygon, i, p)
         if squared < best:
             best, at, edge = squared, t, i
-    a, b = mesh.corners[polygon, edge], mesh.corners[polygon, (edge + 1) % count]
-    return a[0] + (b[0] - a[0]) * at, a[1] + (b[1] - a[1]) * at, a[2] + (b[2] - a[2]) * at
+    after = (edge + 1) % mesh.polygons[polygon, COUNT]
+    return _along(_at(mesh.corners, polygon, edge), _at(mesh.corners, polygon, after), at)
 
 
 @inner
@@ -544,9 +531,9 @@ def _same(a, b):
 
 
 @inner
-def _append(points, count, x, y, z):
+def _append(points, count, p):
     """Adds a point to a path unless it repeats the last; returns the number of points."""
-    points[count] = (x, y, z)
+    points[count] = p
     return count if count and _same(points[count - 1], points[count]) else count + 1
 
 
@@ -557,50 +544,39 @@ def pull_string(mesh, search, length, start, goal):
     Returns the number of points, 0 when there would be too many.
     """
     points, corridor = search.points, search.corridor
-    sx, sy, sz = _clamp(mesh, corridor[0], start[0], start[1], start[2])
-    gx, gy, gz = _clamp(mesh, corridor[length - 1], goal[0], goal[1], goal[2])
-    count = _append(points, 0, sx, sy, sz)
-    apex = (sx, sy, sz)
-    left, right = apex, apex
-    left_at, right_at = 0, 0
+    apex, goal = _clamp(mesh, corridor[0], start), _clamp(mesh, corridor[length - 1], goal)
+    count = _append(points, 0, apex)
+    left, right, left_at, right_at = apex, apex, 0, 0
     i = -1
     while i + 1 < length and length > 1:
         i += 1
-        lx, ly, lz, rx, ry, rz = gx, gy, gz, gx, gy, gz
+        to_left, to_right = goal, goal
         if i + 1 < length:
             k = mesh.polygons[corridor[i], LINK]
             while mesh.links[k, TO] != corridor[i + 1]:
                 k += 1
-            lx, ly, lz = mesh.portals[k, 0, 0], mesh.portals[k, 0, 1], mesh.portals[k, 0, 2]
-            rx, ry, rz = mesh.portals[k, 1, 0], mesh.portals[k, 1, 1], mesh.portals[k, 1, 2]
-            if i == 0:
-                squared, _ = _to_segment(apex[0], apex[2], lx, lz, rx, rz)
-                if squared < NEAR_PORTAL_SQUARED:
-                    continue
-        if _area(apex[0], apex[2], right[0], right[2], rx, rz) <= F0:
-            if _same(apex, right) or _area(apex[0], apex[2], left[0], left[2], rx, rz) > F0:
-                right, right_at = (rx, ry, rz), i
-            else:
-                apex, right, right_at = left, left, left_at
-                i = left_at
-                if i == length - 1:
-                    break
-                count = _append(points, count, apex[0], apex[1], apex[2])
-                if count >= MAX_PATH:
-                    return 0
+            to_left, to_right = _at(mesh.portals, k, 0), _at(mesh.portals, k, 1)
+            if i == 0 and _to_segment(apex, to_left, to_right)[0] < NEAR_PORTAL_SQUARED:
                 continue
-        if _area(apex[0], apex[2], left[0], left[2], lx, lz) >= F0:
-            if _same(apex, left) or _area(apex[0], apex[2], right[0], right[2], lx, lz) < F0:
-                left, left_at = (lx, ly, lz), i
+        turned = False
+        if _area(apex, right, to_right) <= F0:
+            if _same(apex, right) or _area(apex, left, to_right) > F0:
+                right, right_at = to_right, i
             else:
-                apex, left, left_at = right, right, right_at
-                i = right_at
-                if i == length - 1:
-                    break
-                count = _append(points, count, apex[0], apex[1], apex[2])
-                if count >= MAX_PATH:
-                    return 0
-    count = _append(points, count, gx, gy, gz)
+                apex, i, turned = left, left_at, True
+        if not turned and _area(apex, left, to_left) >= F0:
+            if _same(apex, left) or _area(apex, right, to_left) < F0:
+                left, left_at = to_left, i
+            else:
+                apex, i, turned = right, right_at, True
+        if turned:
+            left, right, left_at, right_at = apex, apex, i, i
+            if i == length - 1:
+                break
+            count = _append(points, count, apex)
+            if count >= MAX_PATH:
+                return 0
+    count = _append(points, count, goal)
     return count if count < MAX_PATH else 0
 
 
@@ -608,29 +584,27 @@ def pull_string(mesh, search, length, start, goal):
 
 
 @inner
-def _wall_crossing(mesh, polygon, sx, sz, ex, ez):
+def _wall_crossing(mesh, polygon, s, e):
     """Whether a straight way crosses a wall of one polygon, and the last such point."""
-    crossed = False
-    wx, wy, wz = F0, F0, F0
-    ux, uz = ex - sx, ez - sz
+    crossed, at = False, (F0, F0, F0)
+    ux, uz = e[0] - s[0], e[2] - s[2]
     count = mesh.polygons[polygon, COUNT]
     for edge in range(count):
-        a, b = mesh.corners[polygon, edge], mesh.corners[polygon, (edge + 1) % count]
+        a, b = _at(mesh.corners, polygon, edge), _at(mesh.corners, polygon, (edge + 1) % count)
         vx, vz = b[0] - a[0], b[2] - a[2]
-        px, pz = sx - a[0], sz - a[2]
+        px, pz = s[0] - a[0], s[2] - a[2]
         scale = ux * vz - uz * vx
         if abs(scale) < EPSILON or not _is_wall(mesh, polygon, edge):
             continue
-        s, t = (vx * pz - vz * px) / scale, (ux * pz - uz * px) / scale
-        if F0 <= s <= F1 and F0 <= t <= F1:
-            crossed = True
-            wx, wy, wz = a[0] + vx * t, a[1] + (b[1] - a[1]) * t, a[2] + vz * t
-    return crossed, wx, wy, wz
+        along, t = (vx * pz - vz * px) / scale, (ux * pz - uz * px) / scale
+        if F0 <= along <= F1 and F0 <= t <= F1:
+            crossed, at = True, _along(a, b, t)
+    return crossed, at
 
 
 @inner
-def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
-    """Moves along the surface towards an end, breadth first over polygons, as near as walls allow.
+def slide(mesh, start, s, e, sliding):
+    """Moves along the surface from a point s towards e, breadth first over polygons, as near as walls allow.
 
     Without sliding, the last wall that the straight way crosses in the polygons gone through stops it. So it
     is in habitat-sim, as its records show, though it lets corners be cut. Returns the last polygon, -1 for
@@ -642,29 +616,27 @@ def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
     queue = np.empty(MAX_TOUCHED, np.int32)
     touched[0], queued[0], queue[0] = start, True, 0
     nodes, first, end = 1, 0, 1
-    best = FAR
-    at, bx, by, bz = -1, sx, sy, sz
-    mx, mz = sx + (ex - sx) * HALF, sz + (ez - sz) * HALF
-    reach = _distance(sx, sy, sz, ex, ey, ez) * HALF + SEARCH_MARGIN
+    best, at, reached = FAR, -1, s
+    middle = _along(s, e, HALF)
+    reach = _distance(s, e) * HALF + SEARCH_MARGIN
     reach *= reach
     while first < end:
         here = queue[first]
         first += 1
         polygon = touched[here]
-        if _inside(mesh, polygon, ex, ez):
-            at, bx, by, bz = here, ex, ey, ez
+        if _inside(mesh, polygon, e):
+            at, reached = here, e
             break
         count = mesh.polygons[polygon, COUNT]
         for i in range(count):
             edge = (i - 1) % count
             if _is_wall(mesh, polygon, edge):
-                squared, t = _to_edge(mesh, polygon, edge, ex, ez)
+                squared, t = _to_edge(mesh, polygon, edge, e)
                 if squared < best:
-                    a, b = mesh.corners[polygon, edge], mesh.corners[polygon, i]
                     best, at = squared, here
-                    bx, by, bz = a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t
+                    reached = _along(_at(mesh.corners, polygon, edge), _at(mesh.corners, polygon, i), t)
                 continue
-            squared, _ = _to_edge(mesh, polygon, edge, mx, mz)
+            squared, _ = _to_edge(mesh, polygon, edge, middle)
             for k in range(mesh.polygons[polygon, LINK], mesh.polygons[polygon, LINK_END]):
                 target = mesh.links[k, TO]
                 if mesh.links[k, EDGE] != edge or not mesh.polygons[target, OPEN]:
@@ -682,40 +654,40 @@ def slide(mesh, start, sx, sy, sz, ex, ey, ez, sliding):
                     end += 1
     here = -1 if sliding else at
     while here >= 0:
-        crossed, wx, wy, wz = _wall_crossing(mesh, touched[here], sx, sz, ex, ez)
+        crossed, wall = _wall_crossing(mesh, touched[here], s, e)
         if crossed:
-            at, bx, by, bz = here, wx, wy, wz
+            at, reached = here, wall
             break
         here = parent[here]
-    return touched[at] if at >= 0 else -1, bx, by, bz
+    return touched[at] if at >= 0 else -1, reached
 
 
 @inner
 def try_step(mesh, start, end, sliding):
-    """Habitat's step from a start towards an end, float32 [3] each; returns the point reached.
+    """Habitat's step from a start towards an end; returns the point reached.
 
     A step that begins or ends off the mesh, or ends on another island, is not made.
     """
-    here, sx, sy, sz = nearest(mesh, start[0], start[1], start[2])
-    there, _, _, _ = nearest(mesh, end[0], end[1], end[2])
+    here, snapped = nearest(mesh, start)
+    there, _ = nearest(mesh, end)
     if here < 0 or there < 0 or mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
-        return start[0], start[1], start[2]
-    polygon, x, y, z = slide(mesh, here, sx, sy, sz, end[0], end[1], end[2], sliding)
+        return start
+    polygon, at = slide(mesh, here, snapped, end, sliding)
     if polygon < 0:
-        return start[0], start[1], start[2]
-    y = height(mesh, polygon, x, y, z)
-    landed, _, _, _ = nearest(mesh, x, y, z)
+        return start
+    at = at[0], height(mesh, polygon, at), at[2]
+    landed, _ = nearest(mesh, at)
     if landed >= 0 and mesh.polygons[here, ISLAND] == mesh.polygons[landed, ISLAND]:
-        return x, y, z
+        return at
     # The point lies on an edge that two islands share in the plane: nudge it into the polygon it belongs to.
     count = mesh.polygons[polygon, COUNT]
     cx, cy, cz = F0, F0, F0
     for i in range(count):
-        corner = mesh.corners[polygon, i]
+        corner = _at(mesh.corners, polygon, i)
         cx, cy, cz = cx + corner[0], cy + corner[1], cz + corner[2]
-    cx, cy, cz = cx / np.float32(count) - x, cy / np.float32(count) - y, cz / np.float32(count) - z
+    cx, cy, cz = cx / np.float32(count) - at[0], cy / np.float32(count) - at[1], cz / np.float32(count) - at[2]
     scale = NUDGE / max(np.sqrt(cx * cx + cy * cy + cz * cz), EPSILON)
-    return x + cx * scale, y + cy * scale, z + cz * scale
+    return at[0] + cx * scale, at[1] + cy * scale, at[2] + cz * scale
 
 
 # ------------------------------------------------------------------------------------------- whole batches
@@ -724,11 +696,9 @@ def try_step(mesh, start, end, sliding):
 @entry
 def locate(mesh, points):
     """Nearest polygon int32 [N], -1 off the mesh, and its nearest point float64 [N, 3] for float32 points."""
-    polygons = np.empty(len(points), np.int32)
-    snapped = np.empty(points.shape, np.float64)
+    polygons, snapped = np.empty(len(points), np.int32), np.empty(points.shape, np.float64)
     for i in range(len(points)):
-        polygons[i], x, y, z = nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
-        snapped[i, 0], snapped[i, 1], snapped[i, 2] = x, y, z
+        polygons[i], snapped[i] = nearest(mesh, _row(points, i))
     return polygons, snapped
 
 
@@ -737,7 +707,7 @@ def steps(mesh, starts, ends, sliding):
     """`try_step` for each of starts and ends, float32 [N, 3]: float64 [N, 3]."""
     reached = np.empty(starts.shape, np.float64)
     for i in range(len(starts)):
-        reached[i, 0], reached[i, 1], reached[i, 2] = try_step(mesh, starts[i], ends[i], sliding)
+        reached[i] = try_step(mesh, _row(starts, i), _row(ends, i), sliding)
     return reached
 
 
@@ -747,9 +717,9 @@ def wall_distances(mesh, points, limit):
     search = new_search(len(mesh.polygons))
     distance = np.full(len(points), np.inf)
     for i in range(len(points)):
-        polygon, x, y, z = nearest(mesh, points[i, 0], points[i, 1], points[i, 2])
+        polygon, snapped = nearest(mesh, _row(points, i))
         if polygon >= 0:
-            distance[i] = wall_distance(mesh, search, polygon, x, y, z, limit)
+            distance[i] = wall_distance(mesh, search, polygon, snapped, limit)
     return distance
 
 
@@ -757,30 +727,28 @@ def wall_distances(mesh, points, limit):
 def _solve(mesh, search, start, end):
     """Length of the path from start to end, and the number of its points in `search.points`."""
     points = search.points
-    here, sx, sy, sz = nearest(mesh, start[0], start[1], start[2])
-    there, gx, gy, gz = nearest(mesh, end[0], end[1], end[2])
+    here, s = nearest(mesh, start)
+    there, g = nearest(mesh, end)
     if here < 0 or there < 0:
         return np.inf, 0
-    points[0] = (sx, sy, sz)
-    points[1] = (gx, gy, gz)
-    if _equal(sx, gx) and _equal(sy, gy) and _equal(sz, gz):
+    points[0], points[1] = s, g
+    if _equal(s[0], g[0]) and _equal(s[1], g[1]) and _equal(s[2], g[2]):
         return 0.0, 2
     if mesh.polygons[here, ISLAND] != mesh.polygons[there, ISLAND]:
         return np.inf, 0
-    length = find_corridor(mesh, search, here, sx, sy, sz, there, gx, gy, gz)
+    length = find_corridor(mesh, search, here, s, there, g)
     count = pull_string(mesh, search, length, start, end) if length else 0
     distance = F0
     for i in range(1, count):
-        p, q = points[i - 1], points[i]
-        distance += _distance(p[0], p[1], p[2], q[0], q[1], q[2])
+        distance += _distance(points[i - 1], points[i])
     return np.float64(distance) if count else np.inf, count
 
 
 @entry
 def path(mesh, start, end):
-    """Length of the path between two points float32 [3], infinite if there is none, and its points [P, 3]."""
+    """Length of the path between two points float32 [1, 3], infinite if there is none, and its points [P, 3]."""
     search = new_search(len(mesh.polygons))
-    distance, count = _solve(mesh, search, start, end)
+    distance, count = _solve(mesh, search, _row(start, 0), _row(end, 0))
     return distance, search.points[:count].copy()
 
 
@@ -790,5 +758,5 @@ def path_lengths(mesh, starts, ends):
     search = new_search(len(mesh.polygons))
     distance = np.empty(len(starts), np.float64)
     for i in range(len(starts)):
-        distance[i], _ = _solve(mesh, search, starts[i], ends[i])
+        distance[i], _ = _solve(mesh, search, _row(starts, i), _row(ends, i))
     return distance

@@ -215,6 +215,7 @@ def _edges(corners, view):
 
 @njit(**INNER)
 def _draw_triangle(triangle, corners, cutout, view, closeness, triangles, scratch):
+    """Draws one triangle row by row, where it is nearer than what is there; marks the tiles that it may change."""
     height, width = closeness.shape
     a, b, c = _corner(corners, 0, view), _corner(corners, 1, view), _corner(corners, 2, view)
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = a, b, c
@@ -247,12 +248,10 @@ def _draw_triangle(triangle, corners, cutout, view, closeness, triangles, scratc
     i1 = 1.0 / e1x if e1x != 0 else 0.0
     i2 = 1.0 / e2x if e2x != 0 else 0.0
     near_slope = 1.0 / nx if nx != 0 else 0.0
-    x = 0.5 - width * 0.5  # of the first column's centre
-    step = np.float32(nx)
+    x, step = 0.5 - width * 0.5, np.float32(nx)  # of the first column's centre, and of closeness
     for row in range(row_0, row_1 + 1):
         y = row + (0.5 - height * 0.5)
-        low, high = float(column_0), float(column_1)
-        low, high = _narrow(low, high, e0x * x + e0y * y + e0z, e0x, i0)
+        low, high = _narrow(float(column_0), float(column_1), e0x * x + e0y * y + e0z, e0x, i0)
         low, high = _narrow(low, high, e1x * x + e1y * y + e1z, e1x, i1)
         low, high = _narrow(low, high, e2x * x + e2y * y + e2z, e2x, i2)
         start = nx * x + ny * y + nz

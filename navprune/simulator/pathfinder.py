@@ -70,7 +70,7 @@ class PathFinder:
 
     def find_path(self, start: np.ndarray, end: np.ndarray) -> Path:
         """The path from `start` [3] to `end` [3]."""
-        distance, points = detour.path(self._mesh, _float32(start)[0], _float32(end)[0])
+        distance, points = detour.path(self._mesh, _float32(start), _float32(end))
         return Path(distance, points.astype(np.float64))
 
     def step(self, starts: np.ndarray, ends: np.ndarray, sliding: bool = True) -> np.ndarray:
