@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +49,7 @@ def read_foreign(path: str | Path) -> tuple[Spec, dict[str, Tensor]]:
             return read_spec_file(beside), tensors | checked(real, room)
         state = checked(_one_policy(tensors), room)
         order = ("rgb", "depth") if any(name.startswith(OLD_CONFIGS) for name in classes) else ("depth", "rgb")
-        spec = _policy_spec(state, _read_hints(hints_file(path)), order)
+        spec = _policy_spec(state, hints_file(path), order)
         _check_fits(spec, state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -134,15 +133,7 @@ def _check_dense(spec: PolicySpec) -> None:
         raise UserError(f"{refusal}: visual_features is {spec.visual_features} and hidden_size {spec.hidden_size}")
 
 
-class Hints(NamedTuple):
-    """What F.pth.json, the file beside its weights, says about a policy; None leaves it open."""
-
-    file: Path
-    input: tuple[int, int, int] | None = None
-    observations: tuple[str, ...] | None = None
-
-
-def _policy_spec(state: Mapping[str, Tensor], hints: Hints, order: tuple[str, ...]) -> PolicySpec:
+def _policy_spec(state: Mapping[str, Tensor], hints: Path, order: tuple[str, ...]) -> PolicySpec:
     layers = [key for key in state if re.fullmatch(r"net\.state_encoder\.rnn\.weight_hh_l\d+", key)]
     gates, hidden = _shape(state, "net.state_encoder.rnn.weight_hh_l0", 2)
     rnn = {3 * hidden: "gru", 4 * hidden: "lstm"}.get(gates)
@@ -162,7 +153,7 @@ def _policy_spec(state: Mapping[str, Tensor], hints: Hints, order: tuple[str, ..
     )
 
 
-def _encoder_spec(state: Mapping[str, Tensor], flat: int, hints: Hints, order: tuple[str, ...]) -> EncoderSpec:
+def _encoder_spec(state: Mapping[str, Tensor], flat: int, hints: Path, order: tuple[str, ...]) -> EncoderSpec:
     backbone = f"{ENCODER}backbone."
     planes, channels = _shape(state, f"{backbone}conv1.0.weight", 4)[:2]
     first = _shape(state, f"{backbone}layer1.0.convs.0.weight", 4)[0]
@@ -180,11 +171,12 @@ def _encoder_spec(state: Mapping[str, Tensor], flat: int, hints: Hints, order: t
     output = _shape(state, f"{ENCODER}compression.0.weight", 4)[0]
     cells = flat // output
     side = 64 * math.isqrt(cells)  # images are halved once and then five times more
-    if hints.input is None and (side // 64) ** 2 != cells:
+    said = _read_hints(hints)
+    if "input" not in said and (side // 64) ** 2 != cells:
         example = json.dumps({"input": [channels, 192, 256]})
-        raise UserError(f"its images are not square; write their size into {hints.file}, as in {example}")
-    observations = hints.observations or (order if channels == 4 else None)
-    input = hints.input or (channels, side, side)
+        raise UserError(f"its images are not square; write their size into {hints}, as in {example}")
+    observations = said.get("observations") or (order if channels == 4 else None)
+    input = said.get("input") or (channels, side, side)
     spec = encoder_spec(name, input, planes, output=output, observations=observations)
     return replace(spec, normalise=f"{ENCODER}running_mean_and_var._mean" in state)
 
@@ -218,9 +210,10 @@ def _shape(state: Mapping[str, Tensor], key: str, dimensions: int | None = None)
     return shape
 
 
-def _read_hints(file: Path) -> Hints:
+def _read_hints(file: Path) -> dict[str, tuple]:
+    """What F.pth.json, the file beside its weights, says: "input" and "observations", neither, one or both."""
     if not file.exists():
-        return Hints(file)
+        return {}
     try:
         said = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -231,4 +224,4 @@ def _read_hints(file: Path) -> Hints:
         for key, value in said.items()
     ):
         raise UserError(f'{file} beside it must hold {{"input": [C, H, W], "observations": [...]}}, either or both')
-    return Hints(file, **{key: tuple(value) for key, value in said.items()})
+    return {key: tuple(value) for key, value in said.items()}
