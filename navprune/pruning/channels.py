@@ -29,7 +29,7 @@ from navprune.pruning.operations import (
 
 
 class ObstacleError(Exception):
-    """An operation that channels cannot be followed through: what it is, "{at}" for its place; "" where its name says it."""
+    """An operation that channels cannot be followed through, in words where its name does not say enough."""
 
 
 @dataclass(eq=False)
@@ -118,7 +118,7 @@ def of_one(node: fx.Node, name: str, layer: nn.Module | None, value: Value) -> V
     if name == "pad" or isinstance(layer, PADS):
         keeps_channels, keeps_zeros = padding_of(node, layer)
         if not keeps_channels:
-            raise ObstacleError("pad of channels {at}")
+            raise ObstacleError("pad of channels")
         return value if keeps_zeros else replace(value, silencers=None)
     if value.axis == 1 and _is_per_channel(node, name, layer, value):
         return value
@@ -143,7 +143,7 @@ def of_two(node: fx.Node, name: str, a: fx.Node, b: fx.Node, first: Value, secon
         second.keep()
         return replace(first, axis=axis, silencers=None if name in SUMS else first.silencers)
     if extent != shape[place] or not aligned:
-        raise ObstacleError(f"{name} of {list(shape)} and {list(other)} {{at}}")
+        raise ObstacleError(f"{name} of {list(shape)} and {list(other)}")
     first.channels.join(second.channels)
     root, writers = first.channels.root, first.writers | second.writers
     if name in SUMS:
@@ -197,7 +197,7 @@ def _is_per_channel(node: fx.Node, name: str, layer: nn.Module | None, value: Va
         simple = all(part is None or isinstance(part, int | slice) for part in index[2:])
         return index[:2] == (slice(None), slice(None)) and simple and keeps_order
     if name == "squeeze" and len(node.args) + len(node.kwargs) < 2:
-        raise ObstacleError("squeeze of every dimension {at} (give it one)")
+        raise ObstacleError("squeeze of every dimension (give it one)")
     if name in RESHAPES:
         _check_not_written_out(node, name, 1)
         return keeps_order
@@ -216,19 +216,19 @@ def _check_not_written_out(node: fx.Node, name: str, axis: int) -> None:
     """A width that stands as a number in `view` and the like would be wrong in the smaller network."""
     sizes = sizes_of(node) if name in ("view", "reshape", "expand") else None
     if sizes is not None and len(sizes) > axis and isinstance(sizes[axis], int) and sizes[axis] != -1:
-        advice = "the width stands there as a number: write flatten(1), or -1 in its place"
-        raise ObstacleError(f"{name}(..., {sizes[axis]}, ...) {{at}} ({advice})")
+        advice = "where the width stands as a number (write flatten(1), or -1 in its place)"
+        raise ObstacleError(f"{name}(..., {sizes[axis]}, ...), {advice},")
 
 
 def _elementwise(node: fx.Node, name: str, layer: nn.Module | None, value: Value) -> Value:
     """An operation on each value alone; what it makes of 0 is found by computing it."""
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
-        raise ObstacleError("PReLU {at} with a slope for each channel")
+        raise ObstacleError("PReLU with a slope for each channel")
     if len(node.all_input_nodes) > 1 and name not in ("mul", "div"):
-        raise ObstacleError(f"{name} with a number computed {{at}}")
+        raise ObstacleError(f"{name} with a number computed")
     if not value.writers:
         return value
     answer = at_zero(node, layer)
     if not answer.isfinite().all():
-        raise ObstacleError(f"{name} {{at}}, which is not finite where cut channels are 0")
+        raise ObstacleError(f"{name}, which is not finite where cut channels are 0,")
     return replace(value, silencers=None) if answer.any() else value

@@ -91,6 +91,8 @@ class _Follower:
     elsewhere: set[str] = field(default_factory=set)
     """Layers that are called, or whose weights are read, in a way that no cut survives."""
     obstacles: dict[str, None] = field(default_factory=dict)
+    outside: dict[str, None] = field(default_factory=dict)
+    """Layers that could not be cut anyway, since they meet channels that stay."""
 
     def follow(self, graph: fx.Graph) -> Trace:
         """The whole graph."""
@@ -102,7 +104,7 @@ class _Follower:
                 if self._is_in_place(node):
                     self._overwrite(node, result)
             if node.meta.get("decided") and node in self.counts:
-                self._note(node, "a branch on a number of channels {at}")
+                self._note(self.obstacles, node, "a branch on a number of channels")
                 self.counts[node][0].root.fixed = True
         return self._result()
 
@@ -111,8 +113,8 @@ class _Follower:
         try:
             return self._value(node)
         except ObstacleError as obstacle:
-            if not any(value.free for value in self._inputs(node)) or any(v.writers for v in self._inputs(node)):
-                self._note(node, str(obstacle))
+            if any(value.writers for value in self._inputs(node)) or not self._inputs(node):
+                self._note(self.obstacles, node, str(obstacle))
             self._keep(node)
             return self._value(node)
 
@@ -164,7 +166,7 @@ class _Follower:
         if name in SIZES and not isinstance(result, Tensor):
             return None
         if node.kwargs.get("out") is not None:
-            raise ObstacleError(f"{name} with out= {{at}}")
+            raise ObstacleError(f"{name} with out=")
         if isinstance(result, Tensor) and len(tensors) == 1:
             return of_one(node, name, self._layer(node) if node.op == "call_module" else None, inputs[0])
         if isinstance(result, Tensor) and len(tensors) == 2 and name in SUMS | {"mul", "div"}:
@@ -208,11 +210,11 @@ class _Follower:
                 elif isinstance(left, range) and place in left:
                     self.counts[node] = channels, left.index(place), True
             elif name == "assert":
-                raise ObstacleError("an assertion about a number of channels {at}")
+                raise ObstacleError("an assertion about a number of channels")
             elif not isinstance(result, Tensor):
                 self.counts[node] = channels, None, grows and name == "mul" and len(counts) == 1
             elif name not in RESHAPES | {"expand"} or not self._is_width(node, count, value):
-                raise ObstacleError(f"{name} with a number of channels {{at}}")
+                raise ObstacleError(f"{name} with a number of channels")
 
     def _is_width(self, node: fx.Node, count: fx.Node, value: Value | None) -> bool:
         """Whether a reshape is given a number of channels as the width of its result; they are the same, then."""
@@ -264,7 +266,7 @@ class _Follower:
                 outputs, positions = Channels(layer.out_features, fixed=True), shape_of(node.meta["result"])[1:-1]
                 self.calls.setdefault(place, _Call(layer, None, outputs, 0)).positions += math.prod(positions)
         if self._inputs(node) and self._has_parameters(node):
-            self._note(node)
+            self._note(self.outside, node)
 
     def _weighted(self, node: fx.Node, name: str, layer: nn.Module, value: Value) -> Value:
         """A convolution, linear layer or norm."""
@@ -275,14 +277,16 @@ class _Follower:
             target = value.channels
             if isinstance(layer, nn.GroupNorm):
                 if value.free and width_of(result) != value.channels.size:
-                    raise ObstacleError("GroupNorm {at} behind flatten")
+                    raise ObstacleError("GroupNorm behind flatten")
                 target.root.unit = math.lcm(target.root.unit, layer.num_channels // layer.num_groups)
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             target = self._grouped(node, layer, value)
         else:
             if value.free and value.silencers is None:
-                reason = f"{name} reads channels that are not 0 where cut ones are 0"
-                raise ObstacleError(f"{{layer}} {{at}}: {reason} (sigmoid, added constant); use ReLU or the like")
+                reason = f"since {name} reads channels that are not 0 where cut ones are 0"
+                raise ObstacleError(
+                    f"{type(layer).__name__}, {reason} (sigmoid, added constant: use ReLU or the like),"
+                )
             value.read()
             target, source = Channels(width_of(result)), value.channels
         positions = math.prod(result.shape[2:])
@@ -299,22 +303,23 @@ class _Follower:
 
     def _grouped(self, node: fx.Node, layer: nn.Conv2d, value: Value) -> Channels:
         if value.free and layer.in_channels != value.channels.size:
-            raise ObstacleError("grouped Conv2d {at} behind flatten")
+            raise ObstacleError("grouped Conv2d behind flatten")
         if layer.in_channels == layer.out_channels:
             root = value.channels.root
+            root.ends |= value.silencers or frozenset()
             root.unit = math.lcm(root.unit, layer.in_channels // layer.groups)
             return root
         # Units on both sides would have to be cut together in different sizes: they stay.
         value.keep()
-        self._note(node, "grouped Conv2d of two widths {at}")
+        self._note(self.outside, node, "grouped Conv2d of two widths")
         return Channels(layer.out_channels, fixed=True)
 
-    def _note(self, node: fx.Node, what: str = "") -> None:
-        """Notes an obstacle: an operation, a layer by its kind, and its place."""
+    def _note(self, noted: dict[str, None], node: fx.Node, what: str = "") -> None:
+        """Notes an operation in words, by its name or a layer by its kind, with its place."""
         layer = type(self._layer(node)).__name__ if node.op == "call_module" else operation_of(node)
         place = str(node.target) if node.op == "call_module" else _inside(node)
         at = f"at {place}" if place else "in forward"
-        self.obstacles[(what or "{layer} {at}").replace("{layer}", layer).replace("{at}", at)] = None
+        noted[f"{what or layer} {at}"] = None
 
     def _result(self) -> Trace:
         for call in (self.calls[name] for name in self.elsewhere & self.calls.keys()):
@@ -332,7 +337,7 @@ class _Follower:
                 layers.append(Layer(name, None, 0, names[channels.root], 1, 0, 0, 1))
         counted = Trace(groups, tuple(layers), 0).cost({})["parameters"]
         total = sum(p.numel() for p in self.module.parameters())
-        return Trace(groups, tuple(layers), total - counted, tuple(self.obstacles))
+        return Trace(groups, tuple(layers), total - counted, tuple(self.obstacles), tuple(self.outside))
 
     def _group(self, channels: Channels, writers: list[str]) -> ChannelGroup:
         silenced = channels.multiplying - channels.speaking
