@@ -185,6 +185,7 @@ class _Follower:
         if isinstance(layer, WEIGHTED):
             if any(self._weights(user)[1] is not layer for user in node.users):
                 self.elsewhere.add(owner)
+                self._note(self.outside, node, f"weights of {owner}, which are read by themselves")
             return whole(result)
         axis = long_axis(result) if own in {**layer._parameters, **layer._buffers} else None
         if axis is None:
@@ -252,11 +253,11 @@ class _Follower:
         if not kinds or not isinstance(layer, kinds):
             return name, None
         own = {f"{name}.{own}".lstrip(".") for own in ("weight", "bias", "running_mean", "running_var")}
-        given = {str(n.target) for n in node.all_input_nodes if n.op == "get_attr"}
+        given = [str(n.target) for n in node.all_input_nodes[1:] if isinstance(n.meta["result"], Tensor)]
         groups = argument(node, 6, "groups", default=1) if isinstance(layer, nn.Conv2d) else None
         parts = argument(node, 1, "num_groups") if isinstance(layer, nn.GroupNorm) else None
         fits = (groups, parts) == (getattr(layer, "groups", None), getattr(layer, "num_groups", None))
-        return name, layer if given and given <= own and fits else None
+        return name, layer if given and own.issuperset(given) and fits else None
 
     def _meet(self, node: fx.Node, place: str, layer: nn.Module | None) -> None:
         """Notes what has parameters, but meets only fixed channels, or meets them in no way that is followed."""

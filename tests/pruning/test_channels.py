@@ -207,7 +207,7 @@ KEPT = {
     "an assertion": (lambda: Function(checked), "a branch on a number of channels at middle"),
     "an assertion by torch": (lambda: Function(asserted), "an assertion about a number of channels at middle"),
     "a loop over channels": (
-        lambda: Function(lambda x: torch.stack([x[:, i] for i in range(x.shape[1])], 1)), "getitem at middle"
+        lambda: Function(lambda x: torch.stack([x[:, i] for i in range(x.shape[1])], 1)), "a branch on a number"
     ),
     "a width as a number": (lambda: Function(lambda x: x.view(-1, CHANNELS, SIDE, SIDE)), r"view(..., 6, ...), where"),
     "half a width": (lambda: Function(lambda x: x.view(x.size(0), x.size(1) // 2 * 2, SIDE, SIDE)), "view with a number"),
@@ -265,7 +265,7 @@ def test_where_everything_stays_the_operation_is_named(model, reason):
 
 
 def test_parameters_by_channel_are_counted_and_cut():
-    model = Around(nn.Sequential(LayerScale((1, CHANNELS, 1, 1)), FrozenBatchNorm2d(CHANNELS)))
+    model = shaken(Around(nn.Sequential(LayerScale((1, CHANNELS, 1, 1)), FrozenBatchNorm2d(CHANNELS))))
     (group,) = [g for g in groups_of(model, example()) if g.name == "first"]
     assert set(group.vectors) == {
         "middle.0.gamma",
