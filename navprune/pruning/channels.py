@@ -6,26 +6,30 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from navprune.pruning.operations import (
-    ELEMENTWISE,
-    ELEMENTWISE_NAMES,
-    PADS,
-    POOL_NAMES,
-    POOLS,
-    REDUCTIONS,
-    RESHAPES,
-    SUMS,
-    argument,
-    at_zero,
-    full_index,
-    long_axis,
-    padding_of,
-    shape_of,
-    sizes_of,
-    width_of,
-)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm)
+WEIGHTED = (nn.Conv2d, nn.Linear, *NORMS)
+ELEMENTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
+    nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Dropout, nn.Dropout2d, nn.Identity,
+)  # fmt: skip
+PADS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, *PADS)
+ELEMENTWISE_NAMES = {
+    *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid sigmoid logsigmoid".split(),
+    *"softplus softsign tanh tanhshrink softshrink hardshrink clamp clamp_min clamp_max abs neg square pow exp".split(),
+    *"sqrt rsqrt reciprocal sin cos dropout dropout2d contiguous clone detach to float double half".split(),
+    *"add sub rsub mul div maximum minimum".split(),
+    *"stochastic_depth drop_path".split(),  # torchvision's and timm's: in training they drop whole rows of a batch
+}
+POOL_NAMES = {*"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()}
+REDUCTIONS = {"mean", "sum", "amax", "amin"}
+SUMS = {"add", "sub", "maximum", "minimum"}  # nothing comes of nothing
+RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze"}
+IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 
 
 class ObstacleError(Exception):
@@ -64,11 +68,8 @@ class Channels:
             first.fixed = second.fixed = True
         elif first is not second:
             first.unit = math.lcm(first.unit, second.unit)
-            first.fixed |= second.fixed
-            first.trunk |= second.trunk
-            first.ends |= second.ends
-            first.speaking |= second.speaking
-            first.multiplying |= second.multiplying
+            for name in ("fixed", "trunk", "ends", "speaking", "multiplying"):
+                setattr(first, name, getattr(first, name) | getattr(second, name))
             second.parent = first
 
 
@@ -111,15 +112,31 @@ def silenced_by(first: Value, second: Value) -> frozenset[str] | None:
     return None if first.silencers is None or second.silencers is None else first.silencers | second.silencers
 
 
-def of_one(node: fx.Node, name: str, layer: nn.Module | None, value: Value) -> Value:
-    """What an operation on one tensor makes of it. Raises ObstacleError where channels cannot be followed."""
+def followed(node: fx.Node, name: str, layer: nn.Module | None, values: dict[fx.Node, Value]) -> Value:
+    """What an operation makes of the values it reads. Raises ObstacleError where channels cannot be followed."""
+    tensors = [n for n in node.all_input_nodes if n in values]
+    inputs = [values[n] for n in tensors]
+    if node.kwargs.get("out") is not None:
+        raise ObstacleError(f"{name} with out=")
+    if isinstance(node.meta["result"], Tensor) and len(tensors) == 1:
+        return _of_one(node, name, layer, inputs[0])
+    if len(tensors) == 2 and name in SUMS | {"mul", "div"}:
+        return _of_two(node, name, (tensors[0], inputs[0]), (tensors[1], inputs[1]))
+    if name == "batch_norm" and not any(v.writers for v in inputs[1:]):
+        for vector in inputs[1:]:
+            inputs[0].channels.join(vector.channels)
+        return replace(inputs[0], silencers=None)
+    if name == "expand_as" and len(tensors) == 2 and _keeps_channels(node):
+        inputs[0].channels.join(inputs[1].channels)
+        return inputs[0]
+    raise ObstacleError
+
+
+def _of_one(node: fx.Node, name: str, layer: nn.Module | None, value: Value) -> Value:
     if not value.writers and name in RESHAPES | {"getitem"}:
         return _reshaped_vector(node, name, value)
     if name == "pad" or isinstance(layer, PADS):
-        keeps_channels, keeps_zeros = padding_of(node, layer)
-        if not keeps_channels:
-            raise ObstacleError("pad of channels")
-        return value if keeps_zeros else replace(value, silencers=None)
+        return _padded(node, layer, value)
     if value.axis == 1 and _is_per_channel(node, name, layer, value):
         return value
     if name in ELEMENTWISE_NAMES or isinstance(layer, ELEMENTWISE):
@@ -127,33 +144,31 @@ def of_one(node: fx.Node, name: str, layer: nn.Module | None, value: Value) -> V
     raise ObstacleError
 
 
-def of_two(node: fx.Node, name: str, a: fx.Node, b: fx.Node, first: Value, second: Value) -> Value:
+def _of_two(node: fx.Node, name: str, *pair: tuple[fx.Node, Value]) -> Value:
     """A sum, product or quotient of two tensors; one of them may have a number for all channels."""
-    turned = not first.free or (not first.writers and bool(second.writers))
-    if turned:
-        a, b, first, second = b, a, second, first
-    shape, other = shape_of(a.meta["result"]), shape_of(b.meta["result"])
+    (a, first), (b, second) = sorted(pair, key=lambda one: (one[1].free, bool(one[1].writers)), reverse=True)
+    shape, other = shape_of(a), shape_of(b)
     place = first.axis - len(shape)  # from the right, as tensors are aligned
     extent = other[place] if len(other) >= -place else 1
-    axis = place + len(shape_of(node.meta["result"]))
-    if name == "div" and (turned or (second.free and second.writers)):
+    axis = place + len(shape_of(node))
+    if name == "div" and (a is not pair[0][0] or (second.free and second.writers)):
         raise ObstacleError
-    aligned = second.axis - len(other) == place and second.channels.root.size == first.channels.root.size
     if extent == 1 and shape[place] > 1:
         second.keep()
         return replace(first, axis=axis, silencers=None if name in SUMS else first.silencers)
-    if extent != shape[place] or not aligned:
+    root = first.channels.root
+    if extent != shape[place] or second.axis - len(other) != place or second.channels.root.size != root.size:
         raise ObstacleError(f"{name} of {list(shape)} and {list(other)}")
-    first.channels.join(second.channels)
-    root, writers = first.channels.root, first.writers | second.writers
+    root.join(second.channels)
+    writers = first.writers | second.writers
     if name in SUMS:
         root.trunk |= bool(first.writers and second.writers)
-        return Value(first.channels, silenced_by(first, second), writers, axis)
+        return Value(root, silenced_by(first, second), writers, axis)
     strong, weak = sorted((first, second), key=_strength, reverse=True)
     if _strength(strong) > _strength(weak):
         root.multiplying |= weak.writers
         writers = strong.writers
-    return Value(first.channels, strong.silencers, writers, axis)
+    return Value(root, strong.silencers, writers, axis)
 
 
 def _strength(value: Value) -> int:
@@ -161,55 +176,50 @@ def _strength(value: Value) -> int:
     return 0 if value.silencers is None else 1 + (value.silencers <= value.writers)
 
 
-def of_vectors(name: str, value: Value, *vectors: Value) -> Value:
-    """A norm or the like that takes an entry of each of several parameters for each channel."""
-    if any(v.free and (v.writers or v.axis or v.channels.size != value.channels.size) for v in vectors):
-        raise ObstacleError
-    for vector in vectors:
-        if vector.free or vector.channels.size > 1:
-            value.channels.join(vector.channels)
-    return value if name == "prelu" else replace(value, silencers=None)
-
-
 def _reshaped_vector(node: fx.Node, name: str, value: Value) -> Value:
     """A parameter with an entry for each channel, with dimensions of 1 added or removed."""
-    result = node.meta["result"]
-    axis = long_axis(result)
-    simple = name != "getitem" or all(part is None or part == slice(None) for part in full_index(node))
-    if axis is None or result.numel() != value.channels.size or not simple:
+    axis = long_axis(node.meta["result"])
+    simple = name != "getitem" or all(part in (None, Ellipsis, slice(None)) for part in _index(node))
+    if axis is None or node.meta["result"].numel() != value.channels.size or not simple:
         raise ObstacleError
     _check_not_written_out(node, name, axis)
     return replace(value, axis=axis)
 
 
+def _padded(node: fx.Node, layer: nn.Module | None, value: Value) -> Value:
+    if layer is not None:
+        return replace(value, silencers=None) if getattr(layer, "value", 0) else value
+    if any(argument(node, 1, "pad")[2 * (len(shape_of(node)) - 2) :]):
+        raise ObstacleError("pad of channels")
+    return replace(value, silencers=None) if argument(node, 3, "value") else value
+
+
 def _is_per_channel(node: fx.Node, name: str, layer: nn.Module | None, value: Value) -> bool:
     """Whether an operation treats every channel by itself and leaves a silent one silent."""
-    shape, result = shape_of(node.all_input_nodes[0].meta["result"]), shape_of(node.meta["result"])
+    shape, result = shape_of(node.all_input_nodes[0]), shape_of(node)
     keeps_order = len(result) >= 2 and result[0] == shape[0] and result[1] % value.channels.size == 0
     if layer is not None:
         return (isinstance(layer, POOLS) and len(shape) == 4) or (isinstance(layer, nn.Flatten) and keeps_order)
     if name in REDUCTIONS:
-        dims = argument(node, 1, "dim", "axis", default=())
+        dims = argument(node, 1, "dim", "axis")
         dims = dims if isinstance(dims, tuple | list) else (dims,)
         return bool(dims) and all(isinstance(d, int) and d % len(shape) >= 2 for d in dims)
     if name == "getitem":
-        index = full_index(node)
-        simple = all(part is None or isinstance(part, int | slice) for part in index[2:])
-        return index[:2] == (slice(None), slice(None)) and simple and keeps_order
+        index = _index(node)
+        at_end = index[0] is Ellipsis and not any(index[1:])
+        simple = index[:2] == (slice(None), slice(None)) and all(isinstance(i, int | slice | None) for i in index[2:])
+        return (at_end or simple) and keeps_order
     if name == "squeeze" and len(node.args) + len(node.kwargs) < 2:
         raise ObstacleError("squeeze of every dimension (give it one)")
-    if name in RESHAPES:
+    if name in RESHAPES | {"expand"}:
         _check_not_written_out(node, name, 1)
-        return keeps_order
-    if name == "expand":
-        _check_not_written_out(node, name, 1)
-        return keeps_channels(node)
+        return _keeps_channels(node) if name == "expand" else keeps_order
     return name in POOL_NAMES and len(shape) == 4
 
 
-def keeps_channels(node: fx.Node) -> bool:
+def _keeps_channels(node: fx.Node) -> bool:
     """Whether a larger view repeats what is in each channel, and neither batch nor channels."""
-    return shape_of(node.all_input_nodes[0].meta["result"])[:2] == shape_of(node.meta["result"])[:2]
+    return shape_of(node.all_input_nodes[0])[:2] == shape_of(node)[:2]
 
 
 def _check_not_written_out(node: fx.Node, name: str, axis: int) -> None:
@@ -226,9 +236,57 @@ def _elementwise(node: fx.Node, name: str, layer: nn.Module | None, value: Value
         raise ObstacleError("PReLU with a slope for each channel")
     if len(node.all_input_nodes) > 1 and name not in ("mul", "div"):
         raise ObstacleError(f"{name} with a number computed")
-    if not value.writers:
+    if not value.writers or isinstance(layer, nn.PReLU):
         return value
-    answer = at_zero(node, layer)
+    zero = torch.zeros(1, 1, 1, 1, device="cpu")
+    args, kwargs = fx.node.map_arg(
+        (node.args, node.kwargs), lambda n: zero if isinstance(n.meta["result"], Tensor) else n.meta["result"]
+    )
+    function = layer or (getattr(Tensor, node.target) if isinstance(node.target, str) else node.target)
+    answer = function(*args, **kwargs)
     if not answer.isfinite().all():
         raise ObstacleError(f"{name}, which is not finite where cut channels are 0,")
     return replace(value, silencers=None) if answer.any() else value
+
+
+def operation_of(node: fx.Node) -> str:
+    """The name of an operation, the same for function, method, operator and in-place form."""
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", str(node.target))
+        return {**IN_PLACE, "truediv": "div"}.get(name, name).strip("_")
+    return str(node.target).rstrip("_") if node.op == "call_method" else node.op
+
+
+def argument(node: fx.Node, place: int, *names: str) -> Any:
+    """What an operation is given at a place or under one of several names, computed or not; None where nothing."""
+    found = [node.kwargs[name] for name in names if name in node.kwargs]
+    value = found[0] if found else node.args[place] if place < len(node.args) else None
+    return fx.node.map_arg(value, lambda other: other.meta["result"])
+
+
+def sizes_of(node: fx.Node) -> tuple[Any, ...] | None:
+    """The sizes that `view` and the like are given, nodes among them; None where a node says them all."""
+    given = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
+    if isinstance(given, tuple) and len(given) == 1 and isinstance(given[0], tuple | list | fx.Node):
+        given = given[0]
+    return tuple(given) if isinstance(given, tuple | list) else None
+
+
+def _index(node: fx.Node) -> tuple[Any, ...]:
+    return node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a tensor; () of anything else."""
+    return tuple(node.meta["result"].shape) if isinstance(node.meta["result"], Tensor) else ()
+
+
+def width_of(tensor: Tensor) -> int:
+    """Its channels or features."""
+    return tensor.shape[1] if tensor.dim() > 1 else 1
+
+
+def long_axis(tensor: Tensor) -> int | None:
+    """The only dimension of more than one entry: where a value for each channel lies, as in [C, 1, 1]."""
+    longer = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+    return longer[0] if len(longer) == 1 else None

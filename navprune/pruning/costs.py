@@ -31,15 +31,13 @@ class Layer:
 class Trace:
     """The groups of a network, in order of execution, its layers, and parameters that no cut changes.
 
-    `obstacles` are the operations whose channels stay because they cannot be followed through them, with their places;
-    `outside` are layers that no cut reaches, since all that they read stays, for a convolution of other dimensions, say.
+    `obstacles` name the operations that keep channels whole, since these cannot be followed through them.
     """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
     parameters: int
     obstacles: tuple[str, ...] = ()
-    outside: tuple[str, ...] = ()
 
     def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.

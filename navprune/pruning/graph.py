@@ -7,35 +7,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize, prune
 
 from navprune.errors import UserError
 from navprune.models.encoders import Conv2d
-from navprune.pruning.operations import ELEMENTWISE, POOLS, WEIGHTED
+from navprune.pruning.channels import ELEMENTWISE, POOLS, WEIGHTED
 
 Example = Tensor | tuple[Tensor, ...]
+
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+REMEDIES = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm", "prune": "prune.remove"}
 
 
 def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Graph]:
     """A copy of `module` whose tensors have no values, and its graph; every node notes its meta["result"].
 
     `example` is an input [B, C, ...] of it, or the tuple of its inputs; branches on shapes go as it goes. Nodes whose
-    number decided something in Python note meta["decided"], and those that a module, called once, answers with, its
-    name in meta["end_of"]. Raises UserError for what `check_plain` refuses, where `forward` branches on values, and
-    for an example that does not fit.
+    number decided something in Python note meta["decided"], and what a module that is called once answers with notes
+    its name in meta["end_of"]. Raises UserError for what `check_plain` refuses, where layers share weights, where
+    `forward` branches on values, and for an example that does not fit.
     """
     inputs = example if isinstance(example, tuple | list) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise UserError(f"an example is a tensor or a tuple of tensors, not {type(example).__name__}: give one input")
     check_plain(module)
-    _check_weights(module)
-    ghost, tracer = copied(module, _ghost).eval(), _Tracer(inputs)
+    _check_not_shared(module)
+    ghost = copied(module, _ghost).eval()
     for part in ghost.modules():
         part._forward_hooks.clear()  # they are ours, and meant for values
     try:
         with torch.no_grad():
-            return ghost, tracer.trace(ghost, _left_out(ghost, len(inputs)))
+            return ghost, _Tracer(ghost, [_ghost(tensor) for tensor in inputs]).trace(ghost, _rest(ghost, len(inputs)))
     except _MisfitError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         complaint = f"does not take an example of {shapes} ({_reason(error)}): give another"
@@ -48,55 +50,60 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
 def check_plain(module: nn.Module) -> None:
     """Raises UserError, with the layer's name, where a network does more than its modules' forward says."""
     for name, part in module.named_modules():
-        who = f"{type(part).__name__} at {name}" if name else type(part).__name__
-        if isinstance(part, torch.jit.ScriptModule):
-            raise UserError(f"{who} is compiled by torch.jit: give the module it was made of, and script the smaller")
-        if "_orig_mod" in part._modules:
-            raise UserError(f"{who} is compiled by torch.compile: give its ._orig_mod, and compile the smaller one")
-        if type(part).__name__ in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
-            raise UserError(f"{who} is a wrapper for several devices: give its .module, and wrap the smaller one")
-        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
-            raise UserError(f"{who} has no weights before its first call: run the network once")
-        if "forward" in vars(part):
-            raise UserError(f"forward of {who} was replaced from outside, and a copy would run the original: make it a "
-                            "method of its class")  # fmt: skip
+        refusals = {
+            "is compiled by torch.jit: give the module it was made of": isinstance(part, torch.jit.ScriptModule),
+            "is compiled by torch.compile: give its ._orig_mod": "_orig_mod" in part._modules,
+            "is a wrapper for several devices: give its .module": type(part).__name__ in WRAPPERS,
+            "has no weights before its first call: run the network once": any(
+                nn.parameter.is_lazy(parameter) for parameter in part._parameters.values()
+            ),
+            "has a forward from outside, and its copy would run the original: make it a method": "forward"
+            in vars(part),
+        }
+        for complaint in (words for words, found in refusals.items() if found):
+            raise UserError(f"{type(part).__name__}{name and f' at {name}'} {complaint}")
         if parametrize.is_parametrized(part):
             remedy = "torch.nn.utils.parametrize.remove_parametrizations"
             raise UserError(f"weights of {name} are computed (parametrised): make them plain parameters with {remedy}")
         for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
-            _check_hook(hook, name or type(part).__name__)
+            kind = type(hook).__name__
+            if remedy := REMEDIES.get("prune" if isinstance(hook, prune.BasePruningMethod) else kind, ""):
+                advice = f"make them plain parameters with torch.nn.utils.{remedy}"
+                raise UserError(f"weights of {name} are computed ({kind}): {advice}")
+            if not str(getattr(hook, "__module__", "")).startswith("navprune."):
+                advice = "remove it, and set it on the smaller network"
+                raise UserError(f"{name or kind} has a forward hook, which a trace does not see: {advice}")
 
 
-def _check_hook(hook: Any, name: str) -> None:
-    """Raises UserError for a hook that is not ours: it runs in no trace."""
-    kind = type(hook).__name__
-    remedies = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
-    if isinstance(hook, prune.BasePruningMethod) or kind in remedies:
-        remedy = f"torch.nn.utils.{remedies.get(kind, 'prune.remove')}"
-        raise UserError(f"weights of {name} are computed ({kind}): make them plain parameters with {remedy}")
-    if not str(getattr(hook, "__module__", "")).startswith("navprune."):
-        raise UserError(f"{name} has a forward hook, which a trace does not see: remove it, and set it on the smaller "
-                        "network")  # fmt: skip
+def _check_not_shared(module: nn.Module) -> None:
+    """Raises UserError where a layer's weights are another layer's, too, or are no parameters."""
+    owners: dict[int, str] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, WEIGHTED) and "weight" not in part._parameters:
+            raise UserError(f"weights of {name} are computed: make them plain parameters first")
+        for parameter in part.parameters(recurse=False):
+            other = owners.setdefault(id(parameter), name)
+            if other != name:
+                raise UserError(f"{other} and {name} share a parameter: give each its own, or use one layer twice")
 
 
 def copied(module: nn.Module, change: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
     """A deep copy, whose tensors are what `change` makes of them.
 
-    Tensors that a gradient led to, such as features that `forward` keeps, are left out. Raises UserError where
-    something else cannot be copied.
+    Without it, those that a gradient led to, such as features that `forward` keeps, are left out. Raises UserError
+    where something else cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for part in module.modules():
-        for tensor in tensors_in((part._parameters, part._buffers, vars(part))):
-            if change is not None:
-                other = change(tensor)
-                memo[id(tensor)] = nn.Parameter(other, False) if isinstance(tensor, nn.Parameter) else other
-            elif not tensor.is_leaf:
-                memo[id(tensor)] = None
+    for tensor in tensors_in([vars(part) for part in module.modules()]):
+        if change is not None:
+            other = change(tensor)
+            memo[id(tensor)] = nn.Parameter(other, False) if isinstance(tensor, nn.Parameter) else other
+        elif not tensor.is_leaf:
+            memo[id(tensor)] = None
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever copying the user's objects raises
-        advice = "keep what is not a tensor or a module out of it"
+        advice = "keep what is neither tensor nor module out of it"
         raise UserError(f"{type(module).__name__} cannot be copied ({_reason(error)}): {advice}") from error
 
 
@@ -104,7 +111,7 @@ def tensors_in(value: Any) -> Iterator[Any]:
     """The tensors in nested lists and dicts, and what stands for them in a trace."""
     if isinstance(value, Tensor | fx.Proxy):
         yield value
-    elif isinstance(value, dict | list | tuple | set) and not isinstance(value, torch.Size):
+    elif isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
             yield from tensors_in(part)
 
@@ -130,16 +137,17 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, inputs: tuple[Tensor, ...]):
+    def __init__(self, ghost: nn.Module, inputs: list[Tensor]):
         super().__init__()
-        self.inputs = iter([_ghost(tensor) for tensor in inputs])
+        self.interpreter = fx.Interpreter(ghost, graph=fx.Graph())
+        self.interpreter.args_iter = iter(inputs)
         self.computing = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """See the class."""
         graph = super().trace(root, concrete_args)
         for node in graph.nodes:
-            if self.num_calls.get(node.meta.get("end_of"), 1) > 1:
+            if self.num_calls.get(node.meta.get("end_of", ""), 1) > 1:
                 del node.meta["end_of"]
         return graph
 
@@ -151,13 +159,13 @@ class _Tracer(fx.Tracer):
             return isinstance(m, Conv2d) or (known is not None and type(m)._conv_forward is nn.Conv2d._conv_forward)
         return known is not None or super().is_leaf_module(m, module_qualified_name)
 
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None):
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
         """Notes the result, a tensor without values, beside its node."""
-        node = super().create_node(kind, target, args, kwargs, name, type_expr)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: other.meta["result"])
+        node = super().create_node(kind, target, args, kwargs, *rest, **more)
         self.computing = True
         try:
-            node.meta["result"] = self._compute(kind, target, args, kwargs)
+            given = fx.node.map_arg((node.args, node.kwargs), lambda other: other.meta["result"])
+            node.meta["result"] = getattr(self.interpreter, kind)(target, *given)
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
                 raise  # it asks for values
@@ -165,18 +173,6 @@ class _Tracer(fx.Tracer):
         finally:
             self.computing = False
         return node
-
-    def _compute(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        if kind == "placeholder":
-            return next(self.inputs, *args)
-        if kind == "get_attr":
-            owner, _, own = target.rpartition(".")
-            return getattr(self.root.get_submodule(owner), own)
-        if kind == "call_function":
-            return target(*args, **kwargs)
-        if kind == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        return args[0] if kind == "output" else self.root.get_submodule(target).forward(*args, **kwargs)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Notes which node a module answers with."""
@@ -199,50 +195,47 @@ class _Tracer(fx.Tracer):
         """Branches follow the example's shapes, but no values."""
         return bool(_decided(obj))
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         """One after the other of as many as there are in the example."""
-        return (obj[i] for i in range(len(obj.node.meta["result"])))
+        return (obj[i] for i in range(len(obj)))
 
 
-class _Numbers:
+class _Number:
     """What Python asks of a value where it wants a plain number; the example answers."""
 
     def __len__(self: Any) -> int:
         return len(self.node.meta["result"])
 
-    def __index__(self: Any) -> int:
-        return _decided(self).__index__()
-
     def __int__(self: Any) -> int:
         return int(_decided(self))
+
+    __index__ = __int__
 
     def __float__(self: Any) -> float:
         return float(_decided(self))
 
 
-class _Proxy(_Numbers, fx.Proxy):
+class _Proxy(_Number, fx.Proxy):
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
         return _Attribute(self, k)
 
 
-class _Attribute(_Numbers, fx.proxy.Attribute):
+class _Attribute(_Number, fx.proxy.Attribute):
     pass
 
 
 def _decided(proxy: fx.Proxy) -> Any:
     """The number behind a value that `forward` wants to know."""
-    result = proxy.node.meta["result"]
-    if isinstance(result, Tensor):
+    if isinstance(result := proxy.node.meta["result"], Tensor):
         raise fx.proxy.TraceError("it asks for the value of a tensor")
     proxy.node.meta["decided"] = True
     return result
 
 
-def _left_out(module: nn.Module, given: int) -> dict[str, Any]:
+def _rest(module: nn.Module, given: int) -> dict[str, Any]:
     """The defaults of the inputs of `forward` behind those that are given."""
-    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    inputs = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in plain]
-    return {p.name: p.default for p in inputs[given:] if p.default is not inspect.Parameter.empty}
+    rest = list(inspect.signature(module.forward).parameters.values())[given:]
+    return {input.name: input.default for input in rest if input.default is not inspect.Parameter.empty}
 
 
 def _reason(error: Exception) -> str:
@@ -251,15 +244,3 @@ def _reason(error: Exception) -> str:
 
 def _ghost(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
-
-
-def _check_weights(module: nn.Module) -> None:
-    """Raises UserError where a layer's weights are another layer's, too, or no parameters."""
-    owners: dict[int, str] = {}
-    for name, part in module.named_modules():
-        if isinstance(part, WEIGHTED) and "weight" not in part._parameters:
-            raise UserError(f"weights of {name} are computed: make them plain parameters first")
-        for parameter in part.parameters(recurse=False):
-            other = owners.setdefault(id(parameter), name)
-            if other != name:
-                raise UserError(f"{other} and {name} share a parameter: give each its own, or use one layer twice")

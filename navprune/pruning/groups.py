@@ -45,12 +45,11 @@ def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool 
     if not any(isinstance(module, Encoder) for module in model.modules()) and example is not None:
         followed = trace(model, example)
         if not followed.groups:
-            why = "those of its inputs and outputs stay"
-            if followed.obstacles:
-                why = f"cannot follow channels through {'; '.join(followed.obstacles[:3])}: {ADVICE}"
-            elif followed.outside:
-                why += f", and so do those at {'; '.join(followed.outside[:3])}: {ADVICE}"
-            raise UserError(f"{type(model).__name__} has no channels to prune: {why}")
+            named = "; ".join(followed.obstacles[:3])
+            why = f", and channels cannot be followed through {named}: {ADVICE}" if named else ""
+            raise UserError(
+                f"{type(model).__name__} has no channels to prune: those of its inputs and outputs stay{why}"
+            )
         return list(followed.groups)
     prefix, encoder = encoder_in(model)
 

@@ -11,9 +11,9 @@ from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, renumbered, with_widths
+from navprune.pruning.channels import long_axis
 from navprune.pruning.graph import Example, copied, features_kept, tensors_in
 from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of
-from navprune.pruning.operations import long_axis
 
 Spec = EncoderSpec | PolicySpec | ClassifierSpec
 

@@ -15,35 +15,31 @@ from torch import Tensor, fx, nn
 
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.channels import (
+    IN_PLACE,
+    NORMS,
+    RESHAPES,
+    WEIGHTED,
     Channels,
     ObstacleError,
     Value,
-    keeps_channels,
-    of_one,
-    of_two,
-    of_vectors,
+    argument,
+    followed,
+    long_axis,
+    operation_of,
+    shape_of,
     silenced_by,
+    sizes_of,
     whole,
+    width_of,
 )
 from navprune.pruning.costs import Layer, Trace
 from navprune.pruning.graph import Example, shaped_graph
-from navprune.pruning.operations import (
-    FUNCTIONS,
-    NORMS,
-    RESHAPES,
-    SIZES,
-    SUMS,
-    WEIGHTED,
-    argument,
-    long_axis,
-    memory_of,
-    operation_of,
-    shape_of,
-    sizes_of,
-    width_of,
-    writes,
-)
 
+FUNCTIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
+    "conv2d": nn.Conv2d, "linear": nn.Linear, "batch_norm": NORMS[:3], "instance_norm": nn.InstanceNorm2d,
+    "group_norm": nn.GroupNorm,
+}  # fmt: skip
+"""Functions that compute what these layers do; a layer derived from one may call it with its own weights."""
 ADVICE = "prune the parts around it, or write it with convolutions, norms, linear layers, sums and pooling"
 
 
@@ -90,9 +86,7 @@ class _Follower:
     """Parameters and buffers outside layers with one entry for each channel."""
     elsewhere: set[str] = field(default_factory=set)
     """Layers that are called, or whose weights are read, in a way that no cut survives."""
-    obstacles: dict[str, None] = field(default_factory=dict)
-    outside: dict[str, None] = field(default_factory=dict)
-    """Layers that could not be cut anyway, since they meet channels that stay."""
+    obstacles: dict[fx.Node, str] = field(default_factory=dict)
 
     def follow(self, graph: fx.Graph) -> Trace:
         """The whole graph."""
@@ -104,7 +98,7 @@ class _Follower:
                 if self._is_in_place(node):
                     self._overwrite(node, result)
             if node.meta.get("decided") and node in self.counts:
-                self._note(self.obstacles, node, "a branch on a number of channels")
+                self._note(node, "a branch on a number of channels")
                 self.counts[node][0].root.fixed = True
         return self._result()
 
@@ -114,7 +108,7 @@ class _Follower:
             return self._value(node)
         except ObstacleError as obstacle:
             if any(value.writers for value in self._inputs(node)) or not self._inputs(node):
-                self._note(self.obstacles, node, str(obstacle))
+                self._note(node, str(obstacle))
             self._keep(node)
             return self._value(node)
 
@@ -134,15 +128,19 @@ class _Follower:
 
     def _is_in_place(self, node: fx.Node) -> bool:
         """Whether an operation leaves its result in its first input."""
-        inplace = getattr(self._layer(node), "inplace", False) if node.op == "call_module" else writes(node)
-        return bool(node.all_input_nodes) and bool(inplace)
+        if node.op == "call_module":
+            return bool(getattr(self._layer(node), "inplace", False)) and bool(node.all_input_nodes)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return bool(node.all_input_nodes) and (
+            name.endswith("_") or name in IN_PLACE or bool(node.kwargs.get("inplace"))
+        )
 
     def _overwrite(self, node: fx.Node, result: Value) -> None:
         """What an operation in place writes is read under every name of the memory: its input and views of it."""
         written = node.all_input_nodes[0]
-        memory = memory_of(written)
+        memory = written.meta["result"].untyped_storage()._cdata
         for other, value in self.values.items():
-            if other not in (node, written) and memory is not None and memory_of(other) == memory:
+            if other not in (node, written) and other.meta["result"].untyped_storage()._cdata == memory:
                 writers = value.writers | result.writers
                 self.values[other] = replace(value, silencers=silenced_by(value, result), writers=writers)
         self.values[written] = result
@@ -154,7 +152,6 @@ class _Follower:
         """The value of a node; None where it is no tensor. Raises ObstacleError where it reads free channels alone."""
         if node.op == "get_attr":
             return self._attribute(node)
-        tensors = [n for n in node.all_input_nodes if n in self.values]
         inputs, result, name = self._inputs(node), node.meta["result"], operation_of(node)
         self._count_channels(node, name)
         place, layer = self._weights(node)
@@ -163,20 +160,9 @@ class _Follower:
         if not any(value.free for value in inputs):
             self._meet(node, place, layer)
             return whole(result)
-        if name in SIZES and not isinstance(result, Tensor):
+        if name in ("size", "getattr", "dim", "numel") and not isinstance(result, Tensor):
             return None
-        if node.kwargs.get("out") is not None:
-            raise ObstacleError(f"{name} with out=")
-        if isinstance(result, Tensor) and len(tensors) == 1:
-            return of_one(node, name, self._layer(node) if node.op == "call_module" else None, inputs[0])
-        if isinstance(result, Tensor) and len(tensors) == 2 and name in SUMS | {"mul", "div"}:
-            return of_two(node, name, *tensors, *inputs)
-        if name in ("batch_norm", "instance_norm", "prelu") and node.op == "call_function":
-            return of_vectors(name, *inputs)
-        if name == "expand_as" and len(tensors) == 2 and keeps_channels(node):
-            inputs[0].channels.join(inputs[1].channels)
-            return inputs[0]
-        raise ObstacleError
+        return followed(node, name, self._layer(node) if node.op == "call_module" else None, self.values)
 
     def _attribute(self, node: fx.Node) -> Value | None:
         """A parameter or buffer that `forward` reads by itself."""
@@ -185,7 +171,6 @@ class _Follower:
         if isinstance(layer, WEIGHTED):
             if any(self._weights(user)[1] is not layer for user in node.users):
                 self.elsewhere.add(owner)
-                self._note(self.outside, node, f"weights of {owner}, which are read by themselves")
             return whole(result)
         axis = long_axis(result) if own in {**layer._parameters, **layer._buffers} else None
         if axis is None:
@@ -233,12 +218,6 @@ class _Follower:
             value.channels.join(channels)
         return True
 
-    def _has_parameters(self, node: fx.Node) -> bool:
-        """Whether an operation has parameters of its own, or is given some."""
-        if node.op == "call_module":
-            return next(self._layer(node).parameters(), None) is not None
-        return any(isinstance(n.meta["result"], nn.Parameter) for n in node.all_input_nodes)
-
     def _layer(self, node: fx.Node) -> nn.Module:
         return self.module.get_submodule(str(node.target))
 
@@ -254,7 +233,7 @@ class _Follower:
             return name, None
         own = {f"{name}.{own}".lstrip(".") for own in ("weight", "bias", "running_mean", "running_var")}
         given = [str(n.target) for n in node.all_input_nodes[1:] if isinstance(n.meta["result"], Tensor)]
-        groups = argument(node, 6, "groups", default=1) if isinstance(layer, nn.Conv2d) else None
+        groups = argument(node, 6, "groups") or 1 if isinstance(layer, nn.Conv2d) else None
         parts = argument(node, 1, "num_groups") if isinstance(layer, nn.GroupNorm) else None
         fits = (groups, parts) == (getattr(layer, "groups", None), getattr(layer, "num_groups", None))
         return name, layer if given and own.issuperset(given) and fits else None
@@ -264,10 +243,14 @@ class _Follower:
         if layer is not None:
             self.elsewhere.add(place)
             if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but cannot be cut
-                outputs, positions = Channels(layer.out_features, fixed=True), shape_of(node.meta["result"])[1:-1]
+                outputs, positions = Channels(layer.out_features, fixed=True), shape_of(node)[1:-1]
                 self.calls.setdefault(place, _Call(layer, None, outputs, 0)).positions += math.prod(positions)
-        if self._inputs(node) and self._has_parameters(node):
-            self._note(self.outside, node)
+        inputs = node.all_input_nodes
+        own = list(self._layer(node).parameters()) if node.op == "call_module" else [n.meta["result"] for n in inputs]
+        if any(isinstance(p, nn.Parameter) for p in own) and any(
+            n in self.values and n.op != "get_attr" for n in inputs
+        ):
+            self._note(node)
 
     def _weighted(self, node: fx.Node, name: str, layer: nn.Module, value: Value) -> Value:
         """A convolution, linear layer or norm."""
@@ -312,15 +295,15 @@ class _Follower:
             return root
         # Units on both sides would have to be cut together in different sizes: they stay.
         value.keep()
-        self._note(self.outside, node, "grouped Conv2d of two widths")
+        self._note(node, "grouped Conv2d of two widths")
         return Channels(layer.out_channels, fixed=True)
 
-    def _note(self, noted: dict[str, None], node: fx.Node, what: str = "") -> None:
+    def _note(self, node: fx.Node, what: str = "") -> None:
         """Notes an operation in words, by its name or a layer by its kind, with its place."""
         layer = type(self._layer(node)).__name__ if node.op == "call_module" else operation_of(node)
         place = str(node.target) if node.op == "call_module" else _inside(node)
         at = f"at {place}" if place else "in forward"
-        noted[f"{what or layer} {at}"] = None
+        self.obstacles.setdefault(node, f"{what or layer} {at}")
 
     def _result(self) -> Trace:
         for call in (self.calls[name] for name in self.elsewhere & self.calls.keys()):
@@ -338,7 +321,7 @@ class _Follower:
                 layers.append(Layer(name, None, 0, names[channels.root], 1, 0, 0, 1))
         counted = Trace(groups, tuple(layers), 0).cost({})["parameters"]
         total = sum(p.numel() for p in self.module.parameters())
-        return Trace(groups, tuple(layers), total - counted, tuple(self.obstacles), tuple(self.outside))
+        return Trace(groups, tuple(layers), total - counted, tuple(dict.fromkeys(self.obstacles.values())))
 
     def _group(self, channels: Channels, writers: list[str]) -> ChannelGroup:
         silenced = channels.multiplying - channels.speaking

@@ -334,7 +334,7 @@ def net(forward, **layers):
         (net(lambda m, x: m.c(y := m.a(x)) + m.d(m.b(x).view(-1, y.shape[1:][0], 6, 6))), {"a", "b"}, set()),
         (net(lambda m, x: m.c(m.a(x) * m.g), g=nn.Parameter(torch.ones(1, 4, 1, 1))), {"a"}, set()),
         (net(lambda m, x: m.c(m.a(x) / (m.g[:, None, None] + 2)), g=nn.Parameter(torch.ones(4))), {"a"}, set()),
-        (net(lambda m, x: m.c(m.a(x)[..., 1:, None, :].squeeze(3))), {"a"}, set()),
+        (net(lambda m, x: m.c(m.a(x)[..., None][:, :, :-1].squeeze(4))), {"a"}, set()),
         (net(lambda m, x: m.c(m.a(x) * m.a(x).amin((2, 3))[..., None, None])), {"a"}, set()),
     ],
 )  # fmt: skip
@@ -374,7 +374,7 @@ def test_cut_channels_are_silenced_wherever_they_would_speak(model, ends, multip
         (Net(lambda m, x: m.b(x.mean((1, 2, 3), True) / m.a(x)), a=conv(), b=conv(4)), "div in forward"),
         (net(lambda m, x: m.c(y := m.a(x)) + m.d(m.b(x) * y.shape[1])), "mul with a number of channels"),
         (net(lambda m, x: m.c(m.a(x).mean((2, 3), True).expand(-1, 4, 6, 6))), r"expand\(..., 4, ...\).*-1"),
-        (net(lambda m, x: (m.c(y := m.a(x)), m.d(m.b(x).view(-1, 36 * y.size(1)))), d=nn.Linear(144, 2)), "view with a"),
+        (net(lambda m, x: (m.c(y := m.a(x)), m.d(m.b(x).view(-1, 36 * y.size(1)))), d=nn.Linear(144, 2)), "view with"),
         (net(lambda m, x: m.c(y := m.a(x)) + m.d(m.b(x) * y.size(y.dim() - 3))), "mul with a number of channels"),
         (net(lambda m, x: m.d(m.a(x).mean((2, 3)).squeeze()), d=nn.Linear(4, 1)), "squeeze of every dimension"),
         (net(lambda m, x: m.d(F.max_pool2d(m.a(x).flatten(2), 2).flatten(1)), d=nn.Linear(36, 1)), "max_pool2d"),
@@ -414,7 +414,7 @@ def test_what_cannot_be_followed_is_named(model, complaint):
     ],
 )
 def test_where_nothing_can_be_cut_the_operation_that_fixed_channels_is_named(model, obstacle):
-    with pytest.raises(UserError, match=f"has no channels to prune: .* stay, and so do those at {obstacle}") as error:
+    with pytest.raises(UserError, match=f"has no channels to prune: .* stay, and .* through {obstacle}") as error:
         groups_of(model, torch.rand(2, 3, 6, 6))
     assert "\n" not in str(error.value)
 
