@@ -95,8 +95,7 @@ class _Follower:
                 self._keep(node)
             elif (result := self._followed(node)) is not None:
                 self.values[node] = self._at_end(node, result)
-                if self._is_in_place(node):
-                    self._overwrite(node, result)
+                self._overwrite(node, result)
             if node.meta.get("decided") and node in self.counts:
                 self._note(node, "a branch on a number of channels")
                 self.counts[node][0].root.fixed = True
@@ -126,21 +125,19 @@ class _Follower:
             return replace(value, silencers=frozenset({end}))
         return value
 
-    def _is_in_place(self, node: fx.Node) -> bool:
-        """Whether an operation leaves its result in its first input."""
-        if node.op == "call_module":
-            return bool(getattr(self._layer(node), "inplace", False)) and bool(node.all_input_nodes)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return bool(node.all_input_nodes) and (
-            name.endswith("_") or name in IN_PLACE or bool(node.kwargs.get("inplace"))
-        )
-
     def _overwrite(self, node: fx.Node, result: Value) -> None:
-        """What an operation in place writes is read under every name of the memory: its input and views of it."""
-        written = node.all_input_nodes[0]
-        memory = written.meta["result"].untyped_storage()._cdata
+        """What an operation in place writes is read under every name of the memory: its first input and views of it."""
+        if node.op == "call_module":
+            in_place = getattr(self._layer(node), "inplace", False)
+        else:
+            name = getattr(node.target, "__name__", str(node.target))
+            in_place = name.endswith("_") or name in IN_PLACE or node.kwargs.get("inplace")
+        written = node.all_input_nodes[0] if in_place and node.all_input_nodes else node
+        if written is node or written not in self.values:
+            return
+        memory = _memory(written)
         for other, value in self.values.items():
-            if other not in (node, written) and other.meta["result"].untyped_storage()._cdata == memory:
+            if other not in (node, written) and _memory(other) == memory:
                 writers = value.writers | result.writers
                 self.values[other] = replace(value, silencers=silenced_by(value, result), writers=writers)
         self.values[written] = result
@@ -242,14 +239,12 @@ class _Follower:
         """Notes what has parameters, but meets only fixed channels, or meets them in no way that is followed."""
         if layer is not None:
             self.elsewhere.add(place)
-            if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but cannot be cut
+            if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but is not cut
                 outputs, positions = Channels(layer.out_features, fixed=True), shape_of(node)[1:-1]
                 self.calls.setdefault(place, _Call(layer, None, outputs, 0)).positions += math.prod(positions)
-        inputs = node.all_input_nodes
-        own = list(self._layer(node).parameters()) if node.op == "call_module" else [n.meta["result"] for n in inputs]
-        if any(isinstance(p, nn.Parameter) for p in own) and any(
-            n in self.values and n.op != "get_attr" for n in inputs
-        ):
+        read = [n for n in node.all_input_nodes if n in self.values]
+        own = self._layer(node).parameters() if node.op == "call_module" else (n.meta["result"] for n in read)
+        if any(isinstance(p, nn.Parameter) for p in own) and any(n.op != "get_attr" for n in read):
             self._note(node)
 
     def _weighted(self, node: fx.Node, name: str, layer: nn.Module, value: Value) -> Value:
@@ -345,6 +340,11 @@ class _Follower:
 def _ranks(layer: nn.Module) -> tuple[int, ...]:
     """The numbers of dimensions in which the channels of a layer's answer are dimension 1."""
     return (2,) if isinstance(layer, nn.Linear) else (4,) if isinstance(layer, nn.Conv2d) else (2, 4)
+
+
+def _memory(node: fx.Node) -> int:
+    """What tells the memory of a tensor from that of others; views share it."""
+    return node.meta["result"].untyped_storage()._cdata
 
 
 def _inside(node: fx.Node) -> str:

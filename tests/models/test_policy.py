@@ -178,9 +178,7 @@ def test_clearing_the_state_is_exact_bit_for_bit(rnn):
     policy = _policy("blind", rnn)
     state = torch.randn_like(policy.initial_state(N))
     state[0, 0, :4] = torch.tensor([-0.0, 1e-45, float("inf"), float("nan")])
-    assert torch.equal(
-        (state * torch.ones(N, dtype=torch.bool)[:, None, None]).view(torch.int32), state.view(torch.int32)
-    )
+    assert torch.equal((state * torch.ones(N, 1, 1, dtype=torch.bool)).view(torch.int32), state.view(torch.int32))
     core, x = policy.net.state_encoder, torch.randn(1, N, policy.net.state_encoder.rnn.input_size)
     plain, _ = core._run(x, state.transpose(0, 1).contiguous())
     masked, _ = core(x, state, torch.ones(1, N, dtype=torch.bool))
