@@ -26,7 +26,8 @@ class ChannelGroup:
     alone, since the input channels of each of its groups stay as many. `multipliers` are the excitations that scale
     these channels: they lose what the producers lose, but a channel that is silent before them is so behind them,
     whatever they say.
-    `ends` are the layers behind which channels are masked and scaled: by default the norms, or the producers where
+    `vectors` are parameters and buffers of their own that hold an entry for each channel, such as layer scales.
+    `ends` are the modules behind which channels are masked and scaled: by default the norms, or the producers where
     there are none. A `trunk` is written by residual sums or read by several layers. A `block` is no width but a whole
     residual block, a single unit whose one norm is the last of its branch: scaled by 0 it leaves its trunk as it is.
     Readers and norms may have several features a channel, one behind the other, as behind a flatten.
@@ -39,6 +40,7 @@ class ChannelGroup:
     norms: tuple[str, ...]
     readers: tuple[str, ...]
     multipliers: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
     trunk: bool = False
     block: bool = False

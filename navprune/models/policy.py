@@ -37,15 +37,16 @@ class StateEncoder(nn.Module):
         """Inputs [T, N, F], state [N, L, H], masks bool [T, N] -> outputs [T, N, H], state [N, L, H].
 
         The state of an environment is cleared before a step whose mask is False. Between such steps time is
-        handed to the recurrent layer whole, which is far faster than step by step.
+        handed to the recurrent layer whole, which is far faster than step by step. A single step asks for no values,
+        so that it can be exported.
         """
-        begins = (~masks).any(dim=1).tolist()
-        cuts = [t for t in range(1, len(begins)) if begins[t]]
+        steps = len(masks)
+        begins = (~masks[1:]).any(dim=1).tolist() if steps > 1 else []
+        cuts = [t for t, begin in enumerate(begins, start=1) if begin]
         hidden = state.transpose(0, 1)
         outputs = []
-        for start, end in zip([0, *cuts], [*cuts, len(begins)]):
-            if begins[start]:
-                hidden = hidden * masks[start].to(hidden.dtype)[:, None]
+        for start, end in zip([0, *cuts], [*cuts, steps]):
+            hidden = hidden * masks[start].to(hidden.dtype)[:, None]  # by 1, which is exact, or by 0
             output, hidden = self._run(x[start:end], hidden.contiguous())
             outputs.append(output)
         return torch.cat(outputs), hidden.transpose(0, 1)

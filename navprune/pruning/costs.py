@@ -13,7 +13,8 @@ class Layer:
 
     `source` and `target` name groups, or are None where the width is fixed; `inputs` and `outputs` are features for
     each channel of those groups, or all of them. Each of `positions` takes `taps` multiply-accumulates for each pair
-    of input and output; `vectors` counts parameters for each output: a bias, or a norm's scale and shift.
+    of input and output; `vectors` counts parameters for each output: a bias, or a norm's scale and shift. A parameter
+    of its own with an entry for each channel is a layer of one vector.
     """
 
     module: str
@@ -30,13 +31,13 @@ class Layer:
 class Trace:
     """The groups of a network, in order of execution, its layers, and parameters that no cut changes.
 
-    `obstacle` is the first operation whose channels stay because they cannot be followed through it, with its place.
+    `obstacles` name the operations that keep channels whole, since these cannot be followed through them.
     """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[Layer, ...]
     parameters: int
-    obstacle: str | None = None
+    obstacles: tuple[str, ...] = ()
 
     def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.

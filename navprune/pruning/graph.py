@@ -1,88 +1,156 @@
 """The graph of a network's operations with the shape of every tensor, without computing any (torch.fx)."""
 
 import copy
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from navprune.errors import UserError
 from navprune.models.encoders import Conv2d
+from navprune.pruning.channels import ELEMENTWISE, POOLS, WEIGHTED
 
 Example = Tensor | tuple[Tensor, ...]
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm)
-WEIGHTED = (nn.Conv2d, nn.Linear, *NORMS)
-ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
-    nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Dropout, nn.Dropout2d, nn.Identity,
-)  # fmt: skip
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d)
-ELEMENTWISE_NAMES = {
-    *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid sigmoid logsigmoid".split(),
-    *"softplus softsign tanh tanhshrink softshrink hardshrink clamp clamp_min clamp_max abs neg square pow exp".split(),
-    *"dropout dropout2d contiguous clone detach to float double half add sub rsub mul div truediv".split(),
-    "maximum",
-    "minimum",
-}
-POOL_NAMES = {*"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample".split()}
-REDUCTIONS = {"mean", "sum", "amax"}
-SUMS = {"add", "sub", "maximum", "minimum"}  # nothing comes of nothing
-RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze"}
-SIZES = {"size", "getattr", "dim", "numel"}
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+REMEDIES = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm", "prune": "prune.remove"}
 
 
 def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Graph]:
     """A copy of `module` whose tensors have no values, and its graph; every node notes its meta["result"].
 
-    `example` is an input [B, C, ...] of it, or the tuple of its inputs. Raises UserError where layers share weights or
-    compute them, where `forward` branches on values, and for an example that does not fit.
+    `example` is an input [B, C, ...] of it, or the tuple of its inputs; branches on shapes go as it goes. Nodes whose
+    number decided something in Python note meta["decided"], and what a module that is called once answers with notes
+    its name in meta["end_of"]. Raises UserError for what `check_plain` refuses, where layers share weights, where
+    `forward` branches on values, and for an example that does not fit.
     """
-    _check_weights(module)
     inputs = example if isinstance(example, tuple | list) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise UserError(f"an example is a tensor or a tuple of tensors, not {type(example).__name__}: give one input")
-    try:
-        ghost = _without_values(module).float().eval()  # the example need not have its precision
-        graph = _Tracer().trace(ghost)
-    except Exception as error:  # whatever the user's forward raises when it is given no values
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        advice = "its forward must not branch on values; prune the modules inside it"
-        raise UserError(f"{type(module).__name__} cannot be traced ({reason}): {advice}") from error
+    check_plain(module)
+    _check_not_shared(module)
+    ghost = copied(module, _ghost).eval()
+    for part in ghost.modules():
+        part._forward_hooks.clear()  # they are ours, and meant for values
     try:
         with torch.no_grad():
-            _Shapes(fx.GraphModule(ghost, graph)).run(*(_ghost(tensor) for tensor in inputs))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return ghost, _Tracer(ghost, [_ghost(tensor) for tensor in inputs]).trace(ghost, _rest(ghost, len(inputs)))
+    except _MisfitError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-        raise UserError(
-            f"{type(module).__name__} does not take an example of {shapes} ({reason}): give another"
-        ) from error
-    return ghost, graph
+        complaint = f"does not take an example of {shapes} ({_reason(error)}): give another"
+        raise UserError(f"{type(module).__name__} {complaint}") from error
+    except Exception as error:  # whatever the user's forward raises when it is given no values
+        advice = "its forward must not branch on values; prune the modules inside it"
+        raise UserError(f"{type(module).__name__} cannot be traced ({_reason(error)}): {advice}") from error
 
 
-def operation_of(node: fx.Node) -> str:
-    """The name of an operation, the same for function, method, operator and in-place form."""
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", str(node.target))
-        return {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name).strip("_")
-    return str(node.target).rstrip("_") if node.op == "call_method" else node.op
+def check_plain(module: nn.Module) -> None:
+    """Raises UserError, with the layer's name, where a network does more than its modules' forward says."""
+    for name, part in module.named_modules():
+        refusals = {
+            "is compiled by torch.jit: give the module it was made of": isinstance(part, torch.jit.ScriptModule),
+            "is compiled by torch.compile: give its ._orig_mod": "_orig_mod" in part._modules,
+            "is a wrapper for several devices: give its .module": type(part).__name__ in WRAPPERS,
+            "has no weights before its first call: run the network once": any(
+                nn.parameter.is_lazy(parameter) for parameter in part._parameters.values()
+            ),
+            "has a forward from outside, and its copy would run the original: make it a method": "forward"
+            in vars(part),
+        }
+        for complaint in (words for words, found in refusals.items() if found):
+            raise UserError(f"{type(part).__name__}{name and f' at {name}'} {complaint}")
+        if parametrize.is_parametrized(part):
+            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
+            raise UserError(f"weights of {name} are computed (parametrised): make them plain parameters with {remedy}")
+        for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
+            kind = type(hook).__name__
+            if remedy := REMEDIES.get("prune" if isinstance(hook, prune.BasePruningMethod) else kind, ""):
+                advice = f"make them plain parameters with torch.nn.utils.{remedy}"
+                raise UserError(f"weights of {name} are computed ({kind}): {advice}")
+            if not str(getattr(hook, "__module__", "")).startswith("navprune."):
+                advice = "remove it, and set it on the smaller network"
+                raise UserError(f"{name or kind} has a forward hook, which a trace does not see: {advice}")
 
 
-def memory_of(node: fx.Node) -> int | None:
-    """What tells the memory of a tensor from that of others; views share it."""
-    result = node.meta["result"]
-    return result.untyped_storage()._cdata if isinstance(result, Tensor) else None
+def _check_not_shared(module: nn.Module) -> None:
+    """Raises UserError where a layer's weights are another layer's, too, or are no parameters."""
+    owners: dict[int, str] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, WEIGHTED) and "weight" not in part._parameters:
+            raise UserError(f"weights of {name} are computed: make them plain parameters first")
+        for parameter in part.parameters(recurse=False):
+            other = owners.setdefault(id(parameter), name)
+            if other != name:
+                raise UserError(f"{other} and {name} share a parameter: give each its own, or use one layer twice")
 
 
-def width_of(tensor: Tensor) -> int:
-    """Its channels or features."""
-    return tensor.shape[1] if tensor.dim() > 1 else 1
+def copied(module: nn.Module, change: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """A deep copy, whose tensors are what `change` makes of them.
+
+    Without it, those that a gradient led to, such as features that `forward` keeps, are left out. Raises UserError
+    where something else cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in tensors_in([vars(part) for part in module.modules()]):
+        if change is not None:
+            other = change(tensor)
+            memo[id(tensor)] = nn.Parameter(other, False) if isinstance(tensor, nn.Parameter) else other
+        elif not tensor.is_leaf:
+            memo[id(tensor)] = None
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever copying the user's objects raises
+        advice = "keep what is neither tensor nor module out of it"
+        raise UserError(f"{type(module).__name__} cannot be copied ({_reason(error)}): {advice}") from error
+
+
+def tensors_in(value: Any) -> Iterator[Any]:
+    """The tensors in nested lists and dicts, and what stands for them in a trace."""
+    if isinstance(value, Tensor | fx.Proxy):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
+
+
+def features_kept(module: nn.Module, example: Example) -> list[tuple[str, str]]:
+    """Modules and those of their attributes in which `forward` keeps tensors that it does not read again."""
+    ghost, graph = shaped_graph(module, example)
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    return [
+        (name, key)
+        for name, part in ghost.named_modules()
+        for key, value in vars(part).items()
+        if any(isinstance(t, fx.Proxy) for t in tensors_in(value)) and f"{name}.{key}".lstrip(".") not in read
+    ]
+
+
+class _MisfitError(Exception):
+    """An operation that the example does not fit."""
 
 
 class _Tracer(fx.Tracer):
+    """Follows `forward` with the shapes of its inputs at hand, so that it may branch on them."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, ghost: nn.Module, inputs: list[Tensor]):
+        super().__init__()
+        self.interpreter = fx.Interpreter(ghost, graph=fx.Graph())
+        self.interpreter.args_iter = iter(inputs)
+        self.computing = False
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """See the class."""
+        graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if self.num_calls.get(node.meta.get("end_of", ""), 1) > 1:
+                del node.meta["end_of"]
+        return graph
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Subclasses that compute what their base computes are layers, too; others are looked into."""
         forward = type(m).forward
@@ -91,41 +159,88 @@ class _Tracer(fx.Tracer):
             return isinstance(m, Conv2d) or (known is not None and type(m)._conv_forward is nn.Conv2d._conv_forward)
         return known is not None or super().is_leaf_module(m, module_qualified_name)
 
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
+        """Notes the result, a tensor without values, beside its node."""
+        node = super().create_node(kind, target, args, kwargs, *rest, **more)
+        self.computing = True
+        try:
+            given = fx.node.map_arg((node.args, node.kwargs), lambda other: other.meta["result"])
+            node.meta["result"] = getattr(self.interpreter, kind)(target, *given)
+        except Exception as error:
+            if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
+                raise  # it asks for values
+            raise _MisfitError(_reason(error)) from error
+        finally:
+            self.computing = False
+        return node
 
-class _Shapes(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        """Notes each result, a tensor without values, beside its node."""
-        n.meta["result"] = result = super().run_node(n)
-        return result
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Notes which node a module answers with."""
+        if self.computing:
+            return forward(*args, **kwargs)
+        answer, path = super().call_module(m, forward, args, kwargs), self.path_of_module(m)
+        if isinstance(answer, fx.Proxy) and path in answer.node.meta.get("nn_module_stack", ()):
+            answer.node.meta.setdefault("end_of", path)
+        return answer
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Parameters stand for themselves where a result is computed."""
+        return attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a node in `forward`."""
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Branches follow the example's shapes, but no values."""
+        return bool(_decided(obj))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """One after the other of as many as there are in the example."""
+        return (obj[i] for i in range(len(obj)))
+
+
+class _Number:
+    """What Python asks of a value where it wants a plain number; the example answers."""
+
+    def __len__(self: Any) -> int:
+        return len(self.node.meta["result"])
+
+    def __int__(self: Any) -> int:
+        return int(_decided(self))
+
+    __index__ = __int__
+
+    def __float__(self: Any) -> float:
+        return float(_decided(self))
+
+
+class _Proxy(_Number, fx.Proxy):
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        return _Attribute(self, k)
+
+
+class _Attribute(_Number, fx.proxy.Attribute):
+    pass
+
+
+def _decided(proxy: fx.Proxy) -> Any:
+    """The number behind a value that `forward` wants to know."""
+    if isinstance(result := proxy.node.meta["result"], Tensor):
+        raise fx.proxy.TraceError("it asks for the value of a tensor")
+    proxy.node.meta["decided"] = True
+    return result
+
+
+def _rest(module: nn.Module, given: int) -> dict[str, Any]:
+    """The defaults of the inputs of `forward` behind those that are given."""
+    rest = list(inspect.signature(module.forward).parameters.values())[given:]
+    return {input.name: input.default for input in rest if input.default is not inspect.Parameter.empty}
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _ghost(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
-
-
-def _without_values(module: nn.Module) -> nn.Module:
-    """A copy whose tensors have shapes and nothing else."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
-            if isinstance(tensor, Tensor):
-                shape = torch.empty_like(tensor, device="meta")
-                memo[id(tensor)] = nn.Parameter(shape) if isinstance(tensor, nn.Parameter) else shape
-    ghost = copy.deepcopy(module, memo)
-    for part in ghost.modules():
-        part._forward_hooks.clear()  # they are the user's, and meant for values
-        part._forward_pre_hooks.clear()
-    return ghost
-
-
-def _check_weights(module: nn.Module) -> None:
-    """Raises UserError where a layer's weights are another layer's, too, or are computed from others."""
-    owners: dict[int, str] = {}
-    for name, part in module.named_modules():
-        computed = isinstance(part, WEIGHTED) and "weight" not in part._parameters
-        if computed or parametrize.is_parametrized(part):
-            raise UserError(f"weights of {name} are computed (parametrised): make them plain parameters first")
-        for parameter in part.parameters(recurse=False):
-            other = owners.setdefault(id(parameter), name)
-            if other != name:
-                raise UserError(f"{other} and {name} share a parameter: give each its own, or use one layer twice")

@@ -13,7 +13,7 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
-from navprune.pruning.graph import Example
+from navprune.pruning.graph import Example, check_plain
 from navprune.pruning.trace import ADVICE, trace
 
 Keep = Mapping[str, Tensor]
@@ -37,15 +37,17 @@ def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool 
     Encoders, policies and classifiers know theirs; what comes from elsewhere is traced with an `example` input, a
     tensor [B, C, ...] or the tuple of its inputs. With `blocks` the residual blocks that can be removed whole follow
     behind the widths; only encoders, policies and classifiers offer them. Raises UserError when there is nothing to
-    cut, or the trace cannot be followed.
+    cut, for what `check_plain` refuses, or where the network cannot be traced.
     """
+    check_plain(model)
     if isinstance(model, Classifier):
         traced = list(_classifier_groups(model.spec))
         return traced + (_blocks("", model.spec.removable_blocks()) if blocks else [])
     if not any(isinstance(module, Encoder) for module in model.modules()) and example is not None:
         followed = trace(model, example)
         if not followed.groups:
-            why = f", and so do those at {followed.obstacle}: {ADVICE}" if followed.obstacle else ""
+            named = "; ".join(followed.obstacles[:3])
+            why = f", and channels cannot be followed through {named}: {ADVICE}" if named else ""
             raise UserError(
                 f"{type(model).__name__} has no channels to prune: those of its inputs and outputs stay{why}"
             )

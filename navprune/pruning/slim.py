@@ -1,6 +1,5 @@
 """Slimming: the kept slices of the weights in a smaller network, nothing else."""
 
-import copy
 from dataclasses import replace
 from typing import cast
 
@@ -13,7 +12,8 @@ from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
 from navprune.models.widths import with_widths
-from navprune.pruning.graph import Example
+from navprune.pruning.channels import long_axis
+from navprune.pruning.graph import Example, copied, features_kept, tensors_in
 from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of
 
 
@@ -30,13 +30,15 @@ def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Mod
     full = checked_keep(groups, keep)
     if isinstance(getattr(model, "spec", None), Spec):
         return _rebuilt(model, groups, full)
-    small = copy.deepcopy(model)
+    small = copied(model)
     if any(isinstance(part, Encoder) for part in model.modules()):
         prefix, encoder = encoder_in(model)
         small.set_submodule(prefix.removesuffix("."), slim(encoder, keep))
         return small
     for group in groups:
         _narrow(small, group, full[group.name])
+    if example is not None:
+        _forget(small, model, example)
     for part in small.modules():
         if isinstance(part, Classifier):
             left = {name: len(part.get_parameter(f"{name}.weight")) for name in part.spec.widths}
@@ -67,11 +69,14 @@ def _rebuilt(model: nn.Module, groups: list[ChannelGroup], keep: dict[str, Tenso
 def cut_group(weights: dict[str, Tensor], group: ChannelGroup, kept: Tensor) -> None:
     """Cuts one group's channels out of a state dict, in place.
 
-    `kept` is bool [units]. Producers, norms and multipliers lose entries of dimension 0, readers of dimension 1.
+    `kept` is bool [units]. Producers, norms and multipliers lose entries of dimension 0, readers of dimension 1,
+    vectors of the only one that has several.
     """
     for name in weights:
         for dimension in _dimensions(group, name.rpartition(".")[0]):
             weights[name] = _cut(weights[name], dimension, kept)
+        if name in group.vectors:
+            weights[name] = _cut(weights[name], long_axis(weights[name]) or 0, kept)
 
 
 def encoder_of(spec: Spec) -> EncoderSpec | ClassifierSpec:
@@ -98,20 +103,31 @@ def _cut(tensor: Tensor, dimension: int, kept: Tensor) -> Tensor:
     return tensor.index_select(dimension, index.to(tensor.device))
 
 
+@torch.no_grad()
 def _narrow(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
     """Cuts one group's channels out of a network's layers, in place."""
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    smaller = dict(tensors)
+    cut_group(smaller, group, kept)
+    for name in (name for name, tensor in tensors.items() if smaller[name] is not tensor):
+        owner, _, own = name.rpartition(".")
+        new, old = smaller[name], tensors[name]
+        new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        setattr(model.get_submodule(owner), own, new)
     for name in {*group.producers, *group.norms, *group.multipliers, *group.readers}:
-        layer = model.get_submodule(name)
         for dimension in _dimensions(group, name):
-            for key, parameter in layer._parameters.items():
-                if parameter is not None:
-                    with torch.no_grad():
-                        smaller = _cut(parameter, dimension, kept)
-                    setattr(layer, key, nn.Parameter(smaller, parameter.requires_grad))
-            for key, buffer in layer._buffers.items():
-                if buffer is not None:
-                    setattr(layer, key, _cut(buffer, dimension, kept))
-            _correct_sizes(layer, dimension, len(kept), int(kept.sum()))
+            _correct_sizes(model.get_submodule(name), dimension, len(kept), int(kept.sum()))
+
+
+def _forget(small: nn.Module, model: nn.Module, example: Example) -> None:
+    """Empties what a copy holds of the features that the original's `forward` has kept."""
+    plain = [{k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers")} for part in model.modules()]
+    if next(tensors_in(plain), None) is not None:
+        for name, key in features_kept(model, example):
+            attributes = vars(small.get_submodule(name))
+            if key in attributes:
+                kind = type(attributes[key])
+                attributes[key] = kind() if issubclass(kind, list | dict) else None
 
 
 def _correct_sizes(layer: nn.Module, dimension: int, units: int, left: int) -> None:

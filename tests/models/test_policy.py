@@ -130,3 +130,57 @@ def test_autocast_leaves_answers_in_full_precision(rnn):
     for answer, full in zip(out, wanted):
         assert answer.dtype == torch.float32
         torch.testing.assert_close(answer, full, atol=0.03, rtol=0.03)
+
+
+class OneStep(torch.nn.Module):
+    """The policy as a tuple of tensors, as a trace wants it."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, *inputs):
+        return tuple(self.policy(*inputs))
+
+
+def _exported(step, inputs):
+    return torch.export.export(step, inputs).module()
+
+
+def _traced(step, inputs):
+    return torch.jit.trace(step, inputs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("export", [_exported, _traced])
+@pytest.mark.parametrize("encoder", ["resnet18", "blind"])
+@pytest.mark.parametrize(("rnn", "layers"), [("gru", 1), ("lstm", 2)])
+def test_a_step_is_exported_with_both_answers_to_whether_an_episode_begins(export, encoder, rnn, layers):
+    policy = _policy(encoder, rnn, layers).eval()
+    observations, actions, _ = _inputs()
+    first = {key: value[0] for key, value in observations.items()}
+    state = torch.randn_like(policy.initial_state(N))
+    step = OneStep(policy)
+    with torch.no_grad():
+        exported = export(step, (first, state, actions[0], torch.ones(N, dtype=torch.bool)))
+        answers = []
+        for masks in ([True] * N, [False] * N, [True, False, True]):
+            inputs = first, state, actions[0], torch.tensor(masks)
+            answers.append(exported(*inputs))
+            torch.testing.assert_close(answers[-1], step(*inputs), atol=1e-6, rtol=0)
+    assert (answers[0][2] - answers[1][2]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+def test_clearing_the_state_is_exact_bit_for_bit(rnn):
+    """By multiplication, where no episode begins, -0, infinity and NaN included: as if there were no mask."""
+    policy = _policy("blind", rnn)
+    state = torch.randn_like(policy.initial_state(N))
+    state[0, 0, :4] = torch.tensor([-0.0, 1e-45, float("inf"), float("nan")])
+    assert torch.equal((state * torch.ones(N, 1, 1, dtype=torch.bool)).view(torch.int32), state.view(torch.int32))
+    core, x = policy.net.state_encoder, torch.randn(1, N, policy.net.state_encoder.rnn.input_size)
+    plain, _ = core._run(x, state.transpose(0, 1).contiguous())
+    masked, _ = core(x, state, torch.ones(1, N, dtype=torch.bool))
+    assert torch.equal(masked.view(torch.int32), plain.view(torch.int32))
+    cleared, _ = core(x, state, torch.tensor([[True, False, True]]))
+    assert torch.equal(cleared[:, ::2].view(torch.int32), plain[:, ::2].view(torch.int32))

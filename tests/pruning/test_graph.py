@@ -1,0 +1,222 @@
+"""What a trace does not see is refused by its name: hooks, computed weights, wrappers; copies hold no features."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from navprune.errors import UserError
+from navprune.models.build import build
+from navprune.models.spec import encoder_spec
+from navprune.pruning.groups import groups_of, mask, scaled
+from navprune.pruning.slim import slim
+
+EXAMPLE = torch.rand(2, 3, 6, 6)
+
+
+def conv(source=3, target=4):
+    return nn.Conv2d(source, target, 3, padding=1)
+
+
+def chain(*changed):
+    """Three convolutions, the middle one of which is changed."""
+    model = nn.Sequential(conv(), conv(4), conv(4))
+    for change in changed:
+        change(model[1])
+    return model
+
+
+def replaced(layer):
+    layer.forward = lambda x: x
+
+
+def with_module(kind):
+    return lambda layer: layer.add_module("part", kind)
+
+
+REFUSED = {
+    "forward hook": (lambda m: m.register_forward_hook(lambda m, x, y: 2 * y + 1), "1 has a forward hook"),
+    "hook that looks on": (lambda m: m.register_forward_hook(lambda *_: None), "1 has a forward hook"),
+    "pre-hook": (lambda m: m.register_forward_pre_hook(lambda m, x: (x[0] + 1,)), "1 has a forward hook"),
+    "hook with keywords": (
+        lambda m: m.register_forward_hook(lambda m, x, k, y: y.relu(), with_kwargs=True), "1 has a forward hook"
+    ),
+    "old weight norm": (nn.utils.weight_norm, r"weights of 1 are computed \(WeightNorm\).*remove_weight_norm$"),
+    "old spectral norm": (nn.utils.spectral_norm, r"weights of 1 are computed \(SpectralNorm\).*remove_spectral_norm$"),
+    "pruned weights": (
+        lambda m: prune.l1_unstructured(m, "weight", 0.5), r"weights of 1 are computed \(L1U.*prune.remove$"
+    ),
+    "pruned filters": (
+        lambda m: prune.ln_structured(m, "weight", 0.5, 2, 0), r"weights of 1 are computed \(LnS.*prune.remove$"
+    ),
+    "pruned bias": (
+        lambda m: prune.random_unstructured(m, "bias", 0.5), r"weights of 1 are computed \(RandomUnstructured\)"
+    ),
+    "weight norm": (parametrizations.weight_norm, r"weights of 1 are computed \(parametrised\).*parametrizations$"),
+    "spectral norm": (parametrizations.spectral_norm, r"weights of 1 are computed \(parametrised\)"),
+    "orthogonal": (parametrizations.orthogonal, r"weights of 1 are computed \(parametrised\)"),
+    "forward from outside": (replaced, "Conv2d at 1 has a forward from outside"),
+    "lazy": (with_module(nn.LazyConv2d(3, 1)), "LazyConv2d at 1.part has no weights before its first call"),
+    "not to be copied": (lambda m: setattr(m, "lock", threading.Lock()), r"Sequential cannot be copied \(.*lock"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_trace_sees_is_refused_by_the_layers_name(name):
+    change, complaint = REFUSED[name]
+    model = chain(change)
+    for attempt in (groups_of, lambda m, x: slim(m, {}, x)):
+        with pytest.raises(UserError, match=complaint) as error:
+            attempt(model, EXAMPLE)
+        assert "\n" not in str(error.value)
+
+
+class Part(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("wrap", "complaint"),
+    [
+        (nn.DataParallel, "DataParallel.* is a wrapper for several devices: give its .module"),
+        (torch.compile, "OptimizedModule.* is compiled by torch.compile: give its ._orig_mod"),
+        (torch.jit.script, "RecursiveScriptModule.* is compiled by torch.jit: give the module it was made of"),
+        (lambda m: torch.jit.trace(m, EXAMPLE), "TopLevelTracedModule.* is compiled by torch.jit"),
+    ],
+)
+def test_wrapped_networks_are_refused_with_what_to_give_instead(wrap, complaint, inside):
+    model = Part(wrap(chain())) if inside else wrap(chain())
+    with pytest.raises(UserError, match=complaint) as error:
+        groups_of(model, EXAMPLE)
+    assert (" at part" in str(error.value)) == inside
+
+
+def test_distributed_networks_are_refused_alike(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with pytest.raises(UserError, match="DistributedDataParallel is a wrapper for several devices"):
+            groups_of(nn.parallel.DistributedDataParallel(chain()), EXAMPLE)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_network_compiled_in_place_is_followed():
+    model = chain()
+    model.compile()
+    assert [group.name for group in groups_of(model, EXAMPLE)] == ["0", "1"]
+
+
+def test_hooks_on_our_own_networks_are_refused_too():
+    encoder = build(encoder_spec("resnet18", (1, 32, 32), 4), 0)
+    handle = encoder.compression[0].register_forward_hook(lambda m, x, y: y + 1)
+    with pytest.raises(UserError, match=r"compression\.0 has a forward hook"):
+        slim(encoder, {})
+    handle.remove()
+    slim(encoder, {})
+
+
+def test_masks_within_masks_are_no_hooks_of_the_user():
+    model = chain()
+    factors = {"0": torch.tensor([1.0, 0.0, 1.0, 1.0])}
+    with scaled(model, factors, EXAMPLE), mask(model, {"1": factors["0"].bool()}, EXAMPLE):
+        inner = model(EXAMPLE)
+    small = slim(model, {name: factors["0"].bool() for name in "01"}, EXAMPLE)
+    torch.testing.assert_close(small(EXAMPLE), inner)
+
+
+class Keeping(nn.Module):
+    """A network that keeps its features in one of several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.a, self.b, self.way = conv(), conv(4), way
+        self.seen, self.found, self.last = [], {}, None
+        self.constant = torch.rand(1, 1, 6, 6)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        if self.way == "attribute":
+            self.last = self.new = y
+        elif self.way == "list":
+            self.seen = [y, (y + 1, x)]
+        elif self.way == "appended":
+            self.seen.append(y)
+        elif self.way == "dict":
+            self.found["features"] = {"y": y}
+        else:
+            self.last = y.detach()
+        return self.b(y * self.constant)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("way", ["attribute", "list", "appended", "dict", "detached"])
+def test_features_that_a_network_keeps_are_not_copied(way, gradient):
+    model = Keeping(way)
+    with torch.set_grad_enabled(gradient):
+        model(EXAMPLE)
+    kept = {"a": torch.tensor([True, False, True, True])}
+    small = slim(model, kept, EXAMPLE)
+    assert (small.seen, small.found, small.last, getattr(small, "new", None)) == ([], {}, None, None)
+    assert torch.equal(small.constant, model.constant) and (model.seen or model.found or model.last is not None)
+    with mask(model, kept, EXAMPLE):
+        masked = model(EXAMPLE)
+    torch.testing.assert_close(small(EXAMPLE), masked)
+
+
+def test_an_encoder_in_a_network_that_keeps_features_is_slimmed():
+    model = Part(build(encoder_spec("resnet18", (1, 32, 32), 4), 0))
+    vars(model)["features"] = [model(torch.rand(1, 1, 32, 32))]
+    assert slim(model, {}).features == [None]
+
+
+class Shaped(nn.Module):
+    """Branches on shapes, and inputs with defaults."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(), conv(4, 2)
+
+    def forward(self, x, scale=None, twice: bool = False):
+        if x.dim() != 4 or len(x.shape) != 4 or not x.shape[2] % 2 == 0:
+            raise ValueError("images of even height")
+        y = self.a(x)
+        for _ in range(x.size(-1) // 3):
+            y = y.relu()
+        y = y if scale is None else y * scale
+        return self.b(y + y if twice else y)
+
+
+def test_branches_on_shapes_go_as_the_example_does():
+    model = Shaped()
+    assert [group.name for group in groups_of(model, EXAMPLE)] == ["a"]
+    assert [group.name for group in groups_of(model, (EXAMPLE, torch.rand(2, 1, 6, 6)))] == ["a"]
+    with pytest.raises(UserError, match=r"cannot be traced \(images of even height\)"):
+        groups_of(model, torch.rand(1, 3, 5, 6))
+
+
+class Asking(nn.Module):
+    def __init__(self, ask):
+        super().__init__()
+        self.a, self.b, self.ask = conv(), conv(4, 2), ask
+
+    def forward(self, x):
+        return self.b(self.a(x) * self.ask(x))
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda x: x.max().item(), lambda x: float(x.mean()), lambda x: 1 if x.sum() > 0 else 2,
+            lambda x: len(x.sum((1, 2, 3)).tolist()), lambda x: 1 if x.isnan().any() else 2],
+)  # fmt: skip
+def test_questions_about_values_are_refused(ask):
+    with pytest.raises(UserError, match=r"Asking cannot be traced .*must not branch on values"):
+        groups_of(Asking(ask), EXAMPLE)
