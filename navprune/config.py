@@ -131,7 +131,7 @@ def recipes() -> list[str]:
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Composes a recipe of habitat_configs/ (by name) or a YAML file (by path) with key=value overrides.
+    """Compose a recipe of habitat_configs/ (by name) or a YAML file (by path) with key=value overrides.
 
     A value is taken as it is typed, and the schema says what it means. A name for a whole section (agent=resnet50) is a
     file in the folder of that name, which is taken in place of the one that the recipe's `defaults` name.
@@ -201,7 +201,7 @@ class _Text(yaml.BaseLoader):
     """YAML whose scalars are text as it stands."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that stands twice, of which YAML would drop one."""
+        """Refuse a key that stands twice, of which YAML would drop one."""
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.MarkedYAMLError(problem=f"{twice[0]} stands twice", problem_mark=node.start_mark)

@@ -17,7 +17,7 @@ class ProgressLine:
         self.started = self.shown = time.perf_counter()
 
     def show(self, done: int, note: str = "", *, last: bool | None = None) -> None:
-        """Shows units done, their rate, the time left and a note, at most once an interval and at the end."""
+        """Show units done, their rate, the time left and a note, at most once an interval and at the end."""
         now = time.perf_counter()
         last = done >= self.total if last is None else last
         if now - self.shown < self.interval and not last:

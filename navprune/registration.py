@@ -8,7 +8,7 @@ PACKAGE, ID = "gymnasium", "PointNav-v0"
 
 
 def register() -> None:
-    """Registers with gymnasium, now or as soon as it is imported, so that importing navprune costs nothing."""
+    """Register with gymnasium, now or as soon as it is imported, so that importing navprune costs nothing."""
     if PACKAGE in sys.modules:
         _register_with_gymnasium()
     else:

@@ -10,8 +10,7 @@ from pathlib import Path
 from navprune.config import Config, load_config
 from navprune.errors import UserError
 from navprune.models.build import Spec, build, read_spec_file
-from navprune.models.classifiers import NAMES as CLASSIFIERS
-from navprune.models.classifiers import Classifier, classifier_spec
+from navprune.models.classifiers import CLASSIFIERS, Classifier, classifier_spec
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import CHANNELS, NAMES, PolicySpec, encoder_spec
@@ -44,7 +43,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Tells the kind from the text and from what lies there; raises UserError, with what may be given, for none.
+        """Tell the kind from the text and from what lies there; raises UserError, with what may be given, for none.
 
         A name goes before a path: a folder called resnet18 is ./resnet18.
         """

@@ -17,7 +17,7 @@ from navprune.machine import heed_quota
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C."""
+    """Run a command; returns the exit status: 0 or what the command returns, 2 for mistakes, 130 after Ctrl-C."""
     parser = make_parser()
     options = parse(parser, arguments)
     heed_quota()
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command; key=value may stand anywhere, which argparse alone allows only in one place."""
+    """Parse a command; key=value may stand anywhere, which argparse alone allows only in one place."""
     options, rest = parser.parse_known_args(arguments)
     wrong = [text for text in rest if text.startswith("-") or not hasattr(options, "settings")]
     if wrong:

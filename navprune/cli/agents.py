@@ -10,7 +10,7 @@ from navprune.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the parsers of these commands."""
+    """Add the parsers of these commands."""
     _add_train(commands)
     _add_evaluate(commands)
     _add_export(commands)

@@ -9,7 +9,7 @@ from navprune.cli.parsers import command, given, note, numbers, positive
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the parsers of these commands."""
+    """Add the parsers of these commands."""
     _add_cost(commands)
     _add_latency(commands)
     _add_compare(commands)

@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(commands: Any, name: str, run: Any, help: str, example: str = "") -> Parser:
-    """Adds a command whose parser takes --json; the first line of `help` stands in the list of commands.
+    """Add a command whose parser takes --json; the first line of `help` stands in the list of commands.
 
     `run(options)` returns what --json writes, or that and the exit status.
     """
@@ -35,7 +35,7 @@ def command(commands: Any, name: str, run: Any, help: str, example: str = "") ->
 
 
 def add_overrides(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Adds --config and key=value."""
+    """Add --config and key=value."""
     text = "recipe of habitat_configs/ by name, or a YAML file"
     fallback = default or "the checkpoint's own, else pointnav"
     parser.add_argument("--config", metavar="NAME", default=default, help=f"{text} (default: {fallback})")
@@ -75,5 +75,5 @@ def positive(text: str) -> int:
 
 
 def note(line: str) -> None:
-    """Tells the user what is going on, beside the result on standard output."""
+    """Tell the user what is going on, beside the result on standard output."""
     print(line, file=sys.stderr, flush=True)

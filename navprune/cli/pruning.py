@@ -11,7 +11,7 @@ from navprune.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the parser of this command."""
+    """Add the parser of this command."""
     parser = command(
         commands,
         "prune",
@@ -115,7 +115,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_used(options: argparse.Namespace, budget: Collection[str]) -> None:
-    """Raises UserError for an option that the method makes no use of."""
+    """Raise UserError for an option that the method makes no use of."""
     from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES
     from navprune.pruning.search import LATENCY
 
@@ -146,8 +146,8 @@ def _gates(options: argparse.Namespace) -> dict[str, Any]:
     """How gates are learned: the paper's settings or the project's, with what the user changes."""
     from dataclasses import replace
 
-    from navprune.pruning.gates import PAPER, GateConfig
+    from navprune.pruning.gates import PAPER_RECIPES, GateConfig
 
-    recipe = PAPER[options.paper]._asdict() if options.paper else {"config": GateConfig()}
+    recipe = PAPER_RECIPES[options.paper]._asdict() if options.paper else {"config": GateConfig()}
     config = replace(recipe.pop("config"), **given(options, "expansion", "stable"))
     return {"gates": config, **recipe, **given(options, "epochs", "batch_size")}

@@ -20,7 +20,7 @@ AGENT = {
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the parsers of these commands."""
+    """Add the parsers of these commands."""
     scenes = commands.add_parser("scenes", help="make scenes and navmeshes").add_subparsers(
         metavar="COMMAND", required=True
     )

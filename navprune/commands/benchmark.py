@@ -34,7 +34,7 @@ def benchmark_simulator(
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Runs the full environment step (move, measure, render) with random actions; the result is in the form of --json.
+    """Run the full environment step (move, measure, render) with random actions; the result is in the form of --json.
 
     data holds scenes called name; without it one home is generated. Each width is measured over `frames` agent
     steps in ten parts whose median counts; memory (MiB, resident) is that before and after the last of them.
@@ -93,7 +93,7 @@ def benchmark_training(
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Trains with PPO (GRU 512, rollouts of 128 steps) for a few updates after one that warms up.
+    """Train with PPO (GRU 512, rollouts of 128 steps) for a few updates after one that warms up.
 
     The JSON form has the frames/s and the seconds of each phase; `network_share` is what acting and learning
     take of the wall time.

@@ -31,7 +31,7 @@ def run_comparison(
     each_its_own: bool = False,
     texts: Mapping[str, Any] | None = None,
 ) -> tuple[Table, Path, dict[str, Any]]:
-    """Evaluates run folders (and control agents) on a split, measures their latency and writes table and page.
+    """Evaluate run folders (and control agents) on a split, measure their latency and write table and page.
 
     All must be measured alike (`evaluate.conditions`), or UserError says in what they differ; with `each_its_own` table
     and page say so instead. Controls are measured as the first run. `texts` holds further fields of

@@ -34,7 +34,7 @@ BUDGET = {"macs": 0.488}
 
 
 def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Table, Path, dict[str, Any]]:
-    """Generates, prunes, trains, evaluates and reports below `out`; a part that is done already is not done again."""
+    """Generate, prune, train, evaluate and report below `out`; a part that is done already is not done again."""
     data = out / "data"
     config = replace(config, data=replace(config.data, folder=str(data)))
     _check_recipe(out / "recipe.yaml", to_yaml(config) + f"# {HOMES} {BUDGET} {GATE_STEPS} {GATES}\n")
@@ -76,7 +76,7 @@ def has_homes(data: Path, name: str) -> bool:
 
 
 def draw_homes(data: Path, name: str) -> None:
-    """Writes the demo's data set to a data folder, unless it is there."""
+    """Write the demo's data set to a data folder, unless it is there."""
     if not has_homes(data, name):
         line = ProgressLine("drawing", HOMES["train"] + HOMES["val"], "homes")
         generate_dataset(data, name=name, progress=line.show, **HOMES)

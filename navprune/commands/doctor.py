@@ -80,7 +80,7 @@ class Finding(NamedTuple):
 
 
 def examine(data: Path) -> list[Finding]:
-    """Looks at Python, packages, simulators, compiler, accelerator and the data sets below `data`."""
+    """Look at Python, packages, simulators, compiler, accelerator and the data sets below `data`."""
     return [*_packages(), *_simulators(), *_machine(), *_data_sets(data)]
 
 

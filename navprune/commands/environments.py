@@ -12,7 +12,7 @@ from navprune.tasks.pointnav import EpisodeOrder, PointNavEnv, Shuffled, VectorE
 
 
 def check_sees(spec: EncoderSpec, config: Config) -> None:
-    """Raises UserError where the encoder does not fit the images of the task."""
+    """Raise UserError where the encoder does not fit the images of the task."""
     task = config.task
     missing = [key for key in spec.observations if key not in task.sensors]
     if missing:

@@ -69,7 +69,7 @@ def run_evaluation(
     pictures: str = "0",
     library: SceneLibrary | None = None,
 ) -> tuple[Evaluation, list[Shown]]:
-    """Runs an agent over every episode of a split (or the first `limit`).
+    """Run an agent over every episode of a split (or the first `limit`).
 
     With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
     """
@@ -120,7 +120,7 @@ def chosen_episodes(episodes: Sequence[Episode], pictures: str) -> list[Episode]
 
 
 def show(recording: Recording, folder: Path) -> Shown:
-    """Writes the top-down map and the video of one recorded episode into a folder."""
+    """Write the top-down map and the video of one recorded episode into a folder."""
     name = f"{Path(recording.episode.scene_id).stem}_{recording.episode.episode_id}"
     map_file = folder / f"{name}_map.png"
     maps.episode_map(recording).save(map_file)

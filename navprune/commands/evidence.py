@@ -19,7 +19,7 @@ from navprune.pruning.gates import GateConfig
 from navprune.pruning.losses import PPOTask, collect_observations, labelled_batches, read_labelled, shuffled_batches
 from navprune.pruning.methods import GATES, NEEDS_BATCHES
 from navprune.pruning.prune import Batches
-from navprune.pruning.scores import Loss, distillation_loss
+from navprune.pruning.scores import LossFunction, distillation_loss
 from navprune.pruning.search import SearchConfig
 from navprune.pruning.slim import Spec
 from navprune.source import Source
@@ -72,7 +72,7 @@ class PruningOptions:
 
 def material(
     method: str, spec: Spec, options: PruningOptions, config: Config, closing: ExitStack
-) -> tuple[Batches | None, Loss | None]:
+) -> tuple[Batches | None, LossFunction | None]:
     """What `method` looks at, with a line of progress on the way, and its loss; None for what it does not need.
 
     An environment that it goes on to act in is closed with `closing`. Raises UserError where the kind of network and

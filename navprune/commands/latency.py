@@ -16,7 +16,7 @@ def run_latency(
     device: str | None = None,
     runs: int = 30,
 ) -> dict[str, Any]:
-    """Measures encoders by the names for the table, interleaved; savings are against the first."""
+    """Measure encoders by the names for the table, interleaved; savings are against the first."""
     device = device or default_device()
     line = ProgressLine("measuring latency", len(runtimes) * len(batch_sizes), "settings")
     rows = measure(encoders, batch_sizes, runtimes, device, runs, progress=lambda done, _: line.show(done))

@@ -39,7 +39,7 @@ from navprune.source import CLASSIFIER, FOLDER, NAMED, WEIGHTS_FILE, Source
 def run_pruning(
     text: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
 ) -> PruningResult:
-    """Prunes what is named (see `Source`) to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
+    """Prune what is named (see `Source`) to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
 
     `options` are the fields of `PruningOptions`. What scores and gates look at comes from the configured training
     environments, of classifiers from labelled images.
@@ -80,7 +80,7 @@ def run_pruning(
 
 
 def _check_out(out: Path, sources: Sequence[Source]) -> None:
-    """Raises UserError where a slim checkpoint in `out` would take the place of anything but another one."""
+    """Raise UserError where a slim checkpoint in `out` would take the place of anything but another one."""
     check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
         raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
@@ -106,7 +106,7 @@ def latency_share(
     if not isinstance(dense, EncoderSpec):
         raise UserError(f"latency is measured of visual encoders, not of {dense.family}; budget macs and parameters")
     whole = build(dense, 0)
-    units = sum(channels // dense.units[name] for name, channels in widths(dense).items())
+    units = sum(channels // dense.unit_channels[name] for name, channels in widths(dense).items())
     line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
 
     def share(channels: Widths) -> float:
@@ -160,7 +160,7 @@ def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
 
 
 def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
-    """Writes pruning.json and the picture of the widths beside a slim checkpoint."""
+    """Write pruning.json and the picture of the widths beside a slim checkpoint."""
     write_file(folder / PRUNING, (json.dumps(answer, indent=2) + "\n").encode())
     with TemporaryDirectory() as temporary:
         picture = Path(temporary) / WIDTHS

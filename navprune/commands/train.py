@@ -33,7 +33,7 @@ def initial_policy(config: Config) -> PointNavPolicy:
 
 
 def run_training(config: Config) -> TrainingResult:
-    """Trains as configured into `config.run`; what it does where that holds a run is up to `trainer.start`."""
+    """Train as configured into `config.run`; what it does where that holds a run is up to `trainer.start`."""
     policy = initial_policy(config)
     check_sees(policy.spec.encoder, config)
     cuts, lessons = gradual_pruning(config, policy), distillation(config, policy.spec)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from navprune.comparisons import recordings
-from navprune.comparisons.recordings import Columns, Images, Rollout
+from navprune.comparisons.recordings import Images, Recorded, RecordedEpisode
 from navprune.errors import UserError
 from navprune.simulator.bvh import Bvh
 from navprune.simulator.pathfinder import PathFinder
@@ -55,7 +55,7 @@ SYNCHRONISED = ("position", "reward", "pointgoal", "distance_to_goal")
 def parity(
     folder: Path, scenes: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
 ) -> dict:
-    """Puts every recorded question to the embedded simulator and says how many answers agree.
+    """Put every recorded question to the embedded simulator and say how many answers agree.
 
     folder: a recording (`recordings`); `scenes` takes those scenes alone; `progress(done, total)` counts its files.
     Returns {"scenes": {name: figures}, "required": `REQUIRED`}: shares from 0 to 1 and relative errors of distances,
@@ -116,7 +116,7 @@ def compare_images(bvh: Bvh, images: Images) -> dict:
     return shares
 
 
-def compare_navigation(finder: PathFinder, recorded: Mapping[str, Columns]) -> dict:
+def compare_navigation(finder: PathFinder, recorded: Mapping[str, Recorded]) -> dict:
     """Shares of questions to the path finder whose answers agree, and the relative errors of its distances."""
     figures: dict[str, Any] = {}
     if "geodesic" in recorded:
@@ -138,7 +138,7 @@ def compare_navigation(finder: PathFinder, recorded: Mapping[str, Columns]) -> d
     return figures
 
 
-def _geodesic(finder: PathFinder, recorded: Columns) -> dict:
+def _geodesic(finder: PathFinder, recorded: Recorded) -> dict:
     starts, ends, found, expected = recorded.values()
     distance = finder.geodesic_distance(starts, ends)
     both = np.isfinite(distance) & (found == 1) & np.isfinite(expected)
@@ -150,7 +150,7 @@ def _geodesic(finder: PathFinder, recorded: Columns) -> dict:
     }
 
 
-def compare_rollouts(folder: Path, rollouts: Sequence[Rollout], library: SceneLibrary) -> dict:
+def compare_rollouts(folder: Path, rollouts: Sequence[RecordedEpisode], library: SceneLibrary) -> dict:
     """Shares of steps from the recorded state before that agree, and of whole episodes that end with the recorded SPL.
 
     folder: where the scenes of the episodes lie. An episode that does not fit its navmesh agrees in nothing.
@@ -174,7 +174,7 @@ def compare_rollouts(folder: Path, rollouts: Sequence[Rollout], library: SceneLi
     return {"synchronised": shares, "free": {"spl": _share(np.array(spl))}}
 
 
-def _synchronised(env: PointNavEnv, rollout: Rollout) -> dict[str, NDArray[np.bool_]]:
+def _synchronised(env: PointNavEnv, rollout: RecordedEpisode) -> dict[str, NDArray[np.bool_]]:
     """Which of the T steps from the recorded states agree, bool [T] for each of `SYNCHRONISED`."""
     states = rollout.states
     count = len(states["action"]) - 1
@@ -199,7 +199,7 @@ def _synchronised(env: PointNavEnv, rollout: Rollout) -> dict[str, NDArray[np.bo
     }
 
 
-def _final_spl(env: PointNavEnv, rollout: Rollout) -> float:
+def _final_spl(env: PointNavEnv, rollout: RecordedEpisode) -> float:
     """SPL of the episode replayed from its reset."""
     for action in rollout.states["action"][1:]:
         finished = env.step(torch.tensor([int(action)])).finished

@@ -36,7 +36,7 @@ class Selection:
 
 
 def select(model: nn.Module, over: str, score: str, share: float, generator: torch.Generator) -> Selection:
-    """Chooses what the public code keeps of a VGG network, over "filters", "channels" or "both".
+    """Choose what the public code keeps of a VGG network, over "filters", "channels" or "both".
 
     `score` is "sum-squares" or "mean-abs". Over filters a unit stays for the filter that writes it; over channels for
     those that read it, and the last convolution, which no other reads, stays whole; over both for either, and what a
@@ -68,7 +68,7 @@ def select(model: nn.Module, over: str, score: str, share: float, generator: tor
 
 
 def rounded_up(above: Tensor, generator: torch.Generator, multiple: int = MULTIPLE) -> Tensor:
-    """Adds units at random to a mask, bool [n], until their number is a multiple, at least one of it, or all."""
+    """Add units at random to a mask, bool [n], until their number is a multiple, at least one of it, or all."""
     kept = min(len(above), max(multiple, -(-int(above.sum()) // multiple) * multiple))
     others = (~above).nonzero().flatten()
     added = others[torch.randperm(len(others), generator=generator)[: kept - int(above.sum())]]

@@ -25,7 +25,7 @@ from navprune.scenes.files.episodes import Episode, read_episodes, scene_name, s
 from navprune.scenes.files.navmesh import MAX_COORDINATE
 
 Floats = NDArray[np.float64]
-Columns = dict[str, Floats]
+Recorded = dict[str, Floats]
 """Recorded values by name, [N] or [N, W] each."""
 
 SUFFIXES = {"images": "_images.npz", "navigation": "_navigation.json", "rollouts": "_rollouts.json.gz"}
@@ -60,11 +60,11 @@ class Images(NamedTuple):
     hfov: float
 
 
-class Rollout(NamedTuple):
+class RecordedEpisode(NamedTuple):
     """One episode and its T + 1 states; the first is the reset."""
 
     episode: Episode
-    states: Columns
+    states: Recorded
 
 
 def find_answers(folder: Path, scenes: Sequence[str] | None = None) -> dict[str, dict[str, Path]]:
@@ -141,7 +141,7 @@ def read_images(path: Path) -> Images:
         raise _broken(path, error) from None
 
 
-def read_navigation(path: Path) -> dict[str, Columns]:
+def read_navigation(path: Path) -> dict[str, Recorded]:
     """What the path finder was asked and answered, by question (`QUESTIONS`); those not recorded are left out.
 
     Raises UserError where the file is broken.
@@ -155,7 +155,7 @@ def read_navigation(path: Path) -> dict[str, Columns]:
         raise _broken(path, error) from None
 
 
-def read_rollouts(path: Path, folder: Path, scene: str) -> list[Rollout]:
+def read_rollouts(path: Path, folder: Path, scene: str) -> list[RecordedEpisode]:
     """The episodes that were run in a scene, with their states (`STATE`).
 
     Raises UserError where the file is broken or tells of an episode that the folder's episode files do not have.
@@ -173,7 +173,7 @@ def read_rollouts(path: Path, folder: Path, scene: str) -> list[Rollout]:
     except BROKEN as error:
         raise _broken(path, error) from None
     episodes = _scene_episodes(folder, scene)
-    return [Rollout(_matching(episodes, name, columns, path), columns) for name, columns in states]
+    return [RecordedEpisode(_matching(episodes, name, columns, path), columns) for name, columns in states]
 
 
 def _check_poses(position: Floats, rotation: Floats) -> None:
@@ -197,7 +197,7 @@ def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
     return episodes
 
 
-def _matching(episodes: Iterable[Episode], name: str, states: Columns, path: Path) -> Episode:
+def _matching(episodes: Iterable[Episode], name: str, states: Recorded, path: Path) -> Episode:
     """Of the episodes of this id, which several splits may have, the one that starts where the record does."""
     same = [episode for episode in episodes if episode.episode_id == name]
     if not same:
@@ -206,7 +206,7 @@ def _matching(episodes: Iterable[Episode], name: str, states: Columns, path: Pat
     return min(same, key=lambda episode: float(np.linalg.norm(np.array(episode.start_position) - start)))
 
 
-def _columns(entries: Any, fields: Mapping[str, int]) -> Columns:
+def _columns(entries: Any, fields: Mapping[str, int]) -> Recorded:
     """The fields of recorded entries as arrays, [N] or [N, width]."""
     if not isinstance(entries, list):
         raise ValueError("no list of entries")

@@ -30,7 +30,7 @@ from navprune.models.spec import EncoderSpec, PolicySpec, convolutions
 from navprune.models.widths import widths
 from navprune.pruning.groups import encoder_in, groups_of
 from navprune.pruning.methods import TORCH_PRUNING
-from navprune.pruning.prune import CountCost, PruningResult, spec_of, weights_hash
+from navprune.pruning.prune import CountCost, PruningResult, checked_spec, weights_hash
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget
 from navprune.pruning.slim import Spec, encoder_of, with_encoder
 
@@ -53,7 +53,7 @@ class Cut(NamedTuple):
 
 
 def cut(model: nn.Module, budget: Budget, cost: CountCost, tolerance: float = TOLERANCE) -> Cut:
-    """Cuts the encoder of an encoder or a policy with Torch-Pruning; `model` is left as it is.
+    """Cut the encoder of an encoder or a policy with Torch-Pruning; `model` is left as it is.
 
     Bisects its pruning ratio until every measure of the budget, shares of `cost` of the dense encoder, is met from
     below, the tightest within `tolerance` (relative): one place in its ranking is a channel of every norm group, which
@@ -188,11 +188,11 @@ def prune(
     config: SearchConfig | None = None,
     blocks: bool = False,
 ) -> PruningResult:
-    """Does what `pruning.prune.prune` does, by `cut`; raises UserError for what Torch-Pruning does not offer."""
+    """Do what `pruning.prune.prune` does, by `cut`; raises UserError for what Torch-Pruning does not offer."""
     if blocks or (config and config != SearchConfig(tolerance=config.tolerance)):
         raise UserError("torch-pruning knows no limits, minimum, multiple, scope or blocks: leave them out")
     began = time.perf_counter()
-    dense = spec_of(network)
+    dense = checked_spec(network)
     if not isinstance(dense, EncoderSpec | PolicySpec) or cost is None:
         raise UserError("torch-pruning is a control for encoders and policies alone: give one, and what it costs")
     model = network if isinstance(network, nn.Module) else build(network, seed)

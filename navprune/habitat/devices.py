@@ -56,7 +56,7 @@ def gpu_of(worker: int, wanted: int | None = None) -> int:
 
 
 def check_habitat_sim() -> None:
-    """Raises UserError where habitat-sim is not installed or cannot be loaded."""
+    """Raise UserError where habitat-sim is not installed or cannot be loaded."""
     if not is_installed("habitat_sim"):
         raise UserError(f"simulator=habitat_sim: habitat-sim is not installed; {HABITAT_SIM}")
     try:

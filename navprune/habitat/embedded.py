@@ -98,11 +98,11 @@ class EmbeddedSimulator(Simulator):
     # ---- life
 
     def seed(self, seed: int) -> None:
-        """Seeds the sampling of points."""
+        """Seed the sampling of points."""
         self._rng = np.random.default_rng(seed)
 
     def reconfigure(self, config: DictConfig, episode: Episode | None = None) -> None:
-        """Loads the configured scene where it is another one and puts the agent at its start."""
+        """Load the configured scene where it is another one and put the agent at its start."""
         self.habitat_config = config
         agent = get_agent_config(config)
         key = Path(config.scene), Body(agent.radius, agent.height)
@@ -115,13 +115,13 @@ class EmbeddedSimulator(Simulator):
         self._position, self._rotation = self._start
 
     def reset(self) -> Observations:
-        """Puts the agent at its start; the observations there."""
+        """Put the agent at its start; the observations there."""
         self._position, self._rotation = self._start
         self._collided = False
         return self._observe()
 
     def step(self, action: int | None) -> Observations:
-        """Acts and observes; None only observes."""
+        """Act and observe; None only observes."""
         self._collided = False
         if action is not None:
             self._act(int(action))
@@ -131,7 +131,7 @@ class EmbeddedSimulator(Simulator):
         """Nothing moves by itself."""
 
     def close(self, destroy: bool = True) -> None:
-        """Forgets the scene."""
+        """Forget the scene."""
         self._scene = None
 
     def _act(self, action: int) -> None:
@@ -184,7 +184,7 @@ class EmbeddedSimulator(Simulator):
     def set_agent_state(
         self, position: ArrayLike, rotation: Any, agent_id: int = 0, reset_sensors: bool = True
     ) -> bool:
-        """Moves the agent to a position [3] and a rotation ([x, y, z, w] or quaternion)."""
+        """Move the agent to a position [3] and a rotation ([x, y, z, w] or quaternion)."""
         self._position, self._rotation = np.array(position, np.float64), _rotation(rotation)
         return True
 
@@ -289,7 +289,7 @@ class LabPathFinder:
         return np.asarray(lower, np.float32), np.asarray(upper, np.float32)
 
     def seed(self, seed: int) -> None:
-        """Seeds the sampling of points, as the simulator's `seed` does."""
+        """Seed the sampling of points, as the simulator's `seed` does."""
         self._rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
     def get_random_navigable_point(self, max_tries: int = 10) -> NDArray[np.float32]:

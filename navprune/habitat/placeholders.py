@@ -93,7 +93,7 @@ def is_installed(name: str) -> bool:
 
 
 def import_habitat_lab() -> None:
-    """Imports habitat-lab; raises UserError where it is not installed or its OpenCV does not load or is too new."""
+    """Import habitat-lab; raises UserError where it is not installed or its OpenCV does not load or is too new."""
     if not is_installed("habitat"):
         raise UserError(f"habitat-lab is not installed; {HABITAT_LAB}")
     try:

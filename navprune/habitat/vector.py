@@ -13,7 +13,7 @@ from torch import Tensor
 from navprune.errors import UserError
 from navprune.habitat.devices import gpu_of
 from navprune.habitat.settings import lab_config
-from navprune.habitat.workers import ACTIONS, Report, Workers
+from navprune.habitat.workers import ACTIONS, WorkerReport, Workers
 from navprune.scenes.files.episodes import Episode, scene_path
 from navprune.scenes.recast.bodies import navmesh_for
 from navprune.simulator.pathfinder import PathFinder
@@ -64,7 +64,7 @@ class HabitatEnv(Lockstep[Floor]):
         self._measures: list[dict[str, float]] = [{} for _ in range(num_envs)]
 
     def reset(self) -> Observations:
-        """Begins the first episodes; observations of all N."""
+        """Begin the first episodes; observations of all N."""
         self._meet_scenes()
         self._taken = [[] for _ in range(self.num_envs)]
         for env in range(self.num_envs):
@@ -72,7 +72,7 @@ class HabitatEnv(Lockstep[Floor]):
         return self._stack(range(self.num_envs), self._begin(range(self.num_envs)))
 
     def step(self, actions: Tensor) -> Step:
-        """Moves all agents, int64 actions [N]; ended environments begin their next episode."""
+        """Move all agents, int64 actions [N]; ended environments begin their next episode."""
         chosen = {env: action for env, action in enumerate(self._chosen(actions)) if self._index[env] is not None}
         for env, action in chosen.items():
             if action not in ACTIONS:
@@ -109,7 +109,7 @@ class HabitatEnv(Lockstep[Floor]):
         return {**self._course(), "actions": [list(taken) for taken in self._taken]}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observations:
-        """Begins the running episodes anew and takes their actions again, as the simulators leave nothing to chance.
+        """Begin the running episodes anew and take their actions again, as the simulators leave nothing to chance.
 
         Raises UserError where the episodes were others or ran in another kind of environment.
         """
@@ -120,13 +120,13 @@ class HabitatEnv(Lockstep[Floor]):
         return self._stack(range(self.num_envs), self._begin(range(self.num_envs)))
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None
 
     def _begin(self, envs: Iterable[int]) -> dict[int, Mapping[str, np.ndarray]]:
-        """Begins the episodes of those environments that have one; what is seen there."""
+        """Begin the episodes of those environments that have one; what is seen there."""
         begun = {env: self._lab_episode(self._all[index]) for env in envs if (index := self._index[env]) is not None}
         if self._workers is None:
             idle = self._lab_episode(self._all[0])
@@ -146,7 +146,7 @@ class HabitatEnv(Lockstep[Floor]):
             info={} if episode.geodesic_distance is None else {"geodesic_distance": episode.geodesic_distance},
         )
 
-    def _note(self, env: int, report: Report) -> None:
+    def _note(self, env: int, report: WorkerReport) -> None:
         self.positions[env], self.headings[env] = report.position, report.heading
         self._measures[env], self._distance[env] = report.measures, report.measures["distance_to_goal"]
 

@@ -43,7 +43,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 QUIET = {"MAGNUM_LOG": "quiet", "HABITAT_SIM_LOG": "quiet"}
 
 
-class Report(NamedTuple):
+class WorkerReport(NamedTuple):
     """Where the agent of a worker stands (metres [3], radians) and the measures of its episode so far."""
 
     position: np.ndarray
@@ -76,8 +76,8 @@ class Worker(RLTaskEnv):
             super().__init__(config, dataset)
         self.original_action_space = self.action_space
 
-    def begin(self, episode: NavigationEpisode, actions: Sequence[int]) -> tuple[dict[str, np.ndarray], Report]:
-        """Begins an episode, takes the actions, and returns what is then seen and reported."""
+    def begin(self, episode: NavigationEpisode, actions: Sequence[int]) -> tuple[dict[str, np.ndarray], WorkerReport]:
+        """Begin an episode, take the actions, and return what is then seen and reported."""
         os.ftruncate(self._log, 0)
         self.habitat_env.current_episode = episode
         self._return, self._steps = 0.0, 0
@@ -87,14 +87,14 @@ class Worker(RLTaskEnv):
             observations = self.step(action)[0]
         return observations, self._report()
 
-    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, Report]:
-        """Takes an action; returns observations, reward, whether the episode is over, and the report."""
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, WorkerReport]:
+        """Take an action; returns observations, reward, whether the episode is over, and the report."""
         observations, reward, done, _ = super().step(ACTIONS[action])
         self._return += reward
         self._steps += 1
         return dict(observations), float(reward), bool(done), self._report()
 
-    def _report(self) -> Report:
+    def _report(self) -> WorkerReport:
         state, found = self.habitat_env.sim.get_agent_state(), self.habitat_env.get_metrics()
         turn = state.rotation
         measures = {name: float(found[name]) for name in ("success", "spl", "soft_spl", "distance_to_goal")} | {
@@ -103,12 +103,12 @@ class Worker(RLTaskEnv):
             "steps": float(self._steps),
         }
         heading = heading_of(np.array([turn.x, turn.y, turn.z, turn.w]))
-        return Report(np.array(state.position, dtype=np.float64), heading, measures)
+        return WorkerReport(np.array(state.position, dtype=np.float64), heading, measures)
 
 
 @contextlib.contextmanager
 def opening() -> Iterator[None]:
-    """Raises UserError for a scene that habitat-sim cannot open; its C++ raises these two."""
+    """Raise UserError for a scene that habitat-sim cannot open; its C++ raises these two."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
@@ -140,21 +140,21 @@ class Workers(VectorEnv):
 
     def begin(
         self, episodes: Mapping[int, tuple[NavigationEpisode, Sequence[int]]]
-    ) -> dict[int, tuple[dict[str, np.ndarray], Report]]:
-        """Begins {rank: (episode, actions to take at once)} side by side; returns {rank: Worker.begin's answer}."""
+    ) -> dict[int, tuple[dict[str, np.ndarray], WorkerReport]]:
+        """Begin {rank: (episode, actions to take at once)} side by side; returns {rank: Worker.begin's answer}."""
         for rank, (episode, actions) in episodes.items():
             self._running[rank] = describe(episode)
             self._connection_write_fns[rank]((CALL_COMMAND, ("begin", {"episode": episode, "actions": actions})))
         return {rank: self._connection_read_fns[rank]() for rank in episodes}
 
-    def act(self, actions: Mapping[int, int]) -> dict[int, tuple[dict[str, np.ndarray], float, bool, Report]]:
-        """Takes {rank: action} side by side; returns {rank: Worker.step's answer}."""
+    def act(self, actions: Mapping[int, int]) -> dict[int, tuple[dict[str, np.ndarray], float, bool, WorkerReport]]:
+        """Take {rank: action} side by side; returns {rank: Worker.step's answer}."""
         for rank, action in actions.items():
             self.async_step_at(rank, action)
         return {rank: self.wait_step_at(rank) for rank in actions}
 
     def close(self) -> None:
-        """Ends the workers, by force where one is busy or does not answer."""
+        """End the workers, by force where one is busy or does not answer."""
         if not self._is_closed:
             self._is_closed = True
             for process, read, write in zip(self._workers, self._connection_read_fns, self._connection_write_fns):
@@ -204,7 +204,7 @@ class Workers(VectorEnv):
         return answer
 
     def _complain(self, rank: int, failure: Failure) -> NoReturn:
-        """Raises what was raised in a worker."""
+        """Raise what was raised in a worker."""
         self.close()
         if failure.by_user:
             raise UserError(f"{self._name(rank)}: {failure.message}")
@@ -253,13 +253,13 @@ def cause_of_death(code: int | None) -> str:
 
 
 def send_to_any(send: Callable[[Any], None], message: Any) -> None:
-    """Sends to a worker that may be dead: then no answer comes, and reading tells of it."""
+    """Send to a worker that may be dead: then no answer comes, and reading tells of it."""
     with contextlib.suppress(OSError):
         send(message)
 
 
 def start_server() -> None:
-    """Starts the server that imports everything once, and whose forks the workers are.
+    """Start the server that imports everything once, and whose forks the workers are.
 
     They inherit what it has: one thread each, quiet libraries, and no Ctrl-C, which is the main process's to answer, as
     is SIGUSR1, which batch systems send to all.

@@ -23,7 +23,7 @@ class ResNetFamily(NamedTuple):
     cifar: bool
 
 
-RESNETS = {
+RESNET_FAMILIES = {
     "cifar_resnet56": ResNetFamily((9, 9, 9), 16, 1, cifar=True),
     "cifar_resnet110": ResNetFamily((18, 18, 18), 16, 1, cifar=True),
     "imagenet_resnet18": ResNetFamily((2, 2, 2, 2), 64, 1, cifar=False),
@@ -32,7 +32,7 @@ RESNETS = {
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0 halves the resolution
 VGGS = ("vgg16_bn", "cifar_vgg16_bn")
 HIDDEN = 4096  # of the two linear layers in VGG's head for ImageNet
-NAMES = (*RESNETS, *VGGS)
+CLASSIFIERS = (*RESNET_FAMILIES, *VGGS)
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class ClassifierSpec:
     blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.family not in NAMES:
-            raise UserError(f"unknown classifier {self.family!r}; known are {', '.join(NAMES)}")
+        if self.family not in CLASSIFIERS:
+            raise UserError(f"unknown classifier {self.family!r}; known are {', '.join(CLASSIFIERS)}")
         check_positive(f"{self.family}: classes", self.classes)
         check_input(self.family, self.input)
-        if self.family not in RESNETS and min(self.input[1:]) < 32:
+        if self.family not in RESNET_FAMILIES and min(self.input[1:]) < 32:
             raise UserError(f"{self.family}: input of {self.input[1]} x {self.input[2]} pixels is too small; use 32")
-        stages = len(RESNETS[self.family].blocks) if self.family in RESNETS else 0
+        stages = len(RESNET_FAMILIES[self.family].blocks) if self.family in RESNET_FAMILIES else 0
         if len(self.blocks) != stages:
             raise UserError(f"{self.family}: blocks are {self.blocks}; give the number of each of its {stages} stages")
         check_blocks(self.family, self.blocks, first=0 if _depth(self.family) == 2 else 1)
@@ -99,29 +99,29 @@ class ClassifierSpec:
 def classifier_spec(
     name: str, classes: int, input: tuple[int, int, int] | None = None, width: float = 1.0
 ) -> ClassifierSpec:
-    """A dense classifier, one of `NAMES`; `width` narrows every free width uniformly.
+    """A dense classifier, one of `CLASSIFIERS`; `width` narrows every free width uniformly.
 
     `input` [C, H, W] is by default 3 x 32 x 32 for CIFAR and 3 x 224 x 224 for ImageNet. ResNets: He et al., CVPR
     2016, of CIFAR with projections (option B), of ImageNet with the stride in the 3 x 3 convolution, as in
     torchvision. VGG: Simonyan and Zisserman, ICLR 2015, with BatchNorm. Raises UserError for an unknown name.
     """
-    if name not in NAMES:
-        raise UserError(f"unknown classifier {name!r}; known are {', '.join(NAMES)}")
+    if name not in CLASSIFIERS:
+        raise UserError(f"unknown classifier {name!r}; known are {', '.join(CLASSIFIERS)}")
     side = 32 if name.startswith("cifar") else 224
-    blocks = RESNETS[name].blocks if name in RESNETS else ()
+    blocks = RESNET_FAMILIES[name].blocks if name in RESNET_FAMILIES else ()
     widths = {layer: max(1, round(width * channels)) for layer, channels in dense_widths(name, blocks).items()}
     return ClassifierSpec(name, input or (3, side, side), classes, widths, blocks)
 
 
 def dense_widths(family: str, blocks: tuple[int, ...]) -> dict[str, int]:
     """Unpruned channels of every free width, in the order of execution."""
-    if family in RESNETS:
-        planes = RESNETS[family].planes
+    if family in RESNET_FAMILIES:
+        planes = RESNET_FAMILIES[family].planes
         widths = {"conv1": planes}
         for block in _blocks(family, blocks):
             own = planes * 2 ** (block.stage - 1)
             widths |= dict.fromkeys(block.inner, own)
-            widths.setdefault(block.target, own * RESNETS[family].expansion)
+            widths.setdefault(block.target, own * RESNET_FAMILIES[family].expansion)
         return widths
     widths = {f"features.{index}": channels for index, channels in _vgg_layers() if channels}
     return widths | ({"classifier.0": HIDDEN, "classifier.3": HIDDEN} if family == "vgg16_bn" else {})
@@ -138,7 +138,7 @@ class Classifier(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions, or three of which the second is 3 x 3, added to the input or to its projection."""
 
-    def __init__(self, spec: ClassifierSpec, block: Block):
+    def __init__(self, spec: ClassifierSpec, block: BlockPlan):
         super().__init__()
         widths = [spec.widths[name] for name in (block.source, *block.inner, block.target)]
         kernels = (3, 3) if len(block.inner) == 1 else (1, 3, 1)
@@ -169,7 +169,7 @@ class ResNet(Classifier):
     def __init__(self, spec: ClassifierSpec):
         super().__init__(spec)
         stem = spec.widths["conv1"]
-        cifar = RESNETS[spec.family].cifar
+        cifar = RESNET_FAMILIES[spec.family].cifar
         self.conv1 = _conv(spec.input[0], stem, 3) if cifar else _conv(spec.input[0], stem, 7, 2)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
@@ -220,7 +220,7 @@ class Vgg(Classifier):
         return self.classifier(self.avgpool(self.features(images)).flatten(1))
 
 
-class Block(NamedTuple):
+class BlockPlan(NamedTuple):
     """A residual block at `place`, from the width `source` through the `inner` ones to the width `target`."""
 
     place: str
@@ -233,10 +233,10 @@ class Block(NamedTuple):
 
 def _depth(family: str) -> int:
     """Convolutions of a residual block."""
-    return 3 if family in RESNETS and RESNETS[family].expansion > 1 else 2
+    return 3 if family in RESNET_FAMILIES and RESNET_FAMILIES[family].expansion > 1 else 2
 
 
-def _blocks(family: str, blocks: tuple[int, ...]) -> Iterator[Block]:
+def _blocks(family: str, blocks: tuple[int, ...]) -> Iterator[BlockPlan]:
     depth, trunk = _depth(family), "conv1"
     for stage, count in enumerate(blocks, start=1):
         for index in range(count):
@@ -245,7 +245,7 @@ def _blocks(family: str, blocks: tuple[int, ...]) -> Iterator[Block]:
                 trunk = f"{place}.conv{depth}"
             stride = 2 if stage > 1 and index == 0 else 1
             inner = tuple(f"{place}.conv{i}" for i in range(1, depth))
-            yield Block(place, stage, source, inner, trunk, stride)
+            yield BlockPlan(place, stage, source, inner, trunk, stride)
 
 
 def _vgg_layers() -> Iterator[tuple[int, int]]:

@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         return ChannelGroup(
             layer.name,
             layer.channels,
-            self.spec.units[layer.name],
+            self.spec.unit_channels[layer.name],
             producers=tuple(conv.module for conv in writers if not conv.multiplies),
             norms=tuple(conv.norm for conv in writers if conv.norm),
             readers=tuple(conv.module for conv in convs if conv.source == layer.name and not conv.per_group),
@@ -173,7 +173,7 @@ class Block(nn.Module):
         return F.relu(branch + shortcut, inplace=True)
 
 
-class ResNet(nn.Module):
+class Backbone(nn.Module):
     """Stem and stages: [B, C, H, W] -> [B, last trunk, H / 32, W / 32]."""
 
     def __init__(self, spec: EncoderSpec):
@@ -200,7 +200,7 @@ class ResNetEncoder(Encoder):
     def __init__(self, spec: EncoderSpec):
         super().__init__(spec)
         self.running_mean_and_var = RunningMeanAndVar(spec.input[0]) if spec.normalise else nn.Identity()
-        self.backbone = ResNet(spec)
+        self.backbone = Backbone(spec)
         last = spec.by_name[trunk_name(spec.block, len(spec.blocks))]
         self.compression = nn.Sequential(
             Conv2d(last.channels, spec.output, 3), nn.GroupNorm(1, spec.output), nn.ReLU(inplace=True)

@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], frozenset[str]]:
 
 
 def checked(tensors: Mapping[str, Tensor], room: int) -> dict[str, Tensor]:
-    """Copies as float32 of tensors that `read_tensors` found in a file of `room` bytes.
+    """Copy as float32 of tensors that `read_tensors` found in a file of `room` bytes.
 
     Raises UserError for what is no dense tensor of finite real numbers, and where together they claim to be larger
     than the file.

@@ -103,8 +103,8 @@ class EncoderSpec:
         for layer in self.layers:
             check_positive(f"{title}: group size of {layer.name}", layer.group)
             check_positive(f"{title}: width of {layer.name}", layer.channels)
-            if layer.channels % self.units[layer.name]:
-                size = f"{layer.channels} channels, no multiple of its group size {self.units[layer.name]}"
+            if layer.channels % self.unit_channels[layer.name]:
+                size = f"{layer.channels} channels, no multiple of its group size {self.unit_channels[layer.name]}"
                 raise UserError(f"{title}: {layer.name} has {size}")
 
     def _check_images(self, title: str) -> None:
@@ -128,7 +128,7 @@ class EncoderSpec:
         return {"input": self.input[0], **{layer.name: layer.channels for layer in self.layers}, "output": self.output}
 
     @cached_property
-    def units(self) -> dict[str, int]:
+    def unit_channels(self) -> dict[str, int]:
         """Channels of every layer that go or stay together: a norm group, of ResNeXt whole groups of both kinds."""
         return {layer.name: math.lcm(layer.group, _per_group(self.block, layer.name)) for layer in self.layers}
 
@@ -382,13 +382,13 @@ def known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_positive(what: str, value: object) -> None:
-    """Raises UserError unless the value is a whole number of at least 1."""
+    """Raise UserError unless the value is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{what} is {value!r}; it must be a whole number of at least 1")
 
 
 def check_input(title: str, input: tuple[int, ...]) -> None:
-    """Raises UserError unless these are sides [C, H, W]."""
+    """Raise UserError unless these are sides [C, H, W]."""
     if len(input) != 3:
         raise UserError(f"{title}: input is (channels, height, width), not {tuple(input)}")
     for what, value in zip(("channels", "height", "width"), input):
@@ -396,7 +396,7 @@ def check_input(title: str, input: tuple[int, ...]) -> None:
 
 
 def check_blocks(title: str, blocks: tuple[int, ...], first: int) -> None:
-    """Raises UserError for a stage without blocks, the first for one with less than `first`."""
+    """Raise UserError for a stage without blocks, the first for one with less than `first`."""
     for stage, count in enumerate(blocks, start=1):
         # The first block of a stage changes the resolution or the width, so that it cannot be left out.
         least = first if stage == 1 else 1

@@ -186,7 +186,7 @@ def _resnet_name(block: str, blocks: tuple[int, ...]) -> str | None:
 
 
 def _check_fits(spec: PolicySpec, state: Mapping[str, Tensor]) -> None:
-    """Raises UserError where the tensors are not those of the spec; shapes that clash cost no memory."""
+    """Raise UserError where the tensors are not those of the spec; shapes that clash cost no memory."""
     with torch.device("meta"):
         expected = {key: list(value.shape) for key, value in build(spec, seed=0).state_dict().items()}
     for key in state:

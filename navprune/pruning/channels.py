@@ -62,7 +62,7 @@ class Channels:
         return channels
 
     def join(self, other: Channels) -> None:
-        """Makes one set of two; of different sizes, both stay whole."""
+        """Make one set of two; of different sizes, both stay whole."""
         first, second = self.root, other.root
         if first.size != second.size:
             first.fixed = second.fixed = True
@@ -92,12 +92,12 @@ class Value:
         return not self.channels.root.fixed
 
     def read(self) -> None:
-        """Notes that something reads it in which every channel counts."""
+        """Note that something reads it in which every channel counts."""
         self.channels.root.ends |= self.silencers or frozenset()
         self.channels.root.speaking |= self.writers
 
     def keep(self) -> None:
-        """Notes that something reads it that needs all of its channels."""
+        """Note that something reads it that needs all of its channels."""
         self.channels.root.fixed = True
         self.read()
 

@@ -8,7 +8,7 @@ from navprune.models.encoders import ChannelGroup
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCost:
     """What one convolution, linear layer or norm costs; see `module_cost`.
 
     `source` and `target` name groups, or are None where the width is fixed; `inputs` and `outputs` are features for
@@ -35,7 +35,7 @@ class Trace:
     """
 
     groups: tuple[ChannelGroup, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerCost, ...]
     parameters: int
     obstacles: tuple[str, ...] = ()
 

@@ -23,7 +23,7 @@ from navprune.errors import UserError
 from navprune.models.encoders import Encoder, RunningMeanAndVar
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, scaled, units
-from navprune.pruning.scores import Loss, Scores, loss_of
+from navprune.pruning.scores import LossFunction, Scores, loss_of
 
 STABLE_OVER = 20
 """Steps between two looks at the ranking, which decide on an early stop."""
@@ -78,7 +78,7 @@ class Recipe(NamedTuple):
     batch_size: int
 
 
-PAPER = {
+PAPER_RECIPES = {
     "cifar": Recipe(GateConfig(penalty=0.5, stable=1.0), epochs=10, batch_size=128),
     "imagenet": Recipe(GateConfig(penalty=0.05, stable=1.0), epochs=1, batch_size=100),
 }
@@ -95,13 +95,13 @@ class LearnedGates(NamedTuple):
 def learn_gates(
     model: nn.Module,
     batches: Iterable[Any],
-    loss: Loss,
+    loss: LossFunction,
     config: GateConfig,
     *,
     example: Example | None = None,
     blocks: bool = False,
 ) -> LearnedGates:
-    """Learns one gate for each unit inside the residual blocks; `model` is left as it was.
+    """Learn one gate for each unit inside the residual blocks; `model` is left as it was.
 
     Each batch makes one step, on `loss(model, batch)`, a scalar. The weights stand still, of a policy those of its
     encoder: what lies behind it learns along and is put back, since untrained heads carry no signal; so do the
@@ -130,9 +130,14 @@ def _behind_encoder(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _descend(
-    model: nn.Module, gates: Scores, along: list[nn.Parameter], batches: Iterable[Any], loss: Loss, config: GateConfig
+    model: nn.Module,
+    gates: Scores,
+    along: list[nn.Parameter],
+    batches: Iterable[Any],
+    loss: LossFunction,
+    config: GateConfig,
 ) -> list[float]:
-    """Moves the gates in place, one step a batch, and returns the task losses."""
+    """Move the gates in place, one step a batch, and return the task losses."""
     settings = [{"params": list(gates.values()), "lr": config.learning_rate}]
     if along:
         settings.append({"params": along, "lr": config.readout_learning_rate})

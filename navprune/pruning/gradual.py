@@ -262,7 +262,7 @@ class GradualPruning(Callback):
 
     def to_json(self) -> dict[str, Any]:
         """What `pruning.json` holds: as `PruningResult.to_json`, with the cuts instead of the last scores."""
-        left = {name: int(self.kept[name].sum()) * unit for name, unit in self.dense.units.items()}
+        left = {name: int(self.kept[name].sum()) * unit for name, unit in self.dense.unit_channels.items()}
         return {
             "method": self.config.method,
             "budget": self.budget,
@@ -288,7 +288,7 @@ class GradualPruning(Callback):
 
 @torch.no_grad()
 def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float, example: Example | None = None) -> None:
-    """Multiplies the units that the next cut takes, {group name: bool [units]}, by `factor` in place.
+    """Multiply the units that the next cut takes, {group name: bool [units]}, by `factor` in place.
 
     That is the scale and shift of their norms, since a norm divides by the scale of the filters before it; where
     there is none, the filters and biases. A unit that has faded to 0 is as good as masked. `example` is that of

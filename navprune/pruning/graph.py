@@ -48,7 +48,7 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
 
 
 def check_plain(module: nn.Module) -> None:
-    """Raises UserError, with the layer's name, where a network does more than its modules' forward says."""
+    """Raise UserError, with the layer's name, where a network does more than its modules' forward says."""
     for name, part in module.named_modules():
         refusals = {
             "is compiled by torch.jit: give the module it was made of": isinstance(part, torch.jit.ScriptModule),
@@ -76,7 +76,7 @@ def check_plain(module: nn.Module) -> None:
 
 
 def _check_not_shared(module: nn.Module) -> None:
-    """Raises UserError where a layer's weights are another layer's, too, or are no parameters."""
+    """Raise UserError where a layer's weights are another layer's, too, or are no parameters."""
     owners: dict[int, str] = {}
     for name, part in module.named_modules():
         if isinstance(part, WEIGHTED) and "weight" not in part._parameters:
@@ -160,7 +160,7 @@ class _Tracer(fx.Tracer):
         return known is not None or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
-        """Notes the result, a tensor without values, beside its node."""
+        """Note the result, a tensor without values, beside its node."""
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         self.computing = True
         try:
@@ -175,7 +175,7 @@ class _Tracer(fx.Tracer):
         return node
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Notes which node a module answers with."""
+        """Note which node a module answers with."""
         if self.computing:
             return forward(*args, **kwargs)
         answer, path = super().call_module(m, forward, args, kwargs), self.path_of_module(m)

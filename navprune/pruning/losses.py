@@ -118,7 +118,7 @@ def collect_observations(env: VectorEnv, steps: int, rng: np.random.Generator, w
 
 
 def shuffled_batches(data: Batch, size: int, epochs: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
-    """Goes `epochs` times through `data` [M, ...] in random order, by batches of `size`; no short last batch.
+    """Go `epochs` times through `data` [M, ...] in random order, by batches of `size`; no short last batch.
 
     Raises UserError when a batch cannot be filled or holds less than two observations.
     """

@@ -121,7 +121,7 @@ def weight_masks(
     compression: float,
     classifier: bool = False,
 ) -> Masks:
-    """Keeps the most important weights, of all layers together or, layerwise, the same share of every parameter.
+    """Keep the most important weights, of all layers together or, layerwise, the same share of every parameter.
 
     Such shares are rounded so that the whole is met (largest remainders first). Raises UserError for an importance
     that is not finite.
@@ -151,7 +151,7 @@ def largest(values: Tensor, count: int) -> Tensor:
 
 
 def apportioned(count: int, sizes: Sequence[int]) -> list[int]:
-    """Splits `count` in proportion to sizes: whole numbers with that sum, each off by less than 1; ties go first."""
+    """Split `count` in proportion to sizes: whole numbers with that sum, each off by less than 1; ties go first."""
     total = sum(sizes)
     shares = [count * size // total for size in sizes]
     remainders = [count * size % total for size in sizes]
@@ -180,7 +180,7 @@ def _cut(tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: Ke
 
 
 def unit_masks(score: str, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False) -> Masks:
-    """Keeps the units of best score, as `search` does, until all parameters shrink by the ratio within 1 %.
+    """Keep the units of best score, as `search` does, until all parameters shrink by the ratio within 1 %.
 
     What the last layer says is no unit, whatever `classifier` says.
     """
@@ -222,7 +222,7 @@ STRATEGIES |= {f"structured-{score}": partial(unit_masks, score) for score in SC
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Sets masked weights to zero in place; call it behind each step of an optimiser to keep them there."""
+    """Set masked weights to zero in place; call it behind each step of an optimiser to keep them there."""
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         parameter = parameters.get(name)

@@ -30,7 +30,7 @@ def group_lasso(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FI
 
 @torch.no_grad()
 def proximal_step(model: nn.Module, groups: Sequence[ChannelGroup], threshold: float, over: str = FILTERS) -> None:
-    """Shrinks each group in place: W_g <- max(0, 1 - threshold * sqrt(|g|) / ||W_g||_2) * W_g.
+    """Shrink each group in place: W_g <- max(0, 1 - threshold * sqrt(|g|) / ||W_g||_2) * W_g.
 
     `threshold` is the optimiser's learning rate x the penalty's strength. This is the penalty's proximal operator
     (group soft threshold; Yuan & Lin 2006) where groups do not overlap; over "both", where a weight lies in the
@@ -73,7 +73,7 @@ def survivors(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILT
 
 
 def _check(model: nn.Module, groups: Sequence[ChannelGroup], over: str) -> None:
-    """Raises UserError for units that filters of zero would not silence, or that are made of something unknown."""
+    """Raise UserError for units that filters of zero would not silence, or that are made of something unknown."""
     if over not in (FILTERS, CHANNELS, BOTH):
         raise UserError(f"a group lasso is over {FILTERS}, {CHANNELS} or {BOTH}, not {over!r}")
     for name in (name for group in groups for name in group.norms if over != CHANNELS):
@@ -96,7 +96,7 @@ def _measures(model: nn.Module, groups: Sequence[ChannelGroup], over: str) -> li
 
 
 def _scale(layer: nn.Module, dim: int, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Multiplies weights along a dimension, and biases, by a factor for each unit."""
+    """Multiply weights along a dimension, and biases, by a factor for each unit."""
     for name, factor in (("weight", weight), ("bias", bias)):
         parameter = getattr(layer, name, None)
         if isinstance(parameter, Tensor) and factor is not None:

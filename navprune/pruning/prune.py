@@ -21,7 +21,7 @@ from navprune.pruning.graph import Example
 from navprune.pruning.groups import Keep, groups_of, is_inner, units
 from navprune.pruning.losses import Imitation
 from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES, TORCH_PRUNING
-from navprune.pruning.scores import SCORES, Evidence, Loss, Scores, classification_loss
+from navprune.pruning.scores import SCORES, Evidence, LossFunction, Scores, classification_loss
 from navprune.pruning.search import MEASURES, Budget, SearchConfig, Share, Shares, Widths, check_budget, search
 from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
 from navprune.pruning.trace import module_cost
@@ -96,7 +96,7 @@ def prune(
     *,
     seed: int = 0,
     batches: Batches | None = None,
-    loss: Loss | None = None,
+    loss: LossFunction | None = None,
     gates: GateConfig | None = None,
     config: SearchConfig | None = None,
     costs: Mapping[str, Share] | None = None,
@@ -104,7 +104,7 @@ def prune(
     example: Example | None = None,
     device: torch.device | str = "cpu",
 ) -> PruningResult:
-    """Prunes an encoder, a policy, a classifier or any module that can be traced with an `example` of its input.
+    """Prune an encoder, a policy, a classifier or any module that can be traced with an `example` of its input.
 
     A spec begins with random weights from `seed`. `budget` {measure: share} refers to the dense network and is met
     from below as `search` says under `config`: "macs" and "parameters" by `cost` of the encoder's spec, without an
@@ -119,7 +119,7 @@ def prune(
     """
     config, costs, gates = config or SearchConfig(), costs or {}, (gates or GateConfig()) if method == GATES else None
     _check(method, budget, costs)
-    began, dense = time.perf_counter(), spec_of(network)
+    began, dense = time.perf_counter(), checked_spec(network)
     model = _looked_at(network, dense, gates, seed, device)
     groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
     shares = _shares(dense or _spec_within(model) or model, cost, example)
@@ -179,7 +179,7 @@ def _left(
     }
 
 
-def spec_of(network: nn.Module | Spec) -> Spec | None:
+def checked_spec(network: nn.Module | Spec) -> Spec | None:
     """The spec of a network; raises UserError where its weights are of other shapes."""
     if isinstance(network, Spec):
         return network
@@ -201,7 +201,7 @@ def spec_of(network: nn.Module | Spec) -> Spec | None:
 def _check_reach(
     groups: Sequence[ChannelGroup], method: str, shares: Shares, budget: Budget, config: SearchConfig, dense: Widths
 ) -> None:
-    """Raises UserError for limits or a budget that no scores could meet, before minutes go into scores."""
+    """Raise UserError for limits or a budget that no scores could meet, before minutes go into scores."""
     if method not in NEEDS_BATCHES:
         return
     cut = [group for group in groups if method != GATES or is_inner(group) or group.block]
@@ -272,7 +272,7 @@ def _remembered(share: Share) -> Share:
 def expanded(spec: Spec, factor: float) -> Spec:
     """The same network with every free width multiplied by `factor`, rounded to whole units."""
     own = encoder_of(spec)
-    units = own.units if isinstance(own, EncoderSpec) else dict.fromkeys(own.widths, 1)
+    units = own.unit_channels if isinstance(own, EncoderSpec) else dict.fromkeys(own.widths, 1)
     wider = {name: max(1, round(factor * count / units[name])) * units[name] for name, count in widths(own).items()}
     return with_encoder(spec, with_widths(own, wider))
 

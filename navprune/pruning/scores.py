@@ -24,7 +24,7 @@ from navprune.pruning.groups import encoder_in, groups_of, scaled, units
 
 Scores = dict[str, Tensor]
 
-Loss = Callable[[nn.Module, Any], Tensor]
+LossFunction = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> scalar. A batch is whatever the loss reads."""
 
 FILTERS, CHANNELS, BOTH = "filters", "channels", "both"
@@ -41,7 +41,7 @@ class Evidence:
 
     generator: torch.Generator
     batches: Iterable[Any] | None = None
-    loss: Loss | None = None
+    loss: LossFunction | None = None
     example: Example | None = None
     blocks: bool = False
 
@@ -254,7 +254,7 @@ def mean_magnitudes(
     return {name: total / counts[name] for name, total in totals.items()}
 
 
-def run_batch(method: str, run: Loss, model: nn.Module, batch: Any) -> Tensor:
+def run_batch(method: str, run: LossFunction, model: nn.Module, batch: Any) -> Tensor:
     """What `run` makes of a model and a batch; raises UserError, with the method's name, for one that does not fit."""
     try:
         return run(model, batch)
@@ -265,7 +265,7 @@ def run_batch(method: str, run: Loss, model: nn.Module, batch: Any) -> Tensor:
         raise UserError(f"{method}: a batch does not fit the network ({reason}); check the shapes it holds") from error
 
 
-def loss_of(method: str, loss: Loss, model: nn.Module, batch: Any) -> Tensor:
+def loss_of(method: str, loss: LossFunction, model: nn.Module, batch: Any) -> Tensor:
     """The loss of a batch, a scalar with a slope; raises UserError as `run_batch`, or for any other value."""
     value = run_batch(method, loss, model, batch)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
@@ -306,7 +306,7 @@ def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tenso
     return F.cross_entropy(logits, labels.to(logits.device))
 
 
-def distillation_loss(teacher: nn.Module) -> Loss:
+def distillation_loss(teacher: nn.Module) -> LossFunction:
     """The loss that compares a model's outputs with a teacher's: their mean squared difference.
 
     Of an encoder or a policy, the encoder's features; of a classifier, the logits (Ba & Caruana, NeurIPS 2014). It

@@ -84,7 +84,7 @@ class SearchConfig:
 
 
 def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str, float]:
-    """Reads `macs=0.5,parameters=0.45`: each of `names` (or any name) at most once, with a number.
+    """Read `macs=0.5,parameters=0.45`: each of `names` (or any name) at most once, with a number.
 
     Raises UserError, naming the `option`, on anything else.
     """
@@ -103,7 +103,7 @@ def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str,
 
 
 def parse_budget(text: str) -> dict[str, float]:
-    """Reads `macs=0.5,parameters=0.45` or `latency=0.7`: shares of the dense network, 0 < share <= 1.
+    """Read `macs=0.5,parameters=0.45` or `latency=0.7`: shares of the dense network, 0 < share <= 1.
 
     Raises UserError on anything else.
     """
@@ -117,7 +117,7 @@ def _is_share(value: object) -> bool:
 
 
 def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
-    """Raises UserError unless every entry is a share in (0, 1] of a known measure."""
+    """Raise UserError unless every entry is a share in (0, 1] of a known measure."""
     if not isinstance(budget, Mapping):
         raise UserError(f"the budget is {budget!r}: give shares by name, such as {{'macs': 0.5}}")
     if not budget:
@@ -200,7 +200,7 @@ class Found(NamedTuple):
     counts: Counter[str]
 
 
-class Step(NamedTuple):
+class Growth(NamedTuple):
     """The next best units of a group, which come together."""
 
     group: str
@@ -210,7 +210,7 @@ class Step(NamedTuple):
 
 def _steps(
     groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], config: SearchConfig, dense: Widths
-) -> tuple[Counter[str], list[Step]]:
+) -> tuple[Counter[str], list[Growth]]:
     """The units that must stay of each group, and the steps by which it may grow, the best first."""
     cut = [group.name for group in groups if group.name in scores]
     for pattern in config.limits:
@@ -229,7 +229,7 @@ def _steps(
         floors[group.name] = sizes[0]
         for low, high in pairwise(sizes):
             score = 1 - (low + high) / 2 / units(group) if config.scope == "layer" else float(best[low:high].mean())
-            steps.append(Step(group.name, high - low, score))
+            steps.append(Growth(group.name, high - low, score))
     return floors, steps
 
 
@@ -267,7 +267,7 @@ class _Space:
     ) -> None:
         self.sizes, self.floors, self.cost, self.budget, self.enough = sizes, floors, cost, budget, 1 - tolerance
 
-    def counts(self, steps: Sequence[Step]) -> Counter[str]:
+    def counts(self, steps: Sequence[Growth]) -> Counter[str]:
         """Units of each group after these steps."""
         return self.floors + _units(steps)
 
@@ -281,11 +281,11 @@ class _Space:
     def fits(self, counts: Mapping[str, int]) -> bool:
         return all(load <= 1 for load in self.loads(counts).values())
 
-    def longest(self, order: Sequence[Step]) -> int:
+    def longest(self, order: Sequence[Growth]) -> int:
         """How many of the first steps fit together; -1 where not even the floors do."""
         return bisect_right(range(len(order) + 1), False, key=lambda n: not self.fits(self.counts(order[:n]))) - 1
 
-    def filled(self, counts: Counter[str], rest: Sequence[Step], full: set[str], goal: Goal) -> Found:
+    def filled(self, counts: Counter[str], rest: Sequence[Growth], full: set[str], goal: Goal) -> Found:
         """These counts with the best further steps that fit, until the goal is met; `full` groups do not grow."""
         counts, full, loads = counts.copy(), set(full), self.loads(counts)
         for step in rest:
@@ -302,7 +302,7 @@ class _Space:
                 full.add(step.group)
         return Found(goal(loads.values()), counts)
 
-    def closest(self, order: Sequence[Step], goal: Goal) -> Found:
+    def closest(self, order: Sequence[Growth], goal: Goal) -> Found:
         """The best steps that fit, the room left filled, if need be in place of some last ones of groups above."""
         fitting = self.longest(order)
         above, below = order[:fitting], order[fitting:]
@@ -316,9 +316,9 @@ class _Space:
         return best
 
 
-def _releases(steps: Sequence[Step]) -> Iterator[list[Step]]:
+def _releases(steps: Sequence[Growth]) -> Iterator[list[Growth]]:
     """Sets of last steps of each group to take back: first one step, the worst first, then two, and so on."""
-    lasts: dict[str, list[Step]] = {}
+    lasts: dict[str, list[Growth]] = {}
     for step in reversed(steps):
         lasts.setdefault(step.group, []).append(step)
     for count in range(1, len(steps) + 1):
@@ -328,14 +328,14 @@ def _releases(steps: Sequence[Step]) -> Iterator[list[Step]]:
                 yield [step for name, many in taken.items() for step in lasts[name][:many]]
 
 
-def _units(steps: Iterable[Step]) -> Counter[str]:
+def _units(steps: Iterable[Growth]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for step in steps:
         counts[step.group] += step.units
     return counts
 
 
-def _within(space: _Space, order: list[Step], *, balance: bool) -> tuple[Counter[str], list[Step]]:
+def _within(space: _Space, order: list[Growth], *, balance: bool) -> tuple[Counter[str], list[Growth]]:
     """The counts that meet the exact budgets, and the ranking they were taken from."""
     if not space.budget:
         return space.counts(order), order
@@ -355,10 +355,10 @@ def _within(space: _Space, order: list[Step], *, balance: bool) -> tuple[Counter
     return best.counts, ranking
 
 
-def _tilted(space: _Space, order: list[Step]) -> list[list[Step]]:
+def _tilted(space: _Space, order: list[Growth]) -> list[list[Growth]]:
     """Rankings at which two budgets come nearest to binding together; none where they cannot."""
 
-    def slack(order: list[Step]) -> float:
+    def slack(order: list[Growth]) -> float:
         first, second = space.loads(space.counts(order[: space.longest(order)])).values()
         return first - second
 
@@ -368,7 +368,7 @@ def _tilted(space: _Space, order: list[Step]) -> list[list[Step]]:
         return [order]
     sign = 1 if before > 0 else -1
 
-    def tilted(theta: float) -> list[Step]:
+    def tilted(theta: float) -> list[Growth]:
         places = {id(step): place / len(order) for place, step in enumerate(order)}
         return sorted(order, key=lambda step: places[id(step)] - theta * (lean[step.group] * sign))
 
@@ -384,7 +384,7 @@ def _tilted(space: _Space, order: list[Step]) -> list[list[Step]]:
     return [tilted(theta) for _, theta in sorted(tried)[:4]]
 
 
-def _lean(space: _Space, order: Sequence[Step]) -> dict[str, float]:
+def _lean(space: _Space, order: Sequence[Growth]) -> dict[str, float]:
     """How much more of the second measure than of the first each group's last step takes, from 0 to 1."""
     whole = space.counts(order)
     dense = space.cost(space.widths(whole))
@@ -401,7 +401,7 @@ def _lean(space: _Space, order: Sequence[Step]) -> dict[str, float]:
 
 
 def _bisected(
-    space: _Space, order: Sequence[Step], counts: Counter[str], name: str, limit: float, share: Share
+    space: _Space, order: Sequence[Growth], counts: Counter[str], name: str, limit: float, share: Share
 ) -> Counter[str]:
     """As many of the ranking's best steps, within `counts`, as keep a measured share at its limit or below."""
     if share(space.widths(counts)) <= limit:

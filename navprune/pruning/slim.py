@@ -67,7 +67,7 @@ def _rebuilt(model: nn.Module, groups: list[ChannelGroup], keep: dict[str, Tenso
 
 
 def cut_group(weights: dict[str, Tensor], group: ChannelGroup, kept: Tensor) -> None:
-    """Cuts one group's channels out of a state dict, in place.
+    """Cut one group's channels out of a state dict, in place.
 
     `kept` is bool [units]. Producers, norms and multipliers lose entries of dimension 0, readers of dimension 1,
     vectors of the only one that has several.
@@ -105,7 +105,7 @@ def _cut(tensor: Tensor, dimension: int, kept: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _narrow(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
-    """Cuts one group's channels out of a network's layers, in place."""
+    """Cut one group's channels out of a network's layers, in place."""
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     smaller = dict(tensors)
     cut_group(smaller, group, kept)
@@ -131,7 +131,7 @@ def _forget(small: nn.Module, model: nn.Module, example: Example) -> None:
 
 
 def _correct_sizes(layer: nn.Module, dimension: int, units: int, left: int) -> None:
-    """Corrects what a layer says of its own widths."""
+    """Correct what a layer says of its own widths."""
     inputs = ["in_channels", "in_features"]
     outputs = ["out_channels", "out_features", "num_features", "num_channels", "num_groups"]
     if getattr(layer, "groups", 1) > 1:

@@ -32,7 +32,7 @@ from navprune.pruning.channels import (
     whole,
     width_of,
 )
-from navprune.pruning.costs import Layer, Trace
+from navprune.pruning.costs import LayerCost, Trace
 from navprune.pruning.graph import Example, shaped_graph
 
 FUNCTIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
@@ -112,7 +112,7 @@ class _Follower:
             return self._value(node)
 
     def _keep(self, node: fx.Node) -> None:
-        """Notes that what a node reads is for others to know: all of these channels stay."""
+        """Note that what a node reads is for others to know: all of these channels stay."""
         for value in self._inputs(node):
             value.keep()
         for count in self.counts.keys() & set(node.all_input_nodes):
@@ -175,7 +175,7 @@ class _Follower:
         return Value(self.vectors.setdefault(str(node.target), Channels(result.shape[axis])), axis=axis)
 
     def _count_channels(self, node: fx.Node, name: str) -> None:
-        """Follows the number of channels that can be cut, as far as the same channels are given another shape."""
+        """Follow the number of channels that can be cut, as far as the same channels are given another shape."""
         first = node.all_input_nodes[0] if node.all_input_nodes else None
         value = self.values.get(first) if first else None
         result, index = node.meta["result"], argument(node, 1, "dim")
@@ -236,7 +236,7 @@ class _Follower:
         return name, layer if given and own.issuperset(given) and fits else None
 
     def _meet(self, node: fx.Node, place: str, layer: nn.Module | None) -> None:
-        """Notes what has parameters, but meets only fixed channels, or meets them in no way that is followed."""
+        """Note what has parameters, but meets only fixed channels, or meets them in no way that is followed."""
         if layer is not None:
             self.elsewhere.add(place)
             if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but is not cut
@@ -294,7 +294,7 @@ class _Follower:
         return Channels(layer.out_channels, fixed=True)
 
     def _note(self, node: fx.Node, what: str = "") -> None:
-        """Notes an operation in words, by its name or a layer by its kind, with its place."""
+        """Note an operation in words, by its name or a layer by its kind, with its place."""
         layer = type(self._layer(node)).__name__ if node.op == "call_module" else operation_of(node)
         place = str(node.target) if node.op == "call_module" else _inside(node)
         at = f"at {place}" if place else "in forward"
@@ -313,7 +313,7 @@ class _Follower:
         layers = [_layer(name, call, names) for name, call in self.calls.items()]
         for name, channels in self.vectors.items():
             if channels.root in names and isinstance(_parameter(self.module, name), nn.Parameter):
-                layers.append(Layer(name, None, 0, names[channels.root], 1, 0, 0, 1))
+                layers.append(LayerCost(name, None, 0, names[channels.root], 1, 0, 0, 1))
         counted = Trace(groups, tuple(layers), 0).cost({})["parameters"]
         total = sum(p.numel() for p in self.module.parameters())
         return Trace(groups, tuple(layers), total - counted, tuple(dict.fromkeys(self.obstacles.values())))
@@ -358,7 +358,7 @@ def _parameter(module: nn.Module, name: str) -> Tensor:
     return getattr(module.get_submodule(owner), own)
 
 
-def _layer(name: str, call: _Call, names: Mapping[Channels, str]) -> Layer:
+def _layer(name: str, call: _Call, names: Mapping[Channels, str]) -> LayerCost:
     """One entry of the costs, of a layer as it is before any cut."""
     module = call.module
     source = names.get(call.source.root) if call.source else None
@@ -376,4 +376,4 @@ def _layer(name: str, call: _Call, names: Mapping[Channels, str]) -> Layer:
         inputs //= call.source.size
     if target:
         outputs //= call.target.size
-    return Layer(name, source, inputs, target, outputs, taps, call.positions, vectors)
+    return LayerCost(name, source, inputs, target, outputs, taps, call.positions, vectors)

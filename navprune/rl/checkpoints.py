@@ -236,7 +236,7 @@ def checkpoint_folder(run: Path, frames: int) -> Path:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises UserError where writing a checkpoint to `folder` would take anything else with it."""
+    """Raise UserError where writing a checkpoint to `folder` would take anything else with it."""
     if Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(f"{folder} is the folder we are in; choose another folder")
     if folder.exists() and not folder.is_dir():

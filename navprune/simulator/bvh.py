@@ -52,7 +52,7 @@ class Surface(NamedTuple):
 
 
 class Cutout(NamedTuple):
-    """What a scene with holes needs to be drawn: the fields of Masks in the order of the leaves, and its surface."""
+    """What a scene with holes needs to be drawn: AlphaMasks in the order of the leaves, and its surface."""
 
     alpha: NDArray[np.uint8]
     cutoff: NDArray[np.float32]
@@ -105,7 +105,7 @@ def front_planes(vertices: NDArray) -> NDArray[np.float32]:
 
 
 def build_tree(vertices: NDArray) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
-    """Builds the hierarchy over triangles [T, 3, 3].
+    """Build the hierarchy over triangles [T, 3, 3].
 
     Returns boxes and nodes as in `Tree`, and the order of the triangles [T] in the leaves. Works from the
     root down, splitting by the surface area heuristic over 16 bins an axis (Wald, "On fast construction of
@@ -177,7 +177,7 @@ def _half_area(box):
 
 @njit(cache=True)
 def _split(members, centres, lower, upper):
-    """Sorts members into two sides by the cheapest split and returns the size of the first (0: no split)."""
+    """Sort members into two sides by the cheapest split and return the size of the first (0: no split)."""
     best_cost, best_axis, best_bin = np.inf, -1, 0
     low, width = np.empty(3, np.float32), np.empty(3, np.float32)
     for axis in range(3):

@@ -75,7 +75,7 @@ class Search(NamedTuple):
 
 @inner
 def new_search(polygon_count):
-    """Makes the scratch for searches on a mesh of so many polygons."""
+    """Make the scratch for searches on a mesh of so many polygons."""
     size = min(4 * polygon_count + 1, MAX_NODES)
     return Search(
         np.full(4 * polygon_count, -1, np.int32),
@@ -232,7 +232,7 @@ def _corners_in_reach(mesh, polygon, p):
 
 @inner
 def _add_candidate(mesh, polygon, p, count, found, gaps):
-    """Notes an open polygon and the squared gap in the plane between its extent and a point."""
+    """Note an open polygon and the squared gap in the plane between its extent and a point."""
     if not mesh.polygons[polygon, OPEN] or count == len(found):
         return count
     extent = mesh.extents[polygon]
@@ -244,7 +244,7 @@ def _add_candidate(mesh, polygon, p, count, found, gaps):
 
 @inner
 def _candidates(mesh, p, found, gaps):
-    """Lists the open polygons in Habitat's box around a point, and the squared gap in the plane to each."""
+    """List the open polygons in Habitat's box around a point, and the squared gap in the plane to each."""
     x, y, z = p
     count = 0
     column_low = np.floor((x - REACH_SIDE - mesh.grid[0]) / mesh.grid[2])
@@ -331,7 +331,7 @@ def _rise(heap, total, i, node):
 
 @inner
 def _pop(heap, total, size):
-    """Takes the best node off a heap of `size`; the heap's new size is one less."""
+    """Take the best node off a heap of `size`; the heap's new size is one less."""
     best, last = heap[0], heap[size - 1]
     size -= 1
     i, child = 0, 1
@@ -346,7 +346,7 @@ def _pop(heap, total, size):
 
 @inner
 def _push(search, size, node):
-    """Opens a node, or moves it up where it is open already; returns the heap's size."""
+    """Open a node, or move it up where it is open already; returns the heap's size."""
     if search.flags[node] & WAITING:
         i = 0
         while search.heap[i] != node:
@@ -389,7 +389,7 @@ def _finish(search, count):
 
 @inner
 def _reach(mesh, search, node, link):
-    """Puts a node at the middle of the edge through which it is entered."""
+    """Put a node at the middle of the edge through which it is entered."""
     for c in range(3):
         search.position[node, c] = (mesh.portals[link, 0, c] + mesh.portals[link, 1, c]) * HALF
 
@@ -532,7 +532,7 @@ def _same(a, b):
 
 @inner
 def _append(points, count, p):
-    """Adds a point to a path unless it repeats the last; returns the number of points."""
+    """Add a point to a path unless it repeats the last; returns the number of points."""
     points[count] = p
     return count if count and _same(points[count - 1], points[count]) else count + 1
 
@@ -604,7 +604,7 @@ def _wall_crossing(mesh, polygon, s, e):
 
 @inner
 def slide(mesh, start, s, e, sliding):
-    """Moves along the surface from a point s towards e, breadth first over polygons, as near as walls allow.
+    """Move along the surface from a point s towards e, breadth first over polygons, as near as walls allow.
 
     Without sliding, the last wall that the straight way crosses in the polygons gone through stops it. So it
     is in habitat-sim, as its records show, though it lets corners be cut. Returns the last polygon, -1 for

@@ -59,7 +59,7 @@ class View(NamedTuple):
 
 @njit(**KERNEL)
 def draw(tree, cutout, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch):
-    """Draws depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory.
+    """Draw depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory.
 
     Without colours surface, rgb and triangles are None.
     """
@@ -91,7 +91,7 @@ def _view(eye, rotation, focal, height, width):
 
 @njit(**INNER)
 def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
-    """Draws all triangles; triangles: which one each pixel shows, -1 for none; may itself be None, as may cutout."""
+    """Draw all triangles; triangles: which one each pixel shows, -1 for none; may itself be None, as may cutout."""
     closeness[:] = 0
     scratch.farthest[:] = 0
     scratch.stale[:] = False
@@ -215,7 +215,7 @@ def _edges(corners, view):
 
 @njit(**INNER)
 def _draw_triangle(triangle, corners, cutout, view, closeness, triangles, scratch):
-    """Draws one triangle row by row, where it is nearer than what is there; marks the tiles that it may change."""
+    """Draw one triangle row by row, where it is nearer than what is there; marks the tiles that it may change."""
     height, width = closeness.shape
     a, b, c = _corner(corners, 0, view), _corner(corners, 1, view), _corner(corners, 2, view)
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = a, b, c
@@ -288,7 +288,7 @@ def _narrow(low, high, value, slope, inverse):
 
 @njit(**INNER)
 def _closeness_to_depth(closeness, far, scale):
-    """Turns closeness into depth in place, clipped to far and multiplied by scale."""
+    """Turn closeness into depth in place, clipped to far and multiplied by scale."""
     far, scale = np.float32(far), np.float32(scale)
     for row in range(closeness.shape[0]):
         for column in range(closeness.shape[1]):
@@ -299,7 +299,7 @@ def _closeness_to_depth(closeness, far, scale):
 
 @njit(**INNER)
 def _shade(corners, surface, view, triangles, rgb):
-    """Colours each pixel once, by the triangle it shows: corner colours times texture, without light."""
+    """Colour each pixel once, by the triangle it shows: corner colours times texture, without light."""
     height, width = triangles.shape
     known, plain, textured = -1, False, False  # the triangle that these and the edges belong to
     edges = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))

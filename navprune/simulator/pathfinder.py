@@ -230,7 +230,7 @@ def _is_used(tile: Tile) -> np.ndarray:
 
 
 def _border_links(tiles: tuple[Tile, ...], base: np.ndarray) -> Iterator[Link]:
-    """Yields links between tiles in the order in which Detour adds them, tile by tile."""
+    """Yield links between tiles in the order in which Detour adds them, tile by tile."""
     edges = [_border_edges(tile) for tile in tiles]
     placed: dict[tuple[int, int], list[int]] = defaultdict(list)
     for new, tile in enumerate(tiles):

@@ -52,7 +52,7 @@ class Renderer:
         depth: NDArray[np.float32],
         rgb: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Draws camera i, at eyes[i] in scene bvhs[i], into depth[i], and into rgb[i] if made with colour.
+        """Draw camera i, at eyes[i] in scene bvhs[i], into depth[i], and into rgb[i] if made with colour.
 
         eyes: [N, 3], metres. rotations: [N, 4], x y z w; a camera looks along its -z, y up.
         depth: float32 [N, H, W], z-depth in metres (or clipped and scaled, see far), 0 where nothing is.
@@ -86,7 +86,7 @@ class Renderer:
             helper.result()
 
     def close(self) -> None:
-        """Ends the threads."""
+        """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None

@@ -27,7 +27,7 @@ class Scene:
 
 
 def load_scene(path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> Scene:
-    """Loads NAME.glb and its navmesh; raises UserError where either is missing or broken.
+    """Load NAME.glb and its navmesh; raises UserError where either is missing or broken.
 
     alpha_masks: see load_glb. body: whom the navmesh is for, see navmesh_for.
     """

@@ -26,7 +26,7 @@ class Reshuffled(Shuffled):
     drawn = False
 
     def draw(self, seed: int | Sequence[int] | None) -> bool:
-        """Begins the permutations that belong to a seed, or without one goes on; the first time it draws by chance."""
+        """Begin the permutations that belong to a seed, or without one goes on; the first time it draws by chance."""
         if self.drawn and seed is None:
             return False
         self._seed, self._counts = int(np.random.default_rng(seed).integers(2**31)), [0] * len(self._counts)
@@ -81,7 +81,7 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         """The first observations of the episode that follows the one that has just ended."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
-        """Begins the next episode, or the first of the order that the seed draws."""
+        """Begin the next episode, or the first of the order that the seed draws."""
         super().reset(seed=seed)
         if self._order.draw(seed):
             self._next = None
@@ -90,7 +90,7 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         return self._seen, _info(self._env.episodes[0], self._env.running_measures(0))
 
     def step(self, action: np.int64) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
-        """Takes an action: 0 stop, 1 forward, 2 left, 3 right."""
+        """Take an action: 0 stop, 1 forward, 2 left, 3 right."""
         if not self._seen or self._next:
             raise UserError("the episode has ended or none has begun; call reset() before step()")
         step = self._env.step(torch.tensor([int(action)]))
@@ -110,7 +110,7 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         return picture(self._seen) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Stops the rendering thread."""
+        """Stop the rendering thread."""
         self._env.close()
 
 
@@ -135,13 +135,13 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
-        """Begins an episode everywhere, those of the order that the seed draws where one is given."""
+        """Begin an episode everywhere, those of the order that the seed draws where one is given."""
         self._order.draw(seed)
         self._seen = _arrays(self._env.reset())
         return self._seen, {}
 
     def step(self, actions: NDArray) -> tuple[Arrays, NDArray, NDArray, NDArray, dict[str, Any]]:
-        """Takes actions [N]: 0 stop, 1 forward, 2 left, 3 right."""
+        """Take actions [N]: 0 stop, 1 forward, 2 left, 3 right."""
         step = self._env.step(torch.as_tensor(np.asarray(actions, np.int64)))
         cut_short = _arrays(step.final_observations or {})
         rows = {int(env): row for row, env in enumerate(torch.nonzero(step.truncated))}
@@ -162,7 +162,7 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
         return tuple(picture(_row(self._seen, env)) for env in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Stops the rendering threads."""
+        """Stop the rendering threads."""
         self._env.close()
 
 

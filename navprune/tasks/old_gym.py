@@ -23,20 +23,20 @@ class PointNav(gym.Env):
         self._seed: int | None = None
 
     def seed(self, seed: int | None = None) -> list[int]:
-        """Decides the order of the episodes from the next reset on."""
+        """Decide the order of the episodes from the next reset on."""
         self._seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         return [self._seed]
 
     def reset(
         self, *, seed: int | None = None, return_info: bool = False, options: dict[str, Any] | None = None
     ) -> gyms.Arrays | tuple[gyms.Arrays, dict[str, Any]]:
-        """Begins the next episode."""
+        """Begin the next episode."""
         seed, self._seed = self._seed if seed is None else seed, None
         observations, info = self._env.reset(seed=seed, options=options)
         return (observations, info) if return_info else observations
 
     def step(self, action: int) -> tuple[gyms.Arrays, float, bool, dict[str, Any]]:
-        """Takes an action: 0 stop, 1 forward, 2 left, 3 right; `TimeLimit.truncated` says what ended the episode."""
+        """Take an action: 0 stop, 1 forward, 2 left, 3 right; `TimeLimit.truncated` says what ended the episode."""
         observations, reward, terminated, truncated, info = self._env.step(np.int64(action))
         done = terminated or truncated
         return observations, reward, done, info | ({"TimeLimit.truncated": truncated} if done else {})
@@ -46,5 +46,5 @@ class PointNav(gym.Env):
         return self._env.render()
 
     def close(self) -> None:
-        """Stops the rendering thread."""
+        """Stop the rendering thread."""
         self._env.close()

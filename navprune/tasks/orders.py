@@ -19,7 +19,7 @@ class EpisodeOrder(Protocol):
         """Positions in the order."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to these positions."""
+        """Go back to these positions."""
 
 
 class Shuffled:
@@ -49,7 +49,7 @@ class Shuffled:
         return {"counts": list(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to these counts."""
+        """Go back to these counts."""
         self._counts = list(state["counts"])
 
 
@@ -71,7 +71,7 @@ class Once:
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to this many."""
+        """Go back to this many."""
         self._next = int(state["next"])
 
 

@@ -66,10 +66,10 @@ class VectorEnv(Protocol):
         """The running episodes, [N]."""
 
     def reset(self) -> Observations:
-        """Begins the first episodes."""
+        """Begin the first episodes."""
 
     def step(self, actions: Tensor) -> Step:
-        """Takes int64 actions [N]."""
+        """Take int64 actions [N]."""
 
     def expert_actions(self) -> Tensor:
         """The shortest-path actions int64 [N] in the present state."""
@@ -78,10 +78,10 @@ class VectorEnv(Protocol):
         """All that is needed to go on from here."""
 
     def load_state_dict(self, state: dict[str, Any]) -> Observations:
-        """Goes on from a state; returns its observations."""
+        """Go on from a state; returns its observations."""
 
     def close(self) -> None:
-        """Frees what the environments hold."""
+        """Free what the environments hold."""
 
 
 class Ground(Protocol):
@@ -196,13 +196,13 @@ class Lockstep(Generic[World]):
         return scene
 
     def _meet_scenes(self) -> None:
-        """Loads every scene where all episodes will run: a fault in the last must not cost the others' results."""
+        """Load every scene where all episodes will run: a fault in the last must not cost the others' results."""
         if isinstance(self._order, Once):
             for scene_id in self._by_scene:
                 self._scene_of(scene_id)
 
     def _assign(self, env: int, index: int | None) -> Episode | None:
-        """Makes the episode of this index the environment's own; None leaves it without one."""
+        """Make the episode of this index the environment's own; None leaves it without one."""
         self._index[env], self._scenes[env] = index, None
         if index is None:
             return None
@@ -216,7 +216,7 @@ class Lockstep(Generic[World]):
         return {"digest": self._digest, "order": self._order.state_dict(), "index": list(self._index)}
 
     def _take_course(self, state: dict[str, Any]) -> None:
-        """Goes back to what `_course` told; raises UserError where its episodes were others."""
+        """Go back to what `_course` told; raises UserError where its episodes were others."""
         # States saved before the digest was kept lack it and are trusted.
         if state.get("digest", self._digest) != self._digest:
             raise UserError(
@@ -264,14 +264,14 @@ class PointNavEnv(Lockstep[Scene]):
         return self._library.get(path, self.config.alpha_masks, self.config.body)
 
     def reset(self) -> Observations:
-        """Begins the first episodes; observations of all N."""
+        """Begin the first episodes; observations of all N."""
         self._meet_scenes()
         for env in range(self.num_envs):
             self._begin(env)
         return self._observe(range(self.num_envs))
 
     def step(self, actions: Tensor) -> Step:
-        """Moves all agents, int64 actions [N]; ended environments begin their next episode."""
+        """Move all agents, int64 actions [N]; ended environments begin their next episode."""
         chosen = self._chosen(actions)
         task = self.config
         reward = np.zeros(self.num_envs, np.float32)
@@ -341,7 +341,7 @@ class PointNavEnv(Lockstep[Scene]):
         }
 
     def place(self, env: int, position: np.ndarray, heading: float, distance: float) -> None:
-        """Puts an agent at a position [3], metres, of a heading, radians; distance is what its goal was last away."""
+        """Put an agent at a position [3], metres, of a heading, radians; distance is what its goal was last away."""
         self.positions[env] = self._measured_at[env] = position
         self.headings[env], self._distance[env] = heading, distance
 
@@ -375,7 +375,7 @@ class PointNavEnv(Lockstep[Scene]):
         return self._course() | {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observations:
-        """Goes on from a state; returns its observations. Raises UserError where its episodes were others."""
+        """Go on from a state; returns its observations. Raises UserError where its episodes were others."""
         self._take_course(state)
         if "positions" not in state:
             raise UserError("this run was saved through habitat-lab's workers; go on with env=habitat")
@@ -387,7 +387,7 @@ class PointNavEnv(Lockstep[Scene]):
         return {name.lstrip("_"): getattr(self, name) for name in KEPT}
 
     def close(self) -> None:
-        """Stops the rendering threads."""
+        """Stop the rendering threads."""
         self._renderer.close()
 
 

@@ -210,7 +210,7 @@ def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
 def test_latency_is_a_share_of_the_dense_encoder():
     spec = encoder_spec("resnet18", (1, 64, 64), 32)
     share = latency_share(spec, batch_size=4, repeats=5)
-    thin = share({name: spec.units[name] for name in widths(spec)})
+    thin = share({name: spec.unit_channels[name] for name in widths(spec)})
     assert 0 < thin < share(widths(spec)) < 3
 
 

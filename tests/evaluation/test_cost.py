@@ -71,7 +71,7 @@ def test_breakdown_adds_up():
 def test_a_narrower_width_never_costs_more(data):
     spec = encoder_spec(data.draw(st.sampled_from(["resnet18", "resnet50", "se_resneXt50"])))
     layer = data.draw(st.sampled_from(spec.layers))
-    slim = with_widths(spec, {layer.name: layer.channels - spec.units[layer.name]})
+    slim = with_widths(spec, {layer.name: layer.channels - spec.unit_channels[layer.name]})
     assert cost(slim).macs < cost(spec).macs and cost(slim).parameters < cost(spec).parameters
     assert cost(slim).table1_macs < cost(spec).table1_macs
 

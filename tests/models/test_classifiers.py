@@ -7,7 +7,7 @@ import torch
 
 from navprune.errors import UserError
 from navprune.models.build import build, spec_from_json
-from navprune.models.classifiers import NAMES, ClassifierSpec, classifier_spec, dense_widths
+from navprune.models.classifiers import CLASSIFIERS, ClassifierSpec, classifier_spec, dense_widths
 from navprune.models.spec import encoder_spec
 from navprune.models.widths import widths, with_widths
 
@@ -48,7 +48,7 @@ def test_names_are_torchvisions():
     assert resnet["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1) and len(resnet) == 320
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_narrow_classifier_computes_and_survives_json(name):
     spec = classifier_spec(name, 7, (3, 32, 40), width=0.05)
     model = build(spec, 0)

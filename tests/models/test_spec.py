@@ -63,7 +63,7 @@ def test_widths_of_resnext_are_habitats():
     assert [widths(spec)[f"stage{stage}.block0.conv1"] for stage in range(1, 5)] == [64, 128, 256, 512]
     assert [widths(spec)[f"stage{stage}.block1.se"] for stage in range(1, 5)] == [8, 16, 32, 64]
     assert "stage1.block0.conv2" not in widths(spec) and "stage1.block1.conv2" in widths(spec)
-    assert {spec.units[layer.name] for layer in spec.layers} == {1, 2, 4, 8, 16, 32, 64}
+    assert {spec.unit_channels[layer.name] for layer in spec.layers} == {1, 2, 4, 8, 16, 32, 64}
 
 
 def test_rgb_and_depth_stand_in_habitats_order():
@@ -93,7 +93,7 @@ def test_compression_keeps_about_2048_values(side, channels):
 @given(resnets, st.data())
 def test_with_widths_changes_those_widths_alone(spec, data):
     layer = data.draw(st.sampled_from(spec.layers))
-    channels = spec.units[layer.name] * data.draw(st.integers(1, 20))
+    channels = spec.unit_channels[layer.name] * data.draw(st.integers(1, 20))
     slim = with_widths(spec, {layer.name: channels})
     assert widths(slim) == {**widths(spec), layer.name: channels}
     assert [a.group for a in slim.layers] == [a.group for a in spec.layers]

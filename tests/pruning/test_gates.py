@@ -10,7 +10,7 @@ from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.models.widths import with_widths
-from navprune.pruning.gates import PAPER, GateConfig, learn_gates, rank_correlation
+from navprune.pruning.gates import PAPER_RECIPES, GateConfig, learn_gates, rank_correlation
 from navprune.pruning.losses import (
     EXPERT,
     Imitation,
@@ -233,7 +233,7 @@ def test_gates_of_classifiers_leave_weights_and_statistics(name):
         model,
         labelled_batches(*labelled(32), 16, 1, torch.Generator().manual_seed(0)),
         classification_loss,
-        PAPER["cifar"].config,
+        PAPER_RECIPES["cifar"].config,
     )
     assert weights_hash(model) == before and model.training
     inner = {"cifar_resnet56": 27, "cifar_vgg16_bn": 13}[name]

@@ -83,7 +83,7 @@ def test_excited_and_grouped_networks_meet_their_budget(method):
     config = SearchConfig(tolerance=0.05)
     result = prune(spec, method, {"macs": 0.5}, table1, batches=batches(64, 1), config=config)
     assert 0.475 <= result.reached["macs"] <= 0.5
-    assert all(after % spec.units[name] == 0 for name, (_, after) in result.widths.items())
+    assert all(after % spec.unit_channels[name] == 0 for name, (_, after) in result.widths.items())
     assert any(name.endswith(".se") and after < before for name, (before, after) in result.widths.items())
 
 

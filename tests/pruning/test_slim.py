@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from navprune.errors import UserError
 from navprune.models.build import build
-from navprune.models.classifiers import NAMES as CLASSIFIERS
-from navprune.models.classifiers import classifier_spec
+from navprune.models.classifiers import CLASSIFIERS, classifier_spec
 from navprune.models.spec import Layer, PolicySpec, convolutions, encoder_spec
 from navprune.models.widths import widths, with_widths
 from navprune.pruning.groups import groups_of, is_inner, mask, scaled, units

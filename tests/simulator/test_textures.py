@@ -10,7 +10,7 @@ from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
 from PIL import Image
 
 from navprune.errors import UserError
-from navprune.scenes.files.mesh import Masks, load_glb
+from navprune.scenes.files.mesh import AlphaMasks, load_glb
 from navprune.simulator.bvh import Bvh
 from navprune.simulator.rasterizer import Renderer
 
@@ -153,7 +153,7 @@ def test_alpha_is_that_of_factor_vertices_and_texture_together(tmp_path):
 def test_the_code_for_holes_draws_whole_triangles_alike(colour):
     mesh = load_glb(REFERENCE / "scene_datasets/reference/duplex.glb")
     count = len(mesh.vertices)
-    holes = replace(mesh, masks=Masks(np.zeros((count, 3), np.uint8), np.zeros(count, np.float32)))
+    holes = replace(mesh, masks=AlphaMasks(np.zeros((count, 3), np.uint8), np.zeros(count, np.float32)))
     with np.load(REFERENCE / "expected/duplex_images.npz") as images:
         eyes, rotations = images["position"][:6] + np.array([0, 1.25, 0]), images["rotation_xyzw"][:6]
     drawn = []

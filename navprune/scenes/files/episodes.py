@@ -135,7 +135,7 @@ class _Columns:
         self._ids: list[NDArray] = []
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Adds the episodes of a file."""
+        """Add the episodes of a file."""
         ids: list[str] = []
         for scene, episode_id, numbers in rows:
             self._scene.append(self.scenes.setdefault(scene, len(self.scenes)))
@@ -331,7 +331,7 @@ def episode_faults(episodes: EpisodeTable, pathfinder: PathFinder) -> dict[int, 
 
 
 def check_episodes(episodes: Sequence[Episode], pathfinder: PathFinder) -> None:
-    """Raises `UserError` for the first episode of one scene that cannot be run there.
+    """Raise `UserError` for the first episode of one scene that cannot be run there.
 
     Its start must lie on the navmesh and its goal must be reachable.
     """
@@ -351,7 +351,7 @@ def check_episodes(episodes: Sequence[Episode], pathfinder: PathFinder) -> None:
 def write_episodes(
     data: str | os.PathLike, name: str, split: str, episodes: Iterable[Episode], version: str = "v1"
 ) -> None:
-    """Writes a split anew: `SPLIT.json.gz` with an empty list and one file for each scene, as Gibson's are.
+    """Write a split anew: `SPLIT.json.gz` with an empty list and one file for each scene, as Gibson's are.
 
     The same episodes give the same bytes. Raises `UserError` where the disk refuses.
     """

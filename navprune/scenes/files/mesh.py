@@ -45,7 +45,7 @@ class Sampler(NamedTuple):
     between_levels: int = LINEAR
 
 
-class Masks(NamedTuple):
+class AlphaMasks(NamedTuple):
     """Where triangles have holes: there, alpha (of the corners, times the texture's) is below a cutoff.
 
     alpha: uint8 [T, 3], of the corners. cutoff: float32 [T], 0 for triangles that are drawn whole.
@@ -74,7 +74,7 @@ class SceneMesh:
     texture: NDArray[np.int32]
     textures: "tuple[NDArray[np.uint8], ...] | FileImages" = ()
     samplers: tuple[Sampler, ...] = ()
-    masks: Masks | None = None
+    masks: AlphaMasks | None = None
 
     @classmethod
     def from_vertices(cls, vertices: NDArray) -> "SceneMesh":
@@ -129,7 +129,7 @@ class FileImages:
 
 
 class _Material(NamedTuple):
-    """factor: [4]. texture: index, -1 for none. uv_set: an attribute. uv_matrix: [2, 3]. cutoff: as in Masks."""
+    """factor: [4]. texture: index, -1 for none. uv_set: an attribute. uv_matrix: [2, 3]. cutoff: as in AlphaMasks."""
 
     factor: NDArray[np.float64]
     texture: int
@@ -181,7 +181,7 @@ class _Textures:
 
 
 def load_glb(path: str | Path, alpha_masks: bool = False) -> SceneMesh:
-    """Loads every triangle of the default scene of a binary glTF file, turned from z up to y up.
+    """Load every triangle of the default scene of a binary glTF file, turned from z up to y up.
 
     alpha_masks: whether materials of alphaMode MASK get holes, as glTF has it. Habitat-sim, which draws the
     scene by Magnum's Phong shader without its alpha mask and without blending, shows them whole.
@@ -216,7 +216,7 @@ def _scene_mesh(glb: Glb, alpha_masks: bool) -> SceneMesh:
     vertices, colours, alpha, uv, texture, cutoff = (np.concatenate(arrays) for arrays in zip(*placed))
     if not np.isfinite(vertices).all():
         raise UserError(f"{glb.path}: some vertices are not finite numbers; export the scene again")
-    masks = Masks(alpha, cutoff) if alpha_masks and cutoff.any() else None
+    masks = AlphaMasks(alpha, cutoff) if alpha_masks and cutoff.any() else None
     return SceneMesh(vertices, colours, uv, texture, textures.images(), textures.samplers(), masks)
 
 

@@ -172,7 +172,7 @@ class _Bytes:
 
 
 def read_navmesh(path: str | os.PathLike) -> NavMesh:
-    """Reads a `.navmesh` set of version 1 or 2.
+    """Read a `.navmesh` set of version 1 or 2.
 
     Raises `UserError` when the file is missing, cut off, of another kind, or its counts and indices disagree.
     """
@@ -184,7 +184,7 @@ def read_navmesh(path: str | os.PathLike) -> NavMesh:
 
 
 def check_navmesh(path: str | os.PathLike) -> None:
-    """Raises `UserError` where a file's headers say that it is cut off or of another kind; no more of it is read."""
+    """Raise `UserError` where a file's headers say that it is cut off or of another kind; no more of it is read."""
     data = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else b""
     source = _Bytes(data, str(path))
     head, _ = _set(source)
@@ -193,7 +193,7 @@ def check_navmesh(path: str | os.PathLike) -> None:
 
 
 def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
-    """Reads a navigation mesh from the bytes of a file; `name` stands in the errors."""
+    """Read a navigation mesh from the bytes of a file; `name` stands in the errors."""
     source = _Bytes(data, name)
     head, settings = _set(source)
     tiles: list[Tile] = []
@@ -280,7 +280,7 @@ def _read_tile(blob: _Bytes, index: int, reference: int) -> Tile:
 
 
 def _fault(tile: Tile) -> str | None:
-    """Says what in a tile contradicts itself, if anything; all indices that queries follow are checked."""
+    """Say what in a tile contradicts itself, if anything; all indices that queries follow are checked."""
     polygons, details = tile.polygons, tile.details
     numbers = (tile.vertices, tile.detail_vertices, tile.header["lower"], tile.header["upper"])
     if not all(np.all(np.abs(array) <= MAX_COORDINATE) for array in numbers):
@@ -342,7 +342,7 @@ def detail_triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def write_navmesh(path: str | os.PathLike, navmesh: NavMesh) -> None:
-    """Writes a `.navmesh` set of version 2, which habitat-sim loads, in one piece.
+    """Write a `.navmesh` set of version 2, which habitat-sim loads, in one piece.
 
     Raises `UserError` when the file cannot be written.
     """

@@ -54,7 +54,7 @@ class _Reader:
         self._text, self._at = "", 0
 
     def _more(self) -> bool:
-        """Reads on, as much again as is waiting; False at the end."""
+        """Read on, as much again as is waiting; False at the end."""
         waiting = self._text[self._at :]
         piece = self._file.read(max(PIECE, len(waiting)))
         self._left -= len(piece)
@@ -73,7 +73,7 @@ class _Reader:
                 return ""
 
     def take(self, character: str) -> bool:
-        """Goes past the next character if it is this one."""
+        """Go past the next character if it is this one."""
         found = self.peek() == character
         self._at += found
         return found

@@ -24,7 +24,7 @@ def navmesh_path(glb: Path) -> Path:
 
 
 def check_files(glb: Path) -> None:
-    """Raises UserError where a scene or its navmesh is missing, cut off or of another kind; reads headers alone."""
+    """Raise UserError where a scene or its navmesh is missing, cut off or of another kind; reads headers alone."""
     for file in (glb, navmesh_path(glb)):
         if not file.is_file():
             raise UserError(

@@ -16,7 +16,7 @@ DEFAULTS = NavMeshSettings()
 def navmesh_from_polygons(
     vertices: np.ndarray, polygons: Sequence[Sequence[int]], settings: NavMeshSettings = DEFAULTS
 ) -> NavMesh:
-    """Builds a one-tile navigation mesh from convex polygons, as Detour's `dtCreateNavMeshData` lays it out.
+    """Build a one-tile navigation mesh from convex polygons, as Detour's `dtCreateNavMeshData` lays it out.
 
     `vertices` [V, 3] metres, y up. Each polygon has 3 to 6 corners in Detour's winding (its normal points to
     +y: clockwise in the (x, z) plane with x to the right and z up); polygons that share an edge share its two
@@ -63,7 +63,7 @@ def navmesh_from_polygons(
 def fill_header(
     tile: Tile, lower: np.ndarray, upper: np.ndarray, per_cell: np.float32, settings: NavMeshSettings
 ) -> None:
-    """Writes the header of a one-tile navmesh: the lengths of its sections, its box in metres, and how it was made.
+    """Write the header of a one-tile navmesh: the lengths of its sections, its box in metres, and how it was made.
 
     `per_cell`: cells of the bounding volumes to a metre.
     """

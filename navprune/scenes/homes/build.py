@@ -41,7 +41,7 @@ FLOORS = {"bathroom": "tiles", "kitchen": "tiles", "bedroom": "carpet", "study":
 
 
 def write_home(path: Path, plan: FloorPlan) -> int:
-    """Writes the GLB file `path` and the `.navmesh` beside it; returns the number of triangles."""
+    """Write the GLB file `path` and the `.navmesh` beside it; returns the number of triangles."""
     glb, triangles = home_glb(plan)
     path.write_bytes(glb)
     write_navmesh(path.with_suffix(".navmesh"), home_navmesh(plan))

@@ -125,7 +125,7 @@ def generate_dataset(
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> DatasetStatistics:
-    """Writes `train` and `val` homes with episodes, statistics and drawn plans under `out`.
+    """Write `train` and `val` homes with episodes, statistics and drawn plans under `out`.
 
     The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core).
     `area` bounds the floor area in square metres; `progress(done)` is called after each home. A data
@@ -186,7 +186,7 @@ def _run(jobs: list[_Job], workers: int) -> Iterable[_Home]:
 
 
 def _make_home(job: _Job) -> _Home:
-    """Draws, writes and populates one home."""
+    """Draw, write and populate one home."""
     plan = job.plan()
     triangles = write_home(scene_path(job.data, job.scene_id), plan)
     pathfinder = job.pathfinder()

@@ -130,7 +130,7 @@ def _draw_cells(target: float, rng: Generator) -> list[tuple[Cell, bool]] | None
 
 
 def _split(cell: Cell, count: int, rng: Generator) -> list[tuple[Cell, bool]] | None:
-    """Cuts a cell into `count` rooms and some corridors; None if one would be too small."""
+    """Cut a cell into `count` rooms and some corridors; None if one would be too small."""
     x0, y0, x1, y1 = cell
     if min(x1 - x0, y1 - y0) < SMALLEST_SIDE:
         return None

@@ -53,7 +53,7 @@ class _Floor:
         shapely.prepare(self.room)
 
     def add(self, piece: Piece, beside: Piece | None = None) -> bool:
-        """Adds the piece if it fits, and says whether; a chair may reach under the table `beside` it."""
+        """Add the piece if it fits, and say whether; a chair may reach under the table `beside` it."""
         print_, top = piece.footprint, piece.base + piece.size[2]
         if not self.room.contains(print_) or (piece.kind != "pendant" and print_.intersects(self.clear)):
             return False
@@ -97,7 +97,7 @@ def furnish(
 
 
 def _place(floor: _Floor, name: str, ceiling: float, rng: Generator) -> Piece | None:
-    """Tries some places for one piece; None if none fits."""
+    """Try some places for one piece; None if none fits."""
     kind = KINDS[name]
     for _ in range(TRIES):
         size = kind.draw_size(rng)

@@ -31,7 +31,7 @@ class Drawing(NamedTuple):
 
 
 def draw_plans(drawings: Sequence[Drawing], path: Path) -> None:
-    """Saves one PNG with all plans, at one scale."""
+    """Save one PNG with all plans, at one scale."""
     rows = -(-len(drawings) // COLUMNS)
     figure = Figure(figsize=(4.0 * COLUMNS, 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -64,7 +64,7 @@ def _draw(axis: Axes, drawing: Drawing) -> None:
 
 
 def _fill(axis: Axes, area: shapely.Polygon, colour: str) -> None:
-    """Fills a polygon with holes, which run the other way round."""
+    """Fill a polygon with holes, which run the other way round."""
     rings = [area.exterior, *area.interiors]
     corners = np.concatenate([shapely.get_coordinates(ring) for ring in rings])
     codes = np.concatenate([[1] + [2] * (len(ring.coords) - 2) + [79] for ring in rings])

@@ -61,7 +61,7 @@ def _places(glb: Path, body: Body) -> Iterator[Path]:
 
 
 def _build(glb: Path, body: Body, places: list[Path]) -> NavMesh:
-    """Builds the navmesh and keeps it in the first of the places that can be written."""
+    """Build the navmesh and keep it in the first of the places that can be written."""
     size = f"radius {body.radius:g} m and height {body.height:g} m"
     print(f"building the navmesh of {glb} for a body of {size}", file=sys.stderr)
     navmesh, _ = build_from(glb, NavMeshSettings(agent_radius=body.radius, agent_height=body.height))

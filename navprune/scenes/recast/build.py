@@ -20,7 +20,7 @@ from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, Tile, write_navmesh
 from navprune.scenes.files.tile import bounding_volumes, fill_header
 from navprune.scenes.recast import heightfield as voxels
-from navprune.scenes.recast.contours import trace
+from navprune.scenes.recast.contours import outline
 from navprune.scenes.recast.detail import Detail, detail
 from navprune.scenes.recast.heightfield import Grid
 from navprune.scenes.recast.polygons import NONE, PolygonMesh, polygon_mesh
@@ -66,7 +66,7 @@ def build_navmesh(
     regions = partition(field, is_open, smallest, merged)
     say("drawing contours", 0.7)
     longest = min(int(np.float32(settings.edge_max_length) / grid.cell_size), 2 * MAX_CELLS)
-    contours = trace(field, is_open, regions, settings.edge_max_error, longest)
+    contours = outline(field, is_open, regions, settings.edge_max_error, longest)
     say("cutting polygons", 0.8)
     mesh = polygon_mesh(contours, int(settings.corners_per_polygon))
     if not len(mesh.corners):
@@ -95,7 +95,7 @@ def build_for(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Builds the navigation mesh of a scene's GLB file and writes it, in one piece, to `out` or beside the scene.
+    """Build the navigation mesh of a scene's GLB file and write it, in one piece, to `out` or beside the scene.
 
     Returns `path`, `area` (m2), `islands`, `polygons`, `triangles` and `seconds`. Raises `UserError` as `load_glb` and
     `build_navmesh` do, and when the file exists and is not to be overwritten, or cannot be written.
@@ -210,7 +210,7 @@ def _spans(triangles: np.ndarray, grid: Grid, settings: NavMeshSettings) -> voxe
 
 
 def _tile(mesh: PolygonMesh, details: list[Detail], grid: Grid, settings: NavMeshSettings) -> Tile:
-    """Lays a polygon mesh out as Detour's `dtCreateNavMeshData` does."""
+    """Lay a polygon mesh out as Detour's `dtCreateNavMeshData` does."""
     scale = np.array([grid.cell_size, grid.cell_height, grid.cell_size], np.float32)
     upper = grid.upper.copy()
     upper[1] += np.float32(grid.agent_height) * grid.cell_height

@@ -23,7 +23,7 @@ class Contour(NamedTuple):
     points: np.ndarray  # int32 [K, 3]
 
 
-def trace(field: Field, is_open: np.ndarray, regions: np.ndarray, max_error: float, max_length: int) -> list[Contour]:
+def outline(field: Field, is_open: np.ndarray, regions: np.ndarray, max_error: float, max_length: int) -> list[Contour]:
     """All contours of all regions in the order of the field, simplified.
 
     A simplified contour stays within `max_error` cells of the raw one, and its edges along walls are no longer than
@@ -72,7 +72,7 @@ def _corner_height(field, i, side):
 
 @njit(cache=True)
 def _walk(field, is_open, regions, sides, start, points):
-    """Writes the raw contour that passes a place to `points` [K, 5], and takes its edges out of `sides`."""
+    """Write the raw contour that passes a place to `points` [K, 5], and take its edges out of `sides`."""
     i, side = start, 0
     while not sides[i] & (1 << side):
         side += 1

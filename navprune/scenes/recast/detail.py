@@ -202,7 +202,7 @@ def _find(edges, a, b):
 
 @njit(cache=True)
 def _set_face(edges, k, a, b, face):
-    """Says what lies to the left of an edge seen from a to b, if that is not known."""
+    """Say what lies to the left of an edge seen from a to b, if that is not known."""
     if edges[k, 0] == a and edges[k, 1] == b and edges[k, 2] == UNKNOWN:
         edges[k, 2] = face
     elif edges[k, 1] == a and edges[k, 0] == b and edges[k, 3] == UNKNOWN:
@@ -288,7 +288,7 @@ def _delaunay(points, hull):
 
 @njit(cache=True)
 def _triangles_of(edges, faces):
-    """Collects the corners of each face from the edges beside it; a face that stays open is left out."""
+    """Collect the corners of each face from the edges beside it; a face that stays open is left out."""
     triangles = np.full((faces, 3), -1, np.int32)
     for k in range(len(edges)):
         for column, a, b in ((3, edges[k, 0], edges[k, 1]), (2, edges[k, 1], edges[k, 0])):
@@ -364,7 +364,7 @@ def _with_borders(points, triangles, outline):
 
 @njit(cache=True)
 def _along_edges(outline, patch, spacing, max_error, points):
-    """Adds to `points` those that the edges of a polygon need; returns the ring of all points, and their number."""
+    """Add to `points` those that the edges of a polygon need; returns the ring of all points, and their number."""
     n = count = len(outline)
     hull = [n - 1]
     edge = np.empty((MOST_ON_EDGE + 1, 3), np.float32)

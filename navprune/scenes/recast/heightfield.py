@@ -73,7 +73,7 @@ def walkable_slopes(triangles: np.ndarray, degrees: float) -> np.ndarray:
 
 @njit(cache=True, error_model="numpy")
 def _split(polygon, count, near, far, at, axis):
-    """Cuts a convex polygon at a plane across an axis; returns the corners on each side."""
+    """Cut a convex polygon at a plane across an axis; returns the corners on each side."""
     near_count, far_count = 0, 0
     j = count - 1
     for i in range(count):
@@ -97,7 +97,7 @@ def _split(polygon, count, near, far, at, axis):
 
 @njit(cache=True)
 def _insert(heads, spans, used, cell, low, high, walkable, climb):
-    """Adds a span to a cell's chain and merges those it touches into it; returns how many rows of `spans` are used.
+    """Add a span to a cell's chain and merge those it touches into it; returns how many rows of `spans` are used.
 
     Rows are low, high, walkable, next. A merged span's walkable top counts when it is within `climb` of the new.
     """
@@ -185,7 +185,7 @@ def rasterise(triangles, walkable, grid, limit):
 
 @njit(cache=True)
 def columns(grid, heads, spans):
-    """Sorts the chained spans of `rasterise`."""
+    """Sort the chained spans of `rasterise`."""
     first, walkable = np.zeros(len(heads) + 1, np.int32), np.empty(len(spans), np.bool_)
     low, high, ceiling = np.full((3, len(spans)), OPEN_SKY, np.int32)
     s = 0
@@ -205,7 +205,7 @@ def columns(grid, heads, spans):
 
 
 def keep_low_obstacles(spans: Columns, climb: int) -> None:
-    """Makes an unwalkable span walkable that lies within `climb` over a walkable one: kerbs, thresholds, cables."""
+    """Make an unwalkable span walkable that lies within `climb` over a walkable one: kerbs, thresholds, cables."""
     below = np.append(False, spans.walkable[:-1])
     below[spans.first[:-1][np.diff(spans.first) > 0]] = False
     spans.walkable[below & (np.abs(np.diff(spans.high, prepend=0)) <= climb)] = True
@@ -213,7 +213,7 @@ def keep_low_obstacles(spans: Columns, climb: int) -> None:
 
 @njit(cache=True)
 def drop_ledges(spans, height, climb):
-    """Makes spans unwalkable beside which it goes down, or up and down together, by more than `climb`."""
+    """Make spans unwalkable beside which it goes down, or up and down together, by more than `climb`."""
     for z in range(spans.depth):
         for x in range(spans.width):
             cell = x + z * spans.width
@@ -248,7 +248,7 @@ def _surroundings(spans, s, x, z, height, climb):
 
 
 def drop_low_ceilings(spans: Columns, height: int) -> None:
-    """Makes spans unwalkable over which there is less room than `height`."""
+    """Make spans unwalkable over which there is less room than `height`."""
     spans.walkable[spans.ceiling - spans.high < height] = False
 
 
@@ -296,7 +296,7 @@ def borders(field, values):
 
 @njit(cache=True)
 def _spread(field, distance):
-    """Lowers each distance to that of a neighbour plus 2, or plus 3 across a corner; two passes suffice."""
+    """Lower each distance to that of a neighbour plus 2, or plus 3 across a corner; two passes suffice."""
     for begin, end, step, a, b in ((0, len(distance), 1, 0, 3), (len(distance) - 1, -1, -1, 2, 1)):
         for i in range(begin, end, step):
             for side in (a, b):

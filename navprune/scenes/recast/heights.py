@@ -34,7 +34,7 @@ def patch_around(field: Field, regions: np.ndarray, corners: np.ndarray, region:
 
 @njit(cache=True)
 def _fill(field, regions, corners, region, x0, z0, heights):
-    """Fills `heights` with the floors of a region, and spreads them to the places around it."""
+    """Fill `heights` with the floors of a region, and spread them to the places around it."""
     rows, columns = heights.shape
     queue = np.empty(rows * columns + 1, np.int32)
     count, empty = 0, True

@@ -26,7 +26,7 @@ class PolygonMesh(NamedTuple):
 
 
 def polygon_mesh(contours: list[Contour], most: int) -> PolygonMesh:
-    """Joins holes to their outlines, cuts the contours into triangles and those together to at most `most` corners."""
+    """Join holes to their outlines, cut the contours into triangles and those together to at most `most` corners."""
     vertices: list[tuple[int, int, int]] = []
     at: dict[tuple[int, int], list[int]] = defaultdict(list)
     corners, regions = [np.zeros((0, most), np.int32)], [np.zeros(0, np.int32)]
@@ -299,7 +299,7 @@ def _triangulate(points):
 
 @njit(cache=True)
 def _merge_convex(triangles, vertices, most):
-    """Puts triangles together across their longest common edges while they stay convex: int32 [P, most]."""
+    """Put triangles together across their longest common edges while they stay convex: int32 [P, most]."""
     count = len(triangles)
     polygons = np.full((count, most), NONE, np.int32)
     polygons[:, :3] = triangles

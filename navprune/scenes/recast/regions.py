@@ -36,7 +36,7 @@ def partition(field: Field, is_open: np.ndarray, least: int, merge_below: int) -
 
 @njit(cache=True)
 def _grow(field, is_open, regions, steps, work, most):
-    """Lets regions spread over the places in `work` [K], `most` times or for ever (0), and returns the places left.
+    """Let regions spread over the places in `work` [K], `most` times or for ever (0), and return the places left.
 
     `work` is used up. `steps` [N] counts how far a region has come.
     """
@@ -68,7 +68,7 @@ def _grow(field, is_open, regions, steps, work, most):
 
 @njit(cache=True)
 def _flood(field, is_open, regions, steps, distance, start, level, region, stack):
-    """Fills a new region from a place down to two levels below; returns whether it holds anything."""
+    """Fill a new region from a place down to two levels below; returns whether it holds anything."""
     lowest = max(level - 2, 0)
     stack[0], depth = start, 1
     regions[start], steps[start] = region, 0
@@ -104,7 +104,7 @@ def _touches_another(field, is_open, regions, i, region):
 
 @njit(cache=True)
 def _flood_all(field, is_open, regions, steps, distance, work, level, region, stack):
-    """Fills regions, numbered from `region`, from those places in `work` that have none; returns the next number."""
+    """Fill regions, numbered from `region`, from those places in `work` that have none; returns the next number."""
     for i in work:
         if regions[i] == 0 and _flood(field, is_open, regions, steps, distance, i, level, region, stack):
             region += 1
@@ -148,7 +148,7 @@ class _Region:
         return self.neighbours.count(other.number) <= 1 and other.number not in self.floors
 
     def take(self, other: _Region) -> None:
-        """Merges a neighbour into this one: its contour is put in where the two touch."""
+        """Merge a neighbour into this one: its contour is put in where the two touch."""
         a, b = self.neighbours.index(other.number), other.neighbours.index(self.number)
         around = self.neighbours[a + 1 :] + self.neighbours[:a] + other.neighbours[b + 1 :] + other.neighbours[:b]
         self.neighbours = _without_repeats(around)
@@ -157,7 +157,7 @@ class _Region:
         other.size, other.neighbours = 0, []
 
     def rename(self, old: int, new: int) -> None:
-        """Follows a neighbour that has become part of another region."""
+        """Follow a neighbour that has become part of another region."""
         if old in self.neighbours:
             self.neighbours = _without_repeats([new if n == old else n for n in self.neighbours])
         if old in self.floors:
@@ -211,7 +211,7 @@ def _drop_small(every: list[_Region], least: int) -> None:
 
 
 def _merge_once(every: list[_Region], merge_below: int) -> bool:
-    """Gives each region that is small, or touches no outer edge, to its smallest neighbour; whether any moved."""
+    """Give each region that is small, or touches no outer edge, to its smallest neighbour; whether any moved."""
     merged = False
     for region in every:
         number = region.number
