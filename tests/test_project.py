@@ -103,3 +103,32 @@ def test_links_and_names_of_files_exist(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     named = re.findall(r"`((?:navprune|tests)/[\w/]+\.py)`", text)
     assert links and [path for path in (*links, *named) if not (ROOT / path).exists()] == []
+
+
+# One voice ----------------------------------------------------------------------------------------
+
+VERBS = """
+act add begin build check choose close collect compose compute convert copy correct count create cut decide delete
+draw end evaluate fill find follow forget free generate get give go hold import join keep lay learn let list load look
+lower make mark measure merge move note open parse prune put raise read refuse register remove reset restore return
+run save say search seed send set show shrink sort split start stop take tell train try turn update use wait warn
+write yield
+""".split()
+PLURAL = {"of", "by", "from", "between", "at", "for", "in", "over", "left", "on", "behind"}
+"""A word in -s before one of these is no verb: "Cuts of"."""
+
+
+def test_docstrings_of_functions_are_imperative():
+    wrong = {f"{verb}s": verb for verb in VERBS} | {
+        "copies": "copy",
+        "goes": "go",
+        "searches": "search",
+        "tries": "try",
+    }
+    for path in sorted((ROOT / "navprune").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            first, second, *_ = [*(ast.get_docstring(node) or "").lower().split(), "", ""]
+            if first in wrong and second not in PLURAL:
+                pytest.fail(f"{path.relative_to(ROOT)}: {node.name} says {first!r} instead of {wrong[first]!r}")
