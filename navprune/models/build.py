@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from navprune.errors import UserError, plain
-from navprune.models.classifiers import RESNET_FAMILIES, ClassifierSpec, ResNet, Vgg
+from navprune.models.classifiers import ClassifierSpec, build_classifier
 from navprune.models.encoders import build_encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
@@ -55,5 +55,5 @@ def build(spec: Spec, seed: int | None = None) -> nn.Module:
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU, too
         if isinstance(spec, ClassifierSpec):
-            return ResNet(spec) if spec.family in RESNET_FAMILIES else Vgg(spec)
+            return build_classifier(spec)
         return build_encoder(spec) if isinstance(spec, EncoderSpec) else PointNavPolicy(spec)

@@ -220,6 +220,11 @@ class Vgg(Classifier):
         return self.classifier(self.avgpool(self.features(images)).flatten(1))
 
 
+def build_classifier(spec: ClassifierSpec) -> Classifier:
+    """The classifier of a spec; its weights come from torch's global generator."""
+    return ResNet(spec) if spec.family in RESNET_FAMILIES else Vgg(spec)
+
+
 class BlockPlan(NamedTuple):
     """A residual block at `place`, from the width `source` through the `inner` ones to the width `target`."""
 
