@@ -37,8 +37,8 @@ LOCK, CONFIGS = "lock", "configs"
 FIXED = ("init", "init_weights", "env", "simulator", "task", "data", "pruning", "trainer.seed",
          "warm_start.steps", "warm_start.sequence")  # fmt: skip
 """Settings, or sections of them, that stay what they were in a run."""
-FREE = ("data.folder", "data.val", "pruning.begin", "pruning.end", "pruning.strength", "pruning.teach_policy",
-        "pruning.teach_features")  # fmt: skip
+FREE = ("data.folder", "data.val", "data.scene_memory", "pruning.begin", "pruning.end", "pruning.strength",
+        "pruning.teach_policy", "pruning.teach_features")  # fmt: skip
 """What may change all the same: places, what is evaluated, schedules."""
 UNTOLD = ("run", "trainer.start")
 PATHS = ("init", "data.folder")

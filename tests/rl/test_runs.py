@@ -322,7 +322,8 @@ def test_what_makes_it_another_run_is_refused(toys, begun, told, change, frames)
 
 def test_schedules_and_lengths_may_change_are_told_and_kept(toys, begun, capsys):
     capsys.readouterr()
-    other = replace(CONFIG, ppo=replace(PPO, lr=1e-3), data=DataConfig(folder="/mnt/data", val="val_mini"))
+    data = DataConfig(folder="/mnt/data", val="val_mini", scene_memory=2)
+    other = replace(CONFIG, ppo=replace(PPO, lr=1e-3), data=data)
     run(toys, begun, other, frames=72)
     said = capsys.readouterr().err
     assert f"{begun} goes on at 48 frames of 72" in said and "  ppo.lr: 0.00025 -> 0.001" in said
