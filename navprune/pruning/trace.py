@@ -311,11 +311,11 @@ class _Follower:
         names = {channels: writers[0] for channels, writers in free.items()}
         groups = tuple(self._group(channels, writers) for channels, writers in free.items())
         layers = [_layer(name, call, names) for name, call in self.calls.items()]
-        for name, channels in self.vectors.items():
-            if channels.root in names and isinstance(_parameter(self.module, name), nn.Parameter):
-                layers.append(LayerCost(name, None, 0, names[channels.root], 1, 0, 0, 1))
+        parameters = dict(self.module.named_parameters())
+        cut = [(name, names.get(channels.root)) for name, channels in self.vectors.items() if name in parameters]
+        layers += [LayerCost(name, None, 0, target, 1, 0, 0, 1) for name, target in cut if target]
         counted = Trace(groups, tuple(layers), 0).cost({})["parameters"]
-        total = sum(p.numel() for p in self.module.parameters())
+        total = sum(p.numel() for p in parameters.values())
         return Trace(groups, tuple(layers), total - counted, tuple(dict.fromkeys(self.obstacles.values())))
 
     def _group(self, channels: Channels, writers: list[str]) -> ChannelGroup:
@@ -351,11 +351,6 @@ def _inside(node: fx.Node) -> str:
     """The module in whose forward a node stands; "" of the network itself."""
     stack = node.meta.get("nn_module_stack") or {}
     return str(next(reversed(stack.values()))[0]) if stack else ""
-
-
-def _parameter(module: nn.Module, name: str) -> Tensor:
-    owner, _, own = name.rpartition(".")
-    return getattr(module.get_submodule(owner), own)
 
 
 def _layer(name: str, call: _Call, names: Mapping[Channels, str]) -> LayerCost:
