@@ -190,11 +190,7 @@ def collect(actor: Actor, rollout: Rollout) -> None:
         rollout.log_probs[t] = log_probability(output.logits, actions)
         rollout.values[t] = output.values
         step = actor.step(actions, output.state)
-        rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = (
-            step.reward,
-            step.terminated,
-            step.truncated,
-        )
+        rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = (step.reward, step.terminated, step.truncated)
         if step.truncated.any():
             cut_off.append((t, step.truncated, actor.final_values(step)))
         for finished in step.finished:
