@@ -97,9 +97,8 @@ def run_evaluation(
     if out is None:
         return result, []
     out.mkdir(parents=True, exist_ok=True)
-    summary = (
-        result.to_json(split) | told | {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
-    )
+    told |= {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
+    summary = result.to_json(split) | told
     write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]
