@@ -92,21 +92,21 @@ def _simulators() -> Iterator[Finding]:
     for package in ("habitat-lab", "habitat-sim", "gym"):
         yield Finding(package, True, _version(package) or "not installed; only env=habitat needs it", "")
     if importlib.util.find_spec("cv2"):
-        yield _tried("opencv", partial(importlib.import_module, "cv2"), OPENCV, "works without system libraries")
+        yield _attempted("opencv", partial(importlib.import_module, "cv2"), OPENCV, "works without system libraries")
     if _version("habitat-lab") is None:
         yield Finding("env=habitat", True, f"not available; {HABITAT_LAB}", "")
         return
-    habitat = _tried("env=habitat", partial(importlib.import_module, "navprune.habitat"), HABITAT_LAB)
+    habitat = _attempted("env=habitat", partial(importlib.import_module, "navprune.habitat"), HABITAT_LAB)
     yield habitat
     if habitat.ok and importlib.util.find_spec("habitat_sim"):
         from navprune.habitat.devices import check_habitat_sim
 
-        yield _tried("simulator=habitat_sim", check_habitat_sim, HABITAT_SIM)
+        yield _attempted("simulator=habitat_sim", check_habitat_sim, HABITAT_SIM)
     else:
         yield Finding("simulator=habitat_sim", True, f"not available; {HABITAT_SIM}", "")
 
 
-def _tried(name: str, attempt: Callable[[], object], advice: str, works: str = "works") -> Finding:
+def _attempted(name: str, attempt: Callable[[], object], advice: str, works: str = "works") -> Finding:
     try:
         attempt()
     except (ImportError, UserError, AttributeError) as error:

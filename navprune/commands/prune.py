@@ -1,6 +1,5 @@
 """`navprune prune`: a network, a method and a budget to a slim checkpoint."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -16,7 +15,7 @@ from navprune.config import Config, to_yaml
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import measure
-from navprune.files import write_file
+from navprune.files import json_bytes, write_file
 from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
@@ -150,7 +149,7 @@ def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
 
 def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
     """Write pruning.json and the picture of the widths beside a slim checkpoint."""
-    write_file(folder / PRUNING, (json.dumps(answer, indent=2) + "\n").encode())
+    write_file(folder / PRUNING, json_bytes(answer))
     with TemporaryDirectory() as temporary:
         picture = Path(temporary) / WIDTHS
         widths_figure(picture, answer)
