@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains an agent: expert warm start (if asked for), then PPO. Where the run folder holds a run it goes on;
+    """Train an agent: expert warm start (if asked for), then PPO. Where the run folder holds a run it goes on;
     trainer.start=restart moves that aside and begins anew, trainer.start=new refuses. Seed, init, task, data,
     cuts stay what they were; schedules and lengths may change. Ctrl-C, SIGTERM and SIGUSR1 save and stop.
     Networks come from agent=NAME or init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them as they
@@ -58,7 +58,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 % intervals.
+    """Evaluate an agent on every episode of a split: SPL, success, reward, with bootstrap 95 % intervals.
     AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors),
     or random, goal-follower, shortest-path.
     """
@@ -80,7 +80,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    """Writes a dense policy as a file that habitat-baselines loads.
+    """Write a dense policy as a file that habitat-baselines loads.
     Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a file of weights.
     FILE.pth.json beside it tells navprune what the shapes may not: the images' size and the channels' order.
     """
@@ -100,8 +100,8 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
     """The main job in miniature, in about twenty minutes.
-    Makes small homes, trains a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluates
-    all on unseen homes and writes a report. An interrupted demo goes on.
+    Make small homes, train a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluate
+    all on unseen homes and write a report. An interrupted demo goes on.
     """
     from navprune.commands.demo import run_demo
     from navprune.config import load_config

@@ -68,7 +68,7 @@ def _add_benchmark(commands: Any) -> None:
 
 
 def _cost(options: argparse.Namespace) -> dict[str, Any]:
-    """Counts multiply-accumulates and parameters of an encoder.
+    """Count multiply-accumulates and parameters of an encoder.
     By the convention of the published table (backbone alone, convolutions only, Gi = 2^30, Mi = 2^20) and as
     deployed (pooled input, compression, all parameters).
     """
@@ -85,7 +85,7 @@ def _cost(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures the forward time of encoders in interleaved runs.
+    """Measure the forward time of encoders in interleaved runs.
     Median and 95th percentile, and the saving against the first one, realised and in theory.
     """
     from navprune.commands.latency import run_latency
@@ -100,7 +100,7 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Compares runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.
+    """Compare runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.
     Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).
     """
     from navprune.commands.compare import run_comparison
@@ -137,7 +137,7 @@ def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """Compares the embedded simulator's answers with those recorded from Habitat.
+    """Compare the embedded simulator's answers with those recorded from Habitat.
     Depth, colours, distances, snapping, steps and whole episodes; DIR holds scenes, episodes and answers as
     docs/habitat.md describes them. The exit status is 1 where a required figure is missed.
     """
@@ -160,7 +160,7 @@ def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def _doctor(options: argparse.Namespace) -> dict[str, Any]:
-    """Says what is installed, which simulator and data sets are found, and what to do about what is not."""
+    """Say what is installed, which simulator and data sets are found, and what to do about what is not."""
     from navprune.commands.doctor import examine
 
     findings = examine(options.data)

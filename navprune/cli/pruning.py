@@ -76,7 +76,7 @@ def _methods() -> str:
 
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
-    """Prunes an encoder to a budget and writes a slim checkpoint.
+    """Prune an encoder to a budget and write a slim checkpoint.
     SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights
     (.pth, .pt, .ckpt, .safetensors). pruning.json and widths.png in the new folder say what was cut where.
     docs/pruning.md has the formulas.

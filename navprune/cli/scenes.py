@@ -44,7 +44,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
-    """Writes a procedural data set of furnished homes in Habitat's layout: .glb, .navmesh and PointNav episodes."""
+    """Write a procedural data set of furnished homes in Habitat's layout: .glb, .navmesh and PointNav episodes."""
     from navprune.progress import ProgressLine
     from navprune.reports.tables import rows_table
     from navprune.scenes.homes.dataset import generate_dataset
@@ -67,7 +67,7 @@ def _spreads(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _navmesh(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """Builds the navigation meshes of scenes that have none, as Recast does in habitat-sim.
+    """Build the navigation meshes of scenes that have none, as Recast does in habitat-sim.
     NAME.navmesh is written beside NAME.glb, in Detour's format, which habitat-sim loads, too. Scenes that
     fail are told at the end, with exit status 2.
     """
