@@ -137,7 +137,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     file in the folder of that name, which is taken in place of the one that the recipe's `defaults` name.
     Raises UserError for an unknown recipe, an unknown key (with the nearest known one) or a value that does not fit.
     """
-    settings = [_setting(text) for text in overrides]
+    if wrong := [text for text in overrides if "=" not in text]:
+        raise UserError(f"{wrong[0]} is no setting; write key=value, for example task.width=128")
+    settings = [text.split("=", 1) for text in overrides]
     sections = {key: name for key, name in settings if is_dataclass(SCHEMA.get(key, (None, False))[0])}
     choices = {key: name for key, name in sections.items() if name not in NULLS}
     path, used = _find(recipe), set[str]()
@@ -218,13 +220,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings; write such lines as `run: runs/mine`")
     return values
-
-
-def _setting(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"{text} is no setting; write key=value, for example task.width=128")
-    return key, value
 
 
 def _merged(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Writing files and folders that are either whole or not there: beside, synced, renamed."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from navprune.errors import UserError
 
@@ -57,6 +59,11 @@ def write_file(path: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):  # where a file stands in the place of a folder, there is nothing to take away
             temporary.unlink()
+
+
+def json_bytes(data: Any) -> bytes:
+    """Return data as indented JSON, the content of a file."""
+    return (json.dumps(data, indent=2) + "\n").encode()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

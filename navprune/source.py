@@ -15,16 +15,8 @@ from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import CHANNELS, NAMES, PolicySpec, encoder_spec
 from navprune.models.weights import read_foreign
-from navprune.rl.checkpoints import (
-    CONFIG,
-    LATEST,
-    SPEC,
-    WEIGHTS,
-    find_checkpoint,
-    load_network,
-    numbered,
-    read_any_spec,
-)
+from navprune.rl import checkpoints
+from navprune.rl.checkpoints import numbered
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
 DEFAULT_RECIPE = "pointnav"
@@ -48,7 +40,7 @@ class Source:
         A name goes before a path: a folder called resnet18 is ./resnet18.
         """
         path = Path(text).expanduser()
-        if path.name == WEIGHTS and (path.parent / SPEC).is_file():
+        if path.name == checkpoints.WEIGHTS and (path.parent / checkpoints.SPEC).is_file():
             return cls(str(path.parent), FOLDER)
         kind = next((kind for kind, names in NAMED.items() if text in names), None)
         if not kind and path.is_file():
@@ -67,14 +59,14 @@ class Source:
     @property
     def folder(self) -> Path:
         """The checkpoint of a checkpoint or run folder; raises UserError where there is none."""
-        return find_checkpoint(self.path)
+        return checkpoints.find_checkpoint(self.path)
 
     @property
     def run(self) -> Path | None:
         """The run folder that it is, or that its checkpoint lies in; None for anything else."""
-        return next(
-            (p for p in (self.path, *self.path.parents[:2]) if numbered(p) or (p / LATEST / SPEC).is_file()), None
-        )
+        mark = Path(checkpoints.LATEST, checkpoints.SPEC)
+        above = (self.path, *self.path.parents[:2])
+        return next((path for path in above if numbered(path) or (path / mark).is_file()), None)
 
     def spec(self, config: Config | None = None) -> Spec:
         """Its architecture; an encoder's name stands for the agent of `config` with that encoder."""
@@ -88,13 +80,13 @@ class Source:
         if self.kind == WEIGHTS_FILE:
             return read_foreign(self.path)[0]
         if self.kind == FOLDER:
-            return read_any_spec(self.folder)
+            return checkpoints.read_any_spec(self.folder)
         raise UserError(f"{self.text} is a {CONTROL}, which has no network; give one of {', '.join(NAMES)} or a run")
 
     def load(self, config: Config | None = None, seed: int = 0) -> PointNavPolicy | Classifier | Encoder:
         """Its network with its weights; random ones from `seed` where it has none."""
         if self.kind == FOLDER:
-            return load_network(self.folder)
+            return checkpoints.load_network(self.folder)
         if self.kind != WEIGHTS_FILE:
             return build(self.spec(config), seed)  # type: ignore[return-value]
         spec, weights = read_foreign(self.path)
@@ -116,7 +108,7 @@ class Source:
     def config(self, recipe: str | None = None, overrides: Sequence[str] = ()) -> Config:
         """The configuration that goes with it: the named recipe, else the checkpoint's own, else the default."""
         if recipe is None and self.kind == FOLDER:
-            recipe = str(self.folder / CONFIG)
+            recipe = str(self.folder / checkpoints.CONFIG)
         return load_config(recipe or DEFAULT_RECIPE, overrides)
 
 
@@ -124,13 +116,8 @@ def agent_spec(config: Config) -> PolicySpec:
     """The architecture that a configuration's task and agent ask for."""
     agent, task = config.agent, config.task
     shape = (sum(CHANNELS[sensor] for sensor in task.sensors), task.height, task.width)
-    return PolicySpec(
-        encoder=encoder_spec(agent.encoder, shape, agent.base_planes, output=agent.compression),
-        visual_features=agent.visual_features,
-        hidden_size=agent.hidden_size,
-        rnn=agent.rnn,
-        rnn_layers=agent.rnn_layers,
-    )
+    encoder = encoder_spec(agent.encoder, shape, agent.base_planes, output=agent.compression)
+    return PolicySpec(encoder, agent.visual_features, agent.hidden_size, agent.rnn, agent.rnn_layers)
 
 
 def _unknown(text: str, path: Path) -> str:

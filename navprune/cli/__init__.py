@@ -1,7 +1,6 @@
 """The command line: parses, calls, prints."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = options.run(options)
         answer, status = result if isinstance(result, tuple) else (result, 0)
         if options.json is not None and answer is not None:
-            from navprune.files import write_file
+            from navprune.files import json_bytes, write_file
 
-            write_file(options.json, (json.dumps(answer, indent=2) + "\n").encode())
+            write_file(options.json, json_bytes(answer))
     except UserError as error:
         print(f"navprune: {error}", file=sys.stderr)
         return 2

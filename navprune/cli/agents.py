@@ -11,29 +11,42 @@ from navprune.errors import UserError
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of these commands."""
-    _add_train(commands)
-    _add_evaluate(commands)
-    _add_export(commands)
-    _add_demo(commands)
-
-
-def _add_train(commands: Any) -> None:
-    parser = command(
-        commands,
-        "train",
-        _train,
-        "Trains an agent: expert warm start (if asked for), then PPO. Where the run folder holds a run it goes on;\n"
-        "trainer.start=restart moves that aside and begins anew, trainer.start=new refuses. Seed, init, task, data,\n"
-        "cuts stay what they were; schedules and lengths may change. Ctrl-C, SIGTERM and SIGUSR1 save and stop.\n"
-        "Networks come from agent=NAME or init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them as they\n"
-        "train, pruning=distil adds a teacher. env=habitat trains through habitat-lab, simulator=habitat_sim in its\n"
-        "simulator.",
-        "navprune train --config pointnav_homes run=runs/r18 agent.encoder=resnet18 task.width=128 task.height=128",
+    example = (
+        "navprune train --config pointnav_homes run=runs/r18 agent.encoder=resnet18 task.width=128 task.height=128"
     )
-    add_overrides(parser, "pointnav_homes")
+    add_overrides(command(commands, "train", _train, example), "pointnav_homes")
+
+    parser = command(commands, "evaluate", _evaluate, "navprune evaluate runs/r18 --split val --pictures 3")
+    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, file of weights or control")
+    add_overrides(parser, None)
+    parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
+    parser.add_argument("--episodes", dest="limit", type=positive, metavar="N", help="only the first N episodes")
+    lockstep = "in lockstep; does not change the result"
+    parser.add_argument("--environments", type=positive, default=16, metavar="N", help=lockstep)
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
+    parser.add_argument("--seed", type=natural, default=0, help="of the sampled actions")
+    parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
+    pictures = "maps and videos of N episodes, or of chosen ones: SCENE:ID,SCENE:ID"
+    parser.add_argument("--pictures", default="0", metavar="N", help=pictures)
+
+    parser = command(commands, "export", _export, "navprune export runs/r50 --format habitat-baselines --out r50.pth")
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("--format", choices=["habitat-baselines"], default="habitat-baselines")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth", help="an existing file is replaced")
+
+    parser = command(commands, "demo", _demo, "navprune demo")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
+    add_overrides(parser, "demo")
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
+    """Train an agent: expert warm start (if asked for), then PPO. Where the run folder holds a run it goes on;
+    trainer.start=restart moves that aside and begins anew, trainer.start=new refuses. Seed, init, task, data,
+    cuts stay what they were; schedules and lengths may change. Ctrl-C, SIGTERM and SIGUSR1 save and stop.
+    Networks come from agent=NAME or init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them as they
+    train, pruning=distil adds a teacher. env=habitat trains through habitat-lab, simulator=habitat_sim in its
+    simulator.
+    """
     from navprune.commands.train import run_training
     from navprune.config import load_config
 
@@ -44,31 +57,11 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     return result._asdict() | {"latest": str(result.latest), "best": str(result.best)}
 
 
-def _add_evaluate(commands: Any) -> None:
-    parser = command(
-        commands,
-        "evaluate",
-        _evaluate,
-        "Evaluates an agent on every episode of a split: SPL, success, reward, with bootstrap 95 %% intervals.\n"
-        "AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors),\n"
-        "or random, goal-follower, shortest-path.",
-        "navprune evaluate runs/r18 --split val --pictures 3",
-    )
-    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, file of weights or control")
-    add_overrides(parser, None)
-    parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
-    parser.add_argument("--episodes", type=positive, metavar="N", help="only the first N episodes")
-    parser.add_argument(
-        "--environments", type=positive, default=16, metavar="N", help="in lockstep; does not change the result"
-    )
-    parser.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
-    parser.add_argument("--seed", type=natural, default=0, help="of the sampled actions")
-    parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
-    pictures = "maps and videos of N episodes, or of chosen ones: SCENE:ID,SCENE:ID"
-    parser.add_argument("--pictures", default="0", metavar="N", help=pictures)
-
-
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate an agent on every episode of a split: SPL, success, reward, with bootstrap 95 % intervals.
+    AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors),
+    or random, goal-follower, shortest-path.
+    """
     from navprune.commands.evaluate import run_evaluation
     from navprune.reports.tables import measure_table
     from navprune.source import Source
@@ -77,32 +70,20 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     config = source.config(options.config, options.settings)
     split = options.split or config.data.val
     out = options.out or (source.run or Path("runs") / source.path.stem) / "evaluation" / split
-    passed = given(options, "environments", "greedy", "seed", "pictures")
-    result, shown = run_evaluation(options.agent, config, split=split, limit=options.episodes, out=out, **passed)
+    passed = given(options, run_evaluation, source=options.agent, config=config, split=split, out=out)
+    result, shown = run_evaluation(**passed)
     print(measure_table(result.to_json(split)).text())
-    print(
-        f"\n{len(result.episodes)} episodes of {split}; written to {out}"
-        + "".join(f"\n  {s.map}\n  {s.video}" for s in shown)
-    )
+    print(f"\n{len(result.episodes)} episodes of {split}; written to {out}")
+    for pictures in shown:
+        print(f"  {pictures.map}\n  {pictures.video}")
     return result.to_json(split)
 
 
-def _add_export(commands: Any) -> None:
-    parser = command(
-        commands,
-        "export",
-        _export,
-        "Writes a dense policy as a file that habitat-baselines loads.\n"
-        "Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a file of weights.\n"
-        "FILE.pth.json beside it tells navprune what the shapes may not: the images' size and the channels' order.",
-        "navprune export runs/r50 --format habitat-baselines --out r50.pth",
-    )
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("--format", choices=["habitat-baselines"], default="habitat-baselines")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth", help="an existing file is replaced")
-
-
 def _export(options: argparse.Namespace) -> dict[str, Any]:
+    """Write a dense policy as a file that habitat-baselines loads.
+    Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a file of weights.
+    FILE.pth.json beside it tells navprune what the shapes may not: the images' size and the channels' order.
+    """
     from navprune.files import write_file
     from navprune.models.weights import foreign_bytes, foreign_hints, hints_file
     from navprune.source import Source
@@ -117,21 +98,11 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
 
 
-def _add_demo(commands: Any) -> None:
-    parser = command(
-        commands,
-        "demo",
-        _demo,
-        "The main job in miniature, in about twenty minutes.\n"
-        "Makes small homes, trains a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluates\n"
-        "all on unseen homes and writes a report. An interrupted demo goes on.",
-        "navprune demo",
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
-    add_overrides(parser, "demo")
-
-
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    """The main job in miniature, in about twenty minutes.
+    Make small homes, train a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluate
+    all on unseen homes and write a report. An interrupted demo goes on.
+    """
     from navprune.commands.demo import run_demo
     from navprune.config import load_config
 

@@ -10,29 +10,68 @@ from navprune.cli.parsers import command, given, note, numbers, positive
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of these commands."""
-    _add_cost(commands)
-    _add_latency(commands)
-    _add_compare(commands)
-    _add_benchmark(commands)
-    _add_parity(commands)
-    _add_doctor(commands)
-
-
-def _add_cost(commands: Any) -> None:
-    parser = command(
-        commands,
-        "cost",
-        _cost,
-        "Counts multiply-accumulates and parameters of an encoder.\n"
-        "By the convention of the published table (backbone alone, convolutions only, Gi = 2^30, Mi = 2^20) and as\n"
-        "deployed (pooled input, compression, all parameters).",
-        "navprune cost resnet50",
-    )
+    parser = command(commands, "cost", _cost, "navprune cost resnet50")
     parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, file of weights, checkpoint or run")
     parser.add_argument("--layers", action="store_true", help="one row for each layer, too")
 
+    example = "navprune latency resnet50 runs/slim --batch-sizes 1,8 --runtime eager,compiled"
+    parser = command(commands, "latency", _latency, example)
+    sources = "encoders' names, specs, files of weights, checkpoints or runs"
+    parser.add_argument("sources", nargs="+", metavar="SPEC", help=sources)
+    parser.add_argument("--batch-sizes", default="1,8", help="default: 1,8")
+    parser.add_argument("--runtime", default="eager", help="eager, compiled or both: eager,compiled (default: eager)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where present)")
+    parser.add_argument("--runs", type=positive, default=30, help="timed runs of each (default: 30)")
+
+    parser = command(
+        commands, "compare", _compare, "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison"
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or whatever else holds an agent")
+    parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
+    parser.add_argument("--split", help="split to compare on (default: the runs' data.val)")
+    parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
+    parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
+    own = "measure each run on its own data and task where they differ; table and page say how"
+    parser.add_argument("--each-its-own", action="store_true", help=own)
+
+    _add_benchmark(commands)
+
+    parser = command(commands, "parity", _parity, "navprune parity tests/data/reference --json parity.json")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of recorded answers")
+    parser.add_argument("--scenes", metavar="NAME,NAME", help="only these scenes")
+
+    parser = command(commands, "doctor", _doctor, "navprune doctor --data data")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="data folder (default: data)")
+
+
+def _add_benchmark(commands: Any) -> None:
+    benchmark = commands.add_parser("benchmark", help="measure frames per second")
+    kinds = benchmark.add_subparsers(metavar="COMMAND", required=True)
+    example = "navprune benchmark simulator --widths 128,256 --environments 32"
+    simulator = command(kinds, "simulator", _benchmark_simulator, example)
+    simulator.add_argument("--widths", default="128,256", help="image widths (default: 128,256)")
+    simulator.add_argument("--environments", type=positive, default=32)
+    simulator.add_argument("--threads", type=positive, help="rendering threads (default: all cores)")
+    frames = "agent steps at each width (default: 100000)"
+    simulator.add_argument("--frames", type=positive, default=100_000, help=frames)
+    example = "navprune benchmark training --encoder resnet18 --width 128 --environments 6"
+    training = command(kinds, "training", _benchmark_training, example)
+    for parser in (simulator, training):
+        parser.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+        parser.add_argument("--name", default="homes", help="data set in it (default: homes)")
+    training.add_argument("--encoder", default="resnet18")
+    training.add_argument("--base-planes", type=positive, default=32)
+    training.add_argument("--width", type=positive, default=128, help="image width (default: 128)")
+    training.add_argument("--environments", type=positive, default=6)
+    training.add_argument("--epochs", type=positive, default=4, help="PPO epochs (default: 4)")
+    training.add_argument("--updates", type=positive, default=3, help="measured updates of 128 steps (default: 3)")
+
 
 def _cost(options: argparse.Namespace) -> dict[str, Any]:
+    """Count multiply-accumulates and parameters of an encoder.
+    By the convention of the published table (backbone alone, convolutions only, Gi = 2^30, Mi = 2^20) and as
+    deployed (pooled input, compression, all parameters).
+    """
     from navprune.evaluation.cost import breakdown, cost
     from navprune.reports.tables import cost_table, rows_table
     from navprune.source import Source
@@ -45,25 +84,10 @@ def _cost(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
-def _add_latency(commands: Any) -> None:
-    parser = command(
-        commands,
-        "latency",
-        _latency,
-        "Measures the forward time of encoders in interleaved runs.\n"
-        "Median and 95th percentile, and the saving against the first one, realised and in theory.",
-        "navprune latency resnet50 runs/slim --batch-sizes 1,8 --runtime eager,compiled",
-    )
-    parser.add_argument(
-        "sources", nargs="+", metavar="SPEC", help="encoders' names, specs, files of weights, checkpoints or runs"
-    )
-    parser.add_argument("--batch-sizes", default="1,8", help="default: 1,8")
-    parser.add_argument("--runtime", default="eager", help="eager, compiled or both: eager,compiled (default: eager)")
-    parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where present)")
-    parser.add_argument("--runs", type=positive, default=30, help="timed runs of each (default: 30)")
-
-
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the forward time of encoders in interleaved runs.
+    Median and 95th percentile, and the saving against the first one, realised and in theory.
+    """
     from navprune.commands.latency import run_latency
     from navprune.reports.tables import latency_table
     from navprune.source import named
@@ -75,76 +99,26 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
-def _add_compare(commands: Any) -> None:
-    parser = command(
-        commands,
-        "compare",
-        _compare,
-        "Compares runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.\n"
-        "Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).",
-        "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or whatever else holds an agent")
-    parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
-    parser.add_argument("--split", default=None, help="split to compare on (default: the runs' data.val)")
-    parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
-    parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
-    own = "measure each run on its own data and task where they differ; table and page say how"
-    parser.add_argument("--each-its-own", action="store_true", help=own)
-
-
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.
+    Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).
+    """
     from navprune.commands.compare import run_comparison
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
-    passed = given(options, "runs", "out", "split", "pictures", "each_its_own")
-    table, page, answer = run_comparison(batch_sizes=sizes, **passed)
+    table, page, answer = run_comparison(**given(options, run_comparison, batch_sizes=sizes))
     print("\n".join([table.text(), *(f"* {line}" for line in answer["differences"].values())]))
     print(f"\n{page}")
     return answer
 
 
-def _add_benchmark(commands: Any) -> None:
-    kinds = commands.add_parser("benchmark", help="measure frames per second").add_subparsers(
-        metavar="COMMAND", required=True
-    )
-    simulator = command(
-        kinds,
-        "simulator",
-        _benchmark_simulator,
-        "Frames per second of the full environment step (move, measure, render) on a furnished home.",
-        "navprune benchmark simulator --widths 128,256 --environments 32",
-    )
-    simulator.add_argument("--widths", default="128,256", help="image widths (default: 128,256)")
-    simulator.add_argument("--environments", type=positive, default=32)
-    simulator.add_argument("--threads", type=positive, help="rendering threads (default: all cores)")
-    simulator.add_argument(
-        "--frames", type=positive, default=100_000, help="agent steps at each width (default: 100000)"
-    )
-    training = command(
-        kinds,
-        "training",
-        _benchmark_training,
-        "Frames per second of PPO training, and the seconds that each phase takes.",
-        "navprune benchmark training --encoder resnet18 --width 128 --environments 6",
-    )
-    for parser in (simulator, training):
-        parser.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
-        parser.add_argument("--name", default="homes", help="data set in it (default: homes)")
-    training.add_argument("--encoder", default="resnet18")
-    training.add_argument("--base-planes", type=positive, default=32)
-    training.add_argument("--width", type=positive, default=128, help="image width (default: 128)")
-    training.add_argument("--environments", type=positive, default=6)
-    training.add_argument("--epochs", type=positive, default=4, help="PPO epochs (default: 4)")
-    training.add_argument("--updates", type=positive, default=3, help="measured updates of 128 steps (default: 3)")
-
-
 def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
+    """Frames per second of the full environment step (move, measure, render) on a furnished home."""
     from navprune.commands.benchmark import benchmark_simulator
     from navprune.reports.tables import rows_table
 
-    passed = given(options, "data", "name", "environments", "threads", "frames")
-    answer = benchmark_simulator(widths=numbers("--widths", options.widths), report=note, **passed)
+    widths = numbers("--widths", options.widths)
+    answer = benchmark_simulator(**given(options, benchmark_simulator, widths=widths, report=note))
     print(rows_table(answer["rows"]).text())
     before, after = answer["memory_mib"]
     print(f"\nmemory {before:.0f} MiB before, {after:.0f} MiB after")
@@ -152,31 +126,21 @@ def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
+    """Frames per second of PPO training, and the seconds that each phase takes."""
     from navprune.commands.benchmark import benchmark_training
     from navprune.reports.tables import rows_table
 
-    names = ("data", "name", "encoder", "base_planes", "width", "environments", "epochs", "updates")
-    answer = benchmark_training(report=note, **given(options, *names))
+    answer = benchmark_training(**given(options, benchmark_training, report=note))
     flat = [{**row, **{f"{k} s": v for k, v in row["seconds"].items()}} for row in answer["rows"]]
     print(rows_table([{k: v for k, v in row.items() if k != "seconds"} for row in flat]).text())
     return answer
 
 
-def _add_parity(commands: Any) -> None:
-    parser = command(
-        commands,
-        "parity",
-        _parity,
-        "Compares the embedded simulator's answers with those recorded from Habitat.\n"
-        "Depth, colours, distances, snapping, steps and whole episodes; DIR holds scenes, episodes and answers as\n"
-        "docs/habitat.md describes them. The exit status is 1 where a required figure is missed.",
-        "navprune parity tests/data/reference --json parity.json",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of recorded answers")
-    parser.add_argument("--scenes", metavar="NAME,NAME", help="only these scenes")
-
-
 def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Compare the embedded simulator's answers with those recorded from Habitat.
+    Depth, colours, distances, snapping, steps and whole episodes; DIR holds scenes, episodes and answers as
+    docs/habitat.md describes them. The exit status is 1 where a required figure is missed.
+    """
     from navprune.comparisons.parity import parity, shortfalls
     from navprune.progress import ProgressLine
     from navprune.reports.tables import parity_table
@@ -195,18 +159,8 @@ def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     return answer, 1 if misses else 0
 
 
-def _add_doctor(commands: Any) -> None:
-    parser = command(
-        commands,
-        "doctor",
-        _doctor,
-        "Says what is installed, which simulator and data sets are found, and what to do about what is not.",
-        "navprune doctor --data data",
-    )
-    parser.add_argument("--data", type=Path, default=Path("data"), help="data folder (default: data)")
-
-
 def _doctor(options: argparse.Namespace) -> dict[str, Any]:
+    """Say what is installed, which simulator and data sets are found, and what to do about what is not."""
     from navprune.commands.doctor import examine
 
     findings = examine(options.data)

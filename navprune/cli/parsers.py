@@ -1,6 +1,7 @@
 """What the commands' parsers share."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +20,15 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\n{self.late()}\n" if self.late else "")
 
 
-def command(commands: Any, name: str, run: Any, help: str, example: str = "") -> Parser:
-    """Add a command whose parser takes --json; the first line of `help` stands in the list of commands.
+def command(commands: Any, name: str, run: Callable[[argparse.Namespace], Any], example: str) -> Parser:
+    """Add a command whose parser takes --json; the docstring of `run` is its help, the first line for the list.
 
     `run(options)` returns what --json writes, or that and the exit status.
     """
-    epilog = f"example:\n  {example}" if example else None
+    text = inspect.getdoc(run) or ""
+    first, epilog = text.partition("\n")[0].replace("%", "%%"), f"example:\n  {example}"
     raw = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(
-        name, help=help.partition("\n")[0], description=help, epilog=epilog, formatter_class=raw
-    )
+    parser = commands.add_parser(name, help=first, description=text, epilog=epilog, formatter_class=raw)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there for programs to read")
     parser.set_defaults(run=run)
     return parser
@@ -44,9 +44,10 @@ def add_overrides(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
-def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the named options that have a value, to be passed on under the same names."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
+def given(options: argparse.Namespace, taker: Callable[..., Any], **instead: Any) -> dict[str, Any]:
+    """Return arguments for `taker`: options that have a value and the name of a parameter, with others `instead`."""
+    names = inspect.signature(taker).parameters
+    return {name: value for name, value in vars(options).items() if name in names and value is not None} | instead
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -12,16 +12,8 @@ from navprune.errors import UserError
 
 def add_commands(commands: Any) -> None:
     """Add the parser of this command."""
-    parser = command(
-        commands,
-        "prune",
-        _prune,
-        "Prunes an encoder to a budget and writes a slim checkpoint.\n"
-        "SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights\n"
-        "(.pth, .pt, .ckpt, .safetensors). pruning.json and widths.png in the new folder say what was cut where.\n"
-        "docs/pruning.md has the formulas.",
-        "navprune prune resnet50 --method l1 --budget macs=0.488,parameters=0.435 --out runs/slim",
-    )
+    example = "navprune prune resnet50 --method l1 --budget macs=0.488,parameters=0.435 --out runs/slim"
+    parser = command(commands, "prune", _prune, example)
     parser.late = _methods
     parser.add_argument("source", metavar="SOURCE")
     add_overrides(parser, None)
@@ -84,6 +76,12 @@ def _methods() -> str:
 
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
+    """Prune an encoder to a budget and write a slim checkpoint.
+    SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights
+    (.pth, .pt, .ckpt, .safetensors). pruning.json and widths.png in the new folder say what was cut where.
+    docs/pruning.md has the formulas.
+    """
+    from navprune.commands.evidence import PruningOptions
     from navprune.commands.prune import next_step, run_pruning
     from navprune.comparisons.torch_pruning import TOLERANCE
     from navprune.pruning.methods import TORCH_PRUNING
@@ -96,17 +94,14 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     _check_used(options, budget)
     config = Source.parse(options.source).config(options.config, options.settings)
     limits = parse_shares("--limits", options.limits) if options.limits else {}
-    search = SearchConfig(limits=limits, **given(options, "scope", "minimum", "minimum_share", "multiple"))
-    names = ("seed", "blocks", "steps", "loss", "teacher", "images", "latency_batch", "latency_runtime")
-    more = given(options, *names, "frames_per_second") | _gates(options)
-    result = run_pruning(options.source, options.method, budget, options.out, config, search=search, **more)
+    search = SearchConfig(**given(options, SearchConfig, limits=limits))
+    more = _gates(options) | given(options, PruningOptions, search=search)
+    result = run_pruning(options.source, options.method, budget, options.out, config, **more)
     answer = json.loads((options.out / PRUNING).read_text())
     print(pruning_table(answer).text())
-    if options.method == TORCH_PRUNING:
-        line = shortfall(budget, result.reached, TOLERANCE, "its one pruning ratio cannot make both bind")
-    else:
-        line = shortfall(budget, result.reached, search.tolerance)
-    if line:
+    one_ratio = options.method == TORCH_PRUNING
+    slack = (TOLERANCE, "its one pruning ratio cannot make both bind") if one_ratio else (search.tolerance,)
+    if line := shortfall(budget, result.reached, *slack):
         note(line)
     if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:
         note(f"all {options.method} scores are equal, as before training norms' scales are: the order of units decided")
@@ -136,9 +131,8 @@ def _check_used(options: argparse.Namespace, budget: Collection[str]) -> None:
         "latency_batch": (LATENCY in budget, "a budget of latency"),
         "latency_runtime": (LATENCY in budget, "a budget of latency"),
     }
-    for name in given(options, *used):
-        matters, users = used[name]
-        if not matters:
+    for name, (matters, users) in used.items():
+        if not matters and getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for {users}; leave it out")
 
 
@@ -149,5 +143,4 @@ def _gates(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.pruning.gates import PAPER_RECIPES, GateConfig
 
     recipe = PAPER_RECIPES[options.paper]._asdict() if options.paper else {"config": GateConfig()}
-    config = replace(recipe.pop("config"), **given(options, "expansion", "stable"))
-    return {"gates": config, **recipe, **given(options, "epochs", "batch_size")}
+    return {"gates": replace(recipe.pop("config"), **given(options, GateConfig)), **recipe}

@@ -9,33 +9,21 @@ from navprune.cli.parsers import command, given, natural, note, positive
 from navprune.errors import UserError
 
 AGENT = {
-    "agent_radius": "metres kept from walls (default: 0.1)",
-    "agent_height": "metres of headroom (default: 1.5)",
-    "agent_max_climb": "metres of a step (default: 0.2)",
-    "agent_max_slope": "degrees of a ramp (default: 45)",
-    "cell_size": "metres of a voxel's sides (default: 0.05)",
-    "cell_height": "metres of a voxel's height (default: 0.2)",
+    "agent-radius": "metres kept from walls (default: 0.1)",
+    "agent-height": "metres of headroom (default: 1.5)",
+    "agent-max-climb": "metres of a step (default: 0.2)",
+    "agent-max-slope": "degrees of a ramp (default: 45)",
+    "cell-size": "metres of a voxel's sides (default: 0.05)",
+    "cell-height": "metres of a voxel's height (default: 0.2)",
 }
 """Settings of a navmesh; Habitat's defaults."""
 
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of these commands."""
-    scenes = commands.add_parser("scenes", help="make scenes and navmeshes").add_subparsers(
-        metavar="COMMAND", required=True
-    )
-    _add_generate(scenes)
-    _add_navmesh(scenes)
-
-
-def _add_generate(commands: Any) -> None:
-    parser = command(
-        commands,
-        "generate",
-        _generate,
-        "Writes a procedural data set of furnished homes in Habitat's layout: .glb, .navmesh and PointNav episodes.",
-        "navprune scenes generate --out data --train 40 --val 10 --seed 1",
-    )
+    scenes = commands.add_parser("scenes", help="make scenes and navmeshes")
+    kinds = scenes.add_subparsers(metavar="COMMAND", required=True)
+    parser = command(kinds, "generate", _generate, "navprune scenes generate --out data --train 40 --val 10 --seed 1")
     parser.add_argument("--out", type=Path, default=Path("data"), help="data folder (default: data)")
     parser.add_argument("--name", default="homes", help="name of the data set (default: homes)")
     parser.add_argument("--train", type=positive, default=40, metavar="N", help="training scenes (default: 40)")
@@ -48,75 +36,58 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--train-episodes", type=positive, default=200, metavar="N", help="episodes a training scene")
     parser.add_argument("--val-episodes", type=positive, default=20, metavar="N", help="episodes a validation scene")
 
+    parser = command(kinds, "navmesh", _navmesh, "navprune scenes navmesh data/scene_datasets/gibson/*.glb")
+    parser.add_argument("scenes", nargs="+", type=Path, metavar="SCENE.glb")
+    parser.add_argument("--overwrite", action="store_true", help="replace navmeshes that exist")
+    for name, meaning in AGENT.items():
+        parser.add_argument(f"--{name}", type=float, metavar="X", help=meaning)
+
 
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
+    """Write a procedural data set of furnished homes in Habitat's layout: .glb, .navmesh and PointNav episodes."""
     from navprune.progress import ProgressLine
     from navprune.reports.tables import rows_table
     from navprune.scenes.homes.dataset import generate_dataset
 
     line = ProgressLine("drawing", options.train + options.val, "homes")
-    statistics = generate_dataset(
-        options.out,
-        area=tuple(options.area),
-        episodes_per_scene=options.train_episodes,
-        val_episodes_per_scene=options.val_episodes,
-        progress=line.show,
-        **given(options, "name", "train", "val", "seed"),
-    )
-    answer = dataclasses.asdict(statistics)
+    episodes = {"episodes_per_scene": options.train_episodes, "val_episodes_per_scene": options.val_episodes}
+    passed = given(options, generate_dataset, area=tuple(options.area), progress=line.show, **episodes)
+    answer = dataclasses.asdict(generate_dataset(**passed))
     print(rows_table([{"split": split, **_spreads(values)} for split, values in answer["splits"].items()]).text())
     return answer
 
 
 def _spreads(values: dict[str, Any]) -> dict[str, Any]:
     """A split's statistics with each spread as one cell."""
-    return {
-        name: f"{value['mean']:,.3g} ({value['low']:,.3g} to {value['high']:,.3g})"
-        if isinstance(value, dict)
-        else value
-        for name, value in values.items()
+    spreads = {name: value for name, value in values.items() if isinstance(value, dict)}
+    return values | {
+        name: f"{spread['mean']:,.3g} ({spread['low']:,.3g} to {spread['high']:,.3g})"
+        for name, spread in spreads.items()
     }
 
 
-def _add_navmesh(commands: Any) -> None:
-    parser = command(
-        commands,
-        "navmesh",
-        _navmesh,
-        "Builds the navigation meshes of scenes that have none, as Recast does in habitat-sim.\n"
-        "NAME.navmesh is written beside NAME.glb, in Detour's format, which habitat-sim loads, too. Scenes that\n"
-        "fail are told at the end, with exit status 2.",
-        "navprune scenes navmesh data/scene_datasets/gibson/*.glb",
-    )
-    parser.add_argument("scenes", nargs="+", type=Path, metavar="SCENE.glb")
-    parser.add_argument("--overwrite", action="store_true", help="replace navmeshes that exist")
-    for name, meaning in AGENT.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=float, default=argparse.SUPPRESS, metavar="X", help=meaning
-        )
-
-
 def _navmesh(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Build the navigation meshes of scenes that have none, as Recast does in habitat-sim.
+    NAME.navmesh is written beside NAME.glb, in Detour's format, which habitat-sim loads, too. Scenes that
+    fail are told at the end, with exit status 2.
+    """
     from navprune.progress import ProgressLine
     from navprune.reports.tables import rows_table
     from navprune.scenes.files.navmesh import NavMeshSettings
     from navprune.scenes.recast.build import build_for
 
-    settings = NavMeshSettings(**{name: getattr(options, name) for name in AGENT if hasattr(options, name)})
+    settings = NavMeshSettings(**given(options, NavMeshSettings))
     rows, failed = [], []
     for scene in options.scenes:
         line = ProgressLine(scene.name, 100, "%")
+
+        def show(stage: str, share: float, line: ProgressLine = line) -> None:
+            line.show(round(100 * share), stage)
+
         try:
-            row = build_for(
-                scene,
-                settings=settings,
-                overwrite=options.overwrite,
-                progress=lambda stage, share, line=line: line.show(round(100 * share), stage),  # type: ignore[misc]
-            )
+            rows.append(build_for(scene, settings=settings, overwrite=options.overwrite, progress=show))
         except UserError as error:
             failed.append({"path": str(scene), "reason": str(error)})
-        else:
-            rows.append(row)
     if rows:
         print(rows_table(rows).text())
     for failure in failed:

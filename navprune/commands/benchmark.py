@@ -21,8 +21,6 @@ from navprune.tasks.pointnav import PointNavEnv, Shuffled, TaskConfig
 # Stops now and then, so that resets count, and mostly walks, so that moving and measuring count.
 ACTION_SHARES = (0.005, 0.595, 0.2, 0.2)
 
-NETWORK_PHASES = ("policy", "learn")
-
 
 def benchmark_simulator(
     data: Path | None = None,
@@ -112,8 +110,7 @@ def benchmark_training(
         train(spec, env, TrainerConfig(total_frames=frames, seed=seed), ppo, None, run)
         result = train(spec, env, TrainerConfig(total_frames=(1 + updates) * frames, seed=seed), ppo, None, run)
         env.close()
-    network = sum(seconds for phase, seconds in result.seconds.items() if phase in NETWORK_PHASES)
-    share = network / sum(result.seconds.values())
+    share = (result.seconds["policy"] + result.seconds["learn"]) / sum(result.seconds.values())
     row = {"encoder": encoder, "base_planes": base_planes, "width": width, "environments": environments}
     row |= {"frames_per_second": result.frames_per_second, "network_share": share, "seconds": result.seconds}
     return {"rows": [row]}

@@ -57,17 +57,9 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Ta
         runs.append(str(out / name))
         run_training(replace(own, run=runs[-1]))
     note("4/4  evaluating and measuring")
-    return run_comparison(
-        runs,
-        out,
-        pictures="3",
-        controls=CONTROLS,
-        texts={
-            "title": "PointNav with a pruned encoder, in miniature",
-            "commands": ["make demo"],
-            "limits": limits(config),
-        },
-    )
+    title = "PointNav with a pruned encoder, in miniature"
+    texts = {"title": title, "commands": ["make demo"], "limits": limits(config)}
+    return run_comparison(runs, out, pictures="3", controls=CONTROLS, texts=texts)
 
 
 def has_homes(data: Path, name: str) -> bool:

@@ -6,9 +6,10 @@ import importlib.util
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -30,44 +31,39 @@ NOTABLE = 5e-3  # relative difference of distances that another body explains, a
 
 
 class Source(NamedTuple):
-    """What is known of a public data set: scenes and episodes by split, its archive of episodes, its licence."""
+    """What is known of a data set: its archive of episodes, its licence, how many scenes and episodes a split has."""
 
-    scenes: dict[str, int]
-    counts: dict[str, int]
     episodes: str
-    licence: str
+    licence: str = ""
+    scenes: Mapping[str, int] = MappingProxyType({})
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 # docs/datasets.md says where the numbers come from.
 KNOWN = {
     "gibson": Source(
-        {"train": 72, "train_extra_large": 411, "val": 14},
-        {"val": 994},
         "pointnav_gibson_v1.zip of habitat-lab's DATASETS.md",
         "Gibson's terms of use are accepted in the form of the Gibson Database (GibsonEnv on GitHub); "
         "take its files for Habitat",
+        {"train": 72, "train_extra_large": 411, "val": 14},
+        {"val": 994},
     ),
     "mp3d": Source(
-        {"train": 61, "val": 11, "test": 18},
-        {},
         "pointnav_mp3d_v1.zip of habitat-lab's DATASETS.md",
         "Matterport3D's Terms of Use are signed and sent in as its project page says; "
         "then `download_mp.py --task habitat`",
+        {"train": 61, "val": 11, "test": 18},
     ),
     "hm3d": Source(
-        {"train": 800, "val": 100},
-        {},
         "pointnav_hm3d_v1.zip of habitat-lab's DATASETS.md",
         "HM3D is under the Matterport End User License Agreement for Academic Use, asked for on Matterport's HM3D page",
+        {"train": 800, "val": 100},
     ),
     "habitat-test-scenes": Source(
-        {},
-        {},
         "the habitat_test_pointnav_dataset of habitat-sim's DATASETS.md",
         "the habitat_test_scenes of habitat-sim's DATASETS.md need no asking",
     ),
 }
-UNKNOWN = Source({}, {}, "the data set", "")
 
 
 class Finding(NamedTuple):
@@ -93,37 +89,29 @@ def _packages() -> Iterator[Finding]:
 
 def _simulators() -> Iterator[Finding]:
     yield Finding("simulator: embedded", True, "built in", "")
-    versions = {package: _version(package) for package in ("habitat-lab", "habitat-sim", "gym")}
-    for package, version in versions.items():
-        yield Finding(package, True, version or "not installed; only env=habitat needs it", "")
+    for package in ("habitat-lab", "habitat-sim", "gym"):
+        yield Finding(package, True, _version(package) or "not installed; only env=habitat needs it", "")
     if importlib.util.find_spec("cv2"):
-        fault = _fault("cv2")
-        yield Finding("opencv", fault is None, fault or "works without system libraries", OPENCV)
-    if versions["habitat-lab"] is None:
+        yield _attempted("opencv", partial(importlib.import_module, "cv2"), OPENCV, "works without system libraries")
+    if _version("habitat-lab") is None:
         yield Finding("env=habitat", True, f"not available; {HABITAT_LAB}", "")
         return
-    fault = _fault("navprune.habitat")
-    yield Finding("env=habitat", fault is None, fault or "works", HABITAT_LAB)
-    if fault is None and importlib.util.find_spec("habitat_sim"):
+    habitat = _attempted("env=habitat", partial(importlib.import_module, "navprune.habitat"), HABITAT_LAB)
+    yield habitat
+    if habitat.ok and importlib.util.find_spec("habitat_sim"):
         from navprune.habitat.devices import check_habitat_sim
 
-        fault = _fault_of(check_habitat_sim)
-        yield Finding("simulator=habitat_sim", fault is None, fault or "works", HABITAT_SIM)
+        yield _attempted("simulator=habitat_sim", check_habitat_sim, HABITAT_SIM)
     else:
         yield Finding("simulator=habitat_sim", True, f"not available; {HABITAT_SIM}", "")
 
 
-def _fault(module: str) -> str | None:
-    """Why a module cannot be imported."""
-    return _fault_of(lambda: importlib.import_module(module))
-
-
-def _fault_of(attempt: Callable[[], object]) -> str | None:
+def _attempted(name: str, attempt: Callable[[], object], advice: str, works: str = "works") -> Finding:
     try:
         attempt()
     except (ImportError, UserError, AttributeError) as error:
-        return " ".join(str(error).split())
-    return None
+        return Finding(name, False, " ".join(str(error).split()), advice)
+    return Finding(name, True, works, advice)
 
 
 def _machine() -> Iterator[Finding]:
@@ -132,7 +120,12 @@ def _machine() -> Iterator[Finding]:
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     advice = "install a C++ compiler for torch.compile (Debian: apt-get install g++); all else works without"
     yield Finding("C++ compiler", compiler is not None, compiler or "missing", advice)
-    yield Finding("accelerator", True, _accelerator(), "")
+    accelerator = "unknown without torch"
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the CPU is used"
+    yield Finding("accelerator", True, accelerator, "")
     if importlib.util.find_spec("numba"):
         from navprune.kernels import FALLBACK
 
@@ -140,14 +133,6 @@ def _machine() -> Iterator[Finding]:
         yield Finding("compiled kernels", FALLBACK is None, f"kept in {FALLBACK or 'a cache that lasts'}", advice)
     free = shutil.disk_usage(".").free / 2**30
     yield Finding("free disk", free > 2, f"{free:.1f} GiB", "free some space: a run keeps a few checkpoints")
-
-
-def _accelerator() -> str:
-    if importlib.util.find_spec("torch") is None:
-        return "unknown without torch"
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the CPU is used"
 
 
 def _data_sets(data: Path) -> Iterator[Finding]:
@@ -171,7 +156,7 @@ def _data_sets(data: Path) -> Iterator[Finding]:
 def _split(data: Path, name: str, version: str, split: str) -> Iterator[Finding]:
     """How many scenes and episodes a split has, what is missing and where it comes from; then each broken scene."""
     label = f"{name} {version} {split}"
-    known = KNOWN.get(name, UNKNOWN)
+    known = KNOWN.get(name, Source("the data set"))
     try:
         index, contents = split_files(data, name, split, version)
         small = sum(path.stat().st_size for path in (index, *contents)) < COUNTED
@@ -185,13 +170,13 @@ def _split(data: Path, name: str, version: str, split: str) -> Iterator[Finding]
         remedy = f"unpack the folder content that belongs beside it ({known.episodes})"
         yield Finding(label, False, f"{index} lists no episodes and has no content/", remedy)
         return
-    missing = list(_missing(list(paths.values()), known))
+    missing = dict(_missing(list(paths.values()), known))
     found = [_share(len(paths), known.scenes.get(split), "scene")]
     if small:
         where = "" if contents else f", all in {index.name}"
         found.append(_share(len(episodes), known.counts.get(split), "episode") + where)
-    found += [what for what, _ in missing]
-    advice = [what for _, what in missing]
+    found += missing
+    advice = list(missing.values())
     if len(paths) < known.scenes.get(split, 0):
         advice.append(f"unpack {known.episodes} anew")
     first = paths[next(iter(paths))]
@@ -221,7 +206,8 @@ def _try(label: str, episodes: EpisodeTable, paths: dict[str, Path]) -> tuple[li
             broken.append(Finding(f"{label}: {scene}", False, *_parts(error)))
             continue
         tried += len(part)
-        for row, fault in islice((faults := episode_faults(part, finder)).items(), 1):
+        if faults := episode_faults(part, finder):
+            row, fault = next(iter(faults.items()))
             what = f"{len(faults)} of {_number(len(part), 'episode')} cannot be run: in {part[row].episode_id} {fault}"
             advice = "use the navmesh that they were made with, or drop them"
             broken.append(Finding(f"{label}: {scene}", False, what, advice))

@@ -44,16 +44,9 @@ def environment(
     if config.env == "habitat":
         from navprune.habitat.vector import HabitatEnv  # habitat-lab is an extra
 
+        data, task, seed = config.data, config.task, config.trainer.seed
         return HabitatEnv(
-            episodes,
-            config.data,
-            split,
-            order,
-            count,
-            config.task,
-            simulator=config.simulator,
-            gpu=config.gpu,
-            seed=config.trainer.seed,
+            episodes, data, split, order, count, task, simulator=config.simulator, gpu=config.gpu, seed=seed
         )
     library = library or SceneLibrary(config.data.scene_memory)
     return PointNavEnv(episodes, Path(config.data.folder), order, count, config.task, library=library)

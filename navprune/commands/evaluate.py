@@ -14,7 +14,7 @@ from navprune.config import Config
 from navprune.errors import UserError
 from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
-from navprune.files import write_file
+from navprune.files import json_bytes, write_file
 from navprune.progress import ProgressLine
 from navprune.reports import maps, video
 from navprune.rl.checkpoints import read_metrics
@@ -97,10 +97,8 @@ def run_evaluation(
     if out is None:
         return result, []
     out.mkdir(parents=True, exist_ok=True)
-    summary = (
-        result.to_json(split) | told | {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
-    )
-    write_file(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    told |= {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
+    write_file(out / "summary.json", json_bytes(result.to_json(split) | told))
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]
 

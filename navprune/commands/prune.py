@@ -1,6 +1,5 @@
 """`navprune prune`: a network, a method and a budget to a slim checkpoint."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -16,7 +15,7 @@ from navprune.config import Config, to_yaml
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import measure
-from navprune.files import write_file
+from navprune.files import json_bytes, write_file
 from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
@@ -51,28 +50,19 @@ def run_pruning(
     spec = network.spec if isinstance(network, torch.nn.Module) else network
     if how.images and not isinstance(spec, ClassifierSpec):
         raise UserError(f"{how.images}: labelled images are for classifiers, which {text} is not; leave them out")
+    asked: dict[str, Any] = {"seed": how.seed, "config": how.search, "blocks": how.blocks}
     if method == torch_pruning.TORCH_PRUNING:
-        cut = torch_pruning.prune(network, budget, count_cost, seed=how.seed, config=how.search, blocks=how.blocks)
+        cut = torch_pruning.prune(network, budget, count_cost, **asked)
     else:
         with ExitStack() as closing:
             batches, loss = material(method, spec, how, config, closing)
             device = device_of(config.trainer.device)
-            asked = (encoder_of(spec), how.latency_batch, how.latency_runtime, device)
-            costs = {LATENCY: latency_share(*asked)} if LATENCY in budget else {}
-            cut = prune(
-                network,
-                method,
-                budget,
-                count_cost,
-                seed=how.seed,
-                batches=batches,
-                loss=loss,
-                gates=how.gates,
-                config=how.search,
-                costs=costs,
-                blocks=how.blocks,
-                device=device if method in NEEDS_BATCHES else "cpu",
-            )
+            if LATENCY in budget:
+                share = latency_share(encoder_of(spec), how.latency_batch, how.latency_runtime, device)
+                asked["costs"] = {LATENCY: share}
+            asked |= {"batches": batches, "loss": loss, "gates": how.gates}
+            asked["device"] = device if method in NEEDS_BATCHES else "cpu"
+            cut = prune(network, method, budget, count_cost, **asked)
     model = cast(PointNavPolicy | Classifier, cut.model)
     save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
     write_pruning(out, pruning_json(cut, config.trainer.total_frames, how.frames_per_second))
@@ -136,10 +126,8 @@ def pruning_json(result: PruningResult, total_frames: int, frames_per_second: fl
     from scratch saves.
     """
     assert result.dense is not None
-    training: dict[str, float] = {
-        "frames": total_frames,
-        "equal_compute_frames": round(total_frames * result.equal_compute),
-    }
+    equal = round(total_frames * result.equal_compute)
+    training: dict[str, float] = {"frames": total_frames, "equal_compute_frames": equal}
     if frames_per_second:
         share = result.search_seconds * frames_per_second / total_frames
         training |= {"frames_per_second": frames_per_second, "search_share": share}
@@ -161,7 +149,7 @@ def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
 
 def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
     """Write pruning.json and the picture of the widths beside a slim checkpoint."""
-    write_file(folder / PRUNING, (json.dumps(answer, indent=2) + "\n").encode())
+    write_file(folder / PRUNING, json_bytes(answer))
     with TemporaryDirectory() as temporary:
         picture = Path(temporary) / WIDTHS
         widths_figure(picture, answer)

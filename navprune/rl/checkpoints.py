@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError, plain
-from navprune.files import write_folder
+from navprune.files import json_bytes, write_folder
 from navprune.models.build import FORMAT, build, known_format, spec_from_json
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
@@ -72,9 +72,9 @@ def save_checkpoint(
         raise UserError(f"{folder} is not written: {name} of the network has values that are not finite")
     files = {
         WEIGHTS: safetensors.torch.save(weights),
-        SPEC: _json({"format": FORMAT, **policy.spec.to_json()}),
+        SPEC: json_bytes({"format": FORMAT, **policy.spec.to_json()}),
         CONFIG: config.encode(),
-        METRICS: _json(dict(metrics or {})),
+        METRICS: json_bytes(dict(metrics or {})),
     }
     if trainer is not None:
         stream = io.BytesIO()
@@ -288,10 +288,6 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if name := _not_finite(weights):
         raise DamagedCheckpoint(f"{folder / WEIGHTS} is of no use: {name} is not finite; use another checkpoint")
     return weights
-
-
-def _json(data: Any) -> bytes:
-    return (json.dumps(data, indent=2) + "\n").encode()
 
 
 def _read(path: Path, parse: Any) -> Any:

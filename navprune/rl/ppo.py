@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -194,20 +194,21 @@ class PPO:
         self.collect()
         with self.actor.timers("learn"):
             self.clip = config.clip * (1 - progress) if config.linear_clip else config.clip
-            if self.updates < config.critic_updates:
-                with only_critic(self.policy):
-                    losses = self._learn(critic_only=True)
-            else:
-                losses = self._learn(critic_only=False)
+            critic_only = self.updates < config.critic_updates
+            with only_critic(self.policy) if critic_only else nullcontext():
+                losses = self._learn(critic_only=critic_only)
         self.updates += 1
         return {**losses, "learning_rate": lr}
 
     def collect(self) -> None:
         """Act for one rollout, and work out its advantages and returns: what `loss` needs."""
-        collect(self.actor, self.rollout)
-        self.advantage = self._advantages()
-        self.returns = self.advantage + self.rollout.values
-        if self.config.normalise_advantages:
+        seen, config = self.rollout, self.config
+        collect(self.actor, seen)
+        ended = seen.terminated if config.bootstrap_time_limits else seen.terminated | seen.truncated
+        steps = (seen.rewards, seen.values, seen.next_values, ended, seen.truncated)
+        self.advantage = advantages(*steps, gamma=config.gamma, gae_lambda=config.gae_lambda)
+        self.returns = self.advantage + seen.values
+        if config.normalise_advantages:
             self.advantage = (self.advantage - self.advantage.mean()) / (self.advantage.std() + 1e-5)
 
     def _learn(self, *, critic_only: bool) -> dict[str, float]:
@@ -251,19 +252,6 @@ class PPO:
         if not critic_only:
             total = total + action - config.entropy_coefficient * spread
         return Loss(total, torch.stack([value, action, spread]), output)
-
-    def _advantages(self) -> Tensor:
-        rollout, config = self.rollout, self.config
-        ended = rollout.terminated if config.bootstrap_time_limits else rollout.terminated | rollout.truncated
-        return advantages(
-            rollout.rewards,
-            rollout.values,
-            rollout.next_values,
-            ended,
-            rollout.truncated,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and the number of updates; the actor keeps the rest."""

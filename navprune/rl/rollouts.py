@@ -164,12 +164,6 @@ class Rollout:
             truncated=room(torch.bool),
         )
 
-    def observe(self, t: int, actor: Actor) -> None:
-        """Record what the agents see before step `t`."""
-        for name, value in actor.observations.items():
-            self.observations[name][t] = value
-        self.previous[t], self.masks[t] = actor.previous, actor.masks
-
     def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Split the agents at random into `count` groups of whole sequences; yields their indices."""
         order = torch.randperm(self.masks.shape[1], generator=generator)
@@ -183,18 +177,16 @@ def collect(actor: Actor, rollout: Rollout) -> None:
     rollout.state.copy_(actor.state)
     cut_off: list[tuple[int, Tensor, Tensor]] = []
     for t in range(len(rollout.rewards)):
-        rollout.observe(t, actor)
+        for name, value in actor.observations.items():
+            rollout.observations[name][t] = value
+        rollout.previous[t], rollout.masks[t] = actor.previous, actor.masks
         output = actor.forward()
         actions = actor.sample(output.logits)
         rollout.actions[t] = actions
         rollout.log_probs[t] = log_probability(output.logits, actions)
         rollout.values[t] = output.values
         step = actor.step(actions, output.state)
-        rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = (
-            step.reward,
-            step.terminated,
-            step.truncated,
-        )
+        rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = (step.reward, step.terminated, step.truncated)
         if step.truncated.any():
             cut_off.append((t, step.truncated, actor.final_values(step)))
         for finished in step.finished:

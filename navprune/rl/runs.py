@@ -20,17 +20,8 @@ import yaml
 
 from navprune.errors import UserError
 from navprune.files import sync, write_file
-from navprune.rl.checkpoints import (
-    BEST,
-    CHECKPOINTS,
-    LATEST,
-    SPEC,
-    check_replaceable,
-    checkpoint_folder,
-    numbered,
-    read_config,
-    read_metrics,
-)
+from navprune.rl import checkpoints
+from navprune.rl.checkpoints import CHECKPOINTS, SPEC, numbered, read_config, read_metrics
 
 RESUME, RESTART, NEW = STARTS = ("resume", "restart", "new")
 LOCK, CONFIGS = "lock", "configs"
@@ -68,7 +59,7 @@ def _check_is_run(folder: Path) -> None:
     # What a crash left half written has a name with a dot.
     if any(not path.name.startswith(".") for path in folder.glob(f"{CHECKPOINTS}/*")):
         raise UserError(f"{folder / CHECKPOINTS} holds other files; choose another run folder")
-    for name in (LATEST, BEST):
+    for name in (checkpoints.LATEST, checkpoints.BEST):
         if (folder / name / SPEC).exists():
             raise UserError(f"{folder} has {name} but no {CHECKPOINTS}/; choose another run folder and init={folder}")
 
@@ -167,7 +158,7 @@ def keep_config(run: Path, frames: int, config: str) -> None:
     kept = sorted(path.stem for path in (run / CONFIGS).glob("*.yaml") if path.stem <= f"{frames:012}")
     if frames and not kept:  # of an earlier version of navprune
         kept = [f"{0:012}"]
-        write_file(run / CONFIGS / f"{kept[0]}.yaml", read_config(checkpoint_folder(run, frames)).encode())
+        write_file(run / CONFIGS / f"{kept[0]}.yaml", read_config(checkpoints.checkpoint_folder(run, frames)).encode())
     if config and (not kept or (run / CONFIGS / f"{kept[-1]}.yaml").read_text() != config):
         write_file(run / CONFIGS / f"{frames:012}.yaml", config.encode())
 
@@ -182,7 +173,7 @@ def point(link: Path, folder: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(folder, link.parent))
         if link.is_dir() and not link.is_symlink() and read_metrics(link).get("frames") in numbered(link.parent):
-            check_replaceable(link)
+            checkpoints.check_replaceable(link)
             shutil.rmtree(link)
         temporary.replace(link)
         sync(link.parent)

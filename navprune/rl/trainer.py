@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals on which a run saves and stops: Ctrl-C, and those of batch systems before time is up."""
+COUNTED = ("frames", "updates", "phase_start", "schedule_start", "best_spl", "best_frames")
+"""What a trainer counts, and keeps in checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,11 @@ class Trainer:
         self.best_spl, self.best_frames = -1.0, 0
         self.changes: list[str] = []
         self.learner: PPO | WarmStart
-        self._begin()
+        if written := checkpoints.numbered(self.folder):
+            checkpoints.first_whole(self.folder, written, self._resume)
+        else:
+            self.actor.reset()
+            self.learner = self._learner(WarmStart.name if warm_start else PPO.name)
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
         self.stop = 0
         if config.compile:
@@ -149,13 +155,6 @@ class Trainer:
         """The network that acts and learns: callbacks may have replaced the one that the run began with."""
         return self.actor.policy
 
-    def _begin(self) -> None:
-        if written := checkpoints.numbered(self.folder):
-            checkpoints.first_whole(self.folder, written, self._resume)
-        else:
-            self.actor.reset()
-            self.learner = self._learner(WarmStart.name if self.warm_start else PPO.name)
-
     def _resume(self, folder: Path) -> None:
         self.changes = runs.changed_settings(folder, self.config_yaml)
         spec = checkpoints.read_spec(folder)
@@ -165,9 +164,8 @@ class Trainer:
         state = checkpoints.read_trainer(folder)
         if PolicySpec.from_json(state.get("initial", spec.to_json())) != self.initial:
             raise UserError(f"{folder} is of a run that began with another spec; use another run folder or that spec")
-        for name in ("frames", "updates", "phase_start", "best_spl", "best_frames"):
-            setattr(self, name, state[name])
-        self.schedule_start = state.get("schedule_start", self.phase_start)
+        state = {"schedule_start": state["phase_start"], **state}  # which checkpoints of earlier versions lack
+        vars(self).update({name: state[name] for name in COUNTED})
         self.generator.set_state(state["generator"])
         self.window.load_state_dict(state["window"])
         self.actor.load_state_dict(state["actor"])
@@ -275,12 +273,8 @@ class Trainer:
 
     def _log(self, writer: Scalars, losses: dict[str, float], first: int) -> None:
         """Write TensorBoard's scalars under the names that habitat-baselines gives them."""
-        means = self.window.mean()
-        scalars = {f"metrics/{name}": value for name, value in means.items() if name != "reward"}
-        if "reward" in means:
-            scalars["reward"] = means["reward"]
-        scalars["learning_rate"] = losses.pop("learning_rate")
-        scalars |= {f"learner/{name}": value for name, value in losses.items()}
+        scalars = {name if name == "reward" else f"metrics/{name}": x for name, x in self.window.mean().items()}
+        scalars |= {name if name == "learning_rate" else f"learner/{name}": x for name, x in losses.items()}
         for callback in self.callbacks:
             scalars |= callback.scalars()
         scalars["perf/fps"] = (self.frames - first) / self.timers.total
@@ -298,26 +292,16 @@ class Trainer:
             if isinstance(self.learner, WarmStart):
                 self.learner.store()
             metrics = {"frames": self.frames, "updates": self.updates, "phase": self.learner.name}
-            metrics[checkpoints.BEST_FRAMES] = self.best_frames
-            checkpoints.save_checkpoint(
-                self._checkpoint(self.frames),
-                self.policy,
-                config=self.config_yaml,
-                metrics={**metrics, **self.window.mean()},
-                trainer=self._state(),
-            )
+            metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
+            folder, state = self._checkpoint(self.frames), self._state()
+            checkpoints.save_checkpoint(folder, self.policy, config=self.config_yaml, metrics=metrics, trainer=state)
             self._tidy()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
 
     def _state(self) -> dict[str, Any]:
         return {
-            "frames": self.frames,
-            "updates": self.updates,
-            "phase_start": self.phase_start,
-            "schedule_start": self.schedule_start,
+            **{name: getattr(self, name) for name in COUNTED},
             "initial": self.initial.to_json(),
-            "best_spl": self.best_spl,
-            "best_frames": self.best_frames,
             "generator": self.generator.get_state(),
             "window": self.window.state_dict(),
             "actor": self.actor.state_dict(),
@@ -346,14 +330,9 @@ class Trainer:
         forget_rounds(self.folder / "warm_start", needed)
 
     def _result(self, first: int) -> TrainingResult:
-        return TrainingResult(
-            frames=self.frames,
-            frames_per_second=(self.frames - first) / self.timers.total,
-            seconds=self.timers.phases(),
-            metrics=self.window.mean(),
-            latest=self._checkpoint(self.frames).resolve(),
-            best=self._checkpoint(self.best_frames).resolve(),
-        )
+        rate = (self.frames - first) / self.timers.total
+        latest, best = (self._checkpoint(frames).resolve() for frames in (self.frames, self.best_frames))
+        return TrainingResult(self.frames, rate, self.timers.phases(), self.window.mean(), latest, best)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
