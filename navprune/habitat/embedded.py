@@ -13,15 +13,7 @@ from gym import spaces
 from habitat.config.default import get_agent_config
 from habitat.core.dataset import Episode
 from habitat.core.registry import registry
-from habitat.core.simulator import (
-    AgentState,
-    DepthSensor,
-    Observations,
-    RGBSensor,
-    Sensor,
-    SensorSuite,
-    Simulator,
-)
+from habitat.core.simulator import AgentState, DepthSensor, Observations, RGBSensor, Sensor, SensorSuite, Simulator
 from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
 
@@ -160,10 +152,7 @@ class EmbeddedSimulator(Simulator):
         return self._observe()[mode]
 
     def get_observations_at(
-        self,
-        position: ArrayLike | None = None,
-        rotation: Any = None,
-        keep_agent_at_new_pose: bool = False,
+        self, position: ArrayLike | None = None, rotation: Any = None, keep_agent_at_new_pose: bool = False
     ) -> Observations:
         """What is seen from a pose (None: the agent's own); the agent returns unless told to stay."""
         before = self._position, self._rotation
