@@ -185,9 +185,8 @@ def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
     episodes: list[Episode] = []
     for place in sorted((Path(folder) / "datasets" / "pointnav").glob("*/v*/*/")):
         name, version, split = place.parts[-3:]
-        if not (place / f"{split}.json.gz").is_file():
-            continue
-        if scene_name(scene) in map(scene_name, skim_episodes(folder, name, split, version, each=1).scenes):
+        there = (place / f"{split}.json.gz").is_file()
+        if there and scene_name(scene) in map(scene_name, skim_episodes(folder, name, split, version, each=1).scenes):
             episodes += read_episodes(folder, name, split, version, [scene])
     return episodes
 

@@ -45,7 +45,11 @@ class EmbeddedSimulator(Simulator):
             raise UserError(f"{NAME} has one agent, not {len(config.agents)}; remove the others from simulator.agents")
         sensors = [_sensor(name, settings) for name, settings in get_agent_config(config).sim_sensors.items()]
         self._suite = SensorSuite(sensors)
-        self._cameras = _cameras(sensors)
+        groups: dict[Any, list[Sensor]] = defaultdict(list)
+        for sensor in sensors:
+            settings = sensor.config
+            groups[settings.width, settings.height, settings.hfov, tuple(settings.position)].append(sensor)
+        self._cameras = [Camera(group) for group in groups.values()]
         self._scene: Scene | None = None
         self._scene_key: tuple[Path, Body] | None = None
         self._collided = False
@@ -274,8 +278,7 @@ class LabPathFinder:
 
     def get_bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Lowest and highest corner of the navmesh, [3] each."""
-        lower, upper = self._pathfinder.bounds
-        return np.asarray(lower, np.float32), np.asarray(upper, np.float32)
+        return self._pathfinder.bounds
 
     def seed(self, seed: int) -> None:
         """Seed the sampling of points, as the simulator's `seed` does."""
@@ -351,14 +354,6 @@ def _sensor(name: str, settings: DictConfig) -> Sensor:
     if settings.noise_model != "None" or settings.sensor_subtype != "PINHOLE" or any(settings.orientation):
         raise UserError(f"{NAME} has level pinhole cameras without noise only; change {name}")
     return registry.get_sensor(settings.type)(settings)
-
-
-def _cameras(sensors: Sequence[Sensor]) -> list[Camera]:
-    groups: dict[Any, list[Sensor]] = defaultdict(list)
-    for sensor in sensors:
-        settings = sensor.config
-        groups[settings.width, settings.height, settings.hfov, tuple(settings.position)].append(sensor)
-    return [Camera(group) for group in groups.values()]
 
 
 def _rotation(rotation: Any) -> quaternion.quaternion:

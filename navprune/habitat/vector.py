@@ -119,9 +119,9 @@ class HabitatEnv(Lockstep[Floor]):
         return NavigationEpisode(
             episode_id=episode.episode_id,
             scene_id=str(scene_path(self._data, episode.scene_id)),
-            start_position=[float(x) for x in episode.start_position],
-            start_rotation=[float(x) for x in episode.start_rotation],
-            goals=[NavigationGoal(position=[float(x) for x in episode.goal_position], radius=episode.goal_radius)],
+            start_position=list(episode.start_position),
+            start_rotation=list(episode.start_rotation),
+            goals=[NavigationGoal(position=list(episode.goal_position), radius=episode.goal_radius)],
             info={} if episode.geodesic_distance is None else {"geodesic_distance": episode.geodesic_distance},
         )
 
@@ -131,11 +131,6 @@ class HabitatEnv(Lockstep[Floor]):
         self._measures[env], self._distance[env] = report.measures, report.measures["distance_to_goal"]
 
     def _observe(self, envs: Sequence[int] | np.ndarray) -> Observations:
-        stacked = {}
-        for key, space in self.observation_space.items():
-            images = np.zeros((len(envs), *space.shape), space.dtype)
-            for row, env in enumerate(envs):
-                if env in self._seen:
-                    images[row] = self._seen[env][key]
-            stacked[key] = torch.from_numpy(images)
-        return stacked
+        idle = {key: np.zeros(space.shape, space.dtype) for key, space in self.observation_space.items()}
+        seen = [self._seen.get(env, idle) for env in envs]
+        return {key: torch.from_numpy(np.array([each[key] for each in seen], idle[key].dtype)) for key in idle}

@@ -17,7 +17,7 @@ STOREY = 1.5
 class TopDownMap:
     """The walkable floor around some points, seen from above: x to the right, z downwards.
 
-    Coordinates on the page are pixels times `oversampling`; `finish` scales a drawing down to `image` size.
+    Coordinates on the page are pixels times `oversampling`; `finish` scales a drawing down to `size`.
     """
 
     oversampling = 3

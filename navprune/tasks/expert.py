@@ -61,8 +61,5 @@ def shortest_path_action(
 
 def _first_offset(corners: NDArray[np.float64], position: NDArray[np.float64]) -> NDArray[np.float64]:
     """Offset [3] to the first corner of a path that is not the position itself."""
-    for corner in corners[1:]:
-        offset = corner - position
-        if math.hypot(offset[0], offset[2]) > 1e-3:
-            return offset
-    return np.array([0.0, 0.0, -1.0])
+    offsets = (corner - position for corner in corners[1:])
+    return next((offset for offset in offsets if math.hypot(offset[0], offset[2]) > 1e-3), np.array([0.0, 0.0, -1.0]))

@@ -325,12 +325,14 @@ def check_episodes(episodes: Sequence[Episode], pathfinder: PathFinder) -> None:
 # ---- writing
 
 
-def write_episodes(data: str | os.PathLike, name: str, split: str, episodes: Iterable[Episode]) -> None:
+def write_episodes(
+    data: str | os.PathLike, name: str, split: str, episodes: Iterable[Episode], version: str = "v1"
+) -> None:
     """Write a split anew: `SPLIT.json.gz` with an empty list and one file for each scene, as Gibson's are.
 
     The same episodes give the same bytes. Raises `UserError` where the disk refuses.
     """
-    folder = split_folder(data, name, split)
+    folder = split_folder(data, name, split, version)
     scenes: dict[str, list[dict]] = {}
     for episode in episodes:
         scenes.setdefault(episode.scene_id, []).append(_entry(episode))

@@ -192,15 +192,8 @@ def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
         tiles.append(tile)
     if not any(len(tile.polygons) for tile in tiles):
         raise source.broken("it holds no polygon")
-    return NavMesh(
-        tuple(tiles),
-        tuple(head["origin"].tolist()),
-        float(head["tile_width"]),
-        float(head["tile_height"]),
-        int(head["max_tiles"]),
-        int(head["max_polygons"]),
-        settings,
-    )
+    origin, width, height = tuple(head["origin"].tolist()), float(head["tile_width"]), float(head["tile_height"])
+    return NavMesh(tuple(tiles), origin, width, height, int(head["max_tiles"]), int(head["max_polygons"]), settings)
 
 
 def _set(source: _Bytes) -> tuple[np.void, NavMeshSettings]:

@@ -44,9 +44,13 @@ def navmesh_from_polygons(
     details["triangle_base"] = np.cumsum(counts - 2) - (counts - 2)
     lower, upper = points.min(axis=0), points.max(axis=0)
     scale = np.float32(1 / settings.cell_size)
+    # A fan of triangles in each polygon, with its border edges marked.
+    fans = [
+        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4) for count in counts.tolist() for k in range(2, count)
+    ]
+    triangles, nothing = np.array(fans, np.uint8), np.zeros((0, 3), np.float32)
     volumes = bounding_volumes(points, polygons, lower, scale)
-    nothing = np.zeros((0, 3), np.float32)
-    return one_tile(points, records, details, nothing, _fans(counts), volumes, (lower, upper), scale, settings)
+    return one_tile(points, records, details, nothing, triangles, volumes, (lower, upper), scale, settings)
 
 
 def one_tile(
@@ -105,14 +109,6 @@ def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> No
         slack = 1e-5 * (np.linalg.norm(ahead, axis=1) + np.linalg.norm(after, axis=1))  # float32 corners in a line
         if np.any(turns > slack) or np.all(turns > -1e-9):
             raise UserError(f"navmesh polygon {index} is not convex in Detour's winding")
-
-
-def _fans(counts: np.ndarray) -> np.ndarray:
-    """Detail triangles uint8 [K, 4] of flat polygons: a fan each, its border edges marked."""
-    rows = [
-        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4) for count in counts.tolist() for k in range(2, count)
-    ]
-    return np.array(rows, np.uint8).reshape(-1, 4)
 
 
 def bounding_volumes(

@@ -138,10 +138,9 @@ def _check_settings(settings: NavMeshSettings) -> None:
         most = STEEPEST if name == "agent_max_slope" else layout.MAX_COORDINATE
         if not least <= value <= most:
             raise UserError(f"the navmesh setting {name} is {value}; give a number from {least:g} to {most:g}")
-    if not 3 <= int(settings.corners_per_polygon) <= layout.MAX_CORNERS:
-        raise UserError(
-            f"a navmesh polygon has 3 to {layout.MAX_CORNERS} corners, not {settings.corners_per_polygon:g}"
-        )
+    corners = settings.corners_per_polygon
+    if not 3 <= int(corners) <= layout.MAX_CORNERS:
+        raise UserError(f"a navmesh polygon has 3 to {layout.MAX_CORNERS} corners, not {corners:g}")
 
 
 def _no_floor(settings: NavMeshSettings) -> UserError:
