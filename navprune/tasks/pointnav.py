@@ -162,7 +162,10 @@ class Lockstep(ABC, Generic[World]):
 
     def reset(self) -> Observations:
         """Begin the first episodes; observations of all N."""
-        self._meet_scenes()
+        if isinstance(self._order, Once):
+            # All episodes will run: a fault in the last must not cost the others' results.
+            for scene_id in self._by_scene:
+                self._scene_of(scene_id)
         self._begin(range(self.num_envs))
         return self._observe(range(self.num_envs))
 
@@ -220,12 +223,6 @@ class Lockstep(ABC, Generic[World]):
             check_episodes(self._by_scene[scene_id], scene.pathfinder)
             self._checked.add(scene_id)
         return scene
-
-    def _meet_scenes(self) -> None:
-        """Load every scene where all episodes will run: a fault in the last must not cost the others' results."""
-        if isinstance(self._order, Once):
-            for scene_id in self._by_scene:
-                self._scene_of(scene_id)
 
     def _assign(self, env: int, index: int | None) -> Episode | None:
         """Make the episode of this index the environment's own; None leaves it without one."""
