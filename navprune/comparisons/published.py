@@ -67,9 +67,9 @@ def select(model: nn.Module, over: str, score: str, share: float, generator: tor
     return Selection(keep, float(threshold), pruned_ratio(before, after, over, model.spec.input[0]))
 
 
-def rounded_up(above: Tensor, generator: torch.Generator, multiple: int = MULTIPLE) -> Tensor:
-    """Add units at random to a mask, bool [n], until their number is a multiple, at least one of it, or all."""
-    kept = min(len(above), max(multiple, -(-int(above.sum()) // multiple) * multiple))
+def rounded_up(above: Tensor, generator: torch.Generator) -> Tensor:
+    """Add units at random to a mask, bool [n], until their number is a multiple of 8, at least 8, or all."""
+    kept = min(len(above), max(MULTIPLE, -(-int(above.sum()) // MULTIPLE) * MULTIPLE))
     others = (~above).nonzero().flatten()
     added = others[torch.randperm(len(others), generator=generator)[: kept - int(above.sum())]]
     mask = above.clone()

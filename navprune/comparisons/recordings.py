@@ -13,7 +13,8 @@ import os
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def _files_below(folder: Path, suffix: str) -> list[Path]:
 
 def read_images(path: Path) -> Images:
     """The views of a scene; UserError where the file is broken."""
-    try:
+    with _reading(path):
         with np.load(path, allow_pickle=False) as arrays:
             images = {key: np.asarray(arrays[key]) for key in arrays.files}
         depth = images["depth_m"].astype(np.float64)
@@ -137,8 +138,6 @@ def read_images(path: Path) -> Images:
         if not abs(camera_height) <= MAX_COORDINATE or not 0 < hfov < 180:
             raise ValueError(f"sensor_height is {camera_height:g} and hfov_deg {hfov:g}")
         return Images(position, rotation, depth, rgb, camera_height, hfov)
-    except BROKEN as error:
-        raise _broken(path, error) from None
 
 
 def read_navigation(path: Path) -> dict[str, Recorded]:
@@ -146,13 +145,11 @@ def read_navigation(path: Path) -> dict[str, Recorded]:
 
     Raises UserError where the file is broken.
     """
-    try:
+    with _reading(path):
         recorded = json.loads(path.read_text())
         if not isinstance(recorded, dict) or not recorded.keys() & QUESTIONS.keys():
             raise ValueError(f"none of {', '.join(QUESTIONS)}")
         return {name: _columns(recorded[name], fields) for name, fields in QUESTIONS.items() if name in recorded}
-    except BROKEN as error:
-        raise _broken(path, error) from None
 
 
 def read_rollouts(path: Path, folder: Path, scene: str) -> list[RecordedEpisode]:
@@ -160,7 +157,7 @@ def read_rollouts(path: Path, folder: Path, scene: str) -> list[RecordedEpisode]
 
     Raises UserError where the file is broken or tells of an episode that the folder's episode files do not have.
     """
-    try:
+    with _reading(path):
         with gzip.open(path, "rt", encoding="utf-8") as file:
             recorded = json.load(file)
         states = [(str(entry["episode_id"]), _columns(entry["steps"], STATE)) for entry in recorded]
@@ -170,8 +167,6 @@ def read_rollouts(path: Path, folder: Path, scene: str) -> list[RecordedEpisode]
             _check_poses(columns["position"], columns["rotation_xyzw"])
             if not np.isin(columns["action"][1:], range(4)).all():
                 raise ValueError("an action that is not 0 to 3")
-    except BROKEN as error:
-        raise _broken(path, error) from None
     episodes = _scene_episodes(folder, scene)
     return [RecordedEpisode(_matching(episodes, name, columns, path), columns) for name, columns in states]
 
@@ -190,9 +185,8 @@ def _scene_episodes(folder: Path, scene: str) -> list[Episode]:
     episodes: list[Episode] = []
     for place in sorted((Path(folder) / "datasets" / "pointnav").glob("*/v*/*/")):
         name, version, split = place.parts[-3:]
-        if not (place / f"{split}.json.gz").is_file():
-            continue
-        if scene_name(scene) in map(scene_name, skim_episodes(folder, name, split, version, each=1).scenes):
+        there = (place / f"{split}.json.gz").is_file()
+        if there and scene_name(scene) in map(scene_name, skim_episodes(folder, name, split, version, each=1).scenes):
             episodes += read_episodes(folder, name, split, version, [scene])
     return episodes
 
@@ -225,5 +219,10 @@ def _column(values: list, key: str, width: int) -> Floats:
     return column.reshape(shape)
 
 
-def _broken(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path} is damaged or no recording ({plain(error)}); copy or record it again")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise UserError for whatever reading a damaged file raises."""
+    try:
+        yield
+    except BROKEN as error:
+        raise UserError(f"{path} is damaged or no recording ({plain(error)}); copy or record it again") from None

@@ -16,6 +16,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -98,15 +99,12 @@ def departure(model: nn.Module, small: nn.Module, keep: Mapping[str, Tensor], im
 
         return hook
 
-    hooks = [
-        model.get_submodule(layer).register_forward_hook(silencing(keep[group.name]))
-        for group in groups_of(model)
-        for layer in group.ends
-    ]
     with torch.no_grad():
-        masked = model(images)
-        for hook in hooks:
-            hook.remove()
+        with ExitStack() as hooks:
+            for group in groups_of(model):
+                for layer in group.ends:
+                    hooks.enter_context(model.get_submodule(layer).register_forward_hook(silencing(keep[group.name])))
+            masked = model(images)
         return ((small(images) - masked).abs().max() / masked.abs().max()).item()
 
 

@@ -74,12 +74,9 @@ class Recorder:
         """Note the state of those environments in `rows` that run a chosen episode."""
         for row in rows:
             episode = env.episodes[row]
-            key = key_of(episode)
-            if key not in self.keys:
+            if (key := key_of(episode)) not in self.keys:
                 continue
-            if key not in self.recordings:
-                self.recordings[key] = Recording(episode, env.scene(row).pathfinder)
-            recording = self.recordings[key]
+            recording = self.recordings.setdefault(key, Recording(episode, env.scene(row).pathfinder))
             recording.positions.append(np.array(env.positions[row]))
             recording.headings.append(float(env.headings[row]))
             if "depth" in observations:

@@ -13,15 +13,7 @@ from gym import spaces
 from habitat.config.default import get_agent_config
 from habitat.core.dataset import Episode
 from habitat.core.registry import registry
-from habitat.core.simulator import (
-    AgentState,
-    DepthSensor,
-    Observations,
-    RGBSensor,
-    Sensor,
-    SensorSuite,
-    Simulator,
-)
+from habitat.core.simulator import AgentState, DepthSensor, Observations, RGBSensor, Sensor, SensorSuite, Simulator
 from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
 
@@ -53,7 +45,11 @@ class EmbeddedSimulator(Simulator):
             raise UserError(f"{NAME} has one agent, not {len(config.agents)}; remove the others from simulator.agents")
         sensors = [_sensor(name, settings) for name, settings in get_agent_config(config).sim_sensors.items()]
         self._suite = SensorSuite(sensors)
-        self._cameras = _cameras(sensors)
+        groups: dict[Any, list[Sensor]] = defaultdict(list)
+        for sensor in sensors:
+            settings = sensor.config
+            groups[settings.width, settings.height, settings.hfov, tuple(settings.position)].append(sensor)
+        self._cameras = [Camera(group) for group in groups.values()]
         self._scene: Scene | None = None
         self._scene_key: tuple[Path, Body] | None = None
         self._collided = False
@@ -160,10 +156,7 @@ class EmbeddedSimulator(Simulator):
         return self._observe()[mode]
 
     def get_observations_at(
-        self,
-        position: ArrayLike | None = None,
-        rotation: Any = None,
-        keep_agent_at_new_pose: bool = False,
+        self, position: ArrayLike | None = None, rotation: Any = None, keep_agent_at_new_pose: bool = False
     ) -> Observations:
         """What is seen from a pose (None: the agent's own); the agent returns unless told to stay."""
         before = self._position, self._rotation
@@ -285,8 +278,7 @@ class LabPathFinder:
 
     def get_bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Lowest and highest corner of the navmesh, [3] each."""
-        lower, upper = self._pathfinder.bounds
-        return np.asarray(lower, np.float32), np.asarray(upper, np.float32)
+        return self._pathfinder.bounds
 
     def seed(self, seed: int) -> None:
         """Seed the sampling of points, as the simulator's `seed` does."""
@@ -362,14 +354,6 @@ def _sensor(name: str, settings: DictConfig) -> Sensor:
     if settings.noise_model != "None" or settings.sensor_subtype != "PINHOLE" or any(settings.orientation):
         raise UserError(f"{NAME} has level pinhole cameras without noise only; change {name}")
     return registry.get_sensor(settings.type)(settings)
-
-
-def _cameras(sensors: Sequence[Sensor]) -> list[Camera]:
-    groups: dict[Any, list[Sensor]] = defaultdict(list)
-    for sensor in sensors:
-        settings = sensor.config
-        groups[settings.width, settings.height, settings.hfov, tuple(settings.position)].append(sensor)
-    return [Camera(group) for group in groups.values()]
 
 
 def _rotation(rotation: Any) -> quaternion.quaternion:

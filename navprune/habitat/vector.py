@@ -1,6 +1,6 @@
 """PointNav for N agents in lockstep over habitat-lab's worker processes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from habitat.tasks.nav.nav import NavigationEpisode, NavigationGoal
-from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.habitat.devices import gpu_of
 from navprune.habitat.settings import lab_config
-from navprune.habitat.workers import ACTIONS, WorkerReport, Workers
+from navprune.habitat.workers import WorkerReport, Workers
 from navprune.scenes.files.episodes import Episode, scene_path
 from navprune.scenes.recast.bodies import navmesh_for
 from navprune.simulator.pathfinder import PathFinder
-from navprune.tasks import STOP
-from navprune.tasks.pointnav import EpisodeOrder, Finished, Lockstep, Observations, Step, TaskConfig
+from navprune.tasks.pointnav import EpisodeOrder, Lockstep, Observations, TaskConfig
 
 if TYPE_CHECKING:
     from navprune.config import DataConfig
@@ -62,43 +60,14 @@ class HabitatEnv(Lockstep[Floor]):
         self._workers: Workers | None = None
         self._taken: list[list[int]] = [[] for _ in range(num_envs)]
         self._measures: list[dict[str, float]] = [{} for _ in range(num_envs)]
+        self._seen: dict[int, dict[str, np.ndarray]] = {}
 
-    def reset(self) -> Observations:
-        """Begin the first episodes; observations of all N."""
-        self._meet_scenes()
-        self._taken = [[] for _ in range(self.num_envs)]
-        for env in range(self.num_envs):
-            self._assign(env, self._order.next(env))
-        return self._stack(range(self.num_envs), self._begin(range(self.num_envs)))
-
-    def step(self, actions: Tensor) -> Step:
-        """Move all agents, int64 actions [N]; ended environments begin their next episode."""
-        chosen = {env: action for env, action in enumerate(self._chosen(actions)) if self._index[env] is not None}
-        for env, action in chosen.items():
-            if action not in ACTIONS:
-                raise ValueError(f"environment {env} was given action {action}; actions are 0 to 3")
-        reward = np.zeros(self.num_envs, np.float32)
-        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
-        seen: dict[int, Mapping[str, np.ndarray]] = {}
-        finished: list[Finished] = []
+    def _act(self, chosen: dict[int, int]) -> Iterator[tuple[int, float, dict[str, float] | None]]:
         assert self._workers is not None, "step follows reset"
         for env, (observations, gained, done, report) in self._workers.act(chosen).items():
-            seen[env], reward[env] = observations, gained
             self._taken[env].append(chosen[env])
-            self._note(env, report)
-            terminated[env] = chosen[env] == STOP
-            truncated[env] = done and not terminated[env]
-            if done:
-                finished.append(Finished(env, self._all[self._index[env]], report.measures))  # type: ignore[index]
-        ends = np.flatnonzero(truncated)
-        final = self._stack(ends, seen) if len(ends) else None
-        for end in finished:
-            del seen[end.env]
-            self._taken[end.env] = []
-            self._assign(end.env, self._order.next(end.env))
-        seen |= self._begin(end.env for end in finished)
-        flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
-        return Step(self._stack(range(self.num_envs), seen), torch.from_numpy(reward), *flags, finished, final)
+            self._note(env, observations, report)
+            yield env, gained, report.measures if done else None
 
     def running_measures(self, env: int) -> dict[str, float]:
         """The measures of the running episode so far."""
@@ -117,7 +86,8 @@ class HabitatEnv(Lockstep[Floor]):
         if "actions" not in state:
             raise UserError("this run was saved by the embedded environments; go on with env=embedded")
         self._taken = [list(taken) for taken in state["actions"]]
-        return self._stack(range(self.num_envs), self._begin(range(self.num_envs)))
+        self._run(range(self.num_envs))
+        return self._observe(range(self.num_envs))
 
     def close(self) -> None:
         """End the workers."""
@@ -125,40 +95,42 @@ class HabitatEnv(Lockstep[Floor]):
             self._workers.close()
             self._workers = None
 
-    def _begin(self, envs: Iterable[int]) -> dict[int, Mapping[str, np.ndarray]]:
-        """Begin the episodes of those environments that have one; what is seen there."""
-        begun = {env: self._lab_episode(self._all[index]) for env in envs if (index := self._index[env]) is not None}
+    def _begin(self, envs: Sequence[int]) -> None:
+        for env in envs:
+            self._taken[env] = []
+            self._assign(env, self._order.next(env))
+        self._run(envs)
+
+    def _run(self, envs: Sequence[int]) -> None:
+        """Begin the episodes of those environments that have one, and take the actions that they have behind them."""
+        begun = {}
+        for env in envs:
+            self._seen.pop(env, None)
+            if (index := self._index[env]) is not None:
+                begun[env] = self._lab_episode(self._all[index])
         if self._workers is None:
             idle = self._lab_episode(self._all[0])
             self._workers = Workers(self._configs, [begun.get(env, idle) for env in range(self.num_envs)])
         answers = self._workers.begin({env: (episode, self._taken[env]) for env, episode in begun.items()})
-        for env, (_, report) in answers.items():
-            self._note(env, report)
-        return {env: observations for env, (observations, _) in answers.items()}
+        for env, answer in answers.items():
+            self._note(env, *answer)
 
     def _lab_episode(self, episode: Episode) -> NavigationEpisode:
         return NavigationEpisode(
             episode_id=episode.episode_id,
             scene_id=str(scene_path(self._data, episode.scene_id)),
-            start_position=[float(x) for x in episode.start_position],
-            start_rotation=[float(x) for x in episode.start_rotation],
-            goals=[NavigationGoal(position=[float(x) for x in episode.goal_position], radius=episode.goal_radius)],
+            start_position=list(episode.start_position),
+            start_rotation=list(episode.start_rotation),
+            goals=[NavigationGoal(position=list(episode.goal_position), radius=episode.goal_radius)],
             info={} if episode.geodesic_distance is None else {"geodesic_distance": episode.geodesic_distance},
         )
 
-    def _note(self, env: int, report: WorkerReport) -> None:
+    def _note(self, env: int, observations: dict[str, np.ndarray], report: WorkerReport) -> None:
+        self._seen[env] = observations
         self.positions[env], self.headings[env] = report.position, report.heading
         self._measures[env], self._distance[env] = report.measures, report.measures["distance_to_goal"]
 
-    def _stack(
-        self, envs: Sequence[int] | range | np.ndarray, seen: Mapping[int, Mapping[str, np.ndarray]]
-    ) -> Observations:
-        """The observations of these environments, zeros where nothing was seen."""
-        stacked = {}
-        for key, space in self.observation_space.items():
-            images = np.zeros((len(envs), *space.shape), space.dtype)
-            for row, env in enumerate(envs):
-                if env in seen:
-                    images[row] = seen[env][key]
-            stacked[key] = torch.from_numpy(images)
-        return stacked
+    def _observe(self, envs: Sequence[int] | np.ndarray) -> Observations:
+        idle = {key: np.zeros(space.shape, space.dtype) for key, space in self.observation_space.items()}
+        seen = [self._seen.get(env, idle) for env in envs]
+        return {key: torch.from_numpy(np.array([each[key] for each in seen], idle[key].dtype)) for key in idle}

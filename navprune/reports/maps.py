@@ -17,7 +17,7 @@ STOREY = 1.5
 class TopDownMap:
     """The walkable floor around some points, seen from above: x to the right, z downwards.
 
-    Coordinates on the page are pixels times `oversampling`; `finish` scales a drawing down to `image` size.
+    Coordinates on the page are pixels times `oversampling`; `finish` scales a drawing down to `size`.
     """
 
     oversampling = 3
@@ -56,14 +56,14 @@ class TopDownMap:
         flat = [tuple(p) for p in self.to_page(points).tolist()]
         ImageDraw.Draw(page).line(flat, fill=colour, width=round(width * self.oversampling), joint="curve")
 
-    def draw_track(self, page: Image.Image, positions: np.ndarray, first: int, steps: int, width: float = 4) -> None:
+    def draw_track(self, page: Image.Image, positions: np.ndarray, first: int, steps: int) -> None:
         """Draw the way through `positions` [P, 3], coloured by time: from step `first` on, of `steps`."""
         draw, flat = ImageDraw.Draw(page), self.to_page(positions)
         colours = style.rgb_of(style.TIME((first + np.arange(len(flat))) / max(steps, 1)))
-        radius = width * self.oversampling / 2
+        radius = 2 * self.oversampling
         for a, b, colour in zip(flat[:-1], flat[1:], colours):
             if (a != b).any():
-                draw.line([tuple(a), tuple(b)], fill=colour, width=round(2 * radius))
+                draw.line([tuple(a), tuple(b)], fill=colour, width=2 * radius)
                 draw.ellipse([*(b - radius), *(b + radius)], fill=colour)
 
     def draw_disc(
@@ -74,11 +74,11 @@ class TopDownMap:
         box = [*(centre - radius), *(centre + radius)]
         ImageDraw.Draw(page).ellipse(box, fill=fill, outline=outline, width=2 * self.oversampling)
 
-    def draw_agent(self, page: Image.Image, position: np.ndarray, heading: float, size: float = 9) -> None:
+    def draw_agent(self, page: Image.Image, position: np.ndarray, heading: float) -> None:
         """Draw an arrow head at `position` [3] that looks along `heading` (radians about +y, 0 is -z)."""
         forward = np.array([-np.sin(heading), -np.cos(heading)])
         side = np.array([-forward[1], forward[0]])
-        centre, reach = self.to_page(position[None])[0], size * self.oversampling
+        centre, reach = self.to_page(position[None])[0], 9 * self.oversampling
         shape = [1.2 * forward, -0.8 * forward + 0.75 * side, -0.4 * forward, -0.8 * forward - 0.75 * side]
         corners = [tuple(centre + reach * corner) for corner in shape]
         ImageDraw.Draw(page).polygon(corners, fill=style.INK, outline=style.PAPER, width=self.oversampling)

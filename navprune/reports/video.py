@@ -29,10 +29,8 @@ def write_video(path: str | Path, recording: Recording, size: int = 360, fps: in
             imageio_ffmpeg.get_ffmpeg_exe()
         except RuntimeError:
             path = path.with_suffix(".gif")
-    if path.suffix == ".gif":
-        _write_gif(path, frames, fps)
-    else:
-        _write_h264(path, frames, fps)
+    write = _write_gif if path.suffix == ".gif" else _write_h264
+    write(path, frames, fps)
     return path
 
 

@@ -236,10 +236,9 @@ def _border_links(tiles: tuple[Tile, ...], base: np.ndarray) -> Iterator[Link]:
     for new, tile in enumerate(tiles):
         x, y = int(tile.header["x"]), int(tile.header["y"])
         for other in reversed(placed[x, y]):
-            for side in range(8):
-                yield from _connect(tiles, edges, base, new, other, side)
-            for side in range(8):
-                yield from _connect(tiles, edges, base, other, new, side)
+            for pair in ((new, other), (other, new)):
+                for side in range(8):
+                    yield from _connect(tiles, edges, base, *pair, side)
         for side, (dx, dy) in enumerate(SIDE_STEPS):
             for other in reversed(placed.get((x + dx, y + dy), [])):
                 yield from _connect(tiles, edges, base, new, other, side)
@@ -262,9 +261,9 @@ def _connect(
     tiles: tuple[Tile, ...], edges: list[Edges], base: np.ndarray, source: int, target: int, side: int
 ) -> Iterator[Link]:
     """Links from one tile's edges on a side to the other tile's edges that they overlap."""
-    along = {0: 2, 4: 2, 2: 0, 6: 0}.get(side)
-    if along is None:
+    if side % 2:
         return
+    along = 2 - side % 4
     for polygon, edge, a, b in edges[source].get(side, ()):
         seen: set[int] = set()
         for other, _, c, d in edges[target].get((side + 4) & 7, ()):

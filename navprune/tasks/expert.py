@@ -48,7 +48,7 @@ def shortest_path_action(
 
     offset = _first_offset(corners, position)
     direction = math.atan2(-offset[0], -offset[2]) - heading
-    lower = math.floor(_wrap(direction) / turn_angle)
+    lower = math.floor(((direction + math.pi) % (2 * math.pi) - math.pi) / turn_angle)  # the same in [-pi, pi)
     gains = {turns: gain(turns) for turns in (lower, lower + 1)}
     if max(gains.values()) < USEFUL_SHARE * forward_step:
         half = round(math.pi / turn_angle)
@@ -61,13 +61,5 @@ def shortest_path_action(
 
 def _first_offset(corners: NDArray[np.float64], position: NDArray[np.float64]) -> NDArray[np.float64]:
     """Offset [3] to the first corner of a path that is not the position itself."""
-    for corner in corners[1:]:
-        offset = corner - position
-        if math.hypot(offset[0], offset[2]) > 1e-3:
-            return offset
-    return np.array([0.0, 0.0, -1.0])
-
-
-def _wrap(angle: float) -> float:
-    """The same angle in [-pi, pi)."""
-    return (angle + math.pi) % (2 * math.pi) - math.pi
+    offsets = (corner - position for corner in corners[1:])
+    return next((offset for offset in offsets if math.hypot(offset[0], offset[2]) > 1e-3), np.array([0.0, 0.0, -1.0]))

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         super().reset(seed=seed)
         if self._order.draw(seed):
             self._next = None
-        self._seen = self._next or _first(self._env.reset())
+        self._seen = self._next or _row(_arrays(self._env.reset()), 0)
         self._next = None
         return self._seen, _info(self._env.episodes[0], self._env.running_measures(0))
 
@@ -94,14 +95,14 @@ class PointNav(gymnasium.Env[Arrays, np.int64]):
         if not self._seen or self._next:
             raise UserError("the episode has ended or none has begun; call reset() before step()")
         step = self._env.step(torch.tensor([int(action)]))
+        seen = _row(_arrays(step.observations), 0)
         if not step.finished:
-            self._seen = _first(step.observations)
+            self._seen = seen
             info = _info(self._env.episodes[0], self._env.running_measures(0))
         else:
-            self._next = _first(step.observations)
+            self._next, last = seen, step.final_observations
             # STOP does not move the agent: it sees what it saw.
-            last = step.final_observations
-            self._seen = {key: seen.copy() for key, seen in self._seen.items()} if last is None else _first(last)
+            self._seen = deepcopy(self._seen) if last is None else _row(_arrays(last), 0)
             info = _info(step.finished[0].episode, step.finished[0].measures)
         return self._seen, float(step.reward[0]), bool(step.terminated[0]), bool(step.truncated[0]), info
 
@@ -186,8 +187,3 @@ def _arrays(observations: Observations) -> Arrays:
 def _row(observations: Arrays, env: int) -> Arrays:
     """The observations of one environment, as arrays of their own."""
     return {key: values[env].copy() for key, values in observations.items()}
-
-
-def _first(observations: Observations) -> Arrays:
-    """The observations of the first environment."""
-    return {key: tensor[0].numpy() for key, tensor in observations.items()}

@@ -27,8 +27,7 @@ class Shuffled:
 
     def __init__(self, episodes: int, num_envs: int, seed: int, scenes: NDArray[np.integer] | None = None) -> None:
         """Number of episodes; with the scene's number of each [E], an environment runs STAY of a scene in a row."""
-        self._episodes, self._seed = episodes, seed
-        self._scenes = scenes
+        self._episodes, self._seed, self._scenes = episodes, seed, scenes
         self._counts = [0] * num_envs
         self._permutations: dict[int, tuple[int, np.ndarray]] = {}
 

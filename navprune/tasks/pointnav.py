@@ -1,8 +1,9 @@
 """PointNav for N agents in lockstep over the embedded simulator."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -95,8 +96,8 @@ class Ground(Protocol):
 World = TypeVar("World", bound=Ground)
 
 
-class Lockstep(Generic[World]):
-    """What every vector environment of PointNav keeps: episodes and spaces, who runs what and where, the expert's map.
+class Lockstep(ABC, Generic[World]):
+    """What every vector environment of PointNav has: episodes and spaces, who runs what and where, the expert's map.
 
     Raises UserError when it is made for a scene file that is missing or, by its headers, broken; and, when a scene is
     first used, for an episode there whose start is off the navmesh or whose goal cannot be reached.
@@ -159,33 +160,61 @@ class Lockstep(Generic[World]):
         assert scene is not None, "the environment has no episode left"
         return scene
 
-    def _chosen(self, actions: Tensor) -> list[int]:
-        """The actions int64 [N] as numbers."""
-        chosen = actions.tolist()
-        if len(chosen) != self.num_envs:
-            raise ValueError(f"step takes {self.num_envs} actions, one an environment, not {len(chosen)}")
-        return chosen
+    def reset(self) -> Observations:
+        """Begin the first episodes; observations of all N."""
+        if isinstance(self._order, Once):
+            # All episodes will run: a fault in the last must not cost the others' results.
+            for scene_id in self._by_scene:
+                self._scene_of(scene_id)
+        self._begin(range(self.num_envs))
+        return self._observe(range(self.num_envs))
+
+    def step(self, actions: Tensor) -> Step:
+        """Move all agents, int64 actions [N]; ended environments begin their next episode."""
+        if len(actions) != self.num_envs:
+            raise ValueError(f"step takes {self.num_envs} actions, one an environment, not {len(actions)}")
+        chosen = {env: action for env, action in enumerate(actions.tolist()) if self._index[env] is not None}
+        for env, action in chosen.items():
+            if action not in (STOP, FORWARD, LEFT, RIGHT):
+                raise ValueError(f"environment {env} was given action {action}; actions are 0 to 3")
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        finished: list[Finished] = []
+        for env, gained, measured in self._act(chosen):
+            reward[env] = gained
+            if measured is not None:
+                (terminated if chosen[env] == STOP else truncated)[env] = True
+                finished.append(Finished(env, self._all[self._index[env]], measured))  # type: ignore[index]
+        ends = np.flatnonzero(truncated)
+        final = self._observe(ends) if len(ends) else None
+        self._begin([end.env for end in finished])
+        flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        return Step(self._observe(range(self.num_envs)), torch.from_numpy(reward), *flags, finished, final)
+
+    @abstractmethod
+    def _begin(self, envs: Sequence[int]) -> None:
+        """Begin the next episode of each of these environments, where one is left."""
+
+    @abstractmethod
+    def _act(self, chosen: dict[int, int]) -> Iterator[tuple[int, float, dict[str, float] | None]]:
+        """Take {environment: action}; yields environment, reward and, where the episode is over, its measures."""
+
+    @abstractmethod
+    def _observe(self, envs: Sequence[int] | np.ndarray) -> Observations:
+        """Observations of these environments; zeros where nothing is left."""
 
     def expert_actions(self) -> Tensor:
         """The shortest-path actions int64 [N]; STOP where nothing is left."""
         task = self.config
-        actions = [
-            STOP
-            if scene is None
-            else shortest_path_action(
-                scene.pathfinder,
-                self.positions[env],
-                self.headings[env],
-                self._goals[env],
-                self._distance[env],
-                success_distance=task.success_distance,
-                forward_step=task.forward_step,
-                turn_angle=self._turn,
-                sliding=task.sliding,
-            )
-            for env, scene in enumerate(self._scenes)
-        ]
-        return torch.tensor(actions)
+        expert = partial(
+            shortest_path_action,
+            success_distance=task.success_distance,
+            forward_step=task.forward_step,
+            turn_angle=self._turn,
+            sliding=task.sliding,
+        )
+        states = zip(self._scenes, zip(self.positions, self.headings, self._goals, self._distance))
+        return torch.tensor([STOP if scene is None else expert(scene.pathfinder, *state) for scene, state in states])
 
     def _scene_of(self, scene_id: str) -> World:
         """A scene that is fit for all its episodes, which are checked on its first use."""
@@ -194,12 +223,6 @@ class Lockstep(Generic[World]):
             check_episodes(self._by_scene[scene_id], scene.pathfinder)
             self._checked.add(scene_id)
         return scene
-
-    def _meet_scenes(self) -> None:
-        """Load every scene where all episodes will run: a fault in the last must not cost the others' results."""
-        if isinstance(self._order, Once):
-            for scene_id in self._by_scene:
-                self._scene_of(scene_id)
 
     def _assign(self, env: int, index: int | None) -> Episode | None:
         """Make the episode of this index the environment's own; None leaves it without one."""
@@ -263,49 +286,25 @@ class PointNavEnv(Lockstep[Scene]):
     def _load_scene(self, path: Path) -> Scene:
         return self._library.get(path, self.config.alpha_masks, self.config.body)
 
-    def reset(self) -> Observations:
-        """Begin the first episodes; observations of all N."""
-        self._meet_scenes()
-        for env in range(self.num_envs):
-            self._begin(env)
-        return self._observe(range(self.num_envs))
+    def _begin(self, envs: Sequence[int]) -> None:
+        for env in envs:
+            episode = self._assign(env, self._order.next(env))
+            if episode is not None:
+                self.positions[env] = self._measured_at[env] = episode.start_position
+                self.headings[env] = measures.heading_of(np.asarray(episode.start_rotation))
+                self._steps[env] = self._collisions[env] = self._travelled[env] = self._return[env] = 0
+                self._distance[env] = self._shortest[env] = self._geodesic(env)
 
-    def step(self, actions: Tensor) -> Step:
-        """Move all agents, int64 actions [N]; ended environments begin their next episode."""
-        chosen = self._chosen(actions)
+    def _act(self, chosen: dict[int, int]) -> Iterator[tuple[int, float, dict[str, float] | None]]:
         task = self.config
-        reward = np.zeros(self.num_envs, np.float32)
-        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
-        finished: list[Finished] = []
-        for env, action in enumerate(chosen):
-            if self._index[env] is None:
-                continue
+        for env, action in chosen.items():
             before = self._distance[env]
             self._move(env, action)
             success = action == STOP and self._distance[env] < task.success_distance
             gained = task.slack_reward + before - self._distance[env] + task.success_reward * success
             self._return[env] += gained
-            reward[env] = gained
-            terminated[env] = action == STOP
-            truncated[env] = action != STOP and self._steps[env] >= task.max_steps
-            if terminated[env] or truncated[env]:
-                finished.append(Finished(env, self._all[self._index[env]], self._measures(env, success)))  # type: ignore[index]
-        ends = np.flatnonzero(truncated)
-        final = self._observe(ends) if len(ends) else None
-        for end in finished:
-            self._begin(end.env)
-        observations = self._observe(range(self.num_envs))
-        flags = torch.from_numpy(terminated), torch.from_numpy(truncated)
-        return Step(observations, torch.from_numpy(reward), *flags, finished, final)
-
-    def _begin(self, env: int) -> None:
-        episode = self._assign(env, self._order.next(env))
-        if episode is None:
-            return
-        self.positions[env] = self._measured_at[env] = episode.start_position
-        self.headings[env] = measures.heading_of(np.asarray(episode.start_rotation))
-        self._steps[env] = self._collisions[env] = self._travelled[env] = self._return[env] = 0
-        self._distance[env] = self._shortest[env] = self._geodesic(env)
+            over = action == STOP or self._steps[env] >= task.max_steps
+            yield env, gained, self.running_measures(env, success) if over else None
 
     def _move(self, env: int, action: int) -> None:
         self._steps[env] += 1
@@ -321,14 +320,13 @@ class PointNavEnv(Lockstep[Scene]):
             if measures.has_moved(self._measured_at[env], end):
                 self._measured_at[env] = end
                 self._distance[env] = self._geodesic(env)
-        elif action != STOP:
-            raise ValueError(f"environment {env} was given action {action}; actions are 0 to 3")
 
     def _geodesic(self, env: int) -> float:
         here, goal = self.positions[env : env + 1], self._goals[env : env + 1]
         return float(self.scene(env).pathfinder.geodesic_distance(here, goal)[0])
 
-    def _measures(self, env: int, success: bool) -> dict[str, float]:
+    def running_measures(self, env: int, success: bool = False) -> dict[str, float]:
+        """The measures of the running episode so far, as Habitat reports them after each step."""
         distance, shortest, travelled = (float(x[env]) for x in (self._distance, self._shortest, self._travelled))
         return {
             "success": float(success),
@@ -345,12 +343,7 @@ class PointNavEnv(Lockstep[Scene]):
         self.positions[env] = self._measured_at[env] = position
         self.headings[env], self._distance[env] = heading, distance
 
-    def running_measures(self, env: int, *, success: bool = False) -> dict[str, float]:
-        """The measures of the running episode so far, as Habitat reports them after each step."""
-        return self._measures(env, success)
-
     def _observe(self, envs: Sequence[int] | np.ndarray) -> Observations:
-        """Observations of these environments; zeros where nothing is left."""
         task, count = self.config, len(envs)
         running = [row for row, env in enumerate(envs) if self._scenes[env] is not None]
         picked = np.array([envs[row] for row in running], dtype=np.int64)

@@ -88,9 +88,7 @@ class EpisodeTable(Sequence[Episode]):
         """The table of any episodes; a table is returned as it is."""
         if isinstance(episodes, cls):
             return episodes
-        columns = _Columns()
-        columns.add((episode.scene_id, episode.episode_id, _numbers_of(episode)) for episode in episodes)
-        return columns.table()
+        return _gathered([[(episode.scene_id, episode.episode_id, _numbers_of(episode)) for episode in episodes]])
 
     def by_scene(self) -> dict[str, EpisodeTable]:
         """The episodes of each scene that has any, in their order; without a copy where they stand together."""
@@ -126,29 +124,20 @@ class EpisodeTable(Sequence[Episode]):
         return EpisodeTable(self.scenes, self._scene[rows], self._ids[rows], self._numbers[rows])
 
 
-class _Columns:
-    """Gathers episodes into a table."""
-
-    def __init__(self) -> None:
-        self.scenes: dict[str, int] = {}
-        self._scene, self._numbers = array("i"), array("d")
-        self._ids: list[NDArray] = []
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Add the episodes of a file."""
-        ids: list[str] = []
-        for scene, episode_id, numbers in rows:
-            self._scene.append(self.scenes.setdefault(scene, len(self.scenes)))
-            self._numbers.extend(numbers)
-            ids.append(episode_id)
-        if ids:
-            self._ids.append(np.array(ids))
-
-    def table(self) -> EpisodeTable:
-        """What was gathered."""
-        numbers = np.frombuffer(self._numbers).reshape(-1, 12)
-        ids = np.concatenate(self._ids) if self._ids else np.array([], "U1")
-        return EpisodeTable(list(self.scenes), np.frombuffer(self._scene, np.int32), ids, numbers)
+def _gathered(files: Iterable[Iterable[Row]]) -> EpisodeTable:
+    """A table of the episodes of some files."""
+    scenes: dict[str, int] = {}
+    scene, numbers = array("i"), array("d")
+    ids = [np.array([], "U1")]
+    for rows in files:
+        names = []
+        for scene_id, episode_id, values in rows:
+            scene.append(scenes.setdefault(scene_id, len(scenes)))
+            numbers.extend(values)
+            names.append(episode_id)
+        ids.append(np.array(names, str))
+    table = np.frombuffer(numbers).reshape(-1, 12)
+    return EpisodeTable(list(scenes), np.frombuffer(scene, np.int32), np.concatenate(ids), table)
 
 
 def _numbers_of(episode: Episode) -> tuple[float, ...]:
@@ -208,21 +197,17 @@ def read_episodes(
         raise UserError(f"{folder} has no episodes in scene {absent[0]}; choose others (data.scenes, null for all)")
     if not table.scenes:
         raise UserError(f"{folder} holds no episodes; generate the data set anew")
-    _check_scenes_exist(data, split, sorted(table.scenes))
+    missing = [path for scene in sorted(table.scenes) if not (path := scene_path(data, scene)).is_file()]
+    if missing:
+        more = f", as are {len(missing) - 1} more of its {len(table.scenes)}" if len(missing) > 1 else ""
+        remedy = "put it there or check the data folder (`navprune doctor`)"
+        raise UserError(f"scene {missing[0]} of split '{split}' is missing{more}; {remedy}")
     return table
 
 
 def _names(scenes: Sequence[str] | None) -> set[str]:
     """The scenes' names; a text is one scene."""
     return set(map(scene_name, [scenes] if isinstance(scenes, str) else scenes or ()))
-
-
-def _check_scenes_exist(data: str | os.PathLike, split: str, scenes: Sequence[str]) -> None:
-    missing = [path for path in (scene_path(data, scene) for scene in scenes) if not path.is_file()]
-    if missing:
-        which = f"scene {missing[0]} of split '{split}' is missing"
-        more = f", as are {len(missing) - 1} more of its {len(scenes)}" if len(missing) > 1 else ""
-        raise UserError(f"{which}{more}; put it there or check the data folder (`navprune doctor`)")
 
 
 def skim_episodes(
@@ -238,12 +223,11 @@ def skim_episodes(
     Raises `UserError` for a missing split or damaged file; whether the scenes exist is not looked at.
     """
     index, contents = split_files(data, name, split, version)
-    columns, wanted = _Columns(), _names(scenes)
-    for path in (index, *contents):
-        if scenes is None or path == index or scene_name(path.name) in wanted:
-            rows = islice(_read_file(path), None if path == index else each)
-            columns.add(row for row in rows if scenes is None or scene_name(row[0]) in wanted)
-    return columns.table()
+    wanted = _names(scenes)
+    if scenes is not None:
+        contents = [path for path in contents if scene_name(path.name) in wanted]
+    files = [_read_file(index), *(islice(_read_file(path), each) for path in contents)]
+    return _gathered((row for row in file if scenes is None or scene_name(row[0]) in wanted) for file in files)
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -286,11 +270,8 @@ def _row(entry: Any) -> Row:
         distance = _optional((entry.get("info") or {}).get("geodesic_distance"))
         field = "episode_id"
         number = entry[field]
-        return (
-            scene,
-            _name(str(number) if type(number) is int else number),
-            (*start, *rotation, *goal, radius, distance),
-        )
+        name = _name(str(number) if type(number) is int else number)
+        return scene, name, (*start, *rotation, *goal, radius, distance)
     except KeyError as error:
         raise _BadFieldError(f"{field}: {error} is missing") from None
     except IndexError:
@@ -335,14 +316,10 @@ def check_episodes(episodes: Sequence[Episode], pathfinder: PathFinder) -> None:
 
     Its start must lie on the navmesh and its goal must be reachable.
     """
-    if not episodes:
-        return
     for row, fault in episode_faults(EpisodeTable.of(episodes), pathfinder).items():
         episode = episodes[row]
-        raise UserError(
-            f"episode {episode.episode_id} of {episode.scene_id}: {fault}; "
-            "use the navmesh that the episodes were made with, or drop it"
-        )
+        remedy = "use the navmesh that the episodes were made with, or drop it"
+        raise UserError(f"episode {episode.episode_id} of {episode.scene_id}: {fault}; {remedy}")
 
 
 # ---- writing
@@ -367,9 +344,8 @@ def write_episodes(
         for scene_id, entries in scenes.items():
             _write_file(folder / "content" / (scene_name(scene_id) + SUFFIX), entries)
     except OSError as error:
-        raise UserError(
-            f"cannot write episodes to {folder}: {error.strerror}; free space or take another place"
-        ) from None
+        reason = f"{error.strerror}; free space or take another place"
+        raise UserError(f"cannot write episodes to {folder}: {reason}") from None
 
 
 def _entry(episode: Episode) -> dict:

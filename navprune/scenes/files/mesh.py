@@ -80,12 +80,8 @@ class SceneMesh:
     def from_vertices(cls, vertices: NDArray) -> "SceneMesh":
         """A white mesh without textures from triangle corners [T, 3, 3]."""
         count = len(vertices)
-        return cls(
-            vertices=np.ascontiguousarray(vertices, dtype=np.float32),
-            colours=np.full((count, 3, 3), 255, np.uint8),
-            uv=np.zeros((count, 3, 2), np.float32),
-            texture=np.full(count, -1, np.int32),
-        )
+        white, uv = np.full((count, 3, 3), 255, np.uint8), np.zeros((count, 3, 2), np.float32)
+        return cls(np.ascontiguousarray(vertices, np.float32), white, uv, np.full(count, -1, np.int32))
 
 
 class FileImages:
@@ -171,13 +167,10 @@ class _Textures:
         )
         return self._indices.setdefault((sources[0], sampler), len(self._indices))
 
-    def images(self) -> FileImages:
-        """The images, one for each texture."""
-        return FileImages(self._glb.path, [self._glb.image(source) for source, _ in self._indices])
-
-    def samplers(self) -> tuple[Sampler, ...]:
-        """The samplers, one for each texture."""
-        return tuple(sampler for _, sampler in self._indices)
+    def all(self) -> tuple[FileImages, tuple[Sampler, ...]]:
+        """Image and sampler of each texture."""
+        images = FileImages(self._glb.path, [self._glb.image(source) for source, _ in self._indices])
+        return images, tuple(sampler for _, sampler in self._indices)
 
 
 def load_glb(path: str | Path, alpha_masks: bool = False) -> SceneMesh:
@@ -217,7 +210,7 @@ def _scene_mesh(glb: Glb, alpha_masks: bool) -> SceneMesh:
     if not np.isfinite(vertices).all():
         raise UserError(f"{glb.path}: some vertices are not finite numbers; export the scene again")
     masks = AlphaMasks(alpha, cutoff) if alpha_masks and cutoff.any() else None
-    return SceneMesh(vertices, colours, uv, texture, textures.images(), textures.samplers(), masks)
+    return SceneMesh(vertices, colours, uv, texture, *textures.all(), masks)
 
 
 def _part(glb: Glb, primitive: dict[str, Any], textures: _Textures) -> _Part:

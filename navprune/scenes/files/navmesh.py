@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +65,7 @@ POLYGON = np.dtype(
 )
 LINK = np.dtype([("ref", "<u4"), ("next", "<u4"), ("edge", "u1"), ("side", "u1"), ("lower", "u1"), ("upper", "u1")])
 DETAIL = np.dtype(
-    [
-        ("vertex_base", "<u4"),
-        ("triangle_base", "<u4"),
-        ("vertex_count", "u1"),
-        ("triangle_count", "u1"),
-        ("pad", "<u2"),
-    ]
+    [("vertex_base", "<u4"), ("triangle_base", "<u4"), ("vertex_count", "u1"), ("triangle_count", "u1"), ("pad", "<u2")]
 )
 BV_NODE = np.dtype([("lower", "<u2", 3), ("upper", "<u2", 3), ("index", "<i4")])
 
@@ -116,16 +110,7 @@ class Tile:
     @property
     def sections(self) -> tuple[np.ndarray, ...]:
         """The arrays in the order of the file, header first."""
-        return (
-            self.header,
-            self.vertices,
-            self.polygons,
-            self.links,
-            self.details,
-            self.detail_vertices,
-            self.detail_triangles,
-            self.bv_nodes,
-        )
+        return tuple(getattr(self, field.name) for field in fields(self)[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,15 +192,8 @@ def parse_navmesh(data: bytes, name: str = "navmesh") -> NavMesh:
         tiles.append(tile)
     if not any(len(tile.polygons) for tile in tiles):
         raise source.broken("it holds no polygon")
-    return NavMesh(
-        tuple(tiles),
-        tuple(head["origin"].tolist()),
-        float(head["tile_width"]),
-        float(head["tile_height"]),
-        int(head["max_tiles"]),
-        int(head["max_polygons"]),
-        settings,
-    )
+    origin, width, height = tuple(head["origin"].tolist()), float(head["tile_width"]), float(head["tile_height"])
+    return NavMesh(tuple(tiles), origin, width, height, int(head["max_tiles"]), int(head["max_polygons"]), settings)
 
 
 def _set(source: _Bytes) -> tuple[np.void, NavMeshSettings]:
@@ -225,7 +203,12 @@ def _set(source: _Bytes) -> tuple[np.void, NavMeshSettings]:
         raise source.broken("it does not begin with the mark of a navmesh set")
     if head["version"] not in (1, 2):
         raise source.broken(f"its version is {head['version']}, and only 1 and 2 are known")
-    settings = _settings(source) if head["version"] == 2 else NavMeshSettings()
+    settings = NavMeshSettings()
+    if head["version"] == 2:
+        record = source.take(SETTINGS, 1, "settings")[0]
+        if not np.all(np.isfinite(record["numbers"])):
+            raise source.broken("its settings are not numbers")
+        settings = NavMeshSettings(*record["numbers"].tolist(), *(bool(value) for value in record["filters"]))
     grid = (*head["origin"].tolist(), head["tile_width"], head["tile_height"])
     if not np.all(np.abs(grid) <= MAX_COORDINATE) or min(grid[3:]) <= 0:
         raise source.broken("its tile grid is not a sensible one")
@@ -239,13 +222,6 @@ def _blobs(source: _Bytes, head: np.void) -> Iterator[tuple[int, int, np.ndarray
         if not lead["reference"] or not lead["size"]:
             break  # as Habitat does, whatever the count says
         yield index, int(lead["reference"]), source.take("u1", int(lead["size"]), f"bytes of tile {index}")
-
-
-def _settings(source: _Bytes) -> NavMeshSettings:
-    record = source.take(SETTINGS, 1, "settings")[0]
-    if not np.all(np.isfinite(record["numbers"])):
-        raise source.broken("its settings are not numbers")
-    return NavMeshSettings(*record["numbers"].tolist(), *(bool(value) for value in record["filters"]))
 
 
 def _tile_header(blob: _Bytes, index: int) -> np.void:
@@ -273,8 +249,7 @@ def _read_tile(blob: _Bytes, index: int, reference: int) -> Tile:
     )
     if blob.offset != len(blob.data):
         raise blob.broken(f"tile {index} is larger than its counts say")
-    fault = _fault(tile)
-    if fault:
+    if fault := _fault(tile):
         raise blob.broken(f"tile {index} {fault}")
     return tile
 
@@ -303,12 +278,8 @@ def _fault(tile: Tile) -> str | None:
     ends = details["triangle_base"].astype(np.int64) + details["triangle_count"]
     if np.any(ends > len(tile.detail_triangles)):
         return "has a detail mesh with triangles that do not exist"
-    owner, triangle = _detail_rows(details)
-    corner = tile.detail_triangles[triangle, :3].astype(np.int64)
-    extra = corner - corner_counts[owner, None]
-    if np.any(
-        (extra >= 0) & (details["vertex_base"].astype(np.int64)[owner, None] + extra >= len(tile.detail_vertices))
-    ):
+    _, _, extra, vertex = _detail_rows(tile)
+    if np.any((extra >= 0) & (vertex >= len(tile.detail_vertices))):
         return "has a detail triangle whose corner does not exist"
     index = tile.bv_nodes["index"].astype(np.int64)
     if np.any((index >= max(len(polygons), 1)) | (index < -len(index))):
@@ -316,24 +287,26 @@ def _fault(tile: Tile) -> str | None:
     return None
 
 
-def _detail_rows(details: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Owner polygon [K] and triangle row [K] of every detail triangle, polygon by polygon."""
-    counts = details["triangle_count"].astype(np.int64)
-    owner = np.repeat(np.arange(len(details)), counts)
+def _detail_rows(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Owner polygon [K] and raw row [K, 4] of every detail triangle, polygon by polygon.
+
+    With them, of its corners [K, 3], the number less the polygon's corners, and where that is not negative, the index
+    of the detail vertex.
+    """
+    keys = "triangle_count", "triangle_base", "vertex_base"
+    counts, first_triangle, first_vertex = (tile.details[key].astype(np.int64) for key in keys)
+    owner = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return owner, details["triangle_base"].astype(np.int64)[owner] + within
+    rows = tile.detail_triangles[first_triangle[owner] + within]
+    extra = rows[:, :3] - tile.polygons["corner_count"].astype(np.int64)[owner, None]
+    return owner, rows, extra, first_vertex[owner, None] + extra
 
 
 def detail_triangles(tile: Tile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Owner polygon [K], corners float32 [K, 3, 3] and raw rows uint8 [K, 4] of a tile's detail triangles."""
-    owner, triangle = _detail_rows(tile.details)
-    rows = tile.detail_triangles[triangle]
-    corner = rows[:, :3].astype(np.int64)
-    extra = corner - tile.polygons["corner_count"].astype(np.int64)[owner, None]
+    owner, rows, extra, detail = _detail_rows(tile)
     on_polygon = extra < 0
-    vertex = tile.polygons["corners"][owner[:, None], np.where(on_polygon, corner, 0)]
-    points = tile.vertices[vertex]
-    detail = tile.details["vertex_base"].astype(np.int64)[owner, None] + extra
+    points = tile.vertices[tile.polygons["corners"][owner[:, None], np.where(on_polygon, rows[:, :3], 0)]]
     points[~on_polygon] = tile.detail_vertices[detail[~on_polygon]]
     return owner, points, rows
 
@@ -353,12 +326,8 @@ def navmesh_bytes(navmesh: NavMesh) -> bytes:
     """The bytes of a version-2 `.navmesh` set."""
     head = np.zeros((), SET_HEADER)
     head["magic"], head["version"], head["tile_count"] = SET_MAGIC, 2, len(navmesh.tiles)
-    head["origin"], head["tile_width"], head["tile_height"] = (
-        navmesh.origin,
-        navmesh.tile_width,
-        navmesh.tile_height,
-    )
-    head["max_tiles"], head["max_polygons"] = navmesh.max_tiles, navmesh.max_polygons
+    for key in ("origin", "tile_width", "tile_height", "max_tiles", "max_polygons"):
+        head[key] = getattr(navmesh, key)
     settings = np.zeros((), SETTINGS)
     values = astuple(navmesh.settings)
     settings["numbers"], settings["filters"] = values[:13], values[13:]

@@ -27,10 +27,8 @@ def check_files(glb: Path) -> None:
     """Raise UserError where a scene or its navmesh is missing, cut off or of another kind; reads headers alone."""
     for file in (glb, navmesh_path(glb)):
         if not file.is_file():
-            raise UserError(
-                f"scene file {file} does not exist; check the data folder, "
-                "or make scenes with `navprune scenes generate`"
-            )
+            remedy = "check the data folder, or make scenes with `navprune scenes generate`"
+            raise UserError(f"scene file {file} does not exist; {remedy}")
     try:
         chunks(glb)
         check_navmesh(navmesh_path(glb))

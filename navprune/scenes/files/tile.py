@@ -16,7 +16,7 @@ DEFAULTS = NavMeshSettings()
 def navmesh_from_polygons(
     vertices: np.ndarray, polygons: Sequence[Sequence[int]], settings: NavMeshSettings = DEFAULTS
 ) -> NavMesh:
-    """Build a one-tile navigation mesh from convex polygons, as Detour's `dtCreateNavMeshData` lays it out.
+    """Build a one-tile navigation mesh from convex polygons.
 
     `vertices` [V, 3] metres, y up. Each polygon has 3 to 6 corners in Detour's winding (its normal points to
     +y: clockwise in the (x, z) plane with x to the right and z up); polygons that share an edge share its two
@@ -44,58 +44,57 @@ def navmesh_from_polygons(
     details["triangle_base"] = np.cumsum(counts - 2) - (counts - 2)
     lower, upper = points.min(axis=0), points.max(axis=0)
     scale = np.float32(1 / settings.cell_size)
-    tile = Tile(
-        1 << (len(polygons) - 1).bit_length(),  # salt 1, tile 0, and bits enough for the polygons
-        np.zeros((), nm.TILE_HEADER),
-        points,
-        records,
-        np.zeros(counts.sum(), nm.LINK),
-        details,
-        np.zeros((0, 3), np.float32),
-        _fans(counts),
-        bounding_volumes(points, polygons, lower, scale),
-    )
-    fill_header(tile, lower, upper, scale, settings)
-    width, _, height = (upper - lower).tolist()
-    return NavMesh((tile,), tuple(lower.tolist()), width, height, 1, len(polygons), settings)
+    # A fan of triangles in each polygon, with its border edges marked.
+    fans = [
+        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4) for count in counts.tolist() for k in range(2, count)
+    ]
+    triangles, nothing = np.array(fans, np.uint8), np.zeros((0, 3), np.float32)
+    volumes = bounding_volumes(points, polygons, lower, scale)
+    return one_tile(points, records, details, nothing, triangles, volumes, (lower, upper), scale, settings)
 
 
-def fill_header(
-    tile: Tile, lower: np.ndarray, upper: np.ndarray, per_cell: np.float32, settings: NavMeshSettings
-) -> None:
-    """Write the header of a one-tile navmesh: the lengths of its sections, its box in metres, and how it was made.
+def one_tile(
+    vertices: np.ndarray,
+    polygons: np.ndarray,
+    details: np.ndarray,
+    detail_vertices: np.ndarray,
+    detail_triangles: np.ndarray,
+    bv_nodes: np.ndarray,
+    box: tuple[np.ndarray, np.ndarray],
+    per_cell: np.float32,
+    settings: NavMeshSettings,
+) -> NavMesh:
+    """A navmesh of one tile from its sections (see `Tile`), its box in metres, and how it was made.
 
     `per_cell`: cells of the bounding volumes to a metre.
     """
-    for key, value in {
-        "magic": nm.TILE_MAGIC,
-        "version": nm.TILE_VERSION,
-        "polygon_count": len(tile.polygons),
-        "vertex_count": len(tile.vertices),
-        "link_count": len(tile.links),
-        "detail_count": len(tile.details),
-        "detail_vertex_count": len(tile.detail_vertices),
-        "detail_triangle_count": len(tile.detail_triangles),
-        "bv_node_count": len(tile.bv_nodes),
-        "off_mesh_base": len(tile.polygons),
-        "walkable_height": settings.agent_height,
-        "walkable_radius": settings.agent_radius,
-        "walkable_climb": settings.agent_max_climb,
-        "lower": lower,
-        "upper": upper,
-        "bv_scale": per_cell,
-    }.items():
-        tile.header[key] = value
+    header, (lower, upper) = np.zeros((), nm.TILE_HEADER), box
+    links = np.zeros(polygons["corner_count"].sum(), nm.LINK)
+    sections = vertices, polygons, links, details, detail_vertices, detail_triangles, bv_nodes
+    kinds = "vertex", "polygon", "link", "detail", "detail_vertex", "detail_triangle", "bv_node"
+    for kind, section in zip(kinds, sections):
+        header[f"{kind}_count"] = len(section)
+    header["magic"], header["version"], header["off_mesh_base"] = nm.TILE_MAGIC, nm.TILE_VERSION, len(polygons)
+    header["walkable_height"], header["walkable_radius"] = settings.agent_height, settings.agent_radius
+    header["walkable_climb"], header["bv_scale"] = settings.agent_max_climb, per_cell
+    header["lower"], header["upper"] = lower, upper
+    reference = 1 << (len(polygons) - 1).bit_length()  # salt 1, tile 0, and bits enough for the polygons
+    width, _, height = (upper - lower).tolist()
+    tile = Tile(reference, header, *sections)
+    return NavMesh((tile,), tuple(lower.tolist()), width, height, 1, len(polygons), settings)
+
+
+def check_counts(vertices: int, polygons: int) -> None:
+    """Raise `UserError` where a tile cannot hold so many."""
+    if vertices > MAX_VERTICES or polygons > MAX_POLYGONS:
+        room = f"at most {MAX_VERTICES} vertices and {MAX_POLYGONS} polygons, not {vertices} and {polygons}"
+        raise UserError(f"a navmesh tile holds {room}; make the scene smaller or its cells larger")
 
 
 def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> None:
     if not len(polygons):
         raise UserError("a navmesh needs at least one polygon")
-    if len(points) > MAX_VERTICES or len(polygons) > MAX_POLYGONS:
-        raise UserError(
-            f"a navmesh tile holds at most {MAX_VERTICES} vertices and {MAX_POLYGONS} polygons, "
-            f"not {len(points)} and {len(polygons)}; make the scene smaller or its cells larger"
-        )
+    check_counts(len(points), len(polygons))
     if not np.all(np.abs(points) <= nm.MAX_COORDINATE):
         raise UserError("a navmesh vertex is not a sensible position in metres; check the scene")
     for index, polygon in enumerate(polygons):
@@ -110,14 +109,6 @@ def _check_polygons(points: np.ndarray, polygons: Sequence[Sequence[int]]) -> No
         slack = 1e-5 * (np.linalg.norm(ahead, axis=1) + np.linalg.norm(after, axis=1))  # float32 corners in a line
         if np.any(turns > slack) or np.all(turns > -1e-9):
             raise UserError(f"navmesh polygon {index} is not convex in Detour's winding")
-
-
-def _fans(counts: np.ndarray) -> np.ndarray:
-    """Detail triangles uint8 [K, 4] of flat polygons: a fan each, its border edges marked."""
-    rows = [
-        (0, k - 1, k, 1 << 2 | (k == 2) | (k == count - 1) << 4) for count in counts.tolist() for k in range(2, count)
-    ]
-    return np.array(rows, np.uint8).reshape(-1, 4)
 
 
 def bounding_volumes(

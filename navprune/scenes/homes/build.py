@@ -26,13 +26,8 @@ from navprune.scenes.homes.walkable import home_navmesh
 
 LIGHT = np.array([0.35, 0.2, 0.91])  # direction that the fixed shading is brightest in
 PAINTS: tuple[Colour, ...] = (
-    (236, 230, 218),
-    (214, 222, 226),
-    (226, 214, 200),
-    (206, 216, 200),
-    (222, 206, 206),
-    (240, 238, 232),
-)
+    (236, 230, 218), (214, 222, 226), (226, 214, 200), (206, 216, 200), (222, 206, 206), (240, 238, 232),
+)  # fmt: skip
 TRIM: Colour = (246, 244, 240)
 SILL: Colour = (140, 110, 80)
 TEXTURE_SIZE = 64  # pixels

@@ -208,15 +208,8 @@ def _statistics(homes: list[_Home]) -> SplitStatistics:
     shifts = np.array([np.subtract(episode.goal_position, episode.start_position) for episode in episodes])
     euclidean = np.linalg.norm(shifts, axis=1)
     ratio = geodesic / euclidean
-    return SplitStatistics(
-        scenes=len(homes),
-        episodes=len(episodes),
-        area=Spread.of(home.area for home in homes),
-        navigable_area=Spread.of(home.navigable_area for home in homes),
-        rooms=Spread.of(home.rooms for home in homes),
-        triangles=Spread.of(home.triangles for home in homes),
-        geodesic=Spread.of(geodesic),
-        euclidean=Spread.of(euclidean),
-        ratio=Spread.of(ratio),
-        hard_share=float((ratio >= HARD_RATIO).mean()),
-    )
+    columns = {"geodesic": geodesic, "euclidean": euclidean, "ratio": ratio}
+    for key in ("area", "navigable_area", "rooms", "triangles"):
+        columns[key] = np.array([getattr(home, key) for home in homes])
+    spreads = {key: Spread.of(values) for key, values in columns.items()}
+    return SplitStatistics(len(homes), len(episodes), **spreads, hard_share=float((ratio >= HARD_RATIO).mean()))

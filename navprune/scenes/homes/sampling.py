@@ -36,8 +36,11 @@ def sample_episodes(
         goals = goals[pathfinder.island_radius(goals) >= MIN_ISLAND_RADIUS]
         starts, distances = _starts_for(goals, pathfinder, rng)
         for row in np.flatnonzero(np.isfinite(distances))[: count - len(episodes)]:
-            distance = float(distances[row])
-            episodes.append(_episode(len(episodes), scene_id, starts[row], goals[row], distance, rng))
+            half = rng.uniform(0.0, 2 * np.pi) / 2
+            rotation = (0.0, float(np.sin(half)), 0.0, float(np.cos(half)))
+            start, goal = tuple(starts[row].tolist()), tuple(goals[row].tolist())
+            name, distance = str(len(episodes)), float(distances[row])
+            episodes.append(Episode(name, scene_id, start, rotation, goal, None, distance))
         if len(episodes) == count:
             return episodes
     raise UserError(f"{scene_id}: only {len(episodes)} of {count} episodes found; the scene is too small or too open")
@@ -73,9 +76,3 @@ def _qualify(
         & (island_radius >= MIN_ISLAND_RADIUS)
         & ((ratio >= STRAIGHT) | lucky)
     )
-
-
-def _episode(index: int, scene_id: str, start: NDArray, goal: NDArray, distance: float, rng: Generator) -> Episode:
-    half = rng.uniform(0.0, 2 * np.pi) / 2
-    rotation = (0.0, float(np.sin(half)), 0.0, float(np.cos(half)))
-    return Episode(str(index), scene_id, tuple(start.tolist()), rotation, tuple(goal.tolist()), None, distance)

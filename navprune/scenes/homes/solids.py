@@ -117,12 +117,9 @@ def _grid_triangles(rings: NDArray[np.float64]) -> NDArray[np.float64]:
     return quads.reshape(-1, 3, 3)
 
 
-def cylinder(
-    radius: float, height: float, colour: Colour, at: ArrayLike = (0, 0, 0), top: float | None = None
-) -> Solid:
-    """An upright cylinder, or a cone's frustum with radius `top`, its base's middle `at` a point."""
-    upper = radius if top is None else top
-    return lathe([(radius, 0.0), (upper, height)], colour, 14).moved(*np.asarray(at, float))
+def cylinder(radius: float, height: float, colour: Colour, at: ArrayLike = (0, 0, 0)) -> Solid:
+    """An upright cylinder, its base's middle `at` a point."""
+    return lathe([(radius, 0.0), (radius, height)], colour, 14).moved(*np.asarray(at, float))
 
 
 def ball(radius: ArrayLike, colour: Colour, at: ArrayLike = (0, 0, 0), sections: int = 12) -> Solid:

@@ -18,7 +18,7 @@ from navprune.errors import UserError
 from navprune.scenes.files import navmesh as layout
 from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, Tile, write_navmesh
-from navprune.scenes.files.tile import bounding_volumes, fill_header
+from navprune.scenes.files.tile import DEFAULTS, bounding_volumes, check_counts, one_tile
 from navprune.scenes.recast import heightfield as voxels
 from navprune.scenes.recast.contours import outline
 from navprune.scenes.recast.detail import Detail, detail
@@ -35,8 +35,6 @@ POSITIVE = ("cell_size", "cell_height", "agent_height")  # settings that may not
 SMALLEST_LENGTH = 1e-4  # metres that those may be
 STEEPEST = 90  # degrees of a slope
 TURN_ERROR = np.float32(2.0**-23)  # of the matrix by which habitat-sim turns a stage from z up to y up
-
-DEFAULTS = NavMeshSettings()
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of the stages that is behind
 
@@ -71,21 +69,15 @@ def build_navmesh(
     mesh = polygon_mesh(contours, int(settings.corners_per_polygon))
     if not len(mesh.corners):
         raise _no_floor(settings)
-    if len(mesh.vertices) > layout.MAX_VERTICES or len(mesh.corners) > layout.MAX_POLYGONS:
-        raise UserError(
-            f"the navmesh would have {len(mesh.corners)} polygons and {len(mesh.vertices)} vertices, and a tile holds "
-            f"{layout.MAX_POLYGONS} and {layout.MAX_VERTICES}; take a larger cell size or cut the scene into parts"
-        )
+    check_counts(len(mesh.vertices), len(mesh.corners))
     say("measuring heights", 0.9)
     spacing = grid.cell_size * np.float32(settings.detail_sample_distance * (settings.detail_sample_distance >= 0.9))
     max_error = grid.cell_height * np.float32(settings.detail_sample_max_error)
     search = max(1, math.ceil(np.float32(settings.edge_max_error)))
     details = detail(field, regions, mesh, grid, spacing, max_error, search)
-    tile = _tile(mesh, details, grid, settings)
+    navmesh = _navmesh(mesh, details, grid, settings)
     say("done", 1.0)
-    lower, upper = tile.header["lower"], tile.header["upper"]
-    size = (upper - lower).tolist()
-    return NavMesh((tile,), tuple(lower.tolist()), size[0], size[2], 1, len(mesh.corners), settings)
+    return navmesh
 
 
 def build_for(
@@ -146,10 +138,9 @@ def _check_settings(settings: NavMeshSettings) -> None:
         most = STEEPEST if name == "agent_max_slope" else layout.MAX_COORDINATE
         if not least <= value <= most:
             raise UserError(f"the navmesh setting {name} is {value}; give a number from {least:g} to {most:g}")
-    if not 3 <= int(settings.corners_per_polygon) <= layout.MAX_CORNERS:
-        raise UserError(
-            f"a navmesh polygon has 3 to {layout.MAX_CORNERS} corners, not {settings.corners_per_polygon:g}"
-        )
+    corners = settings.corners_per_polygon
+    if not 3 <= int(corners) <= layout.MAX_CORNERS:
+        raise UserError(f"a navmesh polygon has 3 to {layout.MAX_CORNERS} corners, not {corners:g}")
 
 
 def _no_floor(settings: NavMeshSettings) -> UserError:
@@ -209,7 +200,7 @@ def _spans(triangles: np.ndarray, grid: Grid, settings: NavMeshSettings) -> voxe
 # ---------------------------------------------------------------------------------------------- the tile
 
 
-def _tile(mesh: PolygonMesh, details: list[Detail], grid: Grid, settings: NavMeshSettings) -> Tile:
+def _navmesh(mesh: PolygonMesh, details: list[Detail], grid: Grid, settings: NavMeshSettings) -> NavMesh:
     """Lay a polygon mesh out as Detour's `dtCreateNavMeshData` does."""
     scale = np.array([grid.cell_size, grid.cell_height, grid.cell_size], np.float32)
     upper = grid.upper.copy()
@@ -231,20 +222,19 @@ def _tile(mesh: PolygonMesh, details: list[Detail], grid: Grid, settings: NavMes
     ends = np.cumsum([len(part) for part in points])
     ranges = [range(end - len(part), end) for end, part in zip(ends.tolist(), points)]
     per_cell = np.float32(1) / grid.cell_size
-    tile = Tile(
-        1 << (len(records) - 1).bit_length(),  # salt 1, tile 0, and bits enough for the polygons
-        np.zeros((), layout.TILE_HEADER),
+    navmesh = one_tile(
         grid.lower + mesh.vertices.astype(np.float32) * scale,
         records,
-        np.zeros(counts.sum(), layout.LINK),
         rows,
         np.concatenate([part[count:] for part, count in zip(points, counts)]).astype(np.float32).reshape(-1, 3),
         np.concatenate([part.triangles for part in details]).astype(np.uint8),
-        bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell).astype(layout.BV_NODE),
+        bounding_volumes(np.concatenate(points), ranges, grid.lower, per_cell),
+        (grid.lower, upper),
+        per_cell,
+        settings,
     )
-    fill_header(tile, grid.lower, upper, per_cell, settings)
-    records["flags"] = np.where(_areas(tile) < layout.SMALLEST_AREA, DISABLED, layout.WALKABLE)
-    return tile
+    records["flags"] = np.where(_areas(navmesh.tiles[0]) < layout.SMALLEST_AREA, DISABLED, layout.WALKABLE)
+    return navmesh
 
 
 def _areas(tile: Tile) -> np.ndarray:
