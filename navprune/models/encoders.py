@@ -17,7 +17,7 @@ VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that can only be cut together. Module names are relative to the encoder.
+    """Channels that can only be cut together. Module names are as `get_submodule` takes them.
 
     `name` is that of the width in the spec, or of what has no spec, the first layer that writes it; `unit` channels
     make one norm group (of ResNeXt: whole groups of norm and grouped convolution) and go or stay together.
@@ -61,21 +61,21 @@ class Encoder(nn.Module):
         """[C, h, w] of the features."""
         return self.spec.output_shape
 
-    def groups(self) -> list[ChannelGroup]:
-        """Every free width with what writes and reads it, in the order of `spec.layers`."""
-        return [self._group(layer) for layer in self.spec.layers]
+    def groups(self, prefix: str = "") -> list[ChannelGroup]:
+        """Every free width with what writes and reads it, in the order of `spec.layers`; `prefix` begins all names."""
+        return [self._group(layer, prefix) for layer in self.spec.layers]
 
-    def _group(self, layer: Layer) -> ChannelGroup:
+    def _group(self, layer: Layer, prefix: str) -> ChannelGroup:
         convs = convolutions(self.spec)
         writers = [conv for conv in convs if conv.target == layer.name]
         return ChannelGroup(
             layer.name,
             layer.channels,
             self.spec.unit_channels[layer.name],
-            producers=tuple(conv.module for conv in writers if not conv.multiplies),
-            norms=tuple(conv.norm for conv in writers if conv.norm),
-            readers=tuple(conv.module for conv in convs if conv.source == layer.name and not conv.per_group),
-            multipliers=tuple(conv.module for conv in writers if conv.multiplies),
+            producers=tuple(prefix + conv.module for conv in writers if not conv.multiplies),
+            norms=tuple(prefix + conv.norm for conv in writers if conv.norm),
+            readers=tuple(prefix + conv.module for conv in convs if conv.source == layer.name and not conv.per_group),
+            multipliers=tuple(prefix + conv.module for conv in writers if conv.multiplies),
             trunk=layer.name == "stem" or layer.name.endswith(".trunk"),
         )
 

@@ -17,16 +17,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
+from navprune.models.policy import PointNavPolicy
 from navprune.models.widths import widths, with_widths
 from navprune.pruning.graph import Example
-from navprune.pruning.groups import Keep, checked_keep, groups_of, units
+from navprune.pruning.groups import Keep, checked_keep, groups_of, spread, units
 from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, weights_hash
 from navprune.pruning.recover import rewound
@@ -34,10 +35,7 @@ from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, S
 from navprune.pruning.search import MEASURES, BudgetUnmet, SearchConfig, check_budget, parse_budget, search, shortfall
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
-
-if TYPE_CHECKING:
-    from navprune.models.policy import PointNavPolicy
-    from navprune.rl.ppo import PPO
+from navprune.rl.ppo import PPO
 
 SCHEDULES = ("cubic", "steps")
 LASSOS = {"group-lasso": FILTERS, "group-lasso-channel": CHANNELS, "group-lasso-both": BOTH}
@@ -153,8 +151,6 @@ class GradualPruning(Callback):
         if self.early is not None and self.early.spec != dense.spec:
             raise UserError("pruning.rewind is of another network; give an early checkpoint of the dense run")
 
-    # The schedule ------------------------------------------------------------------------------------
-
     @property
     def interval(self) -> float:
         """Frames between two cuts."""
@@ -165,16 +161,10 @@ class GradualPruning(Callback):
         # Rounding must not put off the last cut, at which the run may end.
         return min(max(math.floor((frames - self.begin) / self.interval + 1e-6), 0), self.config.cuts)
 
-    def _position(self, frames: int) -> float:
-        """Where `frames` lie between the latest cut, 0, and the next, 1."""
-        return min(max((frames - self.begin) / self.interval - self.made, 0.0), 1.0)
-
     def shares(self, channels: Mapping[str, int]) -> dict[str, float]:
         """Shares of the dense network that remain at these widths, {"macs", "parameters"}."""
         counts, whole = self.cost(with_widths(self.dense, channels)), self.cost(self.dense)
         return {name: counts[name] / whole[name] for name in MEASURES}
-
-    # In training -------------------------------------------------------------------------------------
 
     def attach(self, ppo: PPO) -> None:
         """Act behind each step of the optimiser, where a penalty is asked for."""
@@ -194,7 +184,9 @@ class GradualPruning(Callback):
 
     def _faded(self, ppo: PPO) -> float:
         """What one step leaves of a unit to be cut: exp(-strength) over the interval, the rate growing linearly."""
-        before, after = (self._position(frames) for frames in (self.frames, self.frames + ppo.frames_per_update))
+        ends = self.frames, self.frames + ppo.frames_per_update
+        # From 0 at the latest cut to 1 at the next.
+        before, after = (min(max((end - self.begin) / self.interval - self.made, 0.0), 1.0) for end in ends)
         steps = ppo.config.epochs * ppo.config.minibatches
         return math.exp(-self.strength * (after**2 - before**2) / steps)
 
@@ -220,7 +212,7 @@ class GradualPruning(Callback):
         evidence = Evidence(
             generator=torch.Generator().manual_seed(self.seed + cut),
             batches=rows.tensor_split(ppo.config.minibatches),
-            loss=lambda model, batch: ppo.loss(cast("PointNavPolicy", model), batch).total,
+            loss=lambda model, batch: ppo.loss(cast(PointNavPolicy, model), batch).total,
         )
         with torch.compiler.set_stance("force_eager"):  # compiled code would not call the hooks that scores need
             scores = SCORES[self.config.method](policy, evidence)
@@ -248,12 +240,10 @@ class GradualPruning(Callback):
             small, optimiser = slim(ppo.policy, keep), slim_optimiser(ppo.optimiser, ppo.policy, keep)
         else:
             small, optimiser = rewound(self.kept, self.early).to(ppo.actor.device), None
-        policy = cast("PointNavPolicy", small)
+        policy = cast(PointNavPolicy, small)
         shares = self.shares(widths(policy.spec.encoder))
         self.history.append({"frames": self.frames, **shares, "tolerance": self.tolerance})
         return Replacement(policy, optimiser, restart=self.config.rewind_lr)
-
-    # What is written ---------------------------------------------------------------------------------
 
     def scalars(self) -> dict[str, float]:
         """Shares of the dense network that are left."""
@@ -299,8 +289,7 @@ def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float, example:
             each = torch.where(doomed[group.name], factor, 1.0)
             for layer in group.ends:
                 for parameter in model.get_submodule(layer).parameters(recurse=False):
-                    channels = each.repeat_interleave(len(parameter) // len(each))
-                    parameter.mul_(channels.view(-1, *[1] * (parameter.dim() - 1)).to(parameter))
+                    parameter.mul_(spread(each, parameter, 0).to(parameter))
 
 
 def slim_optimiser(

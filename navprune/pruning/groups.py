@@ -1,8 +1,7 @@
 """The channel groups of a model, and scaling or masking their channels in place."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -53,22 +52,7 @@ def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool 
             )
         return list(followed.groups)
     prefix, encoder = encoder_in(model)
-
-    def within(layers: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(prefix + layer for layer in layers)
-
-    groups = [
-        replace(
-            group,
-            producers=within(group.producers),
-            norms=within(group.norms),
-            readers=within(group.readers),
-            multipliers=within(group.multipliers),
-            ends=within(group.ends),
-        )
-        for group in encoder.groups()
-    ]
-    return groups + (_blocks(prefix, encoder.spec.removable_blocks()) if blocks else [])
+    return encoder.groups(prefix) + (_blocks(prefix, encoder.spec.removable_blocks()) if blocks else [])
 
 
 def _blocks(prefix: str, norms: Mapping[str, str]) -> list[ChannelGroup]:
@@ -85,6 +69,15 @@ def _classifier_groups(spec: ClassifierSpec) -> tuple[ChannelGroup, ...]:
 def units(group: ChannelGroup) -> int:
     """Number of units of a group: the entries of its keep mask, scores and gates."""
     return group.channels // group.unit
+
+
+def spread(values: Tensor, tensor: Tensor, dimension: int) -> Tensor:
+    """A value of each unit for the channels or features along a tensor's dimension, so that it broadcasts with it.
+
+    Of a channel these are one or, behind a flatten, several; of a block all.
+    """
+    each = values.repeat_interleave(tensor.shape[dimension] // len(values))
+    return each.view(-1, *[1] * (tensor.dim() - dimension - 1))
 
 
 def is_inner(group: ChannelGroup) -> bool:
@@ -144,27 +137,21 @@ def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterat
 
 @contextmanager
 def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[None]:
-    handles = []
     _check_names(groups, factors)
-    try:
-        for group in groups:
-            if group.name in factors:
-                factor = factors[group.name]
-                if factor.shape != (units(group),):
-                    raise UserError(f"factors of {group.name!r} are {list(factor.shape)}: give {units(group)}")
-                for layer in group.ends:
-                    handles.append(model.get_submodule(layer).register_forward_hook(_scaling_hook(factor)))
+    with ExitStack() as hooks:
+        for group in (group for group in groups if group.name in factors):
+            factor = factors[group.name]
+            if factor.shape != (units(group),):
+                raise UserError(f"factors of {group.name!r} are {list(factor.shape)}: give {units(group)}")
+            for layer in group.ends:
+                hooks.enter_context(model.get_submodule(layer).register_forward_hook(_scaling_hook(factor)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _scaling_hook(factor: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
             raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
-        each = factor.repeat_interleave(output.shape[1] // len(factor))  # of a block all, behind a flatten several
-        return output * each.view(-1, *[1] * (output.dim() - 2))
+        return output * spread(factor, output, 1)
 
     return hook

@@ -14,7 +14,7 @@ from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
 from navprune.models.widths import with_widths
 from navprune.pruning.channels import long_axis
 from navprune.pruning.graph import Example, copied, features_kept, tensors_in
-from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of
+from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of, spread
 
 
 def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Module:
@@ -99,7 +99,7 @@ def _cut(tensor: Tensor, dimension: int, kept: Tensor) -> Tensor:
     """The kept part of a tensor; each unit is one run of entries along the dimension, however long."""
     if tensor.dim() <= dimension:
         return tensor
-    index = kept.repeat_interleave(tensor.shape[dimension] // len(kept)).nonzero().flatten()
+    index = spread(kept, tensor, dimension).flatten().nonzero().flatten()
     return tensor.index_select(dimension, index.to(tensor.device))
 
 

@@ -94,7 +94,10 @@ class _Follower:
             if node.op == "output":
                 self._keep(node)
             elif (result := self._followed(node)) is not None:
-                self.values[node] = self._at_end(node, result)
+                end = node.meta.get("end_of")
+                stuck = end and result.free and result.writers and result.silencers is None and result.axis == 1
+                # What a module answers with can be silenced behind it, whatever it is.
+                self.values[node] = replace(result, silencers=frozenset({end})) if stuck else result
                 self._overwrite(node, result)
             if node.meta.get("decided") and node in self.counts:
                 self._note(node, "a branch on a number of channels")
@@ -117,13 +120,6 @@ class _Follower:
             value.keep()
         for count in self.counts.keys() & set(node.all_input_nodes):
             self.counts[count][0].root.fixed = True
-
-    def _at_end(self, node: fx.Node, value: Value) -> Value:
-        """What a module answers with can be silenced behind it, whatever it is."""
-        end = node.meta.get("end_of")
-        if end and value.free and value.writers and value.silencers is None and value.axis == 1:
-            return replace(value, silencers=frozenset({end}))
-        return value
 
     def _overwrite(self, node: fx.Node, result: Value) -> None:
         """What an operation in place writes is read under every name of the memory: its first input and views of it."""
@@ -268,15 +264,12 @@ class _Follower:
                 )
             value.read()
             target, source = Channels(width_of(result)), value.channels
-        positions = math.prod(result.shape[2:])
-        if earlier := self.calls.get(name):
-            earlier.positions += positions
-            earlier.target.join(target)
-            if source and earlier.source:
-                earlier.source.join(source)
-            earlier.source = earlier.source or source
-        else:
-            self.calls[name] = _Call(layer, source, target, positions)
+        call = self.calls.setdefault(name, _Call(layer, source, target, 0))
+        call.positions += math.prod(result.shape[2:])
+        call.target.join(target)
+        if source and call.source:
+            call.source.join(source)
+        call.source = call.source or source
         before = value.writers if source is None else frozenset()
         return Value(target, frozenset({name}) if node.op == "call_module" else None, before | {name})
 
@@ -355,18 +348,11 @@ def _inside(node: fx.Node) -> str:
 
 def _layer(name: str, call: _Call, names: Mapping[Channels, str]) -> LayerCost:
     """One entry of the costs, of a layer as it is before any cut."""
-    module = call.module
-    source = names.get(call.source.root) if call.source else None
-    target = names.get(call.target.root)
-    inputs, outputs, taps, vectors = 0, call.target.size, 0, 0
-    if isinstance(module, nn.Conv2d):
-        inputs, taps = module.in_channels // module.groups, math.prod(module.kernel_size)
-        vectors = int(module.bias is not None)
-    elif isinstance(module, nn.Linear):
-        inputs, taps, vectors = module.in_features, 1, int(module.bias is not None)
-    else:
-        vectors = sum(p is not None for p in module._parameters.values())
-        outputs = next((len(p) for p in module.parameters()), outputs)
+    source, target = (names.get(channels.root) if channels else None for channels in (call.source, call.target))
+    shapes = [parameter.shape for parameter in call.module.parameters()]
+    inputs, *kernel = next((shape[1:] for shape in shapes if len(shape) > 1), (0, 0))  # a norm has neither
+    taps, vectors = math.prod(kernel), sum(len(shape) == 1 for shape in shapes)
+    outputs = shapes[0][0] if shapes else call.target.size
     if source and call.source:
         inputs //= call.source.size
     if target:
