@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder, RunningMeanAndVar
 from navprune.pruning.graph import Example
@@ -29,8 +30,6 @@ STABLE_OVER = 20
 """Steps between two looks at the ranking, which decide on an early stop."""
 NEAR_TARGET = 0.25
 """The mean gate must have come so near to its target before an early stop."""
-WIDEST = 8
-"""Largest expansion: beyond, a typing error is likelier than a wish."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,49 +39,34 @@ class GateConfig:
     The penalty is not: the paper's 0.5 works over thousands of steps, and here a hundred or two must do.
     """
 
-    expansion: float = 1.25
+    expansion: float = bounded(1.25, 1, 8)  # beyond, a typing error is likelier than a wish
     """Widths of the searched network relative to the dense one, to which budgets refer; from 1 to 8.
 
     Trunks and stem are widened too, as in the paper, though no gate cuts them. In networks of few, coarse units
     they then eat the budget (ResNet50 of base 8 cannot go below 0.38 of the MACs): 1 leaves the gates more room.
     """
-    penalty: float = 20.0
+    penalty: float = bounded(20.0, 0)
     """Weight of (mean |gate| - target)^2; at least 0."""
-    target: float = 0.5
+    target: float = bounded(0.5, TINY, 1 - TINY)
     """Mean gate to aim at, between 0 and 1."""
-    learning_rate: float = 0.01
+    learning_rate: float = bounded(0.01, TINY)
     """Adam's rate for the gates; above 0."""
-    readout_learning_rate: float = 1e-3
+    readout_learning_rate: float = bounded(1e-3, TINY)
     """Adam's rate for what learns along with them behind the encoder; above 0."""
-    stable: float = 0.95
+    stable: float = bounded(0.95, TINY, 1)
     """Stop once the gates' ranking correlates by this much (Spearman) with that of 20 steps before, and their mean is
     within 0.25 of the target; above 0, and 1 goes through all batches. More steps do not make it more certain.
     """
 
     def __post_init__(self) -> None:
-        if not 0 < self.target < 1:
-            raise UserError(f"gates.target must lie between 0 and 1, not {self.target:g}")
-        if not 1 <= self.expansion <= WIDEST:
-            raise UserError(f"gates.expansion must be at least 1 and at most {WIDEST}, not {self.expansion:g}")
-        if not (self.penalty >= 0 and self.learning_rate > 0 and self.readout_learning_rate > 0):
-            raise UserError("gates.penalty must be at least 0, and both learning rates above 0")
-        if not 0 < self.stable <= 1:
-            raise UserError(f"gates.stable is a correlation above 0, up to 1, not {self.stable:g}")
+        check_fields("gates", self)
 
 
-class Recipe(NamedTuple):
-    """Gates' settings with the passes over the data and the size of its batches."""
-
-    config: GateConfig
-    epochs: int
-    batch_size: int
-
-
-PAPER_RECIPES = {
-    "cifar": Recipe(GateConfig(penalty=0.5, stable=1.0), epochs=10, batch_size=128),
-    "imagenet": Recipe(GateConfig(penalty=0.05, stable=1.0), epochs=1, batch_size=100),
+PAPER_RECIPES: dict[str, dict[str, Any]] = {
+    "cifar": {"config": GateConfig(penalty=0.5, stable=1.0), "epochs": 10, "batch_size": 128},
+    "imagenet": {"config": GateConfig(penalty=0.05, stable=1.0), "epochs": 1, "batch_size": 100},
 }
-"""The paper's settings for classification."""
+"""The paper's settings for classification, with the passes over the data and the size of its batches."""
 
 
 class LearnedGates(NamedTuple):

@@ -50,29 +50,27 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
 def check_plain(module: nn.Module) -> None:
     """Raise UserError, with the layer's name, where a network does more than its modules' forward says."""
     for name, part in module.named_modules():
+        what = f"{type(part).__name__}{name and f' at {name}'}"
+        computed = f"weights of {name} are computed ({{}}): make them plain parameters with torch.nn.utils.{{}}"
+        compiled, outside = isinstance(part, torch.jit.ScriptModule), "forward" in vars(part)
+        lazy = any(map(nn.parameter.is_lazy, part._parameters.values()))
         refusals = {
-            "is compiled by torch.jit: give the module it was made of": isinstance(part, torch.jit.ScriptModule),
-            "is compiled by torch.compile: give its ._orig_mod": "_orig_mod" in part._modules,
-            "is a wrapper for several devices: give its .module": type(part).__name__ in WRAPPERS,
-            "has no weights before its first call: run the network once": any(
-                nn.parameter.is_lazy(parameter) for parameter in part._parameters.values()
-            ),
-            "has a forward from outside, and its copy would run the original: make it a method": "forward"
-            in vars(part),
+            f"{what} is compiled by torch.jit: give the module it was made of": compiled,
+            f"{what} is compiled by torch.compile: give its ._orig_mod": "_orig_mod" in part._modules,
+            f"{what} is a wrapper for several devices: give its .module": type(part).__name__ in WRAPPERS,
+            f"{what} has no weights before its first call: run the network once": lazy,
+            f"{what} has a forward from outside, and its copy would run the original: make it a method": outside,
+            computed.format("parametrised", "parametrize.remove_parametrizations"): parametrize.is_parametrized(part),
         }
-        for complaint in (words for words, found in refusals.items() if found):
-            raise UserError(f"{type(part).__name__}{name and f' at {name}'} {complaint}")
-        if parametrize.is_parametrized(part):
-            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
-            raise UserError(f"weights of {name} are computed (parametrised): make them plain parameters with {remedy}")
         for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
             kind = type(hook).__name__
-            if remedy := REMEDIES.get("prune" if isinstance(hook, prune.BasePruningMethod) else kind, ""):
-                advice = f"make them plain parameters with torch.nn.utils.{remedy}"
-                raise UserError(f"weights of {name} are computed ({kind}): {advice}")
-            if not str(getattr(hook, "__module__", "")).startswith("navprune."):
-                advice = "remove it, and set it on the smaller network"
-                raise UserError(f"{name or kind} has a forward hook, which a trace does not see: {advice}")
+            remedy = REMEDIES.get("prune" if isinstance(hook, prune.BasePruningMethod) else kind)
+            foreign = not str(getattr(hook, "__module__", "")).startswith("navprune.")
+            advice = "which a trace does not see: remove it, and set it on the smaller network"
+            refusals[computed.format(kind, remedy)] = bool(remedy)
+            refusals[f"{name or kind} has a forward hook, {advice}"] = foreign
+        if complaint := next((words for words, found in refusals.items() if found), None):
+            raise UserError(complaint)
 
 
 def _check_not_shared(module: nn.Module) -> None:

@@ -198,7 +198,7 @@ def taylor(model: nn.Module, evidence: Evidence) -> Scores:
     totals = {name: torch.zeros(len(gate), dtype=torch.float64) for name, gate in gates.items()}
     count = 0
     with evaluating(model), scaled(model, gates, evidence.example):
-        for batch in _batches("taylor", evidence):
+        for batch in batches_of("taylor", evidence):
             loss = loss_of("taylor", evidence.loss, model, batch)
             slopes = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
             for total, slope in zip(totals.values(), slopes):
@@ -249,7 +249,7 @@ def mean_magnitudes(
         for name in layers:
             hook = partial(add, name)
             hooks.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-        for batch in _batches(method, evidence):
+        for batch in batches_of(method, evidence):
             run_batch(method, evidence.loss or outputs, model, batch)
     return {name: total / counts[name] for name, total in totals.items()}
 
@@ -325,7 +325,8 @@ def distillation_loss(teacher: nn.Module) -> LossFunction:
     return loss
 
 
-def _batches(method: str, evidence: Evidence) -> Iterator[Any]:
+def batches_of(method: str, evidence: Evidence) -> Iterator[Any]:
+    """The batches of an evidence; raises UserError, with the method's name, where there are none."""
     batch = None
     if isinstance(evidence.batches, Tensor) or not isinstance(evidence.batches, Iterable | None):
         kind = type(evidence.batches).__name__

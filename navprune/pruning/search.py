@@ -11,7 +11,7 @@ with the theta in [0, 1] of least size at which neither is slack. Within a group
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from navprune.checks import bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.groups import units
@@ -56,28 +57,23 @@ class BudgetUnmet(UserError):
 class SearchConfig:
     """What a search may cut, and how."""
 
-    scope: str = "global"
+    scope: str = chosen("global", SCOPES)
     """global: one threshold for all layers; layer: the same share of each, its best units."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """Largest kept share of layers by pattern, such as {"stage4.*": 0.3}; in (0, 1]."""
-    minimum: int = 1
+    minimum: int = bounded(1, 1)
     """Units that stay of every width; at least 1."""
-    minimum_share: float = 0.0
+    minimum_share: float = bounded(0.0, 0, 1)
     """Share that stays of every width; from 0 to 1."""
-    multiple: int = 1
+    multiple: int = bounded(1, 1)
     """Kept channels are multiples of this, and at least so many, or all of a width; at least 1."""
-    tolerance: float = 0.01
+    tolerance: float = bounded(0.01, 0, 1)
     """How far below its budget the tightest measure may end, relative; from 0 to 1."""
 
     def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise UserError(f"search: scope is {self.scope!r}; use {' or '.join(SCOPES)}")
-        if not all(isinstance(number, int) and number >= 1 for number in (self.minimum, self.multiple)):
-            raise UserError("search: at least one unit of every width must stay; minimum and multiple are 1 or more")
+        check_fields("search", self)
         if not isinstance(self.limits, Mapping):
             raise UserError(f"search: limits are {self.limits!r}: give shares by layer, such as {{'stage4.*': 0.3}}")
-        if not (0 <= self.minimum_share <= 1 and 0 <= self.tolerance <= 1):
-            raise UserError("search: minimum_share and tolerance are shares from 0 to 1")
         for pattern, share in self.limits.items():
             if not _is_share(share):
                 raise UserError(f"limits: {pattern}={share} is not a share of the layer; give 0 < share <= 1")
@@ -163,9 +159,15 @@ def search(
     keep = {}
     for group in groups:
         score = _checked(group, scores[group.name]) if group.name in scores else torch.zeros(units(group))
-        keep[group.name] = torch.zeros(units(group), dtype=torch.bool)
-        keep[group.name][score.argsort(descending=True, stable=True)[: counts[group.name]]] = True
+        keep[group.name] = largest(score, counts[group.name])
     return keep
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` of the values [n], the largest; ties go to the earlier."""
+    mask = torch.zeros(values.shape, dtype=torch.bool)
+    mask[values.argsort(descending=True, stable=True)[:count]] = True
+    return mask
 
 
 def shortfall(
@@ -406,18 +408,17 @@ def _bisected(
     """As many of the ranking's best steps, within `counts`, as keep a measured share at its limit or below."""
     if share(space.widths(counts)) <= limit:
         return counts
-    low, high, reached = -1, len(order), math.inf
-    while high - low > 1:
-        middle = (low + high) // 2
-        value = share(space.widths(space.counts(order[:middle]) & counts))
-        if value <= limit:
-            low, reached = middle, value
-        else:
-            high = middle
-            reached = value if low < 0 else reached
-    if low < 0 or reached < (1 - MEASURED_TOLERANCE) * limit:
+    shares = {}
+
+    def exceeds(length: int) -> bool:
+        shares[length] = share(space.widths(space.counts(order[:length]) & counts))
+        return not shares[length] <= limit
+
+    longest = bisect_left(range(len(order) + 1), True, key=exceeds) - 1
+    reached = shares[max(longest, 0)]
+    if not (1 - MEASURED_TOLERANCE) * limit <= reached <= limit:
         raise _refusal({name: limit}, {name: reached})
-    return space.counts(order[:low]) & counts
+    return space.counts(order[:longest]) & counts
 
 
 def _refusal(budget: Budget, nearest: Mapping[str, float]) -> BudgetUnmet:
