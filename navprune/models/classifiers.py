@@ -104,8 +104,6 @@ def classifier_spec(
     2016, of CIFAR with projections (option B), of ImageNet with the stride in the 3 x 3 convolution, as in
     torchvision. VGG: Simonyan and Zisserman, ICLR 2015, with BatchNorm. Raises UserError for an unknown name.
     """
-    if name not in CLASSIFIERS:
-        raise UserError(f"unknown classifier {name!r}; known are {', '.join(CLASSIFIERS)}")
     side = 32 if name.startswith("cifar") else 224
     blocks = RESNET_FAMILIES[name].blocks if name in RESNET_FAMILIES else ()
     widths = {layer: max(1, round(width * channels)) for layer, channels in dense_widths(name, blocks).items()}

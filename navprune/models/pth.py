@@ -104,14 +104,11 @@ def _load(path: Path) -> tuple[Any, frozenset[str]]:
     except UserError:
         raise
     except Exception as error:  # over a damaged file, torch, zipfile and pickle raise nearly anything
-        raise UserError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if refused:
-        return f"holds an object of {refused[1]}; save its 'state_dict' alone and load that"
-    return "is no file of torch.save or safetensors, as its name says, or a damaged one; fetch it again"
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        reason = "is no file of torch.save or safetensors, as its name says, or a damaged one; fetch it again"
+        if refused:
+            reason = f"holds an object of {refused[1]}; save its 'state_dict' alone and load that"
+        raise UserError(f"{path}: {reason}") from error
 
 
 def _zipped_names(path: Path) -> frozenset[str]:

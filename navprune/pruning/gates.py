@@ -24,7 +24,7 @@ from navprune.errors import UserError
 from navprune.models.encoders import Encoder, RunningMeanAndVar
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, scaled, units
-from navprune.pruning.scores import LossFunction, Scores, loss_of
+from navprune.pruning.scores import LossFunction, Scores, evaluating, loss_of
 
 STABLE_OVER = 20
 """Steps between two looks at the ranking, which decide on an early stop."""
@@ -99,7 +99,7 @@ def learn_gates(
     device = next(model.parameters()).device
     gates = {group.name: torch.ones(units(group), device=device, requires_grad=True) for group in groups}
     along = [*_behind_encoder(model), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
-    with _put_back(model, along), scaled(model, gates, example):
+    with _put_back(model, along), evaluating(model), scaled(model, gates, example):
         losses = _descend(model, gates, along, batches, loss, config)
     if not losses:
         raise UserError("gates cannot be learned from no observations: give at least one batch")
@@ -129,7 +129,8 @@ def _descend(
     losses: list[float] = []
     before = None
     for batch in batches:
-        _set_modes(model)  # whatever draws batches may have put the network into evaluation
+        for module in model.modules():  # each time, since whatever draws batches may set modes; no dropout
+            module.training = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RNNBase | RunningMeanAndVar)
         value = loss_of("gates", loss, model, batch)
         if not torch.isfinite(value):
             raise UserError(f"gates: the loss of a batch is {value.item():g}: look for NaN in the observations")
@@ -152,9 +153,8 @@ def _descend(
 
 @contextmanager
 def _put_back(model: nn.Module, along: list[nn.Parameter]) -> Iterator[None]:
-    """Within the context only `along` learns; behind it the model has its values, modes and flags of before."""
+    """Within the context only `along` learns; behind it the model has its values and flags of before."""
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     for parameter in along:
@@ -163,18 +163,10 @@ def _put_back(model: nn.Module, along: list[nn.Parameter]) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(state)
-        for module, mode in modes:
-            module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for parameter in along:
             parameter.grad = None
-
-
-def _set_modes(model: nn.Module) -> None:
-    """Norms and recurrent cores as in training, everything else (dropout) as in evaluation."""
-    for module in model.modules():
-        module.training = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RNNBase | RunningMeanAndVar)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
-from navprune.models.widths import widths, with_widths
+from navprune.models.widths import widths
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import Keep, checked_keep, groups_of, spread, units
 from navprune.pruning.penalties import proximal_step
-from navprune.pruning.prune import CountCost, weights_hash
+from navprune.pruning.prune import CountCost, shares_of, weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, Scores
 from navprune.pruning.search import MEASURES, BudgetUnmet, SearchConfig, check_budget, parse_budget, search, shortfall
@@ -122,7 +122,9 @@ class GradualPruning(Callback):
         """
         if config.budget is None:
             raise UserError("nothing is to be cut; set pruning.budget, as in macs=0.5")
-        self.config, self.dense, self.cost, self.seed, self.early = config, dense.spec.encoder, cost, seed, early
+        self.config, self.dense, self.seed, self.early = config, dense.spec.encoder, seed, early
+        self.shares = shares_of(self.dense, cost)
+        """Widths -> shares of the dense network that remain, {"macs", "parameters"}."""
         self.budget = parse_budget(config.budget)
         first, last = frames
         self.strength = config.strength or (3.0 if config.penalty == GROWING else 0.01)
@@ -160,11 +162,6 @@ class GradualPruning(Callback):
         """How many cuts are to be made by then."""
         # Rounding must not put off the last cut, at which the run may end.
         return min(max(math.floor((frames - self.begin) / self.interval + 1e-6), 0), self.config.cuts)
-
-    def shares(self, channels: Mapping[str, int]) -> dict[str, float]:
-        """Shares of the dense network that remain at these widths, {"macs", "parameters"}."""
-        counts, whole = self.cost(with_widths(self.dense, channels)), self.cost(self.dense)
-        return {name: counts[name] / whole[name] for name in MEASURES}
 
     def attach(self, ppo: PPO) -> None:
         """Act behind each step of the optimiser, where a penalty is asked for."""

@@ -1,8 +1,8 @@
 """The channel groups of a model, and scaling or masking their channels in place."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from navprune.pruning.graph import Example, check_plain
 from navprune.pruning.trace import ADVICE, trace
 
 Keep = Mapping[str, Tensor]
+Within = AbstractContextManager[nn.Module]
 
 
 def encoder_in(model: nn.Module) -> tuple[str, Encoder]:
@@ -40,23 +41,21 @@ def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool 
     """
     check_plain(model)
     if isinstance(model, Classifier):
-        traced = list(_classifier_groups(model.spec))
-        return traced + (_blocks("", model.spec.removable_blocks()) if blocks else [])
-    if not any(isinstance(module, Encoder) for module in model.modules()) and example is not None:
+        groups, removable = list(_classifier_groups(model.spec)), model.spec.removable_blocks()
+    elif example is None or any(isinstance(module, Encoder) for module in model.modules()):
+        prefix, encoder = encoder_in(model)
+        groups = encoder.groups(prefix)
+        removable = {name: prefix + norm for name, norm in encoder.spec.removable_blocks().items()}
+    else:
         followed = trace(model, example)
         if not followed.groups:
             named = "; ".join(followed.obstacles[:3])
             why = f", and channels cannot be followed through {named}: {ADVICE}" if named else ""
-            raise UserError(
-                f"{type(model).__name__} has no channels to prune: those of its inputs and outputs stay{why}"
-            )
-        return list(followed.groups)
-    prefix, encoder = encoder_in(model)
-    return encoder.groups(prefix) + (_blocks(prefix, encoder.spec.removable_blocks()) if blocks else [])
-
-
-def _blocks(prefix: str, norms: Mapping[str, str]) -> list[ChannelGroup]:
-    return [ChannelGroup(name, 1, 1, (), (prefix + norm,), (), block=True) for name, norm in norms.items()]
+            reason = f"those of its inputs and outputs stay{why}"
+            raise UserError(f"{type(model).__name__} has no channels to prune: {reason}")
+        groups, removable = list(followed.groups), {}
+    whole = removable.items() if blocks else ()
+    return groups + [ChannelGroup(name, 1, 1, (), (norm,), (), block=True) for name, norm in whole]
 
 
 @lru_cache(maxsize=32)
@@ -109,20 +108,17 @@ def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     return full
 
 
-@contextmanager
-def scaled(model: nn.Module, factors: Mapping[str, Tensor], example: Example | None = None) -> Iterator[nn.Module]:
+def scaled(model: nn.Module, factors: Mapping[str, Tensor], example: Example | None = None) -> Within:
     """Within the context each unit's channels are multiplied by its factor, after their norm.
 
     `factors` is {group name: float [units]}, blocks among them; gradients flow into it, and what is changed in it in
     place counts at once. Groups it does not name stay the same. `example` is that of `groups_of`. Raises UserError on
     factors of a wrong length.
     """
-    with _scaled(model, groups_of(model, example, blocks=True), factors):
-        yield model
+    return _scaled(model, groups_of(model, example, blocks=True), factors)
 
 
-@contextmanager
-def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterator[nn.Module]:
+def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Within:
     """Within the context the channels that `keep` drops are zero after their norm: what `slim` must equal.
 
     `keep` is {group name: bool [units]}, False for a block that is skipped; `example` is that of `groups_of`. Raises
@@ -131,12 +127,11 @@ def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterat
     groups = groups_of(model, example, blocks=True)
     reference = next(model.parameters())
     full = checked_keep(groups, keep)
-    with _scaled(model, groups, {name: kept.to(reference) for name, kept in full.items()}):
-        yield model
+    return _scaled(model, groups, {name: kept.to(reference) for name, kept in full.items()})
 
 
 @contextmanager
-def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[None]:
+def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
     _check_names(groups, factors)
     with ExitStack() as hooks:
         for group in (group for group in groups if group.name in factors):
@@ -144,14 +139,11 @@ def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, 
             if factor.shape != (units(group),):
                 raise UserError(f"factors of {group.name!r} are {list(factor.shape)}: give {units(group)}")
             for layer in group.ends:
-                hooks.enter_context(model.get_submodule(layer).register_forward_hook(_scaling_hook(factor)))
-        yield
+                hooks.enter_context(model.get_submodule(layer).register_forward_hook(partial(_scale, factor)))
+        yield model
 
 
-def _scaling_hook(factor: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
-            raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
-        return output * spread(factor, output, 1)
-
-    return hook
+def _scale(factor: Tensor, module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
+        raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
+    return output * spread(factor, output, 1)

@@ -122,7 +122,7 @@ def prune(
     began, dense = time.perf_counter(), checked_spec(network)
     model = _looked_at(network, dense, gates, seed, device)
     groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
-    shares = _shares(dense or _spec_within(model) or model, cost, example)
+    shares = shares_of(dense or _spec_within(model) or model, cost, example)
     measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
     own = {group.name: group.channels for group in groups if not group.block}
@@ -231,8 +231,8 @@ def _scored(
     return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
 
 
-def _shares(network: nn.Module | Spec, cost: CountCost | None, example: Example | None) -> Shares:
-    """Widths -> shares of multiply-accumulates and parameters of the dense network."""
+def shares_of(network: nn.Module | Spec, cost: CountCost | None = None, example: Example | None = None) -> Shares:
+    """Widths -> shares of multiply-accumulates and parameters of the dense network; `cost` and `example` as `prune`."""
     count = _count(network, cost, example)
     whole = count({})
     return lambda channels: {name: found / whole[name] for name, found in count(channels).items() if name in MEASURES}
