@@ -140,9 +140,8 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
-        self.excite = nn.Sequential(
-            nn.Linear(channels, squeezed), nn.ReLU(inplace=True), nn.Linear(squeezed, channels), nn.Sigmoid()
-        )
+        squeeze, excite = nn.Linear(channels, squeezed), nn.Linear(squeezed, channels)
+        self.excite = nn.Sequential(squeeze, nn.ReLU(inplace=True), excite, nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, 1, 1]."""
@@ -202,9 +201,8 @@ class ResNetEncoder(Encoder):
         self.running_mean_and_var = RunningMeanAndVar(spec.input[0]) if spec.normalise else nn.Identity()
         self.backbone = Backbone(spec)
         last = spec.by_name[trunk_name(spec.block, len(spec.blocks))]
-        self.compression = nn.Sequential(
-            Conv2d(last.channels, spec.output, 3), nn.GroupNorm(1, spec.output), nn.ReLU(inplace=True)
-        )
+        conv, norm = Conv2d(last.channels, spec.output, 3), nn.GroupNorm(1, spec.output)
+        self.compression = nn.Sequential(conv, norm, nn.ReLU(inplace=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, *output_shape]."""

@@ -46,16 +46,12 @@ class StateEncoder(nn.Module):
         hidden = state.transpose(0, 1)
         outputs = []
         for start, end in zip([0, *cuts], [*cuts, steps]):
-            hidden = hidden * masks[start].to(hidden.dtype)[:, None]  # by 1, which is exact, or by 0
-            output, hidden = self._run(x[start:end], hidden.contiguous())
+            hidden = (hidden * masks[start].to(hidden.dtype)[:, None]).contiguous()  # by 1, which is exact, or by 0
+            lstm = isinstance(self.rnn, nn.LSTM)
+            output, after = self.rnn(x[start:end], hidden.chunk(2) if lstm else hidden)
             outputs.append(output)
+            hidden = torch.cat(after) if lstm else after
         return torch.cat(outputs), hidden.transpose(0, 1)
-
-    def _run(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.rnn, nn.GRU):
-            return self.rnn(x, hidden)
-        output, pair = self.rnn(x, hidden.chunk(2))
-        return output, torch.cat(pair)
 
 
 class Net(nn.Module):
@@ -68,9 +64,8 @@ class Net(nn.Module):
         self.visual_encoder: Encoder = build_encoder(spec.encoder)
         flat = math.prod(spec.encoder.output_shape)
         visual = spec.visual_features if flat else 0
-        self.visual_fc = (
-            nn.Sequential(nn.Flatten(), nn.Linear(flat, visual), nn.ReLU(inplace=True)) if flat else nn.Flatten()
-        )
+        seen = (nn.Linear(flat, visual), nn.ReLU(inplace=True)) if flat else ()
+        self.visual_fc = nn.Sequential(nn.Flatten(), *seen)
         self.state_encoder = StateEncoder(spec, visual + 2 * EMBEDDING)
 
 

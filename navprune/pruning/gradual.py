@@ -32,7 +32,16 @@ from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, shares_of, weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, Scores
-from navprune.pruning.search import MEASURES, BudgetUnmet, SearchConfig, check_budget, parse_budget, search, shortfall
+from navprune.pruning.search import (
+    MEASURES,
+    Budget,
+    BudgetUnmet,
+    SearchConfig,
+    check_budget,
+    parse_budget,
+    search,
+    shortfall,
+)
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
 from navprune.rl.ppo import PPO
@@ -88,9 +97,7 @@ class PruningScheduleConfig:
         if self.budget is not None:
             check_budget(parse_budget(self.budget))
         elif self.penalty or self.rewind_lr:
-            raise UserError(
-                "pruning.penalty and pruning.rewind_lr go with cuts; set pruning.budget=macs=0.5 or the like"
-            )
+            raise UserError("pruning.penalty and pruning.rewind_lr go with cuts; set pruning.budget, as in macs=0.5")
 
 
 def share_after(cut: int, cuts: int, final: float, schedule: str) -> float:
@@ -129,6 +136,8 @@ class GradualPruning(Callback):
         first, last = frames
         self.strength = config.strength or (3.0 if config.penalty == GROWING else 0.01)
         self.begin, self.end = (first + share * (last - first) for share in (config.begin, config.end))
+        self.interval = (self.end - self.begin) / config.cuts
+        """Frames between two cuts."""
         self.initial_weights = weights_hash(dense)
         self.kept = {group.name: torch.ones(units(group), dtype=torch.bool) for group in groups_of(dense)}
         """Which of the dense network's units are left, {group name: bool [units]}."""
@@ -152,11 +161,6 @@ class GradualPruning(Callback):
         self._search(dense, {name: torch.ones(len(kept)) for name, kept in self.kept.items()}, self.budget, 1.0)
         if self.early is not None and self.early.spec != dense.spec:
             raise UserError("pruning.rewind is of another network; give an early checkpoint of the dense run")
-
-    @property
-    def interval(self) -> float:
-        """Frames between two cuts."""
-        return (self.end - self.begin) / self.config.cuts
 
     def due(self, frames: int) -> int:
         """How many cuts are to be made by then."""
@@ -223,9 +227,7 @@ class GradualPruning(Callback):
         self.tolerance = TOLERANCES[-1]
         return self._search(policy, scores, budget, self.tolerance)
 
-    def _search(
-        self, policy: PointNavPolicy, scores: Scores, budget: Mapping[str, float], tolerance: float
-    ) -> dict[str, Tensor]:
+    def _search(self, policy: PointNavPolicy, scores: Scores, budget: Budget, tolerance: float) -> Keep:
         config = SearchConfig(minimum=self.config.minimum, tolerance=tolerance)
         return search(groups_of(policy), scores, self.shares, budget, config)
 
@@ -263,10 +265,8 @@ class GradualPruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was cut and what goes next."""
-        return {
-            name: getattr(self, name)
-            for name in ("frames", "made", "kept", "doomed", "history", "tolerance", "initial_weights")
-        }
+        names = "frames", "made", "kept", "doomed", "history", "tolerance", "initial_weights"
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""

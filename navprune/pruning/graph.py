@@ -40,11 +40,11 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
             return ghost, _Tracer(ghost, [_ghost(tensor) for tensor in inputs]).trace(ghost, _rest(ghost, len(inputs)))
     except _MisfitError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-        complaint = f"does not take an example of {shapes} ({_reason(error)}): give another"
+        complaint = f"does not take an example of {shapes} ({reason_of(error)}): give another"
         raise UserError(f"{type(module).__name__} {complaint}") from error
     except Exception as error:  # whatever the user's forward raises when it is given no values
         advice = "its forward must not branch on values; prune the modules inside it"
-        raise UserError(f"{type(module).__name__} cannot be traced ({_reason(error)}): {advice}") from error
+        raise UserError(f"{type(module).__name__} cannot be traced ({reason_of(error)}): {advice}") from error
 
 
 def check_plain(module: nn.Module) -> None:
@@ -102,7 +102,7 @@ def copied(module: nn.Module, change: Callable[[Tensor], Tensor] | None = None) 
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever copying the user's objects raises
         advice = "keep what is neither tensor nor module out of it"
-        raise UserError(f"{type(module).__name__} cannot be copied ({_reason(error)}): {advice}") from error
+        raise UserError(f"{type(module).__name__} cannot be copied ({reason_of(error)}): {advice}") from error
 
 
 def tensors_in(value: Any) -> Iterator[Any]:
@@ -167,7 +167,7 @@ class _Tracer(fx.Tracer):
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
                 raise  # it asks for values
-            raise _MisfitError(_reason(error)) from error
+            raise _MisfitError(reason_of(error)) from error
         finally:
             self.computing = False
         return node
@@ -236,8 +236,9 @@ def _rest(module: nn.Module, given: int) -> dict[str, Any]:
     return {input.name: input.default for input in rest if input.default is not inspect.Parameter.empty}
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def reason_of(error: Exception) -> str:
+    """The first line of what an exception says, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _ghost(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The channel groups of a model, and scaling or masking their channels in place."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -139,11 +139,14 @@ def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, 
             if factor.shape != (units(group),):
                 raise UserError(f"factors of {group.name!r} are {list(factor.shape)}: give {units(group)}")
             for layer in group.ends:
-                hooks.enter_context(model.get_submodule(layer).register_forward_hook(partial(_scale, factor)))
+                hooks.enter_context(model.get_submodule(layer).register_forward_hook(_scaling_hook(factor)))
         yield model
 
 
-def _scale(factor: Tensor, module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-    if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
-        raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
-    return output * spread(factor, output, 1)
+def _scaling_hook(factor: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
+            raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
+        return output * spread(factor, output, 1)
+
+    return hook  # no partial: `check_plain` knows our hooks by their module

@@ -20,17 +20,7 @@ from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import Keep, checked_keep, units
-from navprune.pruning.scores import (
-    SCORES,
-    Evidence,
-    batches_of,
-    block_of,
-    evaluating,
-    loss_of,
-    mean_magnitudes,
-    outputs,
-    run_batch,
-)
+from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, mean_magnitudes, outputs, run_batch
 from navprune.pruning.search import Shares, Widths, largest, search
 from navprune.pruning.slim import cut_group
 
@@ -88,7 +78,7 @@ def magnitude_activation(model: nn.Module, chosen: Mapping[str, Tensor], evidenc
     """
     method = "magnitude x activation"
     layers = {name: layer for name, layer in weighted_layers(model).items() if f"{name}.weight" in chosen}
-    means = mean_magnitudes(method, model, replace(evidence, batches=[next(batches_of(method, evidence))]), layers)
+    means = mean_magnitudes(method, model, replace(evidence, batches=[next(evidence.drawn(method))]), layers)
     factors = {f"{name}.bias": mean.mean() for name, mean in means.items()}
     for name, mean in means.items():
         weight = chosen[f"{name}.weight"]
@@ -101,7 +91,7 @@ def magnitude_activation(model: nn.Module, chosen: Mapping[str, Tensor], evidenc
 
 def magnitude_gradient(model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
     """|w x gradient| of the loss on one batch (Blalock et al., MLSys 2020; after Mozer & Smolensky, NIPS 1988)."""
-    batch = next(batches_of("magnitude x gradient", evidence))
+    batch = next(evidence.drawn("magnitude x gradient"))
     if evidence.loss is None:
         raise UserError("magnitude x gradient follows a loss on one batch: give a loss")
     with evaluating(model):

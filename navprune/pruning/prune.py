@@ -215,14 +215,12 @@ def _spec_within(model: nn.Module) -> EncoderSpec | None:
     return next((module.spec for module in model.modules() if isinstance(module, Encoder)), None)
 
 
-def _scored(
-    model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None
-) -> tuple[Scores, Sequence[float]]:
+def _scored(model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None) -> tuple[Scores, list[float]]:
     """Scores of the units, and the losses of gates."""
     classifier = isinstance(getattr(model, "spec", None), ClassifierSpec)
     loss = evidence.loss or (classification_loss if classifier else None)
     if gates is None:
-        return SCORES[method](model, replace(evidence, loss=loss)), ()
+        return SCORES[method](model, replace(evidence, loss=loss)), []
     if evidence.batches is None:
         raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
     if loss is None and _spec_within(model) is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
+from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.channels import (
     IN_PLACE,
@@ -26,13 +27,11 @@ from navprune.pruning.channels import (
     followed,
     long_axis,
     operation_of,
-    shape_of,
     silenced_by,
     sizes_of,
     whole,
     width_of,
 )
-from navprune.pruning.costs import LayerCost, Trace
 from navprune.pruning.graph import Example, shaped_graph
 
 FUNCTIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
@@ -41,6 +40,62 @@ FUNCTIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
 }  # fmt: skip
 """Functions that compute what these layers do; a layer derived from one may call it with its own weights."""
 ADVICE = "prune the parts around it, or write it with convolutions, norms, linear layers, sums and pooling"
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one convolution, linear layer or norm costs; see `module_cost`.
+
+    `source` and `target` name groups, or are None where the width is fixed; `inputs` and `outputs` are features for
+    each channel of those groups, or all of them. Each of `positions` takes `taps` multiply-accumulates for each pair
+    of input and output; `vectors` counts parameters for each output: a bias, or a norm's scale and shift. A parameter
+    of its own with an entry for each channel is a layer of one vector.
+    """
+
+    module: str
+    source: str | None
+    inputs: int
+    target: str | None
+    outputs: int
+    taps: int
+    positions: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The groups of a network, in order of execution, its layers, and parameters that no cut changes.
+
+    `obstacles` name the operations that keep channels whole, since these cannot be followed through them.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    obstacles: tuple[str, ...] = ()
+
+    def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.
+
+        Groups that are not named keep their channels; a name that leads to 0 channels removes the block it names.
+        """
+        channels = {group.name: group.channels for group in self.groups}
+        for name, count in widths.items():
+            if name not in channels and count not in (0, 1):
+                raise UserError(f"no channel group {name!r}: there are {', '.join(channels)}")
+            if count < 0:
+                raise UserError(f"{name} cannot have {count} channels: give 0 or more")
+        channels |= widths
+        removed = tuple(f"{name}." for name, count in widths.items() if count == 0)
+        macs, parameters = 0, self.parameters
+        for layer in self.layers:
+            if removed and layer.module.startswith(removed):
+                continue
+            outputs = layer.outputs * (channels[layer.target] if layer.target else 1)
+            weights = layer.taps * layer.inputs * (channels[layer.source] if layer.source else 1) * outputs
+            macs += layer.positions * weights
+            parameters += weights + layer.vectors * outputs
+        return {"macs": macs, "parameters": parameters}
 
 
 def trace(module: nn.Module, example: Example) -> Trace:
@@ -236,7 +291,7 @@ class _Follower:
         if layer is not None:
             self.elsewhere.add(place)
             if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but is not cut
-                outputs, positions = Channels(layer.out_features, fixed=True), shape_of(node)[1:-1]
+                outputs, positions = Channels(layer.out_features, fixed=True), node.meta["result"].shape[1:-1]
                 self.calls.setdefault(place, _Call(layer, None, outputs, 0)).positions += math.prod(positions)
         read = [n for n in node.all_input_nodes if n in self.values]
         own = self._layer(node).parameters() if node.op == "call_module" else (n.meta["result"] for n in read)
@@ -258,10 +313,8 @@ class _Follower:
             target = self._grouped(node, layer, value)
         else:
             if value.free and value.silencers is None:
-                reason = f"since {name} reads channels that are not 0 where cut ones are 0"
-                raise ObstacleError(
-                    f"{type(layer).__name__}, {reason} (sigmoid, added constant: use ReLU or the like),"
-                )
+                reason = f"{type(layer).__name__}, since {name} reads channels that are not 0 where cut ones are 0"
+                raise ObstacleError(f"{reason} (sigmoid, added constant: use ReLU or the like),")
             value.read()
             target, source = Channels(width_of(result)), value.channels
         call = self.calls.setdefault(name, _Call(layer, source, target, 0))
