@@ -132,7 +132,9 @@ class PointNavPolicy(nn.Module):
             features = self.encode({key: observations[key].flatten(0, 1) for key in keys})
             features = features.unflatten(0, shape)
         previous = (prev_actions + 1) * masks  # 0 stands for none
-        inputs = [features, self._goal(observations[GOAL]), self.net.prev_action_embedding(previous)]
+        rho, angle = observations[GOAL].unbind(-1)
+        goal = self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))  # no jump at pi
+        inputs = [features, goal, self.net.prev_action_embedding(previous)]
         outputs, state = self.net.state_encoder(torch.cat(inputs, dim=-1), state, masks)
         # Under autocast, ratios of probabilities and the state handed on need more than bfloat16's 8 bits.
         with torch.autocast(outputs.device.type, enabled=False):
@@ -140,11 +142,6 @@ class PointNavPolicy(nn.Module):
             outputs = outputs.to(dtype)
             logits = self.action_distribution["linear"](outputs)
             return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state.to(dtype))
-
-    def _goal(self, goal: Tensor) -> Tensor:
-        """Goal [..., (rho, angle)] -> embedding of [rho, cos(-angle), sin(-angle)]: no jump at pi."""
-        rho, angle = goal.unbind(-1)
-        return self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))
 
 
 def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:

@@ -22,8 +22,7 @@ from torch.serialization import safe_globals
 from navprune.errors import UserError
 
 SAFETENSORS = ".safetensors"
-LONGEST_NAME = 1000
-"""Characters of a tensor's name, with those of the dictionaries around it."""
+LONGEST_NAME = 1000  # characters of a tensor's name, with those of the dictionaries around it
 ZIP_START = b"PK\x03\x04"
 PICKLES_BEFORE = 3  # in files from before torch 1.6: a magic number, the protocol, the machine
 NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1")

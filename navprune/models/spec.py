@@ -145,11 +145,8 @@ class EncoderSpec:
         convs = [conv for conv in convolutions(self) if self.family == "resnet" and BLOCK.search(conv.module)]
         projected = {conv.module.rpartition(".downsample.")[0] for conv in convs}
         last = {conv.module.rpartition(".convs.")[0]: conv.norm or "" for conv in convs if ".convs." in conv.module}
-        return {
-            BLOCK.sub(r"stage\1.block\2", place.removeprefix("backbone.")): norm
-            for place, norm in last.items()
-            if place not in projected
-        }
+        own = {place.removeprefix("backbone."): norm for place, norm in last.items() if place not in projected}
+        return {BLOCK.sub(r"stage\1.block\2", place): norm for place, norm in own.items()}
 
     def without_blocks(self, removed: Collection[str]) -> EncoderSpec:
         """The same encoder without some of its `removable_blocks`; those behind move up."""

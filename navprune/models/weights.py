@@ -205,9 +205,7 @@ def _read_hints(file: Path) -> dict[str, tuple]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} beside it cannot be read: {error}") from error
     known = {"input": int, "observations": str}
-    if not isinstance(said, dict) or not all(
-        key in known and isinstance(value, list) and all(type(entry) is known[key] for entry in value)
-        for key, value in said.items()
-    ):
+    fits = isinstance(said, dict) and said.keys() <= known.keys()
+    if not fits or not all(isinstance(v, list) and {*map(type, v)} <= {known[key]} for key, v in said.items()):
         raise UserError(f'{file} beside it must hold {{"input": [C, H, W], "observations": [...]}}, either or both')
     return {key: tuple(value) for key, value in said.items()}

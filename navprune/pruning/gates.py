@@ -26,10 +26,8 @@ from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, scaled, units
 from navprune.pruning.scores import LossFunction, Scores, evaluating, loss_of
 
-STABLE_OVER = 20
-"""Steps between two looks at the ranking, which decide on an early stop."""
-NEAR_TARGET = 0.25
-"""The mean gate must have come so near to its target before an early stop."""
+STABLE_OVER = 20  # steps between two looks at the ranking, which decide on an early stop
+NEAR_TARGET = 0.25  # the mean gate must have come so near to its target before an early stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +96,14 @@ def learn_gates(
         raise UserError(f"{type(model).__name__} has no channels inside residual blocks: gates have nothing to cut")
     device = next(model.parameters()).device
     gates = {group.name: torch.ones(units(group), device=device, requires_grad=True) for group in groups}
-    along = [*_behind_encoder(model), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    inside = {id(value) for part in model.modules() if isinstance(part, Encoder) for value in part.parameters()}
+    behind = [parameter for parameter in model.parameters() if inside and id(parameter) not in inside]
+    along = [*behind, *(loss.parameters() if isinstance(loss, nn.Module) else ())]
     with _put_back(model, along), evaluating(model), scaled(model, gates, example):
         losses = _descend(model, gates, along, batches, loss, config)
     if not losses:
         raise UserError("gates cannot be learned from no observations: give at least one batch")
     return LearnedGates({name: gate.detach().double().cpu() for name, gate in gates.items()}, losses)
-
-
-def _behind_encoder(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a policy outside its encoder; none of any other network."""
-    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
-    inside = {id(parameter) for encoder in encoders for parameter in encoder.parameters()}
-    return [parameter for parameter in model.parameters() if inside and id(parameter) not in inside]
 
 
 def _descend(

@@ -149,15 +149,10 @@ class GradualPruning(Callback):
         self.doomed: dict[str, Tensor] = {}
         """The units of the present network that go at the next cut, {group name: bool [units]}."""
         self.frames, self.made = first, 0
-        self._check(dense, update)
-
-    def _check(self, dense: PointNavPolicy, update: int) -> None:
         if self.interval < update:
             between = int((self.end - self.begin) / update)
-            raise UserError(
-                f"pruning.cuts is {self.config.cuts}, but PPO makes {between} updates between pruning.begin and "
-                f"pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
-            )
+            remedy = f"pruning.begin and pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
+            raise UserError(f"pruning.cuts is {config.cuts}, but PPO makes {between} updates between {remedy}")
         self._search(dense, {name: torch.ones(len(kept)) for name, kept in self.kept.items()}, self.budget, 1.0)
         if self.early is not None and self.early.spec != dense.spec:
             raise UserError("pruning.rewind is of another network; give an early checkpoint of the dense run")
@@ -210,11 +205,8 @@ class GradualPruning(Callback):
     def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> Keep:
         """The units of `policy` to keep at a cut, scored on the latest rollout by PPO's own loss."""
         rows = torch.arange(ppo.actor.env.num_envs, device=ppo.actor.device)
-        evidence = Evidence(
-            generator=torch.Generator().manual_seed(self.seed + cut),
-            batches=rows.tensor_split(ppo.config.minibatches),
-            loss=lambda model, batch: ppo.loss(cast(PointNavPolicy, model), batch).total,
-        )
+        generator, batches = torch.Generator().manual_seed(self.seed + cut), rows.tensor_split(ppo.config.minibatches)
+        evidence = Evidence(generator, batches, lambda model, batch: ppo.loss(cast(PointNavPolicy, model), batch).total)
         with torch.compiler.set_stance("force_eager"):  # compiled code would not call the hooks that scores need
             scores = SCORES[self.config.method](policy, evidence)
         config = self.config

@@ -36,8 +36,10 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
     for part in ghost.modules():
         part._forward_hooks.clear()  # they are ours, and meant for values
     try:
+        rest = list(inspect.signature(ghost.forward).parameters.values())[len(inputs) :]
+        defaults = {input.name: input.default for input in rest if input.default is not inspect.Parameter.empty}
         with torch.no_grad():
-            return ghost, _Tracer(ghost, [_ghost(tensor) for tensor in inputs]).trace(ghost, _rest(ghost, len(inputs)))
+            return ghost, _Tracer(ghost, [_ghost(tensor) for tensor in inputs]).trace(ghost, defaults)
     except _MisfitError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         complaint = f"does not take an example of {shapes} ({reason_of(error)}): give another"
@@ -228,12 +230,6 @@ def _decided(proxy: fx.Proxy) -> Any:
         raise fx.proxy.TraceError("it asks for the value of a tensor")
     proxy.node.meta["decided"] = True
     return result
-
-
-def _rest(module: nn.Module, given: int) -> dict[str, Any]:
-    """The defaults of the inputs of `forward` behind those that are given."""
-    rest = list(inspect.signature(module.forward).parameters.values())[given:]
-    return {input.name: input.default for input in rest if input.default is not inspect.Parameter.empty}
 
 
 def reason_of(error: Exception) -> str:

@@ -35,9 +35,8 @@ def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool 
     """Channel groups of any network, with layer names as `model.get_submodule` takes them.
 
     Encoders, policies and classifiers know theirs; what comes from elsewhere is traced with an `example` input, a
-    tensor [B, C, ...] or the tuple of its inputs. With `blocks` the residual blocks that can be removed whole follow
-    behind the widths; only encoders, policies and classifiers offer them. Raises UserError when there is nothing to
-    cut, for what `check_plain` refuses, or where the network cannot be traced.
+    tensor [B, C, ...] or the tuple of its inputs. With `blocks` the residual blocks of the former that can be removed
+    whole follow behind the widths. Raises UserError when there is nothing to cut, and as `trace`.
     """
     check_plain(model)
     if isinstance(model, Classifier):

@@ -33,10 +33,8 @@ LATENCY = "latency"
 SCOPES = ("global", "layer")
 MEASURED_TOLERANCE = 0.05
 """How far below its budget a measured cost may end (relative): clocks do not repeat to one per cent."""
-TILTS = 14
-"""Halvings of theta: beyond, no unit changes its place."""
-RELEASES = 300
-"""Sets of units above the threshold that are tried to give way to others before a budget is refused."""
+TILTS = 14  # halvings of theta: beyond, no unit changes its place
+RELEASES = 300  # sets of units above the threshold that are tried to give way to others before a budget is refused
 
 Budget = Mapping[str, float]
 """Largest share of the dense network for each measure, in (0, 1]."""
@@ -72,11 +70,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_fields("search", self)
-        if not isinstance(self.limits, Mapping):
-            raise UserError(f"search: limits are {self.limits!r}: give shares by layer, such as {{'stage4.*': 0.3}}")
-        for pattern, share in self.limits.items():
-            if not _is_share(share):
-                raise UserError(f"limits: {pattern}={share} is not a share of the layer; give 0 < share <= 1")
+        _check_shares("limits", "the layer", self.limits)
 
 
 def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str, float]:
@@ -108,21 +102,21 @@ def parse_budget(text: str) -> dict[str, float]:
     return budget
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, Real) and 0 < float(value) <= 1
+def _check_shares(title: str, whole: str, shares: object) -> None:
+    if not isinstance(shares, Mapping):
+        raise UserError(f"{title} must not be {shares!r}: give shares by name, such as {{'NAME': 0.5}}")
+    for name, share in shares.items():
+        if not isinstance(share, Real) or not 0 < float(share) <= 1:
+            raise UserError(f"{title}: {name}={share} is not a share of {whole}; give 0 < {name} <= 1")
 
 
 def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
     """Raise UserError unless every entry is a share in (0, 1] of a known measure."""
-    if not isinstance(budget, Mapping):
-        raise UserError(f"the budget is {budget!r}: give shares by name, such as {{'macs': 0.5}}")
+    _check_shares("budget", "the dense network", budget)
     if not budget:
         raise UserError(f"the budget is empty: give a share of {' or '.join(known)}")
-    for name, share in budget.items():
-        if name not in known:
-            raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(known)}")
-        if not _is_share(share):
-            raise UserError(f"budget: {name}={share} is not a share of the dense network; give 0 < {name} <= 1")
+    if unknown := [name for name in budget if name not in known]:
+        raise UserError(f"budget: unknown measure {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def search(

@@ -77,6 +77,7 @@ class Trace:
     def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.
 
+        Multiply-accumulates are those of convolutions, padding included, and linear layers; nothing is run.
         Groups that are not named keep their channels; a name that leads to 0 channels removes the block it names.
         """
         channels = {group.name: group.channels for group in self.groups}
@@ -110,11 +111,7 @@ def trace(module: nn.Module, example: Example) -> Trace:
 
 
 def module_cost(module: nn.Module, example: Example) -> Callable[[Mapping[str, int]], dict[str, int]]:
-    """Multiply-accumulates and parameters of a network as a function of its widths, without running it.
-
-    The answer takes {group name: channels} and gives {"macs", "parameters"}; see `Trace.cost`. Multiply-accumulates
-    are those of convolutions, padding included, and linear layers, for one input. Raises UserError as `trace`.
-    """
+    """`Trace.cost` of a network: what it costs as a function of its widths. Raises UserError as `trace`."""
     return trace(module, example).cost
 
 
@@ -258,12 +255,10 @@ class _Follower:
         sizes, result = sizes_of(node), node.meta["result"]
         axis = 1 if value.writers else long_axis(result)
         at = place if sizes is None else sizes.index(count) if count in sizes else None
-        if not grows or at is None or at != axis:
+        own, other = value.channels.root, channels.root
+        if not grows or at is None or at != axis or (own is not other and {own.size, other.size} != {result.shape[at]}):
             return False
-        if value.channels.root is not channels.root:
-            if not value.channels.root.size == channels.root.size == result.shape[axis]:
-                return False
-            value.channels.join(channels)
+        own.join(other)
         return True
 
     def _layer(self, node: fx.Node) -> nn.Module:
