@@ -142,5 +142,5 @@ def _gates(options: argparse.Namespace) -> dict[str, Any]:
 
     from navprune.pruning.gates import PAPER_RECIPES, GateConfig
 
-    recipe = PAPER_RECIPES[options.paper]._asdict() if options.paper else {"config": GateConfig()}
+    recipe = dict(PAPER_RECIPES[options.paper]) if options.paper else {"config": GateConfig()}
     return {"gates": replace(recipe.pop("config"), **given(options, GateConfig)), **recipe}

@@ -30,9 +30,8 @@ RESNET_FAMILIES = {
     "imagenet_resnet50": ResNetFamily((3, 4, 6, 3), 64, 4, cifar=False),
 }
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0 halves the resolution
-VGGS = ("vgg16_bn", "cifar_vgg16_bn")
 HIDDEN = 4096  # of the two linear layers in VGG's head for ImageNet
-CLASSIFIERS = (*RESNET_FAMILIES, *VGGS)
+CLASSIFIERS = (*RESNET_FAMILIES, "vgg16_bn", "cifar_vgg16_bn")
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,6 @@ def classifier_spec(
     2016, of CIFAR with projections (option B), of ImageNet with the stride in the 3 x 3 convolution, as in
     torchvision. VGG: Simonyan and Zisserman, ICLR 2015, with BatchNorm. Raises UserError for an unknown name.
     """
-    if name not in CLASSIFIERS:
-        raise UserError(f"unknown classifier {name!r}; known are {', '.join(CLASSIFIERS)}")
     side = 32 if name.startswith("cifar") else 224
     blocks = RESNET_FAMILIES[name].blocks if name in RESNET_FAMILIES else ()
     widths = {layer: max(1, round(width * channels)) for layer, channels in dense_widths(name, blocks).items()}
@@ -175,12 +172,11 @@ class ResNet(Classifier):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = [f"layer{stage}" for stage in range(1, len(spec.blocks) + 1)]
-        last, blocks = "conv1", list(_blocks(spec.family, spec.blocks))
+        blocks = list(_blocks(spec.family, spec.blocks))
         for stage, name in enumerate(self.stages, start=1):
             self.add_module(name, nn.Sequential(*(ResidualBlock(spec, b) for b in blocks if b.stage == stage)))
-            last = next((b.target for b in blocks if b.stage == stage), last)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(spec.widths[last], spec.classes)
+        self.fc = nn.Linear(spec.widths[blocks[-1].target], spec.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Classifier`."""

@@ -17,7 +17,7 @@ VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that can only be cut together. Module names are relative to the encoder.
+    """Channels that can only be cut together. Module names are as `get_submodule` takes them.
 
     `name` is that of the width in the spec, or of what has no spec, the first layer that writes it; `unit` channels
     make one norm group (of ResNeXt: whole groups of norm and grouped convolution) and go or stay together.
@@ -61,21 +61,21 @@ class Encoder(nn.Module):
         """[C, h, w] of the features."""
         return self.spec.output_shape
 
-    def groups(self) -> list[ChannelGroup]:
-        """Every free width with what writes and reads it, in the order of `spec.layers`."""
-        return [self._group(layer) for layer in self.spec.layers]
+    def groups(self, prefix: str = "") -> list[ChannelGroup]:
+        """Every free width with what writes and reads it, in the order of `spec.layers`; `prefix` begins all names."""
+        return [self._group(layer, prefix) for layer in self.spec.layers]
 
-    def _group(self, layer: Layer) -> ChannelGroup:
+    def _group(self, layer: Layer, prefix: str) -> ChannelGroup:
         convs = convolutions(self.spec)
         writers = [conv for conv in convs if conv.target == layer.name]
         return ChannelGroup(
             layer.name,
             layer.channels,
             self.spec.unit_channels[layer.name],
-            producers=tuple(conv.module for conv in writers if not conv.multiplies),
-            norms=tuple(conv.norm for conv in writers if conv.norm),
-            readers=tuple(conv.module for conv in convs if conv.source == layer.name and not conv.per_group),
-            multipliers=tuple(conv.module for conv in writers if conv.multiplies),
+            producers=tuple(prefix + conv.module for conv in writers if not conv.multiplies),
+            norms=tuple(prefix + conv.norm for conv in writers if conv.norm),
+            readers=tuple(prefix + conv.module for conv in convs if conv.source == layer.name and not conv.per_group),
+            multipliers=tuple(prefix + conv.module for conv in writers if conv.multiplies),
             trunk=layer.name == "stem" or layer.name.endswith(".trunk"),
         )
 
@@ -140,9 +140,8 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
-        self.excite = nn.Sequential(
-            nn.Linear(channels, squeezed), nn.ReLU(inplace=True), nn.Linear(squeezed, channels), nn.Sigmoid()
-        )
+        squeeze, excite = nn.Linear(channels, squeezed), nn.Linear(squeezed, channels)
+        self.excite = nn.Sequential(squeeze, nn.ReLU(inplace=True), excite, nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, 1, 1]."""
@@ -202,9 +201,8 @@ class ResNetEncoder(Encoder):
         self.running_mean_and_var = RunningMeanAndVar(spec.input[0]) if spec.normalise else nn.Identity()
         self.backbone = Backbone(spec)
         last = spec.by_name[trunk_name(spec.block, len(spec.blocks))]
-        self.compression = nn.Sequential(
-            Conv2d(last.channels, spec.output, 3), nn.GroupNorm(1, spec.output), nn.ReLU(inplace=True)
-        )
+        conv, norm = Conv2d(last.channels, spec.output, 3), nn.GroupNorm(1, spec.output)
+        self.compression = nn.Sequential(conv, norm, nn.ReLU(inplace=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, *output_shape]."""

@@ -46,16 +46,12 @@ class StateEncoder(nn.Module):
         hidden = state.transpose(0, 1)
         outputs = []
         for start, end in zip([0, *cuts], [*cuts, steps]):
-            hidden = hidden * masks[start].to(hidden.dtype)[:, None]  # by 1, which is exact, or by 0
-            output, hidden = self._run(x[start:end], hidden.contiguous())
+            hidden = (hidden * masks[start].to(hidden.dtype)[:, None]).contiguous()  # by 1, which is exact, or by 0
+            lstm = isinstance(self.rnn, nn.LSTM)
+            output, after = self.rnn(x[start:end], hidden.chunk(2) if lstm else hidden)
             outputs.append(output)
+            hidden = torch.cat(after) if lstm else after
         return torch.cat(outputs), hidden.transpose(0, 1)
-
-    def _run(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.rnn, nn.GRU):
-            return self.rnn(x, hidden)
-        output, pair = self.rnn(x, hidden.chunk(2))
-        return output, torch.cat(pair)
 
 
 class Net(nn.Module):
@@ -68,9 +64,8 @@ class Net(nn.Module):
         self.visual_encoder: Encoder = build_encoder(spec.encoder)
         flat = math.prod(spec.encoder.output_shape)
         visual = spec.visual_features if flat else 0
-        self.visual_fc = (
-            nn.Sequential(nn.Flatten(), nn.Linear(flat, visual), nn.ReLU(inplace=True)) if flat else nn.Flatten()
-        )
+        seen = (nn.Linear(flat, visual), nn.ReLU(inplace=True)) if flat else ()
+        self.visual_fc = nn.Sequential(nn.Flatten(), *seen)
         self.state_encoder = StateEncoder(spec, visual + 2 * EMBEDDING)
 
 
@@ -137,7 +132,9 @@ class PointNavPolicy(nn.Module):
             features = self.encode({key: observations[key].flatten(0, 1) for key in keys})
             features = features.unflatten(0, shape)
         previous = (prev_actions + 1) * masks  # 0 stands for none
-        inputs = [features, self._goal(observations[GOAL]), self.net.prev_action_embedding(previous)]
+        rho, angle = observations[GOAL].unbind(-1)
+        goal = self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))  # no jump at pi
+        inputs = [features, goal, self.net.prev_action_embedding(previous)]
         outputs, state = self.net.state_encoder(torch.cat(inputs, dim=-1), state, masks)
         # Under autocast, ratios of probabilities and the state handed on need more than bfloat16's 8 bits.
         with torch.autocast(outputs.device.type, enabled=False):
@@ -145,11 +142,6 @@ class PointNavPolicy(nn.Module):
             outputs = outputs.to(dtype)
             logits = self.action_distribution["linear"](outputs)
             return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state.to(dtype))
-
-    def _goal(self, goal: Tensor) -> Tensor:
-        """Goal [..., (rho, angle)] -> embedding of [rho, cos(-angle), sin(-angle)]: no jump at pi."""
-        rho, angle = goal.unbind(-1)
-        return self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))
 
 
 def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:

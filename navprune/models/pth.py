@@ -22,8 +22,7 @@ from torch.serialization import safe_globals
 from navprune.errors import UserError
 
 SAFETENSORS = ".safetensors"
-LONGEST_NAME = 1000
-"""Characters of a tensor's name, with those of the dictionaries around it."""
+LONGEST_NAME = 1000  # characters of a tensor's name, with those of the dictionaries around it
 ZIP_START = b"PK\x03\x04"
 PICKLES_BEFORE = 3  # in files from before torch 1.6: a magic number, the protocol, the machine
 NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1")
@@ -104,14 +103,11 @@ def _load(path: Path) -> tuple[Any, frozenset[str]]:
     except UserError:
         raise
     except Exception as error:  # over a damaged file, torch, zipfile and pickle raise nearly anything
-        raise UserError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if refused:
-        return f"holds an object of {refused[1]}; save its 'state_dict' alone and load that"
-    return "is no file of torch.save or safetensors, as its name says, or a damaged one; fetch it again"
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        reason = "is no file of torch.save or safetensors, as its name says, or a damaged one; fetch it again"
+        if refused:
+            reason = f"holds an object of {refused[1]}; save its 'state_dict' alone and load that"
+        raise UserError(f"{path}: {reason}") from error
 
 
 def _zipped_names(path: Path) -> frozenset[str]:

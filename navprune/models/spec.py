@@ -95,7 +95,13 @@ class EncoderSpec:
             if not self.blocks:
                 raise UserError(f"{title}: no stages; give the number of blocks of each stage")
         if self.family != "blind":
-            self._check_images(title)
+            check_input(title, self.input)
+            if not self.observations or any(key not in CHANNELS for key in self.observations):
+                raise UserError(f"{title}: observations are {self.observations}; they must be of {', '.join(CHANNELS)}")
+            if sum(CHANNELS[key] for key in self.observations) != self.input[0]:
+                raise UserError(f"{title}: {' + '.join(self.observations)} do not have {self.input[0]} channels")
+            if min((min(conv.height, conv.width) for conv in convolutions(self)), default=0) < 1:
+                raise UserError(f"{title}: input of {self.input[1]} x {self.input[2]} pixels is too small")
             check_positive(f"{title}: output", self.output)
         expected = _layer_names(self.family, self.block, self.blocks)
         if tuple(layer.name for layer in self.layers) != expected:
@@ -106,16 +112,6 @@ class EncoderSpec:
             if layer.channels % self.unit_channels[layer.name]:
                 size = f"{layer.channels} channels, no multiple of its group size {self.unit_channels[layer.name]}"
                 raise UserError(f"{title}: {layer.name} has {size}")
-
-    def _check_images(self, title: str) -> None:
-        check_input(title, self.input)
-        if not self.observations or any(key not in CHANNELS for key in self.observations):
-            raise UserError(f"{title}: observations are {self.observations}; they must be of {', '.join(CHANNELS)}")
-        if sum(CHANNELS[key] for key in self.observations) != self.input[0]:
-            raise UserError(f"{title}: {' + '.join(self.observations)} do not have {self.input[0]} channels")
-        smallest = min((min(conv.height, conv.width) for conv in convolutions(self)), default=0)
-        if smallest < 1:
-            raise UserError(f"{title}: input of {self.input[1]} x {self.input[2]} pixels is too small")
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -149,11 +145,8 @@ class EncoderSpec:
         convs = [conv for conv in convolutions(self) if self.family == "resnet" and BLOCK.search(conv.module)]
         projected = {conv.module.rpartition(".downsample.")[0] for conv in convs}
         last = {conv.module.rpartition(".convs.")[0]: conv.norm or "" for conv in convs if ".convs." in conv.module}
-        return {
-            BLOCK.sub(r"stage\1.block\2", place.removeprefix("backbone.")): norm
-            for place, norm in last.items()
-            if place not in projected
-        }
+        own = {place.removeprefix("backbone."): norm for place, norm in last.items() if place not in projected}
+        return {BLOCK.sub(r"stage\1.block\2", place): norm for place, norm in own.items()}
 
     def without_blocks(self, removed: Collection[str]) -> EncoderSpec:
         """The same encoder without some of its `removable_blocks`; those behind move up."""

@@ -82,8 +82,9 @@ def foreign_bytes(policy: PointNavPolicy) -> bytes:
     """
     _check_dense(policy.spec)
     state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
-    order = _channel_order(policy.spec.encoder.observations)
-    if order != sorted(order):
+    owners = [key for key in policy.spec.encoder.observations for _ in range(CHANNELS[key])]  # of each channel
+    order = sorted(range(len(owners)), key=owners.__getitem__)
+    if owners != sorted(owners):
         for key in ("backbone.conv1.0.weight", "running_mean_and_var._mean", "running_mean_and_var._var"):
             if ENCODER + key in state:
                 state[ENCODER + key] = state[ENCODER + key][:, order]
@@ -101,15 +102,6 @@ def foreign_hints(policy: PointNavPolicy) -> dict[str, list]:
     """What is to stand there of a policy that `foreign_bytes` writes; most shapes tell it, too."""
     encoder = policy.spec.encoder
     return {"input": list(encoder.input), "observations": sorted(encoder.observations)}
-
-
-def _channel_order(observations: tuple[str, ...]) -> list[int]:
-    """Where the channels of the observations, taken in alphabetical order, stand now."""
-    places, start = {}, 0
-    for key in observations:
-        places[key] = list(range(start, start + CHANNELS[key]))
-        start += CHANNELS[key]
-    return [place for key in sorted(observations) for place in places[key]]
 
 
 def _check_dense(spec: PolicySpec) -> None:
@@ -143,14 +135,8 @@ def _policy_spec(state: Mapping[str, Tensor], hints: Path, order: tuple[str, ...
     if "net.visual_fc.1.weight" in state:
         visual, flat = _shape(state, "net.visual_fc.1.weight", 2)
         encoder = _encoder_spec(state, flat, hints, order)
-    return PolicySpec(
-        encoder=encoder,
-        visual_features=visual,
-        hidden_size=hidden,
-        rnn=rnn,
-        rnn_layers=len(layers),
-        actions=_shape(state, "action_distribution.linear.weight", 2)[0],
-    )
+    actions, _ = _shape(state, "action_distribution.linear.weight", 2)
+    return PolicySpec(encoder, visual, hidden, rnn, rnn_layers=len(layers), actions=actions)
 
 
 def _encoder_spec(state: Mapping[str, Tensor], flat: int, hints: Path, order: tuple[str, ...]) -> EncoderSpec:
@@ -219,9 +205,7 @@ def _read_hints(file: Path) -> dict[str, tuple]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} beside it cannot be read: {error}") from error
     known = {"input": int, "observations": str}
-    if not isinstance(said, dict) or not all(
-        key in known and isinstance(value, list) and all(type(entry) is known[key] for entry in value)
-        for key, value in said.items()
-    ):
+    fits = isinstance(said, dict) and said.keys() <= known.keys()
+    if not fits or not all(isinstance(v, list) and {*map(type, v)} <= {known[key]} for key, v in said.items()):
         raise UserError(f'{file} beside it must hold {{"input": [C, H, W], "observations": [...]}}, either or both')
     return {key: tuple(value) for key, value in said.items()}

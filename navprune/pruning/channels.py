@@ -187,11 +187,10 @@ def _reshaped_vector(node: fx.Node, name: str, value: Value) -> Value:
 
 
 def _padded(node: fx.Node, layer: nn.Module | None, value: Value) -> Value:
-    if layer is not None:
-        return replace(value, silencers=None) if getattr(layer, "value", 0) else value
-    if any(argument(node, 1, "pad")[2 * (len(shape_of(node)) - 2) :]):
+    if layer is None and any(argument(node, 1, "pad")[2 * (len(shape_of(node)) - 2) :]):
         raise ObstacleError("pad of channels")
-    return replace(value, silencers=None) if argument(node, 3, "value") else value
+    filled = argument(node, 3, "value") if layer is None else getattr(layer, "value", 0)
+    return replace(value, silencers=None) if filled else value
 
 
 def _is_per_channel(node: fx.Node, name: str, layer: nn.Module | None, value: Value) -> bool:

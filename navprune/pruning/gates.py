@@ -19,18 +19,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder, RunningMeanAndVar
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, scaled, units
-from navprune.pruning.scores import LossFunction, Scores, loss_of
+from navprune.pruning.scores import LossFunction, Scores, evaluating, loss_of
 
-STABLE_OVER = 20
-"""Steps between two looks at the ranking, which decide on an early stop."""
-NEAR_TARGET = 0.25
-"""The mean gate must have come so near to its target before an early stop."""
-WIDEST = 8
-"""Largest expansion: beyond, a typing error is likelier than a wish."""
+STABLE_OVER = 20  # steps between two looks at the ranking, which decide on an early stop
+NEAR_TARGET = 0.25  # the mean gate must have come so near to its target before an early stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,49 +37,34 @@ class GateConfig:
     The penalty is not: the paper's 0.5 works over thousands of steps, and here a hundred or two must do.
     """
 
-    expansion: float = 1.25
+    expansion: float = bounded(1.25, 1, 8)  # beyond, a typing error is likelier than a wish
     """Widths of the searched network relative to the dense one, to which budgets refer; from 1 to 8.
 
     Trunks and stem are widened too, as in the paper, though no gate cuts them. In networks of few, coarse units
     they then eat the budget (ResNet50 of base 8 cannot go below 0.38 of the MACs): 1 leaves the gates more room.
     """
-    penalty: float = 20.0
+    penalty: float = bounded(20.0, 0)
     """Weight of (mean |gate| - target)^2; at least 0."""
-    target: float = 0.5
+    target: float = bounded(0.5, TINY, 1 - TINY)
     """Mean gate to aim at, between 0 and 1."""
-    learning_rate: float = 0.01
+    learning_rate: float = bounded(0.01, TINY)
     """Adam's rate for the gates; above 0."""
-    readout_learning_rate: float = 1e-3
+    readout_learning_rate: float = bounded(1e-3, TINY)
     """Adam's rate for what learns along with them behind the encoder; above 0."""
-    stable: float = 0.95
+    stable: float = bounded(0.95, TINY, 1)
     """Stop once the gates' ranking correlates by this much (Spearman) with that of 20 steps before, and their mean is
     within 0.25 of the target; above 0, and 1 goes through all batches. More steps do not make it more certain.
     """
 
     def __post_init__(self) -> None:
-        if not 0 < self.target < 1:
-            raise UserError(f"gates.target must lie between 0 and 1, not {self.target:g}")
-        if not 1 <= self.expansion <= WIDEST:
-            raise UserError(f"gates.expansion must be at least 1 and at most {WIDEST}, not {self.expansion:g}")
-        if not (self.penalty >= 0 and self.learning_rate > 0 and self.readout_learning_rate > 0):
-            raise UserError("gates.penalty must be at least 0, and both learning rates above 0")
-        if not 0 < self.stable <= 1:
-            raise UserError(f"gates.stable is a correlation above 0, up to 1, not {self.stable:g}")
+        check_fields("gates", self)
 
 
-class Recipe(NamedTuple):
-    """Gates' settings with the passes over the data and the size of its batches."""
-
-    config: GateConfig
-    epochs: int
-    batch_size: int
-
-
-PAPER_RECIPES = {
-    "cifar": Recipe(GateConfig(penalty=0.5, stable=1.0), epochs=10, batch_size=128),
-    "imagenet": Recipe(GateConfig(penalty=0.05, stable=1.0), epochs=1, batch_size=100),
+PAPER_RECIPES: dict[str, dict[str, Any]] = {
+    "cifar": {"config": GateConfig(penalty=0.5, stable=1.0), "epochs": 10, "batch_size": 128},
+    "imagenet": {"config": GateConfig(penalty=0.05, stable=1.0), "epochs": 1, "batch_size": 100},
 }
-"""The paper's settings for classification."""
+"""The paper's settings for classification, with the passes over the data and the size of its batches."""
 
 
 class LearnedGates(NamedTuple):
@@ -114,19 +96,14 @@ def learn_gates(
         raise UserError(f"{type(model).__name__} has no channels inside residual blocks: gates have nothing to cut")
     device = next(model.parameters()).device
     gates = {group.name: torch.ones(units(group), device=device, requires_grad=True) for group in groups}
-    along = [*_behind_encoder(model), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
-    with _put_back(model, along), scaled(model, gates, example):
+    inside = {id(value) for part in model.modules() if isinstance(part, Encoder) for value in part.parameters()}
+    behind = [parameter for parameter in model.parameters() if inside and id(parameter) not in inside]
+    along = [*behind, *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    with _put_back(model, along), evaluating(model), scaled(model, gates, example):
         losses = _descend(model, gates, along, batches, loss, config)
     if not losses:
         raise UserError("gates cannot be learned from no observations: give at least one batch")
     return LearnedGates({name: gate.detach().double().cpu() for name, gate in gates.items()}, losses)
-
-
-def _behind_encoder(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a policy outside its encoder; none of any other network."""
-    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
-    inside = {id(parameter) for encoder in encoders for parameter in encoder.parameters()}
-    return [parameter for parameter in model.parameters() if inside and id(parameter) not in inside]
 
 
 def _descend(
@@ -145,7 +122,8 @@ def _descend(
     losses: list[float] = []
     before = None
     for batch in batches:
-        _set_modes(model)  # whatever draws batches may have put the network into evaluation
+        for module in model.modules():  # each time, since whatever draws batches may set modes; no dropout
+            module.training = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RNNBase | RunningMeanAndVar)
         value = loss_of("gates", loss, model, batch)
         if not torch.isfinite(value):
             raise UserError(f"gates: the loss of a batch is {value.item():g}: look for NaN in the observations")
@@ -168,9 +146,8 @@ def _descend(
 
 @contextmanager
 def _put_back(model: nn.Module, along: list[nn.Parameter]) -> Iterator[None]:
-    """Within the context only `along` learns; behind it the model has its values, modes and flags of before."""
+    """Within the context only `along` learns; behind it the model has its values and flags of before."""
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     for parameter in along:
@@ -179,18 +156,10 @@ def _put_back(model: nn.Module, along: list[nn.Parameter]) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(state)
-        for module, mode in modes:
-            module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for parameter in along:
             parameter.grad = None
-
-
-def _set_modes(model: nn.Module) -> None:
-    """Norms and recurrent cores as in training, everything else (dropout) as in evaluation."""
-    for module in model.modules():
-        module.training = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.RNNBase | RunningMeanAndVar)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

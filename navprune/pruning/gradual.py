@@ -17,27 +17,34 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.models.widths import widths, with_widths
+from navprune.models.policy import PointNavPolicy
+from navprune.models.widths import widths
 from navprune.pruning.graph import Example
-from navprune.pruning.groups import Keep, checked_keep, groups_of, units
+from navprune.pruning.groups import Keep, checked_keep, groups_of, spread, units
 from navprune.pruning.penalties import proximal_step
-from navprune.pruning.prune import CountCost, weights_hash
+from navprune.pruning.prune import CountCost, shares_of, weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, SCORES, Evidence, Scores
-from navprune.pruning.search import MEASURES, BudgetUnmet, SearchConfig, check_budget, parse_budget, search, shortfall
+from navprune.pruning.search import (
+    MEASURES,
+    Budget,
+    BudgetUnmet,
+    SearchConfig,
+    check_budget,
+    parse_budget,
+    search,
+    shortfall,
+)
 from navprune.pruning.slim import cut_group, slim
 from navprune.rl.callbacks import Callback, Replacement
-
-if TYPE_CHECKING:
-    from navprune.models.policy import PointNavPolicy
-    from navprune.rl.ppo import PPO
+from navprune.rl.ppo import PPO
 
 SCHEDULES = ("cubic", "steps")
 LASSOS = {"group-lasso": FILTERS, "group-lasso-channel": CHANNELS, "group-lasso-both": BOTH}
@@ -90,9 +97,7 @@ class PruningScheduleConfig:
         if self.budget is not None:
             check_budget(parse_budget(self.budget))
         elif self.penalty or self.rewind_lr:
-            raise UserError(
-                "pruning.penalty and pruning.rewind_lr go with cuts; set pruning.budget=macs=0.5 or the like"
-            )
+            raise UserError("pruning.penalty and pruning.rewind_lr go with cuts; set pruning.budget, as in macs=0.5")
 
 
 def share_after(cut: int, cuts: int, final: float, schedule: str) -> float:
@@ -124,11 +129,15 @@ class GradualPruning(Callback):
         """
         if config.budget is None:
             raise UserError("nothing is to be cut; set pruning.budget, as in macs=0.5")
-        self.config, self.dense, self.cost, self.seed, self.early = config, dense.spec.encoder, cost, seed, early
+        self.config, self.dense, self.seed, self.early = config, dense.spec.encoder, seed, early
+        self.shares = shares_of(self.dense, cost)
+        """Widths -> shares of the dense network that remain, {"macs", "parameters"}."""
         self.budget = parse_budget(config.budget)
         first, last = frames
         self.strength = config.strength or (3.0 if config.penalty == GROWING else 0.01)
         self.begin, self.end = (first + share * (last - first) for share in (config.begin, config.end))
+        self.interval = (self.end - self.begin) / config.cuts
+        """Frames between two cuts."""
         self.initial_weights = weights_hash(dense)
         self.kept = {group.name: torch.ones(units(group), dtype=torch.bool) for group in groups_of(dense)}
         """Which of the dense network's units are left, {group name: bool [units]}."""
@@ -140,41 +149,18 @@ class GradualPruning(Callback):
         self.doomed: dict[str, Tensor] = {}
         """The units of the present network that go at the next cut, {group name: bool [units]}."""
         self.frames, self.made = first, 0
-        self._check(dense, update)
-
-    def _check(self, dense: PointNavPolicy, update: int) -> None:
         if self.interval < update:
             between = int((self.end - self.begin) / update)
-            raise UserError(
-                f"pruning.cuts is {self.config.cuts}, but PPO makes {between} updates between pruning.begin and "
-                f"pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
-            )
+            remedy = f"pruning.begin and pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
+            raise UserError(f"pruning.cuts is {config.cuts}, but PPO makes {between} updates between {remedy}")
         self._search(dense, {name: torch.ones(len(kept)) for name, kept in self.kept.items()}, self.budget, 1.0)
         if self.early is not None and self.early.spec != dense.spec:
             raise UserError("pruning.rewind is of another network; give an early checkpoint of the dense run")
-
-    # The schedule ------------------------------------------------------------------------------------
-
-    @property
-    def interval(self) -> float:
-        """Frames between two cuts."""
-        return (self.end - self.begin) / self.config.cuts
 
     def due(self, frames: int) -> int:
         """How many cuts are to be made by then."""
         # Rounding must not put off the last cut, at which the run may end.
         return min(max(math.floor((frames - self.begin) / self.interval + 1e-6), 0), self.config.cuts)
-
-    def _position(self, frames: int) -> float:
-        """Where `frames` lie between the latest cut, 0, and the next, 1."""
-        return min(max((frames - self.begin) / self.interval - self.made, 0.0), 1.0)
-
-    def shares(self, channels: Mapping[str, int]) -> dict[str, float]:
-        """Shares of the dense network that remain at these widths, {"macs", "parameters"}."""
-        counts, whole = self.cost(with_widths(self.dense, channels)), self.cost(self.dense)
-        return {name: counts[name] / whole[name] for name in MEASURES}
-
-    # In training -------------------------------------------------------------------------------------
 
     def attach(self, ppo: PPO) -> None:
         """Act behind each step of the optimiser, where a penalty is asked for."""
@@ -194,7 +180,9 @@ class GradualPruning(Callback):
 
     def _faded(self, ppo: PPO) -> float:
         """What one step leaves of a unit to be cut: exp(-strength) over the interval, the rate growing linearly."""
-        before, after = (self._position(frames) for frames in (self.frames, self.frames + ppo.frames_per_update))
+        ends = self.frames, self.frames + ppo.frames_per_update
+        # From 0 at the latest cut to 1 at the next.
+        before, after = (min(max((end - self.begin) / self.interval - self.made, 0.0), 1.0) for end in ends)
         steps = ppo.config.epochs * ppo.config.minibatches
         return math.exp(-self.strength * (after**2 - before**2) / steps)
 
@@ -217,11 +205,8 @@ class GradualPruning(Callback):
     def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> Keep:
         """The units of `policy` to keep at a cut, scored on the latest rollout by PPO's own loss."""
         rows = torch.arange(ppo.actor.env.num_envs, device=ppo.actor.device)
-        evidence = Evidence(
-            generator=torch.Generator().manual_seed(self.seed + cut),
-            batches=rows.tensor_split(ppo.config.minibatches),
-            loss=lambda model, batch: ppo.loss(cast("PointNavPolicy", model), batch).total,
-        )
+        generator, batches = torch.Generator().manual_seed(self.seed + cut), rows.tensor_split(ppo.config.minibatches)
+        evidence = Evidence(generator, batches, lambda model, batch: ppo.loss(cast(PointNavPolicy, model), batch).total)
         with torch.compiler.set_stance("force_eager"):  # compiled code would not call the hooks that scores need
             scores = SCORES[self.config.method](policy, evidence)
         config = self.config
@@ -234,9 +219,7 @@ class GradualPruning(Callback):
         self.tolerance = TOLERANCES[-1]
         return self._search(policy, scores, budget, self.tolerance)
 
-    def _search(
-        self, policy: PointNavPolicy, scores: Scores, budget: Mapping[str, float], tolerance: float
-    ) -> dict[str, Tensor]:
+    def _search(self, policy: PointNavPolicy, scores: Scores, budget: Budget, tolerance: float) -> Keep:
         config = SearchConfig(minimum=self.config.minimum, tolerance=tolerance)
         return search(groups_of(policy), scores, self.shares, budget, config)
 
@@ -248,12 +231,10 @@ class GradualPruning(Callback):
             small, optimiser = slim(ppo.policy, keep), slim_optimiser(ppo.optimiser, ppo.policy, keep)
         else:
             small, optimiser = rewound(self.kept, self.early).to(ppo.actor.device), None
-        policy = cast("PointNavPolicy", small)
+        policy = cast(PointNavPolicy, small)
         shares = self.shares(widths(policy.spec.encoder))
         self.history.append({"frames": self.frames, **shares, "tolerance": self.tolerance})
         return Replacement(policy, optimiser, restart=self.config.rewind_lr)
-
-    # What is written ---------------------------------------------------------------------------------
 
     def scalars(self) -> dict[str, float]:
         """Shares of the dense network that are left."""
@@ -276,10 +257,8 @@ class GradualPruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was cut and what goes next."""
-        return {
-            name: getattr(self, name)
-            for name in ("frames", "made", "kept", "doomed", "history", "tolerance", "initial_weights")
-        }
+        names = "frames", "made", "kept", "doomed", "history", "tolerance", "initial_weights"
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
@@ -299,8 +278,7 @@ def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float, example:
             each = torch.where(doomed[group.name], factor, 1.0)
             for layer in group.ends:
                 for parameter in model.get_submodule(layer).parameters(recurse=False):
-                    channels = each.repeat_interleave(len(parameter) // len(each))
-                    parameter.mul_(channels.view(-1, *[1] * (parameter.dim() - 1)).to(parameter))
+                    parameter.mul_(spread(each, parameter, 0).to(parameter))
 
 
 def slim_optimiser(

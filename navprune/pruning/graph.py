@@ -36,43 +36,43 @@ def shaped_graph(module: nn.Module, example: Example) -> tuple[nn.Module, fx.Gra
     for part in ghost.modules():
         part._forward_hooks.clear()  # they are ours, and meant for values
     try:
+        rest = list(inspect.signature(ghost.forward).parameters.values())[len(inputs) :]
+        defaults = {input.name: input.default for input in rest if input.default is not inspect.Parameter.empty}
         with torch.no_grad():
-            return ghost, _Tracer(ghost, [_ghost(tensor) for tensor in inputs]).trace(ghost, _rest(ghost, len(inputs)))
+            return ghost, _Tracer(ghost, [_ghost(tensor) for tensor in inputs]).trace(ghost, defaults)
     except _MisfitError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-        complaint = f"does not take an example of {shapes} ({_reason(error)}): give another"
+        complaint = f"does not take an example of {shapes} ({reason_of(error)}): give another"
         raise UserError(f"{type(module).__name__} {complaint}") from error
     except Exception as error:  # whatever the user's forward raises when it is given no values
         advice = "its forward must not branch on values; prune the modules inside it"
-        raise UserError(f"{type(module).__name__} cannot be traced ({_reason(error)}): {advice}") from error
+        raise UserError(f"{type(module).__name__} cannot be traced ({reason_of(error)}): {advice}") from error
 
 
 def check_plain(module: nn.Module) -> None:
     """Raise UserError, with the layer's name, where a network does more than its modules' forward says."""
     for name, part in module.named_modules():
+        what = f"{type(part).__name__}{name and f' at {name}'}"
+        computed = f"weights of {name} are computed ({{}}): make them plain parameters with torch.nn.utils.{{}}"
+        compiled, outside = isinstance(part, torch.jit.ScriptModule), "forward" in vars(part)
+        lazy = any(map(nn.parameter.is_lazy, part._parameters.values()))
         refusals = {
-            "is compiled by torch.jit: give the module it was made of": isinstance(part, torch.jit.ScriptModule),
-            "is compiled by torch.compile: give its ._orig_mod": "_orig_mod" in part._modules,
-            "is a wrapper for several devices: give its .module": type(part).__name__ in WRAPPERS,
-            "has no weights before its first call: run the network once": any(
-                nn.parameter.is_lazy(parameter) for parameter in part._parameters.values()
-            ),
-            "has a forward from outside, and its copy would run the original: make it a method": "forward"
-            in vars(part),
+            f"{what} is compiled by torch.jit: give the module it was made of": compiled,
+            f"{what} is compiled by torch.compile: give its ._orig_mod": "_orig_mod" in part._modules,
+            f"{what} is a wrapper for several devices: give its .module": type(part).__name__ in WRAPPERS,
+            f"{what} has no weights before its first call: run the network once": lazy,
+            f"{what} has a forward from outside, and its copy would run the original: make it a method": outside,
+            computed.format("parametrised", "parametrize.remove_parametrizations"): parametrize.is_parametrized(part),
         }
-        for complaint in (words for words, found in refusals.items() if found):
-            raise UserError(f"{type(part).__name__}{name and f' at {name}'} {complaint}")
-        if parametrize.is_parametrized(part):
-            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
-            raise UserError(f"weights of {name} are computed (parametrised): make them plain parameters with {remedy}")
         for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
             kind = type(hook).__name__
-            if remedy := REMEDIES.get("prune" if isinstance(hook, prune.BasePruningMethod) else kind, ""):
-                advice = f"make them plain parameters with torch.nn.utils.{remedy}"
-                raise UserError(f"weights of {name} are computed ({kind}): {advice}")
-            if not str(getattr(hook, "__module__", "")).startswith("navprune."):
-                advice = "remove it, and set it on the smaller network"
-                raise UserError(f"{name or kind} has a forward hook, which a trace does not see: {advice}")
+            remedy = REMEDIES.get("prune" if isinstance(hook, prune.BasePruningMethod) else kind)
+            foreign = not str(getattr(hook, "__module__", "")).startswith("navprune.")
+            advice = "which a trace does not see: remove it, and set it on the smaller network"
+            refusals[computed.format(kind, remedy)] = bool(remedy)
+            refusals[f"{name or kind} has a forward hook, {advice}"] = foreign
+        if complaint := next((words for words, found in refusals.items() if found), None):
+            raise UserError(complaint)
 
 
 def _check_not_shared(module: nn.Module) -> None:
@@ -104,7 +104,7 @@ def copied(module: nn.Module, change: Callable[[Tensor], Tensor] | None = None) 
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever copying the user's objects raises
         advice = "keep what is neither tensor nor module out of it"
-        raise UserError(f"{type(module).__name__} cannot be copied ({_reason(error)}): {advice}") from error
+        raise UserError(f"{type(module).__name__} cannot be copied ({reason_of(error)}): {advice}") from error
 
 
 def tensors_in(value: Any) -> Iterator[Any]:
@@ -169,7 +169,7 @@ class _Tracer(fx.Tracer):
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
                 raise  # it asks for values
-            raise _MisfitError(_reason(error)) from error
+            raise _MisfitError(reason_of(error)) from error
         finally:
             self.computing = False
         return node
@@ -232,14 +232,9 @@ def _decided(proxy: fx.Proxy) -> Any:
     return result
 
 
-def _rest(module: nn.Module, given: int) -> dict[str, Any]:
-    """The defaults of the inputs of `forward` behind those that are given."""
-    rest = list(inspect.signature(module.forward).parameters.values())[given:]
-    return {input.name: input.default for input in rest if input.default is not inspect.Parameter.empty}
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def reason_of(error: Exception) -> str:
+    """The first line of what an exception says, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _ghost(tensor: Tensor) -> Tensor:

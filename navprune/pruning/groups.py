@@ -1,8 +1,7 @@
 """The channel groups of a model, and scaling or masking their channels in place."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from navprune.pruning.graph import Example, check_plain
 from navprune.pruning.trace import ADVICE, trace
 
 Keep = Mapping[str, Tensor]
+Within = AbstractContextManager[nn.Module]
 
 
 def encoder_in(model: nn.Module) -> tuple[str, Encoder]:
@@ -35,44 +35,26 @@ def groups_of(model: nn.Module, example: Example | None = None, *, blocks: bool 
     """Channel groups of any network, with layer names as `model.get_submodule` takes them.
 
     Encoders, policies and classifiers know theirs; what comes from elsewhere is traced with an `example` input, a
-    tensor [B, C, ...] or the tuple of its inputs. With `blocks` the residual blocks that can be removed whole follow
-    behind the widths; only encoders, policies and classifiers offer them. Raises UserError when there is nothing to
-    cut, for what `check_plain` refuses, or where the network cannot be traced.
+    tensor [B, C, ...] or the tuple of its inputs. With `blocks` the residual blocks of the former that can be removed
+    whole follow behind the widths. Raises UserError when there is nothing to cut, and as `trace`.
     """
     check_plain(model)
     if isinstance(model, Classifier):
-        traced = list(_classifier_groups(model.spec))
-        return traced + (_blocks("", model.spec.removable_blocks()) if blocks else [])
-    if not any(isinstance(module, Encoder) for module in model.modules()) and example is not None:
+        groups, removable = list(_classifier_groups(model.spec)), model.spec.removable_blocks()
+    elif example is None or any(isinstance(module, Encoder) for module in model.modules()):
+        prefix, encoder = encoder_in(model)
+        groups = encoder.groups(prefix)
+        removable = {name: prefix + norm for name, norm in encoder.spec.removable_blocks().items()}
+    else:
         followed = trace(model, example)
         if not followed.groups:
             named = "; ".join(followed.obstacles[:3])
             why = f", and channels cannot be followed through {named}: {ADVICE}" if named else ""
-            raise UserError(
-                f"{type(model).__name__} has no channels to prune: those of its inputs and outputs stay{why}"
-            )
-        return list(followed.groups)
-    prefix, encoder = encoder_in(model)
-
-    def within(layers: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(prefix + layer for layer in layers)
-
-    groups = [
-        replace(
-            group,
-            producers=within(group.producers),
-            norms=within(group.norms),
-            readers=within(group.readers),
-            multipliers=within(group.multipliers),
-            ends=within(group.ends),
-        )
-        for group in encoder.groups()
-    ]
-    return groups + (_blocks(prefix, encoder.spec.removable_blocks()) if blocks else [])
-
-
-def _blocks(prefix: str, norms: Mapping[str, str]) -> list[ChannelGroup]:
-    return [ChannelGroup(name, 1, 1, (), (prefix + norm,), (), block=True) for name, norm in norms.items()]
+            reason = f"those of its inputs and outputs stay{why}"
+            raise UserError(f"{type(model).__name__} has no channels to prune: {reason}")
+        groups, removable = list(followed.groups), {}
+    whole = removable.items() if blocks else ()
+    return groups + [ChannelGroup(name, 1, 1, (), (norm,), (), block=True) for name, norm in whole]
 
 
 @lru_cache(maxsize=32)
@@ -85,6 +67,15 @@ def _classifier_groups(spec: ClassifierSpec) -> tuple[ChannelGroup, ...]:
 def units(group: ChannelGroup) -> int:
     """Number of units of a group: the entries of its keep mask, scores and gates."""
     return group.channels // group.unit
+
+
+def spread(values: Tensor, tensor: Tensor, dimension: int) -> Tensor:
+    """A value of each unit for the channels or features along a tensor's dimension, so that it broadcasts with it.
+
+    Of a channel these are one or, behind a flatten, several; of a block all.
+    """
+    each = values.repeat_interleave(tensor.shape[dimension] // len(values))
+    return each.view(-1, *[1] * (tensor.dim() - dimension - 1))
 
 
 def is_inner(group: ChannelGroup) -> bool:
@@ -116,20 +107,17 @@ def checked_keep(groups: list[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
     return full
 
 
-@contextmanager
-def scaled(model: nn.Module, factors: Mapping[str, Tensor], example: Example | None = None) -> Iterator[nn.Module]:
+def scaled(model: nn.Module, factors: Mapping[str, Tensor], example: Example | None = None) -> Within:
     """Within the context each unit's channels are multiplied by its factor, after their norm.
 
     `factors` is {group name: float [units]}, blocks among them; gradients flow into it, and what is changed in it in
     place counts at once. Groups it does not name stay the same. `example` is that of `groups_of`. Raises UserError on
     factors of a wrong length.
     """
-    with _scaled(model, groups_of(model, example, blocks=True), factors):
-        yield model
+    return _scaled(model, groups_of(model, example, blocks=True), factors)
 
 
-@contextmanager
-def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterator[nn.Module]:
+def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Within:
     """Within the context the channels that `keep` drops are zero after their norm: what `slim` must equal.
 
     `keep` is {group name: bool [units]}, False for a block that is skipped; `example` is that of `groups_of`. Raises
@@ -138,33 +126,26 @@ def mask(model: nn.Module, keep: Keep, example: Example | None = None) -> Iterat
     groups = groups_of(model, example, blocks=True)
     reference = next(model.parameters())
     full = checked_keep(groups, keep)
-    with _scaled(model, groups, {name: kept.to(reference) for name, kept in full.items()}):
-        yield model
+    return _scaled(model, groups, {name: kept.to(reference) for name, kept in full.items()})
 
 
 @contextmanager
-def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[None]:
-    handles = []
+def _scaled(model: nn.Module, groups: list[ChannelGroup], factors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
     _check_names(groups, factors)
-    try:
-        for group in groups:
-            if group.name in factors:
-                factor = factors[group.name]
-                if factor.shape != (units(group),):
-                    raise UserError(f"factors of {group.name!r} are {list(factor.shape)}: give {units(group)}")
-                for layer in group.ends:
-                    handles.append(model.get_submodule(layer).register_forward_hook(_scaling_hook(factor)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for group in (group for group in groups if group.name in factors):
+            factor = factors[group.name]
+            if factor.shape != (units(group),):
+                raise UserError(f"factors of {group.name!r} are {list(factor.shape)}: give {units(group)}")
+            for layer in group.ends:
+                hooks.enter_context(model.get_submodule(layer).register_forward_hook(_scaling_hook(factor)))
+        yield model
 
 
 def _scaling_hook(factor: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and output.dim() != 4:
             raise UserError(f"channels are scaled in batches, not in {list(output.shape)}: give inputs [B, C, H, W]")
-        each = factor.repeat_interleave(output.shape[1] // len(factor))  # of a block all, behind a flatten several
-        return output * each.view(-1, *[1] * (output.dim() - 2))
+        return output * spread(factor, output, 1)
 
-    return hook
+    return hook  # no partial: `check_plain` knows our hooks by their module

@@ -21,7 +21,7 @@ from navprune.models.encoders import ChannelGroup
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import Keep, checked_keep, units
 from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, mean_magnitudes, outputs, run_batch
-from navprune.pruning.search import Shares, Widths, search
+from navprune.pruning.search import Shares, Widths, largest, search
 from navprune.pruning.slim import cut_group
 
 POLICY_HEADS = ("action_distribution.linear", "critic.fc")
@@ -71,13 +71,6 @@ def magnitude(_model: nn.Module, chosen: Mapping[str, Tensor], _evidence: Eviden
     return {name: weight.detach().abs() for name, weight in chosen.items()}
 
 
-def _one_batch(method: str, evidence: Evidence) -> Any:
-    batch = next(iter(evidence.batches or ()), None)
-    if batch is None:
-        raise UserError(f"{method} looks at one batch: give a batch")
-    return batch
-
-
 def magnitude_activation(model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
     """|w| x mean |input| of the channel that it reads, on one batch; a bias takes the mean over its layer's inputs.
 
@@ -85,7 +78,7 @@ def magnitude_activation(model: nn.Module, chosen: Mapping[str, Tensor], evidenc
     """
     method = "magnitude x activation"
     layers = {name: layer for name, layer in weighted_layers(model).items() if f"{name}.weight" in chosen}
-    means = mean_magnitudes(method, model, replace(evidence, batches=[_one_batch(method, evidence)]), layers)
+    means = mean_magnitudes(method, model, replace(evidence, batches=[next(evidence.drawn(method))]), layers)
     factors = {f"{name}.bias": mean.mean() for name, mean in means.items()}
     for name, mean in means.items():
         weight = chosen[f"{name}.weight"]
@@ -98,7 +91,7 @@ def magnitude_activation(model: nn.Module, chosen: Mapping[str, Tensor], evidenc
 
 def magnitude_gradient(model: nn.Module, chosen: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
     """|w x gradient| of the loss on one batch (Blalock et al., MLSys 2020; after Mozer & Smolensky, NIPS 1988)."""
-    batch = _one_batch("magnitude x gradient", evidence)
+    batch = next(evidence.drawn("magnitude x gradient"))
     if evidence.loss is None:
         raise UserError("magnitude x gradient follows a loss on one batch: give a loss")
     with evaluating(model):
@@ -138,16 +131,6 @@ def weight_masks(
     else:
         masks = iter(largest(torch.cat(flat), kept).split(sizes))
     return {name: mask.view(found[name].shape) for name, mask in zip(found, masks)}
-
-
-def largest(values: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` of the values [n], the largest; ties go to the earlier."""
-    if count <= 0 or count >= len(values):
-        return torch.full(values.shape, count > 0, dtype=torch.bool)
-    threshold = values.kthvalue(len(values) - count + 1).values
-    mask = values > threshold
-    mask[(values == threshold).nonzero().flatten()[: count - int(mask.sum())]] = True
-    return mask
 
 
 def apportioned(count: int, sizes: Sequence[int]) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.groups import units
+from navprune.pruning.groups import spread, units
 from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, block_layers, unit_weights
 
 
@@ -100,7 +100,4 @@ def _scale(layer: nn.Module, dim: int, weight: Tensor, bias: Tensor | None = Non
     for name, factor in (("weight", weight), ("bias", bias)):
         parameter = getattr(layer, name, None)
         if isinstance(parameter, Tensor) and factor is not None:
-            each = factor.repeat_interleave(parameter.shape[dim] // len(factor))
-            shape = [1] * parameter.dim()
-            shape[dim] = -1
-            parameter.mul_(each.view(shape).to(parameter))
+            parameter.mul_(spread(factor, parameter, dim).to(parameter))

@@ -122,7 +122,7 @@ def prune(
     began, dense = time.perf_counter(), checked_spec(network)
     model = _looked_at(network, dense, gates, seed, device)
     groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
-    shares = _shares(dense or _spec_within(model) or model, cost, example)
+    shares = shares_of(dense or _spec_within(model) or model, cost, example)
     measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
     drawn = batches(model) if callable(batches) else batches
     own = {group.name: group.channels for group in groups if not group.block}
@@ -215,14 +215,12 @@ def _spec_within(model: nn.Module) -> EncoderSpec | None:
     return next((module.spec for module in model.modules() if isinstance(module, Encoder)), None)
 
 
-def _scored(
-    model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None
-) -> tuple[Scores, Sequence[float]]:
+def _scored(model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None) -> tuple[Scores, list[float]]:
     """Scores of the units, and the losses of gates."""
     classifier = isinstance(getattr(model, "spec", None), ClassifierSpec)
     loss = evidence.loss or (classification_loss if classifier else None)
     if gates is None:
-        return SCORES[method](model, replace(evidence, loss=loss)), ()
+        return SCORES[method](model, replace(evidence, loss=loss)), []
     if evidence.batches is None:
         raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
     if loss is None and _spec_within(model) is None:
@@ -231,8 +229,8 @@ def _scored(
     return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
 
 
-def _shares(network: nn.Module | Spec, cost: CountCost | None, example: Example | None) -> Shares:
-    """Widths -> shares of multiply-accumulates and parameters of the dense network."""
+def shares_of(network: nn.Module | Spec, cost: CountCost | None = None, example: Example | None = None) -> Shares:
+    """Widths -> shares of multiply-accumulates and parameters of the dense network; `cost` and `example` as `prune`."""
     count = _count(network, cost, example)
     whole = count({})
     return lambda channels: {name: found / whole[name] for name, found in count(channels).items() if name in MEASURES}

@@ -13,22 +13,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from navprune.errors import UserError
-from navprune.models.policy import PointNavPolicy
+from navprune.models.policy import PointNavPolicy, PolicyOutput
 from navprune.models.spec import PolicySpec
 from navprune.pruning.slim import slim
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_policy, read_spec
-
-if TYPE_CHECKING:
-    from navprune.models.policy import PolicyOutput
-    from navprune.rl.ppo import PPO
+from navprune.rl.ppo import PPO
 
 
 class Distillation(Callback):

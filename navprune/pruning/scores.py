@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.models.spec import BLOCK
-from navprune.pruning.graph import Example
+from navprune.pruning.graph import Example, reason_of
 from navprune.pruning.groups import encoder_in, groups_of, scaled, units
 
 Scores = dict[str, Tensor]
@@ -48,6 +48,17 @@ class Evidence:
     def groups(self, model: nn.Module) -> list[ChannelGroup]:
         """The groups to score."""
         return groups_of(model, self.example, blocks=self.blocks)
+
+    def drawn(self, method: str) -> Iterator[Any]:
+        """The batches; raises UserError, with the method's name, where there are none."""
+        batch = None
+        if isinstance(self.batches, Tensor) or not isinstance(self.batches, Iterable | None):
+            kind = type(self.batches).__name__
+            raise UserError(f"{method!r} scores look at batches, not at one {kind}: give a list of them")
+        for batch in self.batches or ():
+            yield batch
+        if batch is None:
+            raise UserError(f"{method!r} scores need batches of the network's inputs: give at least one")
 
 
 Score = Callable[[nn.Module, Evidence], Scores]
@@ -198,7 +209,7 @@ def taylor(model: nn.Module, evidence: Evidence) -> Scores:
     totals = {name: torch.zeros(len(gate), dtype=torch.float64) for name, gate in gates.items()}
     count = 0
     with evaluating(model), scaled(model, gates, evidence.example):
-        for batch in _batches("taylor", evidence):
+        for batch in evidence.drawn("taylor"):
             loss = loss_of("taylor", evidence.loss, model, batch)
             slopes = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
             for total, slope in zip(totals.values(), slopes):
@@ -249,7 +260,7 @@ def mean_magnitudes(
         for name in layers:
             hook = partial(add, name)
             hooks.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-        for batch in _batches(method, evidence):
+        for batch in evidence.drawn(method):
             run_batch(method, evidence.loss or outputs, model, batch)
     return {name: total / counts[name] for name, total in totals.items()}
 
@@ -261,8 +272,8 @@ def run_batch(method: str, run: LossFunction, model: nn.Module, batch: Any) -> T
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{method}: a batch does not fit the network ({reason}); check the shapes it holds") from error
+        complaint = f"a batch does not fit the network ({reason_of(error)}); check the shapes it holds"
+        raise UserError(f"{method}: {complaint}") from error
 
 
 def loss_of(method: str, loss: LossFunction, model: nn.Module, batch: Any) -> Tensor:
@@ -323,17 +334,6 @@ def distillation_loss(teacher: nn.Module) -> LossFunction:
         return F.mse_loss(found, wanted.to(found))
 
     return loss
-
-
-def _batches(method: str, evidence: Evidence) -> Iterator[Any]:
-    batch = None
-    if isinstance(evidence.batches, Tensor) or not isinstance(evidence.batches, Iterable | None):
-        kind = type(evidence.batches).__name__
-        raise UserError(f"{method!r} scores look at batches, not at one {kind}: give a list of them")
-    for batch in evidence.batches or ():
-        yield batch
-    if batch is None:
-        raise UserError(f"{method!r} scores need batches of the network's inputs: give at least one")
 
 
 @contextmanager

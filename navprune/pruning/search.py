@@ -11,7 +11,7 @@ with the theta in [0, 1] of least size at which neither is slack. Within a group
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from navprune.checks import bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.groups import units
@@ -32,10 +33,8 @@ LATENCY = "latency"
 SCOPES = ("global", "layer")
 MEASURED_TOLERANCE = 0.05
 """How far below its budget a measured cost may end (relative): clocks do not repeat to one per cent."""
-TILTS = 14
-"""Halvings of theta: beyond, no unit changes its place."""
-RELEASES = 300
-"""Sets of units above the threshold that are tried to give way to others before a budget is refused."""
+TILTS = 14  # halvings of theta: beyond, no unit changes its place
+RELEASES = 300  # sets of units above the threshold that are tried to give way to others before a budget is refused
 
 Budget = Mapping[str, float]
 """Largest share of the dense network for each measure, in (0, 1]."""
@@ -56,31 +55,22 @@ class BudgetUnmet(UserError):
 class SearchConfig:
     """What a search may cut, and how."""
 
-    scope: str = "global"
+    scope: str = chosen("global", SCOPES)
     """global: one threshold for all layers; layer: the same share of each, its best units."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """Largest kept share of layers by pattern, such as {"stage4.*": 0.3}; in (0, 1]."""
-    minimum: int = 1
+    minimum: int = bounded(1, 1)
     """Units that stay of every width; at least 1."""
-    minimum_share: float = 0.0
+    minimum_share: float = bounded(0.0, 0, 1)
     """Share that stays of every width; from 0 to 1."""
-    multiple: int = 1
+    multiple: int = bounded(1, 1)
     """Kept channels are multiples of this, and at least so many, or all of a width; at least 1."""
-    tolerance: float = 0.01
+    tolerance: float = bounded(0.01, 0, 1)
     """How far below its budget the tightest measure may end, relative; from 0 to 1."""
 
     def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise UserError(f"search: scope is {self.scope!r}; use {' or '.join(SCOPES)}")
-        if not all(isinstance(number, int) and number >= 1 for number in (self.minimum, self.multiple)):
-            raise UserError("search: at least one unit of every width must stay; minimum and multiple are 1 or more")
-        if not isinstance(self.limits, Mapping):
-            raise UserError(f"search: limits are {self.limits!r}: give shares by layer, such as {{'stage4.*': 0.3}}")
-        if not (0 <= self.minimum_share <= 1 and 0 <= self.tolerance <= 1):
-            raise UserError("search: minimum_share and tolerance are shares from 0 to 1")
-        for pattern, share in self.limits.items():
-            if not _is_share(share):
-                raise UserError(f"limits: {pattern}={share} is not a share of the layer; give 0 < share <= 1")
+        check_fields("search", self)
+        _check_shares("limits", "the layer", self.limits)
 
 
 def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str, float]:
@@ -112,21 +102,21 @@ def parse_budget(text: str) -> dict[str, float]:
     return budget
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, Real) and 0 < float(value) <= 1
+def _check_shares(title: str, whole: str, shares: object) -> None:
+    if not isinstance(shares, Mapping):
+        raise UserError(f"{title} must not be {shares!r}: give shares by name, such as {{'NAME': 0.5}}")
+    for name, share in shares.items():
+        if not isinstance(share, Real) or not 0 < float(share) <= 1:
+            raise UserError(f"{title}: {name}={share} is not a share of {whole}; give 0 < {name} <= 1")
 
 
 def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
     """Raise UserError unless every entry is a share in (0, 1] of a known measure."""
-    if not isinstance(budget, Mapping):
-        raise UserError(f"the budget is {budget!r}: give shares by name, such as {{'macs': 0.5}}")
+    _check_shares("budget", "the dense network", budget)
     if not budget:
         raise UserError(f"the budget is empty: give a share of {' or '.join(known)}")
-    for name, share in budget.items():
-        if name not in known:
-            raise UserError(f"budget: unknown measure {name!r}; there are {', '.join(known)}")
-        if not _is_share(share):
-            raise UserError(f"budget: {name}={share} is not a share of the dense network; give 0 < {name} <= 1")
+    if unknown := [name for name in budget if name not in known]:
+        raise UserError(f"budget: unknown measure {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def search(
@@ -163,9 +153,15 @@ def search(
     keep = {}
     for group in groups:
         score = _checked(group, scores[group.name]) if group.name in scores else torch.zeros(units(group))
-        keep[group.name] = torch.zeros(units(group), dtype=torch.bool)
-        keep[group.name][score.argsort(descending=True, stable=True)[: counts[group.name]]] = True
+        keep[group.name] = largest(score, counts[group.name])
     return keep
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` of the values [n], the largest; ties go to the earlier."""
+    mask = torch.zeros(values.shape, dtype=torch.bool)
+    mask[values.argsort(descending=True, stable=True)[:count]] = True
+    return mask
 
 
 def shortfall(
@@ -406,18 +402,17 @@ def _bisected(
     """As many of the ranking's best steps, within `counts`, as keep a measured share at its limit or below."""
     if share(space.widths(counts)) <= limit:
         return counts
-    low, high, reached = -1, len(order), math.inf
-    while high - low > 1:
-        middle = (low + high) // 2
-        value = share(space.widths(space.counts(order[:middle]) & counts))
-        if value <= limit:
-            low, reached = middle, value
-        else:
-            high = middle
-            reached = value if low < 0 else reached
-    if low < 0 or reached < (1 - MEASURED_TOLERANCE) * limit:
+    shares = {}
+
+    def exceeds(length: int) -> bool:
+        shares[length] = share(space.widths(space.counts(order[:length]) & counts))
+        return not shares[length] <= limit
+
+    longest = bisect_left(range(len(order) + 1), True, key=exceeds) - 1
+    reached = shares[max(longest, 0)]
+    if not (1 - MEASURED_TOLERANCE) * limit <= reached <= limit:
         raise _refusal({name: limit}, {name: reached})
-    return space.counts(order[:low]) & counts
+    return space.counts(order[:longest]) & counts
 
 
 def _refusal(budget: Budget, nearest: Mapping[str, float]) -> BudgetUnmet:

@@ -14,7 +14,11 @@ from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
 from navprune.models.widths import with_widths
 from navprune.pruning.channels import long_axis
 from navprune.pruning.graph import Example, copied, features_kept, tensors_in
-from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of
+from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of, spread
+
+INPUTS = ("in_channels", "in_features")
+OUTPUTS = ("out_channels", "out_features", "num_features", "num_channels", "num_groups")
+"""What layers say of their own widths."""
 
 
 def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Module:
@@ -99,7 +103,7 @@ def _cut(tensor: Tensor, dimension: int, kept: Tensor) -> Tensor:
     """The kept part of a tensor; each unit is one run of entries along the dimension, however long."""
     if tensor.dim() <= dimension:
         return tensor
-    index = kept.repeat_interleave(tensor.shape[dimension] // len(kept)).nonzero().flatten()
+    index = spread(kept, tensor, dimension).flatten().nonzero().flatten()
     return tensor.index_select(dimension, index.to(tensor.device))
 
 
@@ -115,8 +119,12 @@ def _narrow(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
         new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         setattr(model.get_submodule(owner), own, new)
     for name in {*group.producers, *group.norms, *group.multipliers, *group.readers}:
+        layer = model.get_submodule(name)
         for dimension in _dimensions(group, name):
-            _correct_sizes(model.get_submodule(name), dimension, len(kept), int(kept.sum()))
+            grouped = ("in_channels", "groups") if getattr(layer, "groups", 1) > 1 else ()
+            for size in INPUTS if dimension else (*OUTPUTS, *grouped):
+                if hasattr(layer, size):
+                    setattr(layer, size, getattr(layer, size) * int(kept.sum()) // len(kept))
 
 
 def _forget(small: nn.Module, model: nn.Module, example: Example) -> None:
@@ -128,14 +136,3 @@ def _forget(small: nn.Module, model: nn.Module, example: Example) -> None:
             if key in attributes:
                 kind = type(attributes[key])
                 attributes[key] = kind() if issubclass(kind, list | dict) else None
-
-
-def _correct_sizes(layer: nn.Module, dimension: int, units: int, left: int) -> None:
-    """Correct what a layer says of its own widths."""
-    inputs = ["in_channels", "in_features"]
-    outputs = ["out_channels", "out_features", "num_features", "num_channels", "num_groups"]
-    if getattr(layer, "groups", 1) > 1:
-        outputs += ["in_channels", "groups"]
-    for name in inputs if dimension else outputs:
-        if hasattr(layer, name):
-            setattr(layer, name, getattr(layer, name) * left // units)

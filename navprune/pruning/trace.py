@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
+from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.channels import (
     IN_PLACE,
@@ -26,13 +27,11 @@ from navprune.pruning.channels import (
     followed,
     long_axis,
     operation_of,
-    shape_of,
     silenced_by,
     sizes_of,
     whole,
     width_of,
 )
-from navprune.pruning.costs import LayerCost, Trace
 from navprune.pruning.graph import Example, shaped_graph
 
 FUNCTIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
@@ -41,6 +40,63 @@ FUNCTIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
 }  # fmt: skip
 """Functions that compute what these layers do; a layer derived from one may call it with its own weights."""
 ADVICE = "prune the parts around it, or write it with convolutions, norms, linear layers, sums and pooling"
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one convolution, linear layer or norm costs; see `module_cost`.
+
+    `source` and `target` name groups, or are None where the width is fixed; `inputs` and `outputs` are features for
+    each channel of those groups, or all of them. Each of `positions` takes `taps` multiply-accumulates for each pair
+    of input and output; `vectors` counts parameters for each output: a bias, or a norm's scale and shift. A parameter
+    of its own with an entry for each channel is a layer of one vector.
+    """
+
+    module: str
+    source: str | None
+    inputs: int
+    target: str | None
+    outputs: int
+    taps: int
+    positions: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The groups of a network, in order of execution, its layers, and parameters that no cut changes.
+
+    `obstacles` name the operations that keep channels whole, since these cannot be followed through them.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    obstacles: tuple[str, ...] = ()
+
+    def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.
+
+        Multiply-accumulates are those of convolutions, padding included, and linear layers; nothing is run.
+        Groups that are not named keep their channels; a name that leads to 0 channels removes the block it names.
+        """
+        channels = {group.name: group.channels for group in self.groups}
+        for name, count in widths.items():
+            if name not in channels and count not in (0, 1):
+                raise UserError(f"no channel group {name!r}: there are {', '.join(channels)}")
+            if count < 0:
+                raise UserError(f"{name} cannot have {count} channels: give 0 or more")
+        channels |= widths
+        removed = tuple(f"{name}." for name, count in widths.items() if count == 0)
+        macs, parameters = 0, self.parameters
+        for layer in self.layers:
+            if removed and layer.module.startswith(removed):
+                continue
+            outputs = layer.outputs * (channels[layer.target] if layer.target else 1)
+            weights = layer.taps * layer.inputs * (channels[layer.source] if layer.source else 1) * outputs
+            macs += layer.positions * weights
+            parameters += weights + layer.vectors * outputs
+        return {"macs": macs, "parameters": parameters}
 
 
 def trace(module: nn.Module, example: Example) -> Trace:
@@ -55,11 +111,7 @@ def trace(module: nn.Module, example: Example) -> Trace:
 
 
 def module_cost(module: nn.Module, example: Example) -> Callable[[Mapping[str, int]], dict[str, int]]:
-    """Multiply-accumulates and parameters of a network as a function of its widths, without running it.
-
-    The answer takes {group name: channels} and gives {"macs", "parameters"}; see `Trace.cost`. Multiply-accumulates
-    are those of convolutions, padding included, and linear layers, for one input. Raises UserError as `trace`.
-    """
+    """`Trace.cost` of a network: what it costs as a function of its widths. Raises UserError as `trace`."""
     return trace(module, example).cost
 
 
@@ -94,7 +146,10 @@ class _Follower:
             if node.op == "output":
                 self._keep(node)
             elif (result := self._followed(node)) is not None:
-                self.values[node] = self._at_end(node, result)
+                end = node.meta.get("end_of")
+                stuck = end and result.free and result.writers and result.silencers is None and result.axis == 1
+                # What a module answers with can be silenced behind it, whatever it is.
+                self.values[node] = replace(result, silencers=frozenset({end})) if stuck else result
                 self._overwrite(node, result)
             if node.meta.get("decided") and node in self.counts:
                 self._note(node, "a branch on a number of channels")
@@ -117,13 +172,6 @@ class _Follower:
             value.keep()
         for count in self.counts.keys() & set(node.all_input_nodes):
             self.counts[count][0].root.fixed = True
-
-    def _at_end(self, node: fx.Node, value: Value) -> Value:
-        """What a module answers with can be silenced behind it, whatever it is."""
-        end = node.meta.get("end_of")
-        if end and value.free and value.writers and value.silencers is None and value.axis == 1:
-            return replace(value, silencers=frozenset({end}))
-        return value
 
     def _overwrite(self, node: fx.Node, result: Value) -> None:
         """What an operation in place writes is read under every name of the memory: its first input and views of it."""
@@ -207,12 +255,10 @@ class _Follower:
         sizes, result = sizes_of(node), node.meta["result"]
         axis = 1 if value.writers else long_axis(result)
         at = place if sizes is None else sizes.index(count) if count in sizes else None
-        if not grows or at is None or at != axis:
+        own, other = value.channels.root, channels.root
+        if not grows or at is None or at != axis or (own is not other and {own.size, other.size} != {result.shape[at]}):
             return False
-        if value.channels.root is not channels.root:
-            if not value.channels.root.size == channels.root.size == result.shape[axis]:
-                return False
-            value.channels.join(channels)
+        own.join(other)
         return True
 
     def _layer(self, node: fx.Node) -> nn.Module:
@@ -240,7 +286,7 @@ class _Follower:
         if layer is not None:
             self.elsewhere.add(place)
             if isinstance(layer, nn.Linear):  # along the last of several dimensions: it costs, but is not cut
-                outputs, positions = Channels(layer.out_features, fixed=True), shape_of(node)[1:-1]
+                outputs, positions = Channels(layer.out_features, fixed=True), node.meta["result"].shape[1:-1]
                 self.calls.setdefault(place, _Call(layer, None, outputs, 0)).positions += math.prod(positions)
         read = [n for n in node.all_input_nodes if n in self.values]
         own = self._layer(node).parameters() if node.op == "call_module" else (n.meta["result"] for n in read)
@@ -262,21 +308,16 @@ class _Follower:
             target = self._grouped(node, layer, value)
         else:
             if value.free and value.silencers is None:
-                reason = f"since {name} reads channels that are not 0 where cut ones are 0"
-                raise ObstacleError(
-                    f"{type(layer).__name__}, {reason} (sigmoid, added constant: use ReLU or the like),"
-                )
+                reason = f"{type(layer).__name__}, since {name} reads channels that are not 0 where cut ones are 0"
+                raise ObstacleError(f"{reason} (sigmoid, added constant: use ReLU or the like),")
             value.read()
             target, source = Channels(width_of(result)), value.channels
-        positions = math.prod(result.shape[2:])
-        if earlier := self.calls.get(name):
-            earlier.positions += positions
-            earlier.target.join(target)
-            if source and earlier.source:
-                earlier.source.join(source)
-            earlier.source = earlier.source or source
-        else:
-            self.calls[name] = _Call(layer, source, target, positions)
+        call = self.calls.setdefault(name, _Call(layer, source, target, 0))
+        call.positions += math.prod(result.shape[2:])
+        call.target.join(target)
+        if source and call.source:
+            call.source.join(source)
+        call.source = call.source or source
         before = value.writers if source is None else frozenset()
         return Value(target, frozenset({name}) if node.op == "call_module" else None, before | {name})
 
@@ -355,18 +396,11 @@ def _inside(node: fx.Node) -> str:
 
 def _layer(name: str, call: _Call, names: Mapping[Channels, str]) -> LayerCost:
     """One entry of the costs, of a layer as it is before any cut."""
-    module = call.module
-    source = names.get(call.source.root) if call.source else None
-    target = names.get(call.target.root)
-    inputs, outputs, taps, vectors = 0, call.target.size, 0, 0
-    if isinstance(module, nn.Conv2d):
-        inputs, taps = module.in_channels // module.groups, math.prod(module.kernel_size)
-        vectors = int(module.bias is not None)
-    elif isinstance(module, nn.Linear):
-        inputs, taps, vectors = module.in_features, 1, int(module.bias is not None)
-    else:
-        vectors = sum(p is not None for p in module._parameters.values())
-        outputs = next((len(p) for p in module.parameters()), outputs)
+    source, target = (names.get(channels.root) if channels else None for channels in (call.source, call.target))
+    shapes = [parameter.shape for parameter in call.module.parameters()]
+    inputs, *kernel = next((shape[1:] for shape in shapes if len(shape) > 1), (0, 0))  # a norm has neither
+    taps, vectors = math.prod(kernel), sum(len(shape) == 1 for shape in shapes)
+    outputs = shapes[0][0] if shapes else call.target.size
     if source and call.source:
         inputs //= call.source.size
     if target:

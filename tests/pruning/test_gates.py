@@ -113,14 +113,14 @@ def test_no_batches_are_refused():
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ({"target": 1.0}, "target must lie between"),
-        ({"expansion": 0.5}, "expansion must be at least 1"),
-        ({"expansion": float("nan")}, "expansion must be at least 1"),
-        ({"expansion": 100.0}, "at most 8, not 100"),
-        ({"penalty": float("nan")}, "penalty must be at least 0"),
-        ({"penalty": -1}, "penalty must be at least 0"),
-        ({"learning_rate": 0}, "learning rates above 0"),
-        ({"stable": 0}, "stable is a correlation"),
+        ({"target": 1.0}, "gates.target is 1.0; it must be a number from"),
+        ({"expansion": 0.5}, "expansion is 0.5; it must be a number from 1 to 8"),
+        ({"expansion": float("nan")}, "expansion is nan"),
+        ({"expansion": 100.0}, "expansion is 100.0; .* from 1 to 8"),
+        ({"penalty": float("nan")}, "penalty is nan; it must be a number of at least 0"),
+        ({"penalty": -1}, "penalty is -1"),
+        ({"learning_rate": 0}, "gates.learning_rate is 0"),
+        ({"stable": 0}, "stable is 0; it must be a number from"),
     ],
 )
 def test_settings_are_checked(setting, complaint):
@@ -233,7 +233,7 @@ def test_gates_of_classifiers_leave_weights_and_statistics(name):
         model,
         labelled_batches(*labelled(32), 16, 1, torch.Generator().manual_seed(0)),
         classification_loss,
-        PAPER_RECIPES["cifar"].config,
+        PAPER_RECIPES["cifar"]["config"],
     )
     assert weights_hash(model) == before and model.training
     inner = {"cifar_resnet56": 27, "cifar_vgg16_bn": 13}[name]

@@ -144,7 +144,7 @@ def test_magnitude_times_gradient_follows_one_batch():
     products = torch.cat([(p * p.grad).detach().abs().flatten() for p in network[0].parameters()])
     found = torch.cat([masks["0.weight"].flatten(), masks["0.bias"]])
     assert torch.equal(found, largest(products, int(found.sum()))) and 0 < found.sum() < len(found)
-    with pytest.raises(UserError, match="give a batch"):
+    with pytest.raises(UserError, match="give at least one"):
         STRATEGIES["layer-magnitude-gradient"](network, evidence(batches=None), 1.2)
 
 
@@ -163,7 +163,7 @@ def test_magnitude_times_activation_follows_what_each_weight_reads_on_one_batch(
     hidden = network[:3](images).abs().mean(0)
     torch.testing.assert_close(found["3.weight"].float(), (network[3].weight.abs() * hidden).detach())
     torch.testing.assert_close(found["3.bias"].float(), (network[3].bias.abs() * hidden.mean()).detach())
-    with pytest.raises(UserError, match="magnitude x activation looks at one batch"):
+    with pytest.raises(UserError, match="'magnitude x activation' scores need batches"):
         STRATEGIES["layer-magnitude-activation"](network, evidence(batches=None), 1.2)
 
 

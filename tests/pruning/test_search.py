@@ -365,10 +365,10 @@ def test_a_measured_cost_is_bisected_and_asked_seldom():
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"scope": "block"}, "scope is 'block'"),
-        ({"minimum": 0}, "at least one unit"),
-        ({"multiple": 0}, "at least one unit"),
-        ({"minimum_share": 1.5}, "shares from 0 to 1"),
+        ({"scope": "block"}, "search.scope is block; known are global, layer"),
+        ({"minimum": 0}, "search.minimum is 0; it must be a whole number of at least 1"),
+        ({"multiple": 0}, "search.multiple is 0"),
+        ({"minimum_share": 1.5}, "minimum_share is 1.5; it must be a number from 0 to 1"),
         ({"limits": {"stem": 0.0}}, "stem=0.0 is not a share"),
         ({"limits": {"stem": float("nan")}}, "stem=nan is not a share"),
         ({"limits": {"stage9.*": 0.5}}, "no layer that this method cuts is called 'stage9.[*]'; it cuts a, b"),
