@@ -33,7 +33,7 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 SCALARS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     str: ("text", str),
     bool: ("true or false", lambda text: BOOLEANS[text.lower()]),
-    int: ("a whole number", int),
+    int: ("a whole number", lambda text: int(text) if text.lstrip("+-").isdigit() else _whole(float(text))),
     float: ("a number", lambda text: float(text.replace(".inf", "inf"))),  # as YAML spells it
 }
 """What the schema's scalars are called, and how they are read."""
@@ -196,6 +196,7 @@ def _find(name: str, above: tuple[Path, ...] = ()) -> Path:
     if by_path:
         raise UserError(f"there is no file {name}; a recipe is a YAML file or one of {', '.join(recipes())}")
     known = sorted({other.stem for file in files for other in file.parent.glob("*.y*ml")})
+    known += [f"{name}{end}" for end in ENDS if (here / f"{name}{end}").is_file()]
     raise UserError(f"there is no recipe {name}; {_nearest(name, known) if known else 'write it'}")
 
 
@@ -246,6 +247,12 @@ def _fit(kind: Any, optional: bool, value: Any, key: str) -> Any:
         with contextlib.suppress(KeyError, ValueError):
             return read(os.path.expanduser(value) if key in PATHS else value)
     raise UserError(f"{key or 'it'} is {value!r}; it must be {name}{' or null' if optional else ''}")
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
 def _listed(text: str) -> list[str]:

@@ -125,8 +125,10 @@ def _unknown(text: str, path: Path) -> str:
     names = [name for names in NAMED.values() for name in names]
     beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(text, [*names, *beside], n=1, cutoff=0.75)
-    files = f"{SPEC_FILE}, {WEIGHTS_FILE} ({', '.join(list(SUFFIXES)[1:])}), {FOLDER}"
     hint = f"; did you mean {close[0]}?" if close else ""
+    if not path.exists() and (path.suffix or path.name != text):
+        return f"there is no file or folder {text}{hint or '; give one that exists'}"
+    files = f"{SPEC_FILE}, {WEIGHTS_FILE} ({', '.join(list(SUFFIXES)[1:])}), {FOLDER}"
     return f"{text} is neither a name ({', '.join(names)}) nor an existing {files}{hint}"
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.models.weights import read_foreign
 
 ANSWERS = Path(__file__).parent / "data" / "policy_families" / "answers.npz"
 SIDE = 128
@@ -64,3 +66,38 @@ def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         value = 0.1 * noise + name.endswith("weight")  # of a norm
     return value.astype(np.float32)
+
+
+def random_policy(spec, seed=0):
+    """A policy whose every tensor, running statistics included, is random."""
+    policy = build(spec, seed)
+    policy.load_state_dict(weights({key: tuple(v.shape) for key, v in policy.state_dict().items()}))
+    return policy
+
+
+def answers_of(policy, observations):
+    """What habitat-baselines' policy answers to observations with "prev_actions" and "masks"."""
+    features = []
+    policy.net.state_encoder.register_forward_hook(lambda module, inputs, output: features.append(output[0]))
+    seen = dict(observations)
+    previous, masks = seen.pop("prev_actions"), seen.pop("masks")
+    with torch.inference_mode():
+        out = policy.eval().sequence(seen, policy.initial_state(2), previous, masks)
+    return {
+        "features": features[0],
+        "values": out.values[..., None],
+        "action_logits": out.logits.log_softmax(-1),  # recorded as normalised log-probabilities
+        "recurrent_state": out.state,
+    }
+
+
+def assert_answers(answers, expected):
+    for key, answer in answers.items():
+        torch.testing.assert_close(answer, expected[key], atol=1e-4, rtol=0, msg=f"{key}: {{}}".format)
+
+
+def loaded(path):
+    spec, state = read_foreign(path)
+    policy = build(spec)
+    policy.load_state_dict(state)
+    return policy

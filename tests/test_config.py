@@ -223,6 +223,21 @@ def test_a_file_that_is_not_there_is_called_a_file(name, capsys, tmp_path, monke
     assert f"there is no file {name}" in said and "did you mean" not in said
 
 
+def test_a_file_without_its_ending_is_pointed_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yml").write_text("run: here")
+    with pytest.raises(UserError, match=r"there is no recipe mine; did you mean mine\.yml\?"):
+        load_config("mine")
+
+
+@pytest.mark.parametrize(("text", "frames"), [("1e6", 1_000_000), ("2_000", 2000), ("3.0", 3), ("+4", 4)])
+def test_whole_numbers_may_be_written_in_any_way(text, frames):
+    assert load_config("pointnav", [f"trainer.total_frames={text}"]).trainer.total_frames == frames
+    for wrong in ("1.5", "1e-3", "inf", "nan", "one"):
+        with pytest.raises(UserError, match="must be a whole number"):
+            load_config("pointnav", [f"trainer.total_frames={wrong}"])
+
+
 def test_a_recipe_of_ones_own_may_choose_from_the_groups(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("task: {width: 32}\n")

@@ -99,12 +99,13 @@ def test_addresses_lead_to_files_and_agree():
         assert (ROOT / address.removeprefix(home).lstrip("/")).exists()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
 def test_links_and_names_of_files_exist(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    named = re.findall(r"`((?:navprune|tests)/[\w/]+\.py)`", text)
-    assert links and [path for path in (*links, *named) if not (ROOT / path).exists()] == []
+    named = re.findall(r"`((?:navprune|tests|experiments|docs)/[\w/.-]+\.\w+)`", text)
+    assert [path for path in links if not (page.parent / path).exists()] == []
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 # One voice ----------------------------------------------------------------------------------------

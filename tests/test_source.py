@@ -130,8 +130,11 @@ def test_every_command_says_what_may_be_given_instead_of_the_unknown(
     arguments = [word.replace("SOURCE", wrong).replace("OUT", "out") for word in COMMANDS[command]]
     assert main(arguments) == 2
     (said,) = capsys.readouterr().err.strip().splitlines()
-    assert said.startswith(f"navprune: {wrong} is neither a name") and ".safetensors" in said and "run folder" in said
-    assert said.endswith(f"did you mean {meant}?" if meant else "run folder")
+    if "/" in wrong:
+        assert said.startswith(f"navprune: there is no file or folder {wrong}; ")
+    else:
+        assert said.startswith(f"navprune: {wrong} is neither a name") and ".safetensors" in said
+    assert said.endswith(f"did you mean {meant}?" if meant else "give one that exists")
     assert not Path("out").exists()
 
 

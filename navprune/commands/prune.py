@@ -1,5 +1,6 @@
 """`navprune prune`: a network, a method and a budget to a slim checkpoint."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -166,10 +167,10 @@ def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, eq
         code = f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
         step = f"navprune.models.build.build({code}.spec, seed)  # new weights" if new else code
         return f"slim checkpoint in {out}; load it in Python with\n  {step}"
-    command = f"navprune train --config {out}/config.yaml init={out} run={out}_run"
-    command += " init_weights=false" if new else ""
-    command += f" trainer.total_frames={answer['training']['equal_compute_frames']}" if equal_compute else ""
-    return f"slim checkpoint in {out}; train it with\n  {command}"
+    words = ["navprune", "train", "--config", f"{out}/config.yaml", f"init={out}", f"run={out}_run"]
+    words += ["init_weights=false"] if new else []
+    words += [f"trainer.total_frames={answer['training']['equal_compute_frames']}"] if equal_compute else []
+    return f"slim checkpoint in {out}; train it with\n  {shlex.join(words)}"
 
 
 def unpruned(source: Source, config: Config, images: Path | None) -> Spec:

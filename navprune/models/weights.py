@@ -189,7 +189,7 @@ def _check_fits(spec: PolicySpec, state: Mapping[str, Tensor]) -> None:
 
 def _shape(state: Mapping[str, Tensor], key: str, dimensions: int | None = None) -> tuple[int, ...]:
     if key not in state:
-        raise UserError(f"not a PointNav policy of habitat-baselines (it has no {key})")
+        raise UserError(f"not a PointNav policy of habitat-baselines (it has no {key}); give the weights of one")
     shape = tuple(state[key].shape)
     if dimensions is not None and len(shape) != dimensions:
         raise UserError(f"{key} is {list(shape)}; {dimensions} dimensions are needed")

@@ -11,7 +11,6 @@ a growing one on the units that are about to go (Wang et al., Neural Pruning via
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.models.widths import widths
 from navprune.pruning.graph import Example
-from navprune.pruning.groups import Keep, checked_keep, groups_of, spread, units
+from navprune.pruning.groups import Keep, groups_of, spread, units
 from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import CountCost, shares_of, weights_hash
 from navprune.pruning.recover import rewound
@@ -42,7 +41,7 @@ from navprune.pruning.search import (
     search,
     shortfall,
 )
-from navprune.pruning.slim import cut_group, slim
+from navprune.pruning.slim import slim, slim_optimiser
 from navprune.rl.callbacks import Callback, Replacement
 from navprune.rl.ppo import PPO
 
@@ -279,35 +278,3 @@ def fade(model: nn.Module, doomed: Mapping[str, Tensor], factor: float, example:
             for layer in group.ends:
                 for parameter in model.get_submodule(layer).parameters(recurse=False):
                     parameter.mul_(spread(each, parameter, 0).to(parameter))
-
-
-def slim_optimiser(
-    optimiser: torch.optim.Optimizer, model: nn.Module, keep: Keep, example: Example | None = None
-) -> dict[str, Any]:
-    """The state of an optimiser of `model` for one of `slim(model, keep, example)`.
-
-    Whatever it keeps for each weight, as Adam its two moments, loses what the weights lose; the next step on the slim
-    model is then that on the masked one. Raises UserError for an optimiser of other weights, or one that keeps
-    something else than numbers and one value for each weight.
-    """
-    packed = optimiser.state_dict()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    if any(id(parameter) not in names for parameter in parameters):
-        raise UserError("the optimiser has weights that are not the model's: slim that of this model")
-    for i, entry in packed["state"].items():
-        kept = [value for value in entry.values() if isinstance(value, Tensor) and value.dim()]
-        if not isinstance(i, int) or any(value.shape != parameters[i].shape for value in kept):
-            raise UserError(f"{type(optimiser).__name__} keeps more than one value for each weight: begin a fresh one")
-    order = [names[id(parameter)] for parameter in parameters]
-    groups = groups_of(model, example)
-    full = checked_keep(groups, keep)
-    state = copy.deepcopy(packed["state"])
-    for key in {key for entry in state.values() for key in entry}:
-        named = {order[i]: entry[key] for i, entry in state.items() if isinstance(entry.get(key), Tensor)}
-        for group in groups:
-            cut_group(named, group, full[group.name])
-        for i, entry in state.items():
-            if order[i] in named:
-                entry[key] = named[order[i]]
-    return {**packed, "state": state}

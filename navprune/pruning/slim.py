@@ -1,7 +1,8 @@
 """Slimming: the kept slices of the weights in a smaller network, nothing else."""
 
+import copy
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,38 @@ def cut_group(weights: dict[str, Tensor], group: ChannelGroup, kept: Tensor) -> 
             weights[name] = _cut(weights[name], dimension, kept)
         if name in group.vectors:
             weights[name] = _cut(weights[name], long_axis(weights[name]) or 0, kept)
+
+
+def slim_optimiser(
+    optimiser: torch.optim.Optimizer, model: nn.Module, keep: Keep, example: Example | None = None
+) -> dict[str, Any]:
+    """The state of an optimiser of `model` for one of `slim(model, keep, example)`.
+
+    Whatever it keeps for each weight, as Adam its two moments, loses what the weights lose; the next step on the slim
+    model is then that on the masked one. Raises UserError for an optimiser of other weights, or one that keeps
+    something else than numbers and one value for each weight.
+    """
+    packed = optimiser.state_dict()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    if any(id(parameter) not in names for parameter in parameters):
+        raise UserError("the optimiser has weights that are not the model's: slim that of this model")
+    for i, entry in packed["state"].items():
+        kept = [value for value in entry.values() if isinstance(value, Tensor) and value.dim()]
+        if not isinstance(i, int) or any(value.shape != parameters[i].shape for value in kept):
+            raise UserError(f"{type(optimiser).__name__} keeps more than one value for each weight: begin a fresh one")
+    order = [names[id(parameter)] for parameter in parameters]
+    groups = groups_of(model, example)
+    full = checked_keep(groups, keep)
+    state = copy.deepcopy(packed["state"])
+    for key in {key for entry in state.values() for key in entry}:
+        named = {order[i]: entry[key] for i, entry in state.items() if isinstance(entry.get(key), Tensor)}
+        for group in groups:
+            cut_group(named, group, full[group.name])
+        for i, entry in state.items():
+            if order[i] in named:
+                entry[key] = named[order[i]]
+    return {**packed, "state": state}
 
 
 def encoder_of(spec: Spec) -> EncoderSpec | ClassifierSpec:

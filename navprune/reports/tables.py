@@ -65,6 +65,7 @@ class Table:
 def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
     """Return the table of encoders; savings are of MACs, against the first row that has a cost."""
     baseline = next((row for row in rows if row.macs()), None)
+    sizes = sorted({time["batch_size"] for row in rows for time in row.latency}) or [1, 8]
     cells = []
     for row in rows:
         spl, success, reward = (row.measure(name) for name in ("spl", "success", "reward"))
@@ -78,9 +79,8 @@ def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
                 "95 % interval": f"{spl['low']:.3f} to {spl['high']:.3f}" if spl else MISSING,
                 "success": percent(success["mean"]) if success else MISSING,
                 "reward": f"{reward['mean']:.2f}" if reward else MISSING,
-                "ms, batch 1": significant(row.milliseconds(1, runtime)),
-                "ms, batch 8": significant(row.milliseconds(8, runtime)),
             }
+            | {f"ms, batch {size}": significant(row.milliseconds(size, runtime)) for size in sizes}
         )
     return rows_table(cells)
 
@@ -200,4 +200,4 @@ def significant(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """Write a share, 0 to 1, in per cent."""
-    return MISSING if share is None else f"{100 * share:.1f} %"
+    return MISSING if share is None else f"{100 * share:.1f} %" if share > -1 else f"{1 - share:.3g} times as much"

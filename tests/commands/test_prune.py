@@ -1,6 +1,7 @@
 """`navprune prune` as a function: what it looks at, what it writes, and that the result needs no pruning code."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,9 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
     assert training["search_share"] == pytest.approx(data["search_seconds"] / 100)
     frames = f"trainer.total_frames={training['equal_compute_frames']}"
     assert next_step(out, data, scratch=True).endswith("init_weights=false")
+    odd = Path("my slim (1)")
+    words = shlex.split(next_step(odd, data).splitlines()[-1])
+    assert words[-3:] == [f"{odd}/config.yaml", f"init={odd}", f"run={odd}_run"]
     for scratch in (True, False):  # equal compute is of training from scratch
         command = next_step(out, data, scratch=scratch, equal_compute=True)
         assert command.endswith(f"init_weights=false {frames}")
@@ -180,7 +184,7 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
         ("resnet18", "taylor", {"loss": "distillation"}, "distillation and a teacher go together"),
         ("resnet18", "taylor", {"teacher": "runs/dense"}, "distillation and a teacher go together"),
         ("resnet18", "gates", {"loss": "distillation", "teacher": "resnet18"}, "a loss of taylor scores"),
-        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "runs/none is neither a name"),
+        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "there is no file or folder runs/none"),
         ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
         ("resnet99", "l1", {}, "did you mean resnet"),
     ],

@@ -15,8 +15,6 @@ import pytest
 import recorded_policies as recorded
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from navprune.errors import UserError
@@ -36,64 +34,32 @@ def _state(name=NAMES[0]):
     return torch.load(POLICIES / f"{name}.pth", weights_only=True)["state_dict"]
 
 
-def _random(spec, seed=0):
-    """A policy whose every tensor, running statistics included, is random."""
-    policy = build(spec, seed)
-    policy.load_state_dict(recorded.weights({key: tuple(v.shape) for key, v in policy.state_dict().items()}))
-    return policy
-
-
-def _answers(policy, observations):
-    """What habitat-baselines' policy answers to observations with "prev_actions" and "masks"."""
-    features = []
-    policy.net.state_encoder.register_forward_hook(lambda module, inputs, output: features.append(output[0]))
-    seen = dict(observations)
-    previous, masks = seen.pop("prev_actions"), seen.pop("masks")
-    with torch.inference_mode():
-        out = policy.eval().sequence(seen, policy.initial_state(2), previous, masks)
-    return {
-        "features": features[0],
-        "values": out.values[..., None],
-        "action_logits": out.logits.log_softmax(-1),  # recorded as normalised log-probabilities
-        "recurrent_state": out.state,
-    }
-
-
-def _assert_close(answers, expected):
-    for key, answer in answers.items():
-        torch.testing.assert_close(answer, expected[key], atol=1e-4, rtol=0, msg=f"{key}: {{}}".format)
-
-
-def _loaded(path):
-    spec, state = read_foreign(path)
-    policy = build(spec)
-    policy.load_state_dict(state)
-    return policy
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_answers_of_habitat_baselines_are_reproduced(name):
     expected = {key: torch.from_numpy(value) for key, value in np.load(POLICIES / f"{name}.npz").items()}
     observations = {k.removeprefix("obs_"): v for k, v in expected.items() if k.startswith("obs_")}
     observations |= {key: expected[key].squeeze(-1) for key in ("prev_actions", "masks")}
-    _assert_close(_answers(_loaded(POLICIES / f"{name}.pth"), observations), expected)
+    recorded.assert_answers(recorded.answers_of(recorded.loaded(POLICIES / f"{name}.pth"), observations), expected)
 
 
 @pytest.mark.parametrize("name", recorded.POLICIES)
 def test_recorded_answers_of_every_family_are_reproduced(tmp_path, name):
     spec = recorded.POLICIES[name]
-    torch.save({"state_dict": {PREFIX + k: v for k, v in _random(spec).state_dict().items()}}, tmp_path / "a.pth")
-    policy = _loaded(tmp_path / "a.pth")
+    torch.save(
+        {"state_dict": {PREFIX + k: v for k, v in recorded.random_policy(spec).state_dict().items()}},
+        tmp_path / "a.pth",
+    )
+    policy = recorded.loaded(tmp_path / "a.pth")
     assert policy.spec == spec
     expected = {k.split("/")[1]: torch.from_numpy(v) for k, v in np.load(recorded.ANSWERS).items() if name in k}
     observations = recorded.observations(spec)
-    answers = _answers(policy, observations)
+    answers = recorded.answers_of(policy, observations)
     if spec.encoder.observations:
         with torch.inference_mode():
             images = policy.encoder.images({key: observations[key][0] for key in spec.encoder.observations})
             answers["encoder"] = policy.encoder(images).flatten(1)[:, :: recorded.FEATURES]
     assert answers.keys() == expected.keys()
-    _assert_close(answers, expected)
+    recorded.assert_answers(answers, expected)
 
 
 def _middle(prefix):
@@ -233,7 +199,7 @@ def test_configurations_beside_the_weights_are_let_in_without_their_libraries(tm
     installed = dict(sys.modules)
     for name in [name for name in installed if name.split(".")[0] in ("habitat", "yacs")]:
         del sys.modules[name]
-    policy = _random(PolicySpec(encoder_spec("resnet18", (4, 64, 64), 8), 16, 16))
+    policy = recorded.random_policy(PolicySpec(encoder_spec("resnet18", (4, 64, 64), 8), 16, 16))
     state = {PREFIX + name: value for name, value in policy.state_dict().items()}
     torch.save({"state_dict": state, key: make()}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     for name in [name for name in sys.modules if name.split(".")[0] in ("habitat", "yacs")]:
@@ -268,7 +234,7 @@ def test_the_order_of_colour_and_depth_can_be_told_beside_the_file(tmp_path):
 @pytest.mark.parametrize("size", [(1, 64, 64), (1, 96, 160), (1, 100, 100), (4, 64, 64)])
 def test_what_is_written_is_read_with_its_hints(tmp_path, size):
     observations = ("rgb", "depth") if size[0] == 4 else None
-    policy = _random(PolicySpec(encoder_spec("resnet18", size, 8, observations=observations), 16, 16))
+    policy = recorded.random_policy(PolicySpec(encoder_spec("resnet18", size, 8, observations=observations), 16, 16))
     (tmp_path / "a.pth").write_bytes(foreign_bytes(policy))
     hints_file(tmp_path / "a.pth").write_text(json.dumps(foreign_hints(policy)))
     read = read_foreign(tmp_path / "a.pth")[0]
@@ -441,64 +407,4 @@ def test_other_safetensors_are_refused_in_one_line(tmp_path, write, words):
     write(path)
     with pytest.raises(UserError, match=rf"a\.safetensors: .*{words}") as caught:
         read_foreign(path)
-    assert "\n" not in str(caught.value)
-
-
-# What is written
-
-dense = st.builds(
-    lambda name, channels, size, hidden, rnn, layers: PolicySpec(
-        encoder_spec(name, (channels, *size), 8), hidden, hidden, rnn, layers
-    ),
-    st.sampled_from(["resnet18", "se_resneXt50", "blind"]),
-    st.sampled_from([1, 3, 4]),
-    st.sampled_from([(64, 64), (128, 128)]),
-    st.integers(1, 20),
-    st.sampled_from(["gru", "lstm"]),
-    st.integers(1, 3),
-)
-
-
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(dense)
-def test_what_is_written_is_read_again(tmp_path_factory, spec):
-    policy = _random(spec)
-    path = tmp_path_factory.mktemp("export") / "a.pth"
-    path.write_bytes(foreign_bytes(policy))
-    read, state = read_foreign(path)
-    assert read == spec
-    assert state.keys() == policy.state_dict().keys()
-    assert all(torch.equal(value, state[key]) for key, value in policy.state_dict().items())
-    written = torch.load(path, weights_only=True)
-    assert all(key.startswith(PREFIX) for key in written["state_dict"])
-
-
-def test_colour_and_depth_are_written_in_habitats_order(tmp_path):
-    encoder = encoder_spec("resnet18", (4, 64, 64), 8, observations=("rgb", "depth"))
-    policy = _random(PolicySpec(encoder, 16, 16))
-    (tmp_path / "a.pth").write_bytes(foreign_bytes(policy))
-    read = _loaded(tmp_path / "a.pth")
-    assert read.spec.encoder.observations == ("depth", "rgb")
-    observations = recorded.observations(recorded.POLICIES["rgbd_resnet50_lstm1"])
-    observations |= {key: observations[key][:, :, :64, :64] for key in ("rgb", "depth")}
-    _assert_close(_answers(policy, observations), _answers(read, observations))
-
-
-RESNET = encoder_spec("resnet18", (1, 64, 64), 8)
-
-
-@pytest.mark.parametrize(
-    "spec, words",
-    [
-        (PolicySpec(with_widths(RESNET, {"stage2.block0.conv1": 4}), 16, 16), "stage2.block0.conv1 has 4 channels"),
-        (PolicySpec(replace(RESNET, output=32), 16, 16), "32 channels instead of 2048"),
-        (PolicySpec(replace(RESNET, normalise=True), 16, 16), "running mean"),
-        (PolicySpec(RESNET, 16, 32), "visual_features is 16"),
-        (PolicySpec(encoder_spec("resnet18", (1, 64, 64), 8, groups=8), 16, 16), "stem"),
-        (PolicySpec(encoder_spec("simple_cnn", (1, 64, 64)), 16, 16), "simple_cnn"),
-    ],
-)
-def test_networks_that_habitat_baselines_cannot_build_are_not_written(spec, words):
-    with pytest.raises(UserError, match=rf"only a dense one: .*{words}") as caught:
-        foreign_bytes(build(spec))
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rl.conftest import Corridor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,21 +20,20 @@ from navprune.config import load_config, to_yaml
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
 from navprune.models.build import build
-from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec
+from navprune.models.spec import EncoderSpec, Layer, PolicySpec
 from navprune.pruning.gradual import (
     TOLERANCES,
     GradualPruning,
     PruningScheduleConfig,
     fade,
     share_after,
-    slim_optimiser,
 )
 from navprune.pruning.groups import groups_of, mask, units
 from navprune.pruning.recover import rewound_checkpoint
 from navprune.pruning.scores import SCORES
 from navprune.pruning.slim import slim
 from navprune.rl.checkpoints import load_policy
-from navprune.rl.ppo import PPOConfig, gradient_step
+from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import Trainer, TrainerConfig, train
 from navprune.tasks import GOAL
 
@@ -108,117 +107,6 @@ def test_the_last_cut_is_due_at_the_end_and_none_before_the_first(cuts, begin, l
     assert due[0] == 0 and due[-1] == cuts and due == sorted(due)
     assert schedule.due(math.ceil(schedule.end)) == cuts
     assert schedule.due(math.floor(schedule.begin + schedule.interval) - 1) == 0
-
-
-# The optimiser's state ---------------------------------------------------------------------------
-
-
-def observed(seed, steps=3, agents=2):
-    generator = torch.Generator().manual_seed(seed)
-    observations = {
-        "depth": torch.rand(steps, agents, SIDE, SIDE, 1, generator=generator, dtype=torch.float64),
-        GOAL: torch.rand(steps, agents, 2, generator=generator, dtype=torch.float64),
-    }
-    previous = torch.randint(4, (steps, agents), generator=generator)
-    return observations, previous, torch.rand(steps, agents, generator=generator) > 0.3
-
-
-def learn(policy, optimiser, seed):
-    observations, previous, masks = observed(seed)
-    output = policy.sequence(observations, policy.initial_state(masks.shape[1]), previous, masks)
-    gradient_step(policy, optimiser, output.logits.square().sum() + output.values.sum(), max_norm=0.5)
-
-
-OPTIMISERS = {
-    "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
-    "amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True, weight_decay=0.1),
-    "momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
-}
-
-
-@settings(max_examples=8, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from(sorted(OPTIMISERS)), st.sampled_from(["resnet18", "resnet50"]))
-def test_the_next_step_of_the_slim_network_is_that_of_the_masked_one(seed, kind, encoder):
-    spec = replace(SPEC, encoder=encoder_spec(encoder, (1, SIDE, SIDE), 4, output=4, groups=2))
-    policy = build(spec, seed).double()
-    optimiser = OPTIMISERS[kind](policy.parameters())
-    for step in range(3):
-        learn(policy, optimiser, step)
-    generator = torch.Generator().manual_seed(seed)
-    keep = {group.name: torch.rand(units(group), generator=generator) > 0.4 for group in groups_of(policy)}
-    for kept in keep.values():
-        kept[torch.randint(len(kept), (), generator=generator)] = True
-
-    small = slim(policy, keep)
-    sliced = OPTIMISERS[kind](small.parameters())
-    sliced.load_state_dict(slim_optimiser(optimiser, policy, keep))
-    for step in range(3, 5):
-        learn(small, sliced, step)
-    with mask(policy, keep):
-        for step in range(3, 5):
-            learn(policy, optimiser, step)
-    for name, value in slim(policy, keep).state_dict().items():
-        torch.testing.assert_close(small.state_dict()[name], value, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
-def test_the_optimiser_of_a_module_of_ones_own_is_cut_likewise(kind):
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
-    images, keep = torch.rand(2, 3, 4, 4, dtype=torch.float64), {"0": torch.tensor([True, False, True, True])}
-
-    def step(network, optimiser):
-        optimiser.zero_grad()
-        network(images).square().mean().backward()
-        optimiser.step()
-
-    def optimiser_of(network):
-        return kind(network.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
-
-    step(model, optimiser := optimiser_of(model))
-    small = slim(model, keep, images)
-    cut = optimiser_of(small)
-    cut.load_state_dict(slim_optimiser(optimiser, model, keep, images))
-    step(small, cut)
-    with mask(model, keep, images):
-        step(model, optimiser)
-        torch.testing.assert_close(small(images), model(images), rtol=0, atol=1e-10)
-    fade(model, {"0": torch.tensor([False, True, False, False])}, 0.0, images)
-    assert not model[1].weight[1].any() and model[1].weight[0].any()
-
-
-def test_plain_numbers_in_an_optimisers_state_stay():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    optimiser = torch.optim.Adam(model.parameters())
-    model(torch.rand(2, 3, 4, 4)).sum().backward()
-    optimiser.step()
-    for state in optimiser.state.values():
-        state["step"], state["age"] = 1, 7
-    cut = slim_optimiser(optimiser, model, {"0": torch.tensor([True, False, True, True])}, torch.rand(2, 3, 4, 4))
-    assert all((entry["step"], entry["age"]) == (1, 7) for entry in cut["state"].values())
-    assert cut["state"][0]["exp_avg"].shape == (3, 3, 1, 1)
-
-
-def test_an_optimiser_of_something_else_is_refused():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    images, keep = torch.rand(2, 3, 4, 4), {"0": torch.tensor([True, False, True, True])}
-    with pytest.raises(UserError, match="not the model's"):
-        slim_optimiser(torch.optim.Adam(nn.Linear(2, 2).parameters()), model, keep, images)
-    for kind in (torch.optim.Adafactor, torch.optim.LBFGS):
-        optimiser = kind(model.parameters())
-        model(images).sum().backward()
-        optimiser.step(lambda: model(images).square().sum())
-        with pytest.raises(UserError, match="begin a fresh one"):
-            slim_optimiser(optimiser, model, keep, images)
-
-
-def test_the_optimiser_that_was_cut_is_left_as_it_was():
-    policy = build(SPEC, 0).double()
-    optimiser = torch.optim.Adam(policy.parameters())
-    learn(policy, optimiser, 0)
-    shapes = [optimiser.state[p]["exp_avg"].shape for p in policy.parameters()]
-    keep = {group.name: torch.arange(units(group)) < 1 for group in groups_of(policy)}
-    slim_optimiser(optimiser, policy, keep)
-    assert [optimiser.state[p]["exp_avg"].shape for p in policy.parameters()] == shapes
 
 
 # Runs --------------------------------------------------------------------------------------------
@@ -362,14 +250,22 @@ def test_a_run_that_began_with_another_network_is_refused(whole):
 # Penalties ---------------------------------------------------------------------------------------
 
 
+def test_units_of_a_module_of_ones_own_fade():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    fade(model, {"0": torch.tensor([False, True, False, False])}, 0.0, torch.rand(2, 3, 4, 4))
+    assert not model[1].weight[1].any() and model[1].weight[0].any()
+
+
 def test_a_faded_unit_is_a_masked_one():
     policy = build(SPEC, 0).double()
     generator = torch.Generator().manual_seed(0)
     doomed = {group.name: torch.rand(units(group), generator=generator) > 0.5 for group in groups_of(policy)}
     for goes in doomed.values():
         goes[0] = False
-    observations, previous, masks = observed(0)
-    arguments = observations, policy.initial_state(2), previous, masks
+    images = torch.rand(3, 2, SIDE, SIDE, 1, generator=generator, dtype=torch.float64)
+    goals = torch.rand(3, 2, 2, generator=generator, dtype=torch.float64)
+    masks = torch.rand(3, 2, generator=generator) > 0.3
+    arguments = {"depth": images, GOAL: goals}, policy.initial_state(2), torch.zeros(3, 2, dtype=torch.int64), masks
     with torch.no_grad():
         with mask(policy, {name: ~goes for name, goes in doomed.items()}):
             expected = policy.sequence(*arguments).logits

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +36,15 @@ def test_encoder_table_shows_the_published_numbers(rows):
 
 def test_milliseconds_are_those_of_the_runtime_asked_for(rows):
     assert cells_of(encoder_table(rows, runtime="compiled"), "ResNet50")["ms, batch 1"] == MISSING
+
+
+def test_columns_of_milliseconds_are_the_batches_measured(rows):
+    ones = [replace(row, latency=[time for time in row.latency if time["batch_size"] == 1]) for row in rows]
+    assert [name for name in encoder_table(ones).columns if name.startswith("ms")] == ["ms, batch 1"]
+
+
+def test_what_takes_many_times_as_much_is_no_saving():
+    assert (percent(0.344), percent(-0.2), percent(-538.919)) == ("34.4 %", "-20.0 %", "540 times as much")
 
 
 def test_latency_table_sets_realised_beside_theoretical(rows):
