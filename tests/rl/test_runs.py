@@ -280,7 +280,8 @@ def test_a_folder_of_other_things_is_no_run_folder(toys, tmp_path, other):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_systems_root_is_no_run_folder():
+def test_the_systems_root_is_no_run_folder(monkeypatch):
+    monkeypatch.setattr(runs, "check_writable", lambda folder: pytest.fail(f"{folder} is written to"))
     with pytest.raises(UserError, match=r"/ holds other files \(.*\) and no run"), runs.taken(Path("/"), "resume"):
         pass
 
