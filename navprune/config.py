@@ -119,6 +119,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields("", self)
+        if empty := [key for key, folder in (("run", self.run), ("data.folder", self.data.folder)) if not folder]:
+            raise UserError(f"{empty[0]} is empty; name a folder")
         if self.simulator == "habitat_sim":
             object.__setattr__(self, "env", "habitat")
         if self.task.alpha_masks and self.env == "habitat":

@@ -61,6 +61,21 @@ def write_file(path: Path, data: bytes) -> None:
             temporary.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder and write to it on trial, so that work does not end in vain; raises UserError where it cannot."""
+    trial = folder / ".trial"
+    try:
+        if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+            raise UserError(f"cannot write in {folder}: {file} is a file; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(trial, b"")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        with suppress(OSError):
+            trial.unlink()
+
+
 def json_bytes(data: Any) -> bytes:
     """Return data as indented JSON, the content of a file."""
     return (json.dumps(data, indent=2) + "\n").encode()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from navprune.config import Config, load_config
@@ -16,7 +18,7 @@ from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import CHANNELS, NAMES, PolicySpec, encoder_spec
 from navprune.models.weights import read_foreign
 from navprune.rl import checkpoints
-from navprune.rl.checkpoints import numbered
+from navprune.rl.checkpoints import LATEST, SPEC, numbered
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
 DEFAULT_RECIPE = "pointnav"
@@ -40,7 +42,7 @@ class Source:
         A name goes before a path: a folder called resnet18 is ./resnet18.
         """
         path = Path(text).expanduser()
-        if path.name == checkpoints.WEIGHTS and (path.parent / checkpoints.SPEC).is_file():
+        if path.name == checkpoints.WEIGHTS and (path.parent / SPEC).is_file():
             return cls(str(path.parent), FOLDER)
         kind = next((kind for kind, names in NAMED.items() if text in names), None)
         if not kind and path.is_file():
@@ -57,16 +59,21 @@ class Source:
         return Path(self.text).expanduser()
 
     @property
+    def place(self) -> Path:
+        """The same from the root on, which has a name and what is above it for "." and ".." too; links stay."""
+        return Path(os.path.abspath(self.path))
+
+    @cached_property
     def folder(self) -> Path:
-        """The checkpoint of a checkpoint or run folder; raises UserError where there is none."""
+        """The checkpoint of a checkpoint or run folder, looked up once; raises UserError where there is none."""
         return checkpoints.find_checkpoint(self.path)
 
     @property
     def run(self) -> Path | None:
         """The run folder that it is, or that its checkpoint lies in; None for anything else."""
-        mark = Path(checkpoints.LATEST, checkpoints.SPEC)
-        above = (self.path, *self.path.parents[:2])
-        return next((path for path in above if numbered(path) or (path / mark).is_file()), None)
+        above = (path for place in (self.place, self.place.resolve()) for path in (place, *place.parents[:2]))
+        found = next((path for path in above if numbered(path) or (path / LATEST / SPEC).is_file()), None)
+        return found.relative_to(Path.cwd()) if found and found.is_relative_to(Path.cwd()) else found
 
     def spec(self, config: Config | None = None) -> Spec:
         """Its architecture; an encoder's name stands for the agent of `config` with that encoder."""
@@ -138,7 +145,7 @@ def named(texts: Sequence[str]) -> dict[str, Source]:
     Raises UserError for a repetition.
     """
     sources = [Source.parse(text) for text in texts]
-    parts = [Path(text).parts for text in texts]
+    parts = [source.place.parts[1:] for source in sources]
     for depth in range(1, max(map(len, parts)) + 1):
         names = dict(zip(["-".join(part[-depth:]) for part in parts], sources))
         if len(names) == len(sources):

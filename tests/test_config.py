@@ -83,7 +83,7 @@ def test_a_mistake_is_named_in_one_line(setting, message):
     assert "\n" not in str(error.value)
 
 
-TEXTS = st.text(st.characters(exclude_characters="\0"))
+TEXTS = st.text(st.characters(exclude_characters="\0"), min_size=1)
 AWKWARD = (
     "Jürgen", "my code (v2)", "a=b", "Ünï (v2) a=b", "a#b", "a, b", "'a'", '"a"', "${a}", "${oc.env:HOME}", "a: b",
     "a\nb", "a ", " a", "null", "true", "1e5", "010", "2026-11-28", "[a", "{a: b}", "!a", "&a", "*a",

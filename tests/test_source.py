@@ -76,6 +76,38 @@ def test_names_go_before_paths(tmp_path, monkeypatch, text, kind):
     assert Source.parse(f"./{text}").kind == FOLDER
 
 
+@pytest.mark.parametrize(
+    ("inside", "text"),
+    [
+        (".", "run"), (".", "./run/../run/latest"), ("run", "."), ("run", "latest"), ("run/latest", "."),
+        ("run/checkpoints", ".."), ("run/checkpoints/000000000064", "."), ("run/evaluation", "../latest"),
+        ("run/checkpoints/000000000064", "weights.safetensors"),
+    ],
+)  # fmt: skip
+def test_a_run_is_found_from_wherever_one_is(things, monkeypatch, inside, text):
+    (things / "run" / "evaluation").mkdir(exist_ok=True)
+    monkeypatch.chdir(things / inside)
+    source = Source.parse(text)
+    assert source.run.resolve() == things / "run" and next(iter(named([text])))
+    assert source.run.is_absolute() == (inside not in (".", "run"))
+
+
+def test_what_lies_beside_a_run_is_not_of_it(things, monkeypatch):
+    shutil.copytree(things / "run" / "latest", things / "beside")
+    (things / "link").symlink_to("run/latest")
+    monkeypatch.chdir(things / "run")
+    assert Source.parse("../beside").run is None and list(named(["../beside", "."])) == ["beside", "run"]
+    assert Source.parse("../link").run == Path(".")
+
+
+def test_a_checkpoint_is_looked_up_once(things):
+    source = Source.parse(str(things / "run"))
+    before, later = source.folder, things / "run" / "checkpoints" / "000000000128"
+    shutil.copytree(before, later)
+    assert source.folder == before != Source.parse(str(things / "run")).folder
+    shutil.rmtree(later)
+
+
 @pytest.mark.parametrize("spec", [SPEC, SPEC.encoder, classifier_spec("cifar_resnet56", 4)])
 def test_a_spec_of_any_kind_is_read(tmp_path, spec):
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))

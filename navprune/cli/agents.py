@@ -52,7 +52,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     result = run_training(load_config(options.config, options.settings))
     measures = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
-    print(f"{result.frames:,} frames at {result.frames_per_second:,.0f} frames/s  {measures}")
+    rate = f" at {result.frames_per_second:,.0f} frames/s" if result.frames_per_second else ""  # had it been complete
+    print(f"{result.frames:,} frames{rate}  {measures}")
     print(f"checkpoint: {result.latest}")
     return result._asdict() | {"latest": str(result.latest), "best": str(result.best)}
 
@@ -62,15 +63,15 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors),
     or random, goal-follower, shortest-path.
     """
-    from navprune.commands.evaluate import run_evaluation
+    from navprune.commands.evaluate import opened, run_evaluation
     from navprune.reports.tables import measure_table
     from navprune.source import Source
 
     source = Source.parse(options.agent)
     config = source.config(options.config, options.settings)
     split = options.split or config.data.val
-    out = options.out or (source.run or Path("runs") / source.path.stem) / "evaluation" / split
-    passed = given(options, run_evaluation, source=options.agent, config=config, split=split, out=out)
+    out = options.out or (source.run or Path("runs") / source.place.stem) / "evaluation" / split
+    passed = given(options, run_evaluation, source=opened(source, config), config=config, split=split, out=out)
     result, shown = run_evaluation(**passed)
     print(measure_table(result.to_json(split)).text())
     print(f"\n{len(result.episodes)} episodes of {split}; written to {out}")

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from navprune.commands.environments import split_episodes
-from navprune.commands.evaluate import conditions, run_evaluation
+from navprune.commands.evaluate import conditions, opened, run_evaluation
 from navprune.commands.latency import run_latency
-from navprune.config import Config
+from navprune.config import Config, load_config
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
+from navprune.files import check_writable
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, read_curve
 from navprune.reports.tables import EncoderRow, Table, describe, encoder_table
 from navprune.rl.checkpoints import PRUNING
 from navprune.simulator.scene import SceneLibrary
-from navprune.source import CONTROL, FOLDER, Source, named
+from navprune.source import CONTROL, DEFAULT_RECIPE, FOLDER, Source, named
 
 
 def run_comparison(
@@ -34,22 +35,24 @@ def run_comparison(
     """Evaluate run folders (and control agents) on a split, measure their latency and write table and page.
 
     All must be measured alike (`evaluate.conditions`), or UserError says in what they differ; with `each_its_own` table
-    and page say so instead. Controls are measured as the first run. `texts` holds further fields of
+    and page say so instead. Controls are measured as the first of the others. `texts` holds further fields of
     `reports.page.Report`. Returns the table, the page and the JSON form.
     """
     sources = named((*runs, *controls))
-    first, *_ = (source.config() for source in sources.values())
-    library = SceneLibrary(first.data.scene_memory)
-    configs = {name: first if source.kind == CONTROL else source.config() for name, source in sources.items()}
-    encoders = {n: source.policy(configs[n]).encoder for n, source in sources.items() if source.kind != CONTROL}
-    differing = differences(configs, split)
+    own = {name: source.config() for name, source in sources.items() if source.kind != CONTROL}
+    first = next(iter(own.values()), None) or load_config(DEFAULT_RECIPE)
+    library, configs = SceneLibrary(first.data.scene_memory), {name: own.get(name, first) for name in sources}
+    agents = {name: opened(source, configs[name]) for name, source in sources.items()}
+    encoders = {name: agent.policy.encoder for name, agent in agents.items() if agent.policy}
+    differing = differences(own, split)
     if differing and not each_its_own:
         advice = "set the same for all in `navprune evaluate`, or compare with --each-its-own"
         raise UserError(f"{next(iter(differing.values()))}; {advice}")
+    check_writable(out)
     evaluations, shown = {}, []
-    for name, source in sources.items():
+    for name, agent in agents.items():
         config, folder = configs[name], out / "evaluation" / name
-        result, new = run_evaluation(source.text, config, split=split, out=folder, pictures=pictures, library=library)
+        result, new = run_evaluation(agent, config, split=split, out=folder, pictures=pictures, library=library)
         evaluations[name] = result.to_json(split or config.data.val)
         shown += [Picture(file, f"{name}, {s.name}") for s in new for file in (s.map, s.video)]
     seeing = {name: encoder for name, encoder in encoders.items() if encoder.spec.observations}

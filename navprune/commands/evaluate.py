@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,14 +14,15 @@ from navprune.config import Config
 from navprune.errors import UserError
 from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
-from navprune.files import json_bytes, write_file
+from navprune.files import check_writable, json_bytes, write_file
+from navprune.models.policy import PointNavPolicy
 from navprune.progress import ProgressLine
 from navprune.reports import maps, video
 from navprune.rl.checkpoints import read_metrics
 from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode
 from navprune.simulator.scene import SceneLibrary
-from navprune.source import CONTROLS, FOLDER, Source
+from navprune.source import CONTROL, FOLDER, Source
 from navprune.tasks.pointnav import Once, VectorEnv
 
 
@@ -56,8 +57,28 @@ def control(name: str, config: Config, env: VectorEnv) -> Agent:
     return GoalFollower(config.task) if name == "goal-follower" else ShortestPathAgent(env)
 
 
+class Opened(NamedTuple):
+    """An agent that has been read: its network, None of a control, and what a summary tells of it."""
+
+    source: Source
+    policy: PointNavPolicy | None
+    told: dict[str, Any]
+
+
+def opened(source: Source, config: Config) -> Opened:
+    """Read an agent, of a run in training what is its latest now; raises UserError as `Source.policy`."""
+    told: dict[str, Any] = {"agent": source.text, "checkpoint": None, "frames": None}
+    if source.kind == CONTROL:
+        return Opened(source, None, told)
+    if source.kind == FOLDER:
+        told |= {"checkpoint": str(source.folder), "frames": read_metrics(source.folder).get("frames")}
+    policy = source.policy(config)
+    check_sees(policy.spec.encoder, config)
+    return Opened(source, policy, told)
+
+
 def run_evaluation(
-    source: str,
+    source: str | Opened,
     config: Config,
     *,
     split: str | None = None,
@@ -73,15 +94,7 @@ def run_evaluation(
 
     With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
     """
-    told: dict[str, Any] = {"agent": source, "checkpoint": None, "frames": None}
-    policy, name = None, Path(source).name
-    if source not in CONTROLS:
-        given = Source.parse(source)
-        if given.kind == FOLDER:
-            given = replace(given, text=str(given.folder))  # of a run in training, what is its latest now
-            told |= {"checkpoint": given.text, "frames": read_metrics(given.path).get("frames")}
-        policy = given.policy(config)
-        check_sees(policy.spec.encoder, config)
+    given, policy, told = source if isinstance(source, Opened) else opened(Source.parse(source), config)
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
     if config.env == "habitat":  # Each is a process with its own copy of the scene.
@@ -89,16 +102,17 @@ def run_evaluation(
     env = environment(config, split, episodes, Once(len(episodes)), environments, library)
     recorder = Recorder([key_of(episode) for episode in chosen_episodes(episodes, pictures)])
     try:
-        agent = PolicyAgent(policy.to(default_device()), greedy) if policy else control(source, config, env)
-        line = ProgressLine(f"evaluating {name}", len(episodes), "episodes")
+        if out:
+            check_writable(out)
+        agent = PolicyAgent(policy.to(default_device()), greedy) if policy else control(given.text, config, env)
+        line = ProgressLine(f"evaluating {given.place.name}", len(episodes), "episodes")
         result = evaluate(env, agent, episodes, seed, recorder, line)
     finally:
         env.close()
     if out is None:
         return result, []
-    out.mkdir(parents=True, exist_ok=True)
-    told |= {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
-    write_file(out / "summary.json", json_bytes(result.to_json(split) | told))
+    how = {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
+    write_file(out / "summary.json", json_bytes(result.to_json(split) | told | how))
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]
 

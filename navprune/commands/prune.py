@@ -16,7 +16,7 @@ from navprune.config import Config, to_yaml
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import measure
-from navprune.files import json_bytes, write_file
+from navprune.files import check_writable, json_bytes, write_file
 from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
@@ -71,7 +71,7 @@ def run_pruning(
 
 
 def _check_out(out: Path, sources: Sequence[Source]) -> None:
-    """Raise UserError where a slim checkpoint in `out` would take the place of anything but another one."""
+    """Raise UserError where `out` cannot be written, or would take the place of anything but a slim checkpoint."""
     check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
         raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
@@ -79,6 +79,7 @@ def _check_out(out: Path, sources: Sequence[Source]) -> None:
         given = source.folder if source.kind == FOLDER else source.path
         if source.kind not in NAMED and out.resolve() in (given.resolve(), given.resolve().parent):
             raise UserError(f"{out} holds the network {source.text}, which is asked for; choose another folder")
+    check_writable(out.resolve().parent)
 
 
 def latency_share(

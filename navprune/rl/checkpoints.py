@@ -127,6 +127,8 @@ def find_checkpoint(path: Path | str) -> Path:
                 return folder.resolve()
         if not path.exists():
             raise UserError(f"no checkpoint at {path}: there is no such folder; give a run or a checkpoint folder")
+        if numbered(parent := path.parent if path.name else path.resolve().parent):
+            raise UserError(f"no checkpoint in {path}, which is a part of a run; give {parent}")
         raise UserError(f"no checkpoint in {path}: neither {SPEC} nor {CHECKPOINTS}/ with one; train one first")
     latest = first_whole(run, numbered(run), _read_all)
     if wanted == LATEST:

@@ -19,12 +19,16 @@ from typing import Any, TextIO
 import yaml
 
 from navprune.errors import UserError
-from navprune.files import sync, write_file
+from navprune.files import check_writable, sync, write_file
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import CHECKPOINTS, SPEC, numbered, read_config, read_metrics
 
 RESUME, RESTART, NEW = STARTS = ("resume", "restart", "new")
 LOCK, CONFIGS = "lock", "configs"
+OWN = {CHECKPOINTS, checkpoints.LATEST, checkpoints.BEST, CONFIGS, LOCK, "tensorboard", "warm_start", "evaluation"}
+"""What is in a run folder; what is hidden may be in any."""
+LOGS = (".log", ".out", ".err", ".txt")
+"""Ends of files that shells and batch systems write there before a run begins."""
 FIXED = ("init", "init_weights", "env", "simulator", "task", "data", "pruning", "trainer.seed",
          "warm_start.steps", "warm_start.sequence")  # fmt: skip
 """Settings, or sections of them, that stay what they were in a run."""
@@ -62,6 +66,9 @@ def _check_is_run(folder: Path) -> None:
     for name in (checkpoints.LATEST, checkpoints.BEST):
         if (folder / name / SPEC).exists():
             raise UserError(f"{folder} has {name} but no {CHECKPOINTS}/; choose another run folder and init={folder}")
+    names = (path.name for path in folder.glob("*") if path.suffix not in LOGS)
+    if others := sorted(name for name in names if name not in OWN and not name.startswith(".")):
+        raise UserError(f"{folder} holds other files ({others[0]}) and no run; choose another run folder")
 
 
 def _move_aside(folder: Path) -> None:
@@ -81,9 +88,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
     The system frees the lock of a process that is gone, which the name that is left in it does not show.
     """
-    trial, file, here = folder / CHECKPOINTS / ".trial", folder / LOCK, f" on {socket.gethostname()}"
-    write_file(trial, b"")
-    trial.unlink()
+    file, here = folder / LOCK, f" on {socket.gethostname()}"
+    check_writable(folder / CHECKPOINTS)
+    if file.is_dir():
+        raise UserError(f"{file} is a folder, where a run has a file of that name; move it away")
     while True:
         with file.open("a+") as stream:
             free = _is_free(stream)
@@ -154,8 +162,11 @@ def _belongs(key: str, sections: tuple[str, ...]) -> bool:
 
 
 def keep_config(run: Path, frames: int, config: str) -> None:
-    """Write the configuration that a run is trained with from `frames` on, unless it is that of before."""
-    kept = sorted(path.stem for path in (run / CONFIGS).glob("*.yaml") if path.stem <= f"{frames:012}")
+    """Write what a run is trained with from `frames` on, unless it is that of before; delete what is of a lost part."""
+    written = sorted((run / CONFIGS).glob(f"{'[0-9]' * 12}.yaml"))
+    kept = [path.stem for path in written if int(path.stem) <= frames]
+    for path in written[len(kept) :]:
+        path.unlink()
     if frames and not kept:  # of an earlier version of navprune
         kept = [f"{0:012}"]
         write_file(run / CONFIGS / f"{kept[0]}.yaml", read_config(checkpoints.checkpoint_folder(run, frames)).encode())

@@ -320,8 +320,12 @@ class Trainer:
         written = checkpoints.numbered(self.folder)
         latest = [frames for frames in written if frames <= self.frames][: self.config.keep_checkpoints]
         kept = {*latest, self.best_frames}
-        for frames in set(written) - kept:
-            shutil.rmtree(self._checkpoint(frames))
+        for folder in map(self._checkpoint, set(written) - kept):
+            try:
+                checkpoints.check_replaceable(folder)
+                shutil.rmtree(folder)
+            except UserError as error:
+                checkpoints.say_once(f"not deleted: {str(error).partition(';')[0]}")
         needed: set[int] = set()
         if self.warm_start:
             end = self.frames if isinstance(self.learner, WarmStart) else self.phase_start

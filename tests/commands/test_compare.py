@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from navprune.cli import main
+from navprune.commands import compare, evaluate, prune
 from navprune.config import load_config, to_yaml
 from navprune.models.build import build
 from navprune.rl.checkpoints import save_checkpoint
@@ -82,6 +83,47 @@ def test_each_its_own_is_compared_on_request_and_told(usual, tmp_path, capsys):
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "out" / "report.html").read_text()
     assert "other*" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("order", [("random", "RUN"), ("RUN", "random"), ("goal-follower", "random", "RUN")])
+def test_controls_are_measured_as_the_first_run_wherever_they_stand(usual, tmp_path, order):
+    answer = compared(tmp_path, *(usual if text == "RUN" else text for text in order))
+    names = [Path(usual).name if text == "RUN" else text for text in order]
+    assert [row["name"] for row in answer["rows"]] == names and not answer["differences"]
+    summaries = [json.loads((tmp_path / "out" / "evaluation" / name / "summary.json").read_text()) for name in names]
+    assert all(summary["conditions"]["max_steps"] == 3 for summary in summaries)
+
+
+def test_a_network_is_read_once_though_its_run_is_trained_on_or_gone(usual, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    first = shutil.copytree(usual, run / "checkpoints" / f"{8:012}")
+    (first / "metrics.json").write_text('{"frames": 8, "best_frames": 8}')
+    evaluated, latest = compare.run_evaluation, run / "checkpoints" / f"{16:012}"
+
+    def train_on(*arguments, **options):
+        if first.exists():
+            first.rename(latest)
+        return evaluated(*arguments, **options)
+
+    monkeypatch.setattr(compare, "run_evaluation", train_on)
+    compared(tmp_path, usual, str(run))
+    summary = json.loads((tmp_path / "out" / "evaluation" / "run" / "summary.json").read_text())
+    assert summary["frames"] == 8 and summary["checkpoint"] == str(first) and summary["agent"] == str(run)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "prune"])
+@pytest.mark.parametrize("place", ["file", "file/deeper", "file/deeper/still"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(usual, tmp_path, monkeypatch, capsys, command, place):
+    def work(*_, **__):
+        raise AssertionError("work that would be lost")
+
+    for module, name in ((evaluate, "evaluate"), (compare, "run_evaluation"), (prune, "prune")):
+        monkeypatch.setattr(module, name, work)
+    (tmp_path / "file").write_text("mine")
+    more = ["--method", "l1", "--budget", "macs=0.5"] if command == "prune" else []
+    assert main([command, usual, *more, "--out", str(tmp_path / place)]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "file is a file; choose another folder" in said and ".trial" not in said
 
 
 def test_what_an_agent_sees_and_where_episodes_lie_may_differ(usual, tmp_path):

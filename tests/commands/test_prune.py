@@ -184,7 +184,12 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
         ("resnet18", "taylor", {"loss": "distillation"}, "distillation and a teacher go together"),
         ("resnet18", "taylor", {"teacher": "runs/dense"}, "distillation and a teacher go together"),
         ("resnet18", "gates", {"loss": "distillation", "teacher": "resnet18"}, "a loss of taylor scores"),
-        ("resnet18", "taylor", {"loss": "distillation", "teacher": "runs/none"}, "there is no file or folder runs/none"),
+        (
+            "resnet18",
+            "taylor",
+            {"loss": "distillation", "teacher": "runs/none"},
+            "there is no file or folder runs/none",
+        ),
         ("resnet18", "l1", {"frames_per_second": -1.0}, "more than 0 frames per second"),
         ("resnet99", "l1", {}, "did you mean resnet"),
     ],

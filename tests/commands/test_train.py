@@ -50,9 +50,25 @@ def test_another_seed_or_init_is_refused_and_the_same_command_says_that_all_is_d
         error = mistake(capsys, "train", "--config", "pointnav", f"run={run}", *TINY, setting)
         assert told in error and "trainer.start=restart" in error
     assert train(run) == 0
-    assert "is complete at 64 frames, nothing to train" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "is complete at 64 frames, nothing to train" in said.err
+    assert said.out.startswith("64 frames  ") and "frames/s" not in said.out
     assert train(run, "trainer.seed=1", "trainer.start=restart") == 0
     assert (tmp_path / "run.1" / "latest").exists() and "start: resume" in (run / "latest" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("inside", [".", "checkpoints", f"checkpoints/{64:012}"])
+def test_an_evaluation_goes_to_its_run_from_wherever_it_is_asked_for(run, monkeypatch, inside):
+    monkeypatch.chdir(run / inside)
+    assert evaluate(".." if inside == "checkpoints" else ".") == 0
+    assert [path.parent for path in run.rglob("summary.json")] == [run / "evaluation" / "val"]
+
+
+@pytest.mark.parametrize("key", ["run", "data.folder"])
+def test_an_empty_folder_is_none(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    assert f"{key} is empty; name a folder" in mistake(capsys, "train", "--config", "pointnav", *TINY, f"{key}=")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_overflows_is_one_line(run, capsys):

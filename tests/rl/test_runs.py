@@ -40,6 +40,10 @@ def run(toys, folder, config=CONFIG, *, frames=None, start="resume", env=None):
     return train(toys.spec(), env or toys.Corridor(), trainer, config.ppo, None, folder, to_yaml(config))
 
 
+def best(folder):
+    return int(find_checkpoint(folder / "best").name)
+
+
 def weights(path):
     return load_policy(path).policy.state_dict()
 
@@ -258,11 +262,60 @@ def test_writing_is_tried_at_the_start(toys, tmp_path, monkeypatch, error):
     assert env.steps_taken == 0 and not (tmp_path / "run" / "lock").exists()
 
 
-def test_a_file_is_no_run_folder(toys, tmp_path):
+@pytest.mark.parametrize("place", ["run", "run/deeper"])
+def test_a_file_is_no_run_folder(toys, tmp_path, place):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match="cannot write"):
-        run(toys, tmp_path / "run")
-    assert (tmp_path / "run").read_text() == "mine"
+    with pytest.raises(UserError, match=f"cannot write in .*: {tmp_path / 'run'} is a file; choose") as error:
+        run(toys, tmp_path / place)
+    assert (tmp_path / "run").read_text() == "mine" and ".trial" not in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["thesis.tex", "code/main.py", "checkpoints.yaml"])
+def test_a_folder_of_other_things_is_no_run_folder(toys, tmp_path, other):
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=rf"holds other files \({Path(other).parts[0]}\) and no run; choose another"):
+        run(toys, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_systems_root_is_no_run_folder(monkeypatch):
+    monkeypatch.setattr(runs, "check_writable", lambda folder: pytest.fail(f"{folder} is written to"))
+    with pytest.raises(UserError, match=r"/ holds other files \(.*\) and no run"), runs.taken(Path("/"), "resume"):
+        pass
+
+
+def test_logs_evaluations_and_what_is_left_of_a_run_are_no_other_things(toys, begun):
+    shutil.rmtree(begun / "checkpoints")
+    (begun / "slurm-7.out").touch()
+    (begun / "evaluation").mkdir()
+    assert run(toys, begun, frames=24).frames == 24
+
+
+def test_a_folder_in_the_place_of_the_lock_is_told(toys, begun):
+    (begun / "lock").mkdir()
+    with pytest.raises(UserError, match=f"{begun / 'lock'} is a folder.*move it away"):
+        run(toys, begun, frames=72)
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "configs", "tensorboard"])
+def test_a_part_of_a_run_is_not_untrained(begun, monkeypatch, part):
+    with pytest.raises(UserError, match=f"is a part of a run; give {begun}"):
+        find_checkpoint(begun / part)
+    monkeypatch.chdir(begun / part)
+    with pytest.raises(UserError, match=f"is a part of a run; give {begun}"):
+        find_checkpoint(".")
+
+
+@pytest.mark.parametrize("mine", ["notes.txt", "evaluation/val/summary.json"])
+def test_a_checkpoint_with_other_files_in_it_is_not_deleted(toys, begun, capsys, mine):
+    oldest = begun / "checkpoints" / f"{24:012}"
+    (oldest / mine).parent.mkdir(parents=True, exist_ok=True)
+    (oldest / mine).write_text("mine")
+    run(toys, begun, replace(CONFIG, trainer=replace(RUN, keep_checkpoints=1)), frames=96)
+    assert (oldest / mine).read_text() == "mine" and set(numbered(begun)) <= {24, 96, best(begun)}
+    assert capsys.readouterr().err.count(f"not deleted: {oldest} holds other files") == 1
 
 
 # Signals ------------------------------------------------------------------------------------------------
@@ -334,6 +387,27 @@ def test_schedules_and_lengths_may_change_are_told_and_kept(toys, begun, capsys)
     kept = {path.name: path.read_text() for path in (begun / "configs").iterdir()}
     assert sorted(kept) == [f"{0:012}.yaml", f"{48:012}.yaml"]
     assert "lr: 0.00025" in kept[f"{0:012}.yaml"] and kept[f"{48:012}.yaml"] == read_config(find_checkpoint(begun))
+
+
+@pytest.mark.parametrize(("left", "kept"), [(48, [0, 48]), (24, [0, 24]), (0, [0])])
+def test_what_a_lost_part_was_trained_with_is_forgotten(toys, begun, left, kept):
+    for frames, lr in ((72, 1e-3), (96, 2e-3)):
+        run(
+            toys,
+            begun,
+            replace(CONFIG, ppo=replace(PPO, lr=lr), trainer=replace(RUN, keep_checkpoints=9)),
+            frames=frames,
+        )
+    (begun / "configs" / "mine.yaml").touch()
+    for frames in numbered(begun):
+        if frames > left:
+            shutil.rmtree(begun / "checkpoints" / f"{frames:012}")
+    run(toys, begun, replace(CONFIG, ppo=replace(PPO, lr=3e-3 if left == 48 else PPO.lr)), frames=96)
+    names = [path.stem for path in sorted((begun / "configs").iterdir())]
+    configs = {name: (begun / "configs" / f"{name}.yaml").read_text() for name in names}
+    assert names[-1] == "mine" and [int(name) for name in names[:-1]] == kept
+    assert configs[names[-2]] == read_config(find_checkpoint(begun))
+    assert not any("lr: 0.001\n" in text or "lr: 0.002\n" in text for text in configs.values())
 
 
 def test_a_run_of_an_earlier_version_keeps_its_configuration_and_goes_on(toys, whole, begun):
