@@ -147,6 +147,15 @@ def test_a_navmesh_is_built_beside_its_scene(tmp_path, capsys):
     assert wider["area"] < first["area"]
 
 
+@pytest.mark.parametrize(("there", "asked"), [("d.glb", "d.basis.glb"), ("d.basis.glb", "d.glb")])
+def test_a_navmesh_is_built_for_a_scene_by_either_of_its_names(tmp_path, capsys, there, asked):
+    shutil.copy(REFERENCE / "scene_datasets" / "reference" / "duplex.glb", tmp_path / there)
+    first = answer(tmp_path, "scenes", "navmesh", tmp_path / asked)["scenes"][0]
+    assert Path(first["path"]) == (tmp_path / there).with_suffix(".navmesh") and Path(first["path"]).is_file()
+    assert "exists already" in mistake(capsys, "scenes", "navmesh", tmp_path / asked)
+    assert "other.glb" in mistake(capsys, "scenes", "navmesh", tmp_path / "other.glb")
+
+
 def test_a_dense_policy_is_exported_and_a_pruned_one_is_not(tmp_path, capsys):
     published = REFERENCE / "policy" / "depth_resnet18_gru1.pth"
     result = answer(tmp_path, "export", published, "--out", tmp_path / "a.pth")

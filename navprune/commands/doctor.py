@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -28,6 +29,8 @@ MODULES = {"habitat-lab": "habitat", "pyyaml": "yaml"}  # that are not called as
 COUNTED = 4 << 20  # bytes; of larger splits the episodes are not counted,
 TRIED = 200  # and so many of each scene are tried
 NOTABLE = 5e-3  # relative difference of distances that another body explains, and rounding does not
+WRONG = 0.2  # such a difference that no body explains
+SHORTEST = 0.01  # metres to which distances are related at least
 
 
 class Source(NamedTuple):
@@ -149,7 +152,8 @@ def _data_sets(data: Path) -> Iterator[Finding]:
             yield Finding(name, False, f"scenes in {scenes}, but no episodes", advice)
             names.add(name)
     if not names:
-        advice = f"`navprune scenes generate --out {data}` makes one; docs/datasets.md says where others come from"
+        command = f"navprune scenes generate --out {shlex.quote(str(data))}"
+        advice = f"`{command}` makes one; docs/datasets.md says where others come from"
         yield Finding(f"data sets in {data}", False, "none", advice)
 
 
@@ -212,10 +216,14 @@ def _try(label: str, episodes: EpisodeTable, paths: dict[str, Path]) -> tuple[li
             advice = "use the navmesh that they were made with, or drop them"
             broken.append(Finding(f"{label}: {scene}", False, what, advice))
         measured = finder.geodesic_distance(*np.split(part.starts_and_goals(), 2, axis=1))
-        differences = np.append(differences, np.abs(measured / part.distances - 1))
+        differences = np.append(differences, np.abs(measured - part.distances) / np.maximum(part.distances, SHORTEST))
     note, known = f"{tried} tried on their navmeshes", differences[np.isfinite(differences)]
-    if known.size and np.median(known) > NOTABLE:
-        note += f", whose distances differ by {np.median(known):.1%}: made for another body (docs/datasets.md)?"
+    typical = np.median(known) if known.size else 0.0
+    if typical > WRONG:
+        advice = "copy the scenes, navmeshes and episodes that belong together, or generate the episodes anew"
+        broken.append(Finding(f"{label}: distances", False, f"those in the episodes differ by {typical:,.0%}", advice))
+    elif typical > NOTABLE:
+        note += f", whose distances differ by {typical:.1%}: made for another body (docs/datasets.md)?"
     return broken, note
 
 
@@ -234,7 +242,7 @@ def _missing(paths: list[Path], known: Source) -> Iterator[tuple[str, str]]:
     walks = [path for path in paths if path.is_file() and not navmesh_path(path).is_file()]
     if walks:
         example = walks[0].with_suffix(".navmesh")
-        advice = f"copy them there, or build them: `navprune scenes navmesh {walks[0]}`"
+        advice = f"copy them there, or build them: `navprune scenes navmesh {shlex.quote(str(walks[0]))}`"
         yield f"{_number(len(walks), 'navmesh file')} missing: {example}{' ...' if len(walks) > 1 else ''}", advice
 
 

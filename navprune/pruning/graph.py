@@ -164,6 +164,7 @@ class _Tracer(fx.Tracer):
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         self.computing = True
         try:
+            self._take_values(node)
             given = fx.node.map_arg((node.args, node.kwargs), lambda other: other.meta["result"])
             node.meta["result"] = getattr(self.interpreter, kind)(target, *given)
         except Exception as error:
@@ -173,6 +174,14 @@ class _Tracer(fx.Tracer):
         finally:
             self.computing = False
         return node
+
+    def _take_values(self, node: fx.Node) -> None:
+        """Take the values of tensors that `forward` makes where they meet a layer or a tensor without values."""
+        results = {other: other.meta["result"] for other in node.all_input_nodes}
+        if node.op == "call_module" or any(tensor.is_meta for tensor in tensors_in(list(results.values()))):
+            for other, result in results.items():
+                if isinstance(result, Tensor) and not result.is_meta:
+                    other.meta["result"] = _ghost(result)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note which node a module answers with."""

@@ -1,6 +1,7 @@
 import gzip
 import importlib.metadata
 import json
+import shlex
 import sys
 
 import layouts
@@ -133,12 +134,57 @@ def test_each_fault_is_a_line_of_the_command(data, capsys):
     assert len(lines) == 3 and "Cantwell.navmesh" in lines[1] and "Eastville.glb" in lines[2]
 
 
-def test_distances_of_another_body_are_noted(data, monkeypatch):
+def put_entries(data, change):
+    """Replaces the episodes of a split by changed ones."""
     entries = layouts.entries("apartment", "habitat-test-scenes/apartment_1.glb")
     for entry in entries:
-        entry["info"] = {"geodesic_distance": entry["info"]["geodesic_distance"] * 1.03}
+        change(entry)
     file = data / "datasets" / "pointnav" / "habitat-test-scenes" / "v1" / "val" / "val.json.gz"
     file.write_bytes(gzip.compress(json.dumps({"episodes": entries}).encode()))
+
+
+def stretched(factor):
+    def change(entry):
+        entry["info"] = {"geodesic_distance": entry["info"]["geodesic_distance"] * factor}
+
+    return change
+
+
+@pytest.mark.parametrize(("factor", "share"), [(0.1, "900%"), (0.0, "%"), (2.0, "50%"), (10.0, "90%")])
+def test_distances_that_no_body_explains_are_wrong(data, capsys, factor, share):
+    put_entries(data, stretched(factor))
+    assert main(["doctor", "--data", str(data)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "habitat-test-scenes v1 val" in line]
+    assert all(line.startswith("--") for line in lines) and "belong together" in lines[1]
+    assert "val: distances" in lines[1] and share in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (stretched(-1.0), "episode 0 has a fault in info.geodesic_distance"),
+        (lambda entry: entry.update(episode_id="3"), "20 episodes 3 in scene habitat-test-scenes/apartment_1.glb"),
+    ],
+)
+def test_negative_distances_and_doubled_ids_are_told(data, change, fault):
+    put_entries(data, change)
+    val = finding(data, "habitat-test-scenes v1 val")
+    assert not val.ok and fault in val.found and val.advice
+
+
+def test_commands_in_advice_can_be_pasted(tmp_path):
+    data = tmp_path / "my data"
+    layouts.habitat_test_scenes(data)
+    scene = data / "scene_datasets" / "habitat-test-scenes" / "apartment_1.glb"
+    scene.with_suffix(".navmesh").unlink()
+    _, command, _ = finding(data, "habitat-test-scenes v1 val").advice.split("`")
+    assert shlex.split(command) == ["navprune", "scenes", "navmesh", str(scene)]
+    _, command, _ = finding(tmp_path / "no data", f"data sets in {tmp_path / 'no data'}").advice.split("`")
+    assert shlex.split(command)[-2:] == ["--out", str(tmp_path / "no data")]
+
+
+def test_distances_of_another_body_are_noted(data):
+    put_entries(data, stretched(1.03))
     val = finding(data, "habitat-test-scenes v1 val")
     assert val.ok and "differ by 2.9%: made for another body" in val.found
     assert "another body" not in finding(data, "gibson v1 val").found

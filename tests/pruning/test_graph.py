@@ -220,3 +220,52 @@ class Asking(nn.Module):
 def test_questions_about_values_are_refused(ask):
     with pytest.raises(UserError, match=r"Asking cannot be traced .*must not branch on values"):
         groups_of(Asking(ask), EXAMPLE)
+
+
+MADE = {
+    "plain": lambda m, x: x * torch.linspace(0, 1, x.shape[3]),
+    "of a number": lambda m, x: x * torch.linspace(0, 1, 6)[None, None],
+    "on the device of the input": lambda m, x: x * torch.linspace(0, 1, x.shape[3], device=x.device),
+    "with its dtype": lambda m, x: x * torch.arange(x.size(3), dtype=x.dtype),
+    "with both": lambda m, x: x * torch.linspace(0, 1, x.shape[3], device=x.device, dtype=x.dtype),
+    "on a device by name": lambda m, x: x * torch.ones((x.shape[2], 1), device="cpu"),
+    "moved": lambda m, x: x * torch.eye(x.shape[2], x.shape[3]).to(x.device),
+    "written on": lambda m, x: x.mul_(torch.meshgrid(*[torch.arange(x.shape[3])] * 2, indexing="ij")[1]),
+    "read for its value": lambda m, x: x * torch.linspace(0, 1, x.shape[3])[2].item(),
+    "kept as a buffer": lambda m, x: x * m.steps[: x.shape[3]],
+    "kept as a tensor": lambda m, x: x * m.constant,
+}
+
+
+class Making(nn.Module):
+    """Two convolutions, and between them a tensor that is made in `forward`."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.a, self.b, self.c, self.way = conv(), conv(4), conv(4), MADE[way]
+        self.register_buffer("steps", torch.linspace(0, 1, 8))
+        self.constant = torch.rand(6)
+
+    def forward(self, x):
+        return self.c(self.b(self.way(self, self.a(x).relu())).relu())
+
+
+@pytest.mark.parametrize("way", MADE)
+def test_forward_may_make_tensors_and_slim_equals_mask(way):
+    model = Making(way).eval()
+    assert [group.name for group in groups_of(model, EXAMPLE)] == ["a", "b"]
+    kept = {name: torch.tensor([True, False, True, True]) for name in "ab"}
+    with mask(model, kept, EXAMPLE):
+        masked = model(EXAMPLE)
+    torch.testing.assert_close(slim(model, kept, EXAMPLE)(EXAMPLE), masked)
+
+
+def test_what_made_tensors_become_is_not_decided_by_values_they_had():
+    class Filling(Making):
+        def forward(self, x):
+            y, rows = self.a(x), torch.zeros((x.shape[3],))
+            rows[:] = y.mean((0, 1, 2))
+            return self.b(y) if rows.sum() == 0 else self.c(y)
+
+    with pytest.raises(UserError, match="must not branch on values"):
+        groups_of(Filling("plain"), EXAMPLE)

@@ -9,6 +9,7 @@ import math
 import os
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -102,6 +103,11 @@ class EpisodeTable(Sequence[Episode]):
         return tables
 
     @property
+    def ids(self) -> list[str]:
+        """The id of each episode [N]."""
+        return self._ids.tolist()
+
+    @property
     def scene_numbers(self) -> NDArray[np.int32]:
         """The number of each episode's scene [N]."""
         return self._scene
@@ -117,7 +123,7 @@ class EpisodeTable(Sequence[Episode]):
 
     def digest(self) -> str:
         """What tells these episodes, in this order, from others."""
-        names = "\n".join(f"{self.scenes[scene]}\t{name}" for scene, name in zip(self._scene, self._ids.tolist()))
+        names = "\n".join(f"{self.scenes[scene]}\t{name}" for scene, name in zip(self._scene, self.ids))
         return hashlib.sha256(names.encode() + self.starts_and_goals().tobytes()).hexdigest()
 
     def _part(self, rows: slice | NDArray[np.int64]) -> EpisodeTable:
@@ -190,6 +196,8 @@ def read_episodes(
     `scenes` keeps those scenes alone, by name ("Adrian"; a text is one name), and leaves the files of others unread.
     Raises `UserError` where the split or one of its scenes is missing or a file is damaged.
     """
+    if scenes is not None and not scenes:
+        raise UserError("data.scenes names no scene, which leaves no episodes; name some, or give null for all")
     table = skim_episodes(data, name, split, version, scenes)
     folder = split_folder(data, name, split, version)
     absent = sorted(_names(scenes) - _names(table.scenes))
@@ -220,14 +228,22 @@ def skim_episodes(
 ) -> EpisodeTable:
     """The episodes of `SPLIT.json.gz` and the first `each` (None: all) of each in `content`, of some scenes or all.
 
-    Raises `UserError` for a missing split or damaged file; whether the scenes exist is not looked at.
+    Raises `UserError` for a missing split, a damaged file, and where two episodes of a scene have one id; whether the
+    scenes exist is not looked at.
     """
     index, contents = split_files(data, name, split, version)
     wanted = _names(scenes)
     if scenes is not None:
         contents = [path for path in contents if scene_name(path.name) in wanted]
     files = [_read_file(index), *(islice(_read_file(path), each) for path in contents)]
-    return _gathered((row for row in file if scenes is None or scene_name(row[0]) in wanted) for file in files)
+    table = _gathered((row for row in file if scenes is None or scene_name(row[0]) in wanted) for file in files)
+    for scene, part in table.by_scene().items():
+        ids = part.ids
+        if len(set(ids)) < len(ids):
+            (twice, count), *_ = Counter(ids).most_common(1)
+            fault = f"has {count} episodes {twice} in scene {scene}"
+            raise UserError(f"{index.parent} {fault}; give each an id of its own, or drop files that are there twice")
+    return table
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -238,7 +254,7 @@ def _read_file(path: Path) -> Iterator[Row]:
             yield _row(entry)
             count += 1
     except _BadFieldError as error:
-        raise UserError(f"{path}: episode {count} has a bad {error}; mend or generate it again") from None
+        raise UserError(f"{path}: episode {count} has a fault in {error}; mend or generate it again") from None
     except LookupError:
         raise UserError(f"{path} has no list of episodes; it is no PointNav episode file") from None
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
@@ -296,8 +312,11 @@ def _numbers(values: Any, count: int) -> tuple[float, ...]:
 
 
 def _optional(value: Any) -> float:
-    """A number, NaN where there is none."""
-    return math.nan if value is None else _numbers([value], 1)[0]
+    """A length, NaN where there is none."""
+    number = math.nan if value is None else _numbers([value], 1)[0]
+    if number < 0:
+        raise ValueError(f"{number:g} is negative")
+    return number
 
 
 def episode_faults(episodes: EpisodeTable, pathfinder: PathFinder) -> dict[int, str]:

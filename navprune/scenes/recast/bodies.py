@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from navprune.errors import UserError
 from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, read_navmesh, write_navmesh
-from navprune.scenes.files.places import navmesh_path
+from navprune.scenes.files.places import check_files, navmesh_path
 from navprune.scenes.recast.build import build_from
 
 CLOSE = 1e-5
 """Metres within which bodies are the same, as in habitat-sim."""
+ROUNDING = 0.01
+"""Seconds within which times of files are the same; file systems round them."""
 
 
 class Body(NamedTuple):
@@ -35,19 +37,21 @@ def navmesh_for(glb: Path, body: Body) -> NavMesh:
     """The navmesh beside a scene where it was made for this body; else one that Recast builds, once.
 
     So does habitat-sim. What is built is kept beside the scene as `NAME.r0.18_h0.88.navmesh` or, where that folder
-    cannot be written, in the user's cache; the published file stays as it is. Raises UserError where the published
-    navmesh is missing or broken and where none can be built.
+    cannot be written, in the user's cache, with the scene's time of change, by which it is known to be the scene's; the
+    published file stays as it is. Raises UserError where the published navmesh is missing or broken and where none
+    can be built.
     """
     published = read_navmesh(navmesh_path(glb))
     if body.fits(published):
         return published
-    places = list(_places(glb, body))
+    check_files(glb)
+    places, changed = list(_places(glb, body)), glb.stat().st_mtime
     for place in places:
-        if place.is_file() and place.stat().st_mtime >= glb.stat().st_mtime:  # the scene has not changed since
+        if place.is_file() and abs(place.stat().st_mtime - changed) < ROUNDING:
             with suppress(UserError):
                 if body.fits(kept := read_navmesh(place)):
                     return kept
-    return _build(glb, body, places)
+    return _build(glb, body, places, changed)
 
 
 def _places(glb: Path, body: Body) -> Iterator[Path]:
@@ -60,8 +64,8 @@ def _places(glb: Path, body: Body) -> Iterator[Path]:
         yield cache_folder / "navprune" / "navmesh" / f"{digest}-{name}"
 
 
-def _build(glb: Path, body: Body, places: list[Path]) -> NavMesh:
-    """Build the navmesh and keep it in the first of the places that can be written."""
+def _build(glb: Path, body: Body, places: list[Path], changed: float) -> NavMesh:
+    """Build the navmesh of a scene that was changed then and keep it in the first place that can be written."""
     size = f"radius {body.radius:g} m and height {body.height:g} m"
     print(f"building the navmesh of {glb} for a body of {size}", file=sys.stderr)
     navmesh, _ = build_from(glb, NavMeshSettings(agent_radius=body.radius, agent_height=body.height))
@@ -70,6 +74,7 @@ def _build(glb: Path, body: Body, places: list[Path]) -> NavMesh:
         own = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
         try:
             write_navmesh(own, navmesh)
+            os.utime(own, (changed, changed))
             own.replace(place)
             return navmesh
         except (OSError, UserError):

@@ -18,6 +18,7 @@ from navprune.errors import UserError
 from navprune.scenes.files import navmesh as layout
 from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, Tile, write_navmesh
+from navprune.scenes.files.places import existing, navmesh_path
 from navprune.scenes.files.tile import DEFAULTS, bounding_volumes, check_counts, one_tile
 from navprune.scenes.recast import heightfield as voxels
 from navprune.scenes.recast.contours import outline
@@ -89,12 +90,13 @@ def build_for(
 ) -> dict:
     """Build the navigation mesh of a scene's GLB file and write it, in one piece, to `out` or beside the scene.
 
+    Where only its twin is there, X.glb for X.basis.glb or the other way round, it is that one, as for navmeshes.
     Returns `path`, `area` (m2), `islands`, `polygons`, `triangles` and `seconds`. Raises `UserError` as `load_glb` and
     `build_navmesh` do, and when the file exists and is not to be overwritten, or cannot be written.
     """
     began = time.perf_counter()
-    glb = Path(glb)
-    out = glb.with_suffix(".navmesh") if out is None else Path(out)
+    glb = existing(Path(glb))
+    out = navmesh_path(glb) if out is None else Path(out)
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists already; pass --overwrite (overwrite=True) to replace it")
     navmesh, count = build_from(glb, settings, progress)

@@ -190,6 +190,8 @@ def test_missing_shortest_paths_do_not_matter(data):
         ("goals", [{"position": [1, 0, 0], "radius": None}] * 3),
         ("info", {"geodesic_distance": "far"}),
         ("info", {"geodesic_distance": float("inf")}),
+        ("info", {"geodesic_distance": -1.0}),
+        ("goals", [{"position": [1, 0, 0], "radius": -0.2}]),
         ("info", [2.0]),
         ("scene_id", 3),
         ("episode_id", "absent"),
@@ -200,6 +202,46 @@ def test_bad_fields_are_named(data, field, value):
     with pytest.raises(UserError) as raised:
         read_episodes(data, "reference", "val")
     assert field in str(raised.value) and str(file) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_fault_is_told_in_a_sentence(data):
+    write_entry(data, goals=[])
+    with pytest.raises(UserError, match=r"episode 0 has a fault in goals: it is empty; mend or generate it again"):
+        read_episodes(data, "reference", "val")
+
+
+ENTRY = {
+    "episode_id": "7",
+    "scene_id": "reference/apartment.glb",
+    "start_position": [0, 0, 0],
+    "start_rotation": [0, 0, 0, 1],
+    "goals": [{"position": [1, 0, 0]}],
+}
+
+
+@pytest.mark.parametrize("files", [{"a": ["7", "8", "7"]}, {"a": ["7", 7]}, {"a": ["5", "7"], "a (copy)": ["7", "8"]}])
+def test_two_episodes_of_one_scene_may_not_have_one_id(data, files):
+    write_episodes(data, "reference", "val", [])
+    folder = split_folder(data, "reference", "val") / "content"
+    for name, ids in files.items():
+        entries = [ENTRY | {"episode_id": number} for number in ids]
+        (folder / f"{name}.json.gz").write_bytes(gzip.compress(json.dumps({"episodes": entries}).encode()))
+    with pytest.raises(UserError, match=r"val has 2 episodes 7 in scene reference/apartment\.glb; give each an id"):
+        read_episodes(data, "reference", "val")
+
+
+def test_ids_may_begin_anew_in_each_scene(data):
+    (data / "scene_datasets" / "reference" / "duplex.glb").touch()
+    episode = Episode("7", "reference/apartment.glb", (0, 0, 0), (0, 0, 0, 1), (1, 0, 0), None, 1.0)
+    write_episodes(data, "reference", "val", [episode, replace(episode, scene_id="reference/duplex.glb")])
+    assert [episode.episode_id for episode in read_episodes(data, "reference", "val")] == ["7", "7"]
+
+
+@pytest.mark.parametrize("scenes", [[], (), ""])
+def test_of_no_scenes_the_choice_is_empty_and_not_the_data_set(data, scenes):
+    write_entry(data)
+    with pytest.raises(UserError, match=r"data\.scenes names no scene"):
+        read_episodes(data, "reference", "val", scenes=scenes)
 
 
 def test_several_goals_are_refused_with_their_number(data):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_a_kept_navmesh_that_is_no_good_is_built_anew(glb, builds, fault):
         os.utime(kept, (1e9, 1e9))
     navmesh_for(glb, LOCOBOT)
     assert builds == [LOCOBOT] * 2 and kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize("hours", [-24, 24, 10_000])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_scene_of_any_time_has_its_navmesh_built_once_for_each_change(glb, builds, monkeypatch, hours, beside):
+    """Its time may lie ahead of the clock, as after unpacking an archive from another machine."""
+    if not beside:
+        refuse(monkeypatch, glb.parent)
+    changed = time.time() + 3600 * hours
+    os.utime(glb, (changed, changed))
+    for _ in range(3):
+        navmesh_for(glb, LOCOBOT)
+    assert builds == [LOCOBOT]
+    os.utime(glb, (changed - 60, changed - 60))
+    navmesh_for(glb, LOCOBOT), navmesh_for(glb, LOCOBOT)
+    assert builds == [LOCOBOT] * 2
 
 
 def refuse(monkeypatch, *folders):
