@@ -19,7 +19,14 @@ from navprune import machine
 from navprune.errors import UserError
 from navprune.installing import HABITAT_LAB, HABITAT_SIM, OPENCV
 from navprune.progress import ProgressLine
-from navprune.scenes.files.episodes import EpisodeTable, episode_faults, scene_path, skim_episodes, split_files
+from navprune.scenes.files.episodes import (
+    EpisodeTable,
+    check_ids,
+    episode_faults,
+    scene_path,
+    skim_episodes,
+    split_files,
+)
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.files.places import check_files, navmesh_path
 
@@ -165,6 +172,7 @@ def _split(data: Path, name: str, version: str, split: str) -> Iterator[Finding]
         index, contents = split_files(data, name, split, version)
         small = sum(path.stat().st_size for path in (index, *contents)) < COUNTED
         episodes = skim_episodes(data, name, split, version, each=None if small else TRIED)
+        check_ids(episodes, split)
     except UserError as error:
         fault, remedy = _parts(error)
         yield Finding(label, False, fault, f"unpack {known.episodes}" if name in KNOWN else remedy)

@@ -20,7 +20,7 @@ from navprune.progress import ProgressLine
 from navprune.reports import maps, video
 from navprune.rl.checkpoints import read_metrics
 from navprune.rl.trainer import default_device
-from navprune.scenes.files.episodes import Episode
+from navprune.scenes.files.episodes import Episode, check_ids
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import CONTROL, FOLDER, Source
 from navprune.tasks.pointnav import Once, VectorEnv
@@ -97,6 +97,7 @@ def run_evaluation(
     given, policy, told = source if isinstance(source, Opened) else opened(Source.parse(source), config)
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
+    check_ids(episodes, split)
     if config.env == "habitat":  # Each is a process with its own copy of the scene.
         environments = min(environments, config.environments, len(episodes))
     env = environment(config, split, episodes, Once(len(episodes)), environments, library)

@@ -228,22 +228,24 @@ def skim_episodes(
 ) -> EpisodeTable:
     """The episodes of `SPLIT.json.gz` and the first `each` (None: all) of each in `content`, of some scenes or all.
 
-    Raises `UserError` for a missing split, a damaged file, and where two episodes of a scene have one id; whether the
-    scenes exist is not looked at.
+    Raises `UserError` for a missing split or a damaged file; whether the scenes exist is not looked at.
     """
     index, contents = split_files(data, name, split, version)
     wanted = _names(scenes)
     if scenes is not None:
         contents = [path for path in contents if scene_name(path.name) in wanted]
     files = [_read_file(index), *(islice(_read_file(path), each) for path in contents)]
-    table = _gathered((row for row in file if scenes is None or scene_name(row[0]) in wanted) for file in files)
-    for scene, part in table.by_scene().items():
+    return _gathered((row for row in file if scenes is None or scene_name(row[0]) in wanted) for file in files)
+
+
+def check_ids(episodes: EpisodeTable, split: str) -> None:
+    """Raise `UserError` where two episodes of a scene have one id: what is measured is told apart by it."""
+    for scene, part in episodes.by_scene().items():
         ids = part.ids
         if len(set(ids)) < len(ids):
             (twice, count), *_ = Counter(ids).most_common(1)
-            fault = f"has {count} episodes {twice} in scene {scene}"
-            raise UserError(f"{index.parent} {fault}; give each an id of its own, or drop files that are there twice")
-    return table
+            fault = f"split '{split}' has {count} episodes {twice} in scene {scene}"
+            raise UserError(f"{fault}; give each an id of its own, or drop files that are there twice")
 
 
 def _read_file(path: Path) -> Iterator[Row]:

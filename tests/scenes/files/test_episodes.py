@@ -11,6 +11,7 @@ from navprune.scenes.files.episodes import (
     Episode,
     EpisodeTable,
     check_episodes,
+    check_ids,
     read_episodes,
     scene_path,
     split_folder,
@@ -226,15 +227,17 @@ def test_two_episodes_of_one_scene_may_not_have_one_id(data, files):
     for name, ids in files.items():
         entries = [ENTRY | {"episode_id": number} for number in ids]
         (folder / f"{name}.json.gz").write_bytes(gzip.compress(json.dumps({"episodes": entries}).encode()))
-    with pytest.raises(UserError, match=r"val has 2 episodes 7 in scene reference/apartment\.glb; give each an id"):
-        read_episodes(data, "reference", "val")
+    read = read_episodes(data, "reference", "val")  # to train on they may be
+    with pytest.raises(UserError, match=r"'val' has 2 episodes 7 in scene reference/apartment\.glb; give each an id"):
+        check_ids(read, "val")
 
 
 def test_ids_may_begin_anew_in_each_scene(data):
     (data / "scene_datasets" / "reference" / "duplex.glb").touch()
     episode = Episode("7", "reference/apartment.glb", (0, 0, 0), (0, 0, 0, 1), (1, 0, 0), None, 1.0)
     write_episodes(data, "reference", "val", [episode, replace(episode, scene_id="reference/duplex.glb")])
-    assert [episode.episode_id for episode in read_episodes(data, "reference", "val")] == ["7", "7"]
+    check_ids(read := read_episodes(data, "reference", "val"), "val")
+    assert [episode.episode_id for episode in read] == ["7", "7"]
 
 
 @pytest.mark.parametrize("scenes", [[], (), ""])
