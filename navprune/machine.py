@@ -1,7 +1,9 @@
 """What this machine, or the container around this process, lets it use."""
 
+import importlib.util
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +33,7 @@ def memory() -> int:
     """Bytes of memory that this process may fill: the machine's, within its container's limit."""
     said = (*_said("memory", "memory.max"), *_said("memory", "memory.limit_in_bytes"))
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(machine, *(int(limit) for limit in said if limit.isdecimal()), machine)
+    return min([machine, *(int(limit) for limit in said if limit.isdecimal())])
 
 
 def resident() -> int:
@@ -41,6 +43,17 @@ def resident() -> int:
     import resource  # Windows has none
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def compile_fault() -> str | None:
+    """Why `torch.compile` cannot be used here on the CPU, and what to do; None where it can."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "c++", "g++", "clang++"))):
+        return "it needs a C++ compiler; install one (Debian: apt-get install g++)"
+    torch = importlib.util.find_spec("torch")
+    if torch and torch.origin and len(torch.origin.split()) > 1:  # its linker's command line does not quote it
+        folder = Path(torch.origin).parent
+        return f"torch lies in {folder}, and its compiler takes no spaces; use an environment in another folder"
+    return None
 
 
 def _bound() -> int:

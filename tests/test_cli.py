@@ -287,7 +287,7 @@ class TestMistakes:
         assert "task.width=32" in mistake(capsys, "evaluate", run, "task.width=64")
 
     def test_no_checkpoint(self, capsys, tmp_path):
-        assert "neither" in mistake(capsys, "cost", tmp_path / "nowhere")
+        assert "there is no file or folder" in mistake(capsys, "cost", tmp_path / "nowhere")
 
     @pytest.mark.parametrize("budget", ["macs=0", "macs=1.5", "flops=0.5", "macs"])
     def test_budget(self, capsys, tmp_path, budget):

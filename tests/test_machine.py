@@ -2,6 +2,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,3 +134,14 @@ def test_the_memory_of_scenes_is_a_setting():
         env = environment(config, "val", episodes, Once(len(episodes)), 1)
         assert isinstance(env, PointNavEnv) and env._library._limit == limit
         env.close()
+
+
+def test_why_torch_cannot_compile_is_told(monkeypatch):
+    assert machine.compile_fault() is None or ";" in machine.compile_fault()
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "needs a C++ compiler; install one" in machine.compile_fault()
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    for folder, fine in (("/Ünï_a=b", True), ("/my code (v2)", False), ("/a b", False)):
+        spec = SimpleNamespace(origin=f"{folder}/torch/__init__.py")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, spec=spec: spec)
+        assert (machine.compile_fault() is None) == fine

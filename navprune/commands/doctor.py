@@ -127,9 +127,8 @@ def _attempted(name: str, attempt: Callable[[], object], advice: str, works: str
 def _machine() -> Iterator[Finding]:
     yield Finding("cores", True, str(machine.cores()), "")
     yield Finding("memory", True, f"{machine.memory() / 2**30:.1f} GiB", "")
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    advice = "install a C++ compiler for torch.compile (Debian: apt-get install g++); all else works without"
-    yield Finding("C++ compiler", compiler is not None, compiler or "missing", advice)
+    fault, _, advice = (machine.compile_fault() or "").partition("; ")
+    yield Finding("torch.compile", not fault, fault or "works", f"{advice}; all else works without")
     accelerator = "unknown without torch"
     if importlib.util.find_spec("torch"):
         import torch

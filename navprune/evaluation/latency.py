@@ -16,6 +16,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.evaluation.cost import cost
+from navprune.machine import compile_fault
 from navprune.models.encoders import Encoder
 
 RUNTIMES = ("eager", "compiled")
@@ -97,6 +98,8 @@ def _measure_cell(
     runs: dict[str, Callable[[], Tensor]] = {}
     notes: dict[str, str] = {}
     torch._dynamo.reset()  # else earlier batch sizes use up the limit of recompilations
+    if runtime == "compiled" and device.type == "cpu" and (fault := compile_fault()):
+        return {}, dict.fromkeys(models, fault)
     for name, model in models.items():
         run = _runner(model, runtime, torch.rand(batch_size, *model.spec.input, device=device))
         try:

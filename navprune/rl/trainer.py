@@ -21,6 +21,7 @@ import torch
 
 from navprune.checks import bounded, check_fields, chosen
 from navprune.errors import UserError
+from navprune.machine import compile_fault
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
@@ -128,6 +129,8 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = device_of(config.device)
+        if config.compile and device.type == "cpu" and (fault := compile_fault()):
+            raise UserError(f"trainer.compile cannot be used here: {fault}, or leave it out")
         policy = cast(PointNavPolicy, build(policy, config.seed)) if isinstance(policy, PolicySpec) else policy
         self.initial = policy.spec
         self.generator = torch.Generator().manual_seed(config.seed)

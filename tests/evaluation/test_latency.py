@@ -1,5 +1,4 @@
 import itertools
-import shutil
 
 import pytest
 import torch
@@ -8,16 +7,13 @@ from navprune.errors import UserError
 from navprune.evaluation import latency
 from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import RUNTIMES, measure
+from navprune.machine import compile_fault
 from navprune.models.build import build
 from navprune.models.encoders import Encoder
 from navprune.models.spec import encoder_spec
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-NEEDS = {
-    "compiled": pytest.mark.skipif(
-        not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
-    )
-}
+NEEDS = {"compiled": pytest.mark.skipif(compile_fault() is not None, reason=f"torch.compile: {compile_fault()}")}
 """What a runtime needs of the machine."""
 
 
@@ -132,3 +128,9 @@ def test_a_runtime_computes_what_the_module_computes(runtime, device):
 def test_unknown_runtime():
     with pytest.raises(UserError, match="tensorrt"):
         measure({}, runtimes=("tensorrt",))
+
+
+def test_where_nothing_can_be_compiled_the_rows_say_why(monkeypatch):
+    monkeypatch.setattr("navprune.evaluation.latency.compile_fault", lambda: "it needs a C++ compiler; install one")
+    (row,) = measure({"cnn": build(encoder_spec("simple_cnn", (1, 40, 40)), 0)}, (1,), ("compiled",), "cpu", repeats=1)
+    assert row.note.startswith("it needs a C++ compiler") and row.median_ms is None

@@ -1,10 +1,12 @@
 """A corridor that is quick to step and to learn: the goal lies some cells ahead or behind."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rl.run_folders import run
 
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec
@@ -118,3 +120,24 @@ def toys():
         blind_policy=blind_policy,
         blind_spec=blind_spec,
     )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, toys):
+    """A run of 96 frames that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(toys, folder, frames=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, toys):
+    """The same at 48 frames; to be copied."""
+    folder = tmp_path_factory.mktemp("runs") / "half"
+    run(toys, folder)
+    return folder
+
+
+@pytest.fixture
+def begun(half, tmp_path):
+    return shutil.copytree(half, tmp_path / "run", symlinks=True)

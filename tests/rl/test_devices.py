@@ -1,11 +1,12 @@
 """Half precision and compilation in training, on every device of this machine: they work and change digits alone."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
+from navprune.errors import UserError
+from navprune.machine import compile_fault
 from navprune.rl.checkpoints import load_policy
 from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.ppo import PPOConfig
@@ -16,9 +17,7 @@ PPO = PPOConfig(steps=6, epochs=1, minibatches=2)
 WARM = WarmStartConfig(frames=48, steps=12, sequence=6, epochs=1, batch=2)
 RUN = TrainerConfig(total_frames=96, threads=1)
 
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
-)
+needs_compiler = pytest.mark.skipif(compile_fault() is not None, reason=f"torch.compile: {compile_fault()}")
 
 
 def run(toys, folder, device, warm_start=WARM, **settings):
@@ -55,3 +54,9 @@ def test_a_compiled_encoder_learns_what_the_plain_one_learns(toys, tmp_path, dev
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # with and without gradients
     plain = run(toys, tmp_path / "b", device, None)
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), atol=1e-4, rtol=1e-3)
+
+
+def test_where_nothing_can_be_compiled_that_is_said_at_once(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr("navprune.rl.trainer.compile_fault", lambda: "torch lies in my code; use another folder")
+    with pytest.raises(UserError, match=r"trainer\.compile cannot be used here: torch lies in my code; .*leave it out"):
+        run(toys, tmp_path / "run", "cpu", compile=True)

@@ -1,0 +1,30 @@
+"""Small runs in the corridor, and copies of them: what the tests of run folders share."""
+
+from dataclasses import replace
+
+from navprune.config import Config, to_yaml
+from navprune.rl.checkpoints import find_checkpoint, load_policy
+from navprune.rl.ppo import PPOConfig
+from navprune.rl.trainer import TrainerConfig, train
+
+PPO = PPOConfig(steps=6, epochs=1)
+RUN = TrainerConfig(total_frames=48, threads=1, checkpoint_seconds=0, window=2)
+CONFIG = Config(ppo=PPO, trainer=RUN)
+
+
+def run(toys, folder, config=CONFIG, *, frames=None, start="resume", env=None):
+    trainer = replace(config.trainer, total_frames=frames or config.trainer.total_frames, start=start)
+    config = replace(config, trainer=trainer, run=str(folder))
+    return train(toys.spec(), env or toys.Corridor(), trainer, config.ppo, None, folder, to_yaml(config))
+
+
+def best(folder):
+    return int(find_checkpoint(folder / "best").name)
+
+
+def weights(path):
+    return load_policy(path).policy.state_dict()
+
+
+def same(a, b):
+    return all(value.equal(b[name]) for name, value in a.items())
