@@ -100,6 +100,7 @@ def test_a_runtime_that_does_not_work_is_told_in_its_rows(timed, monkeypatch):
         raise RuntimeError("no C++ compiler\nand a long trace")
 
     monkeypatch.setattr(latency.torch, "compile", lambda model, **_: broken)
+    monkeypatch.setattr(latency, "compile_fault", lambda: None)
     rows = measure(models, (1,), ("compiled", "eager"), clock=clock)
     assert [row.note for row in rows] == ["no C++ compiler"] * 2 + [""] * 2
     assert rows[0].median_ms is None and rows[0].saving_realised is None

@@ -275,14 +275,10 @@ def test_ctrl_c_finishes_the_update_saves_and_says_how_to_go_on(toys, whole, tmp
 
 
 KILLED = """
-import importlib.util, os, signal, sys
+import os, signal, sys
 from types import SimpleNamespace
-def module(name):
-    spec = importlib.util.spec_from_file_location(name, os.path.join(sys.argv[1], name + ".py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-toys, trainer = module("conftest"), module("test_trainer")
+sys.path.insert(0, sys.argv[1])
+from rl import conftest as toys, test_trainer as trainer
 env = toys.Corridor()
 env.fail_at = (64, lambda: os.kill(os.getpid(), signal.SIGKILL))
 trainer.run(SimpleNamespace(spec=toys.tiny_spec), sys.argv[2], env)
@@ -290,7 +286,7 @@ trainer.run(SimpleNamespace(spec=toys.tiny_spec), sys.argv[2], env)
 
 
 def test_kill_9_loses_no_more_than_the_interval(toys, whole, tmp_path):
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path)]
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
     assert load_policy(tmp_path / "latest").metrics["frames"] == 5 * 48  # 60 of the 63 steps that were done
     run(toys, tmp_path)
