@@ -1,8 +1,8 @@
 #!/bin/sh
 # Trains, evaluates, prunes and examines with package and home read-only: `tests/scripts/read_only.sh [PYTHON]`, as root on Linux.
 set -eu
-python=${1:-.venv/bin/python}
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
+python=${1:-$checkout/.venv/bin/python}
 if [ -z "${READ_ONLY:-}" ]; then
     READ_ONLY=$(mktemp -d) && export READ_ONLY
     trap 'rm -rf "$READ_ONLY"' EXIT

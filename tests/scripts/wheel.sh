@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds a wheel, installs it by itself and loads a recipe from it: `tests/scripts/wheel.sh [PYTHON]`, PYTHON having the dependencies.
 set -eu
-python=${1:-.venv/bin/python}
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
+python=${1:-$checkout/.venv/bin/python}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 git -C "$checkout" ls-files -z | (cd "$checkout" && xargs -0 cp --parents -t "$folder" --)
