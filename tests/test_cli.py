@@ -92,6 +92,12 @@ def test_latency_rows_compare_with_the_first(run, tmp_path):
     assert rows[0]["saving_realised"] == 0
 
 
+def test_why_a_runtime_was_not_measured_is_told_once(monkeypatch, capsys):
+    monkeypatch.setattr("navprune.evaluation.latency.compile_fault", lambda: "it needs a C++ compiler")
+    assert main(["latency", "simple_cnn", "resnet18", "--runtime", "compiled", "--runs", "1"]) == 0
+    assert capsys.readouterr().err.count("compiled: it needs a C++ compiler") == 1
+
+
 def test_generate_then_doctor(tmp_path):
     result = answer(tmp_path, "scenes", "generate", "--out", tmp_path / "d", "--train", 1, "--val", 1,
                     "--train-episodes", 5, "--val-episodes", 3, "--area", 40, 90)  # fmt: skip

@@ -96,6 +96,8 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
     encoders = {name: source.policy().encoder for name, source in named(options.sources).items()}
     answer = run_latency(encoders, sizes, options.runtime.split(","), options.device, options.runs)
     print(latency_table(answer["rows"]).text())
+    for line in dict.fromkeys(f"{row['runtime']}: {row['note']}" for row in answer["rows"] if row["note"]):
+        note(line)
     return answer
 
 
