@@ -16,6 +16,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.evaluation.agents import Agent
+from navprune.files import write_file
 from navprune.progress import ProgressLine
 from navprune.scenes.files.episodes import Episode
 from navprune.simulator.pathfinder import PathFinder
@@ -44,7 +45,7 @@ class Evaluation:
 
     def write_episodes(self, path: str | Path) -> None:
         """Write one JSON line for each episode."""
-        Path(path).write_text("".join(json.dumps(record) + "\n" for record in self.episodes))
+        write_file(Path(path), "".join(json.dumps(record) + "\n" for record in self.episodes).encode())
 
 
 @dataclass

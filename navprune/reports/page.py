@@ -15,6 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from navprune.evaluation.latency import device_name
+from navprune.files import write_file
 from navprune.reports import plots
 from navprune.reports.plots import Curve
 from navprune.reports.tables import EncoderRow, cost_table, encoder_table, latency_table
@@ -67,7 +68,7 @@ def write_report(out: Path, report: Report) -> Path:
     """Write `out`/report.html, the figures beside it and the table as table.md; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     table = encoder_table(report.rows, report.runtime)
-    (out / "table.md").write_text(table.markdown() + "\n")
+    write_file(out / "table.md", (table.markdown() + "\n").encode())
     jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
@@ -80,7 +81,7 @@ def write_report(out: Path, report: Report) -> Path:
         date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
     path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page.encode())
     return path
 
 
