@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import cache
 from typing import TextIO
 
 
@@ -37,3 +38,9 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@cache
+def say_once(line: str) -> None:
+    """Tell the user something on standard error, however often it is found."""
+    print(line, file=sys.stderr)

@@ -47,7 +47,7 @@ class Source:
         kind = next((kind for kind, names in NAMED.items() if text in names), None)
         if not kind and path.is_file():
             kind = SUFFIXES.get(path.suffix.lower())
-        if not kind and (path.is_dir() or numbered(path.parent)):  # `latest` of a run without links
+        if not kind and checkpoints.holds_checkpoint(path):
             kind = FOLDER
         if not kind:
             raise UserError(_unknown(text, path))

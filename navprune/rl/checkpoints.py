@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +25,7 @@ from navprune.models.build import FORMAT, build, known_format, spec_from_json
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
+from navprune.progress import say_once
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
@@ -167,12 +167,6 @@ def first_whole(run: Path, numbers: Sequence[int], read: Callable[[Path], Any]) 
 
 def _read_all(folder: Path) -> None:
     read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder)
-
-
-@cache
-def say_once(line: str) -> None:
-    """Tell the user something, however often it is found."""
-    print(line, file=sys.stderr)
 
 
 def read_spec(folder: Path) -> PolicySpec:

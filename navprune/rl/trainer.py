@@ -25,7 +25,7 @@ from navprune.machine import compile_fault
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
-from navprune.progress import ProgressLine
+from navprune.progress import ProgressLine, say_once
 from navprune.rl import checkpoints, runs
 from navprune.rl.callbacks import Callback
 from navprune.rl.imitation import WarmStart, WarmStartConfig, forget_rounds, rounds_after
@@ -328,7 +328,7 @@ class Trainer:
                 checkpoints.check_replaceable(folder)
                 shutil.rmtree(folder)
             except UserError as error:
-                checkpoints.say_once(f"not deleted: {str(error).partition(';')[0]}")
+                say_once(f"not deleted: {str(error).partition(';')[0]}")
         needed: set[int] = set()
         if self.warm_start:
             end = self.frames if isinstance(self.learner, WarmStart) else self.phase_start

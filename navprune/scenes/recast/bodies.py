@@ -6,11 +6,11 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from navprune.errors import UserError
+from navprune.progress import say_once
 from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, read_navmesh, write_navmesh
 from navprune.scenes.files.places import check_files, navmesh_path
 from navprune.scenes.recast.build import build_from
@@ -79,10 +79,5 @@ def _build(glb: Path, body: Body, places: list[Path], changed: float) -> NavMesh
             return navmesh
         except (OSError, UserError):
             own.unlink(missing_ok=True)
-    _say_once("navmeshes cannot be kept beside the scenes nor in ~/.cache, and are built anew by each process")
+    say_once("navmeshes cannot be kept beside the scenes nor in ~/.cache, and are built anew by each process")
     return navmesh
-
-
-@cache
-def _say_once(text: str) -> None:
-    print(text, file=sys.stderr)

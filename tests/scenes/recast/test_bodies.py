@@ -25,7 +25,7 @@ LOCOBOT = Body(0.18, 0.88)
 def glb(tmp_path, monkeypatch):
     """A scene of one room, with a navmesh for Habitat's body; the user's cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    bodies._say_once.cache_clear()
+    bodies.say_once.cache_clear()
     (tmp_path / "scenes").mkdir()
     for suffix in (".glb", ".navmesh"):
         shutil.copy(SCENES / f"duplex{suffix}", tmp_path / "scenes" / f"room{suffix}")
