@@ -13,20 +13,20 @@ from navprune.models.spec import PolicySpec
 from navprune.pruning.gradual import GradualPruning
 from navprune.pruning.recover import Distillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
-from navprune.rl.checkpoints import find_checkpoint, holds_checkpoint, read_spec
+from navprune.rl.checkpoints import read_spec
 from navprune.rl.trainer import TrainerConfig, TrainingResult, train
-from navprune.source import Source, agent_spec
+from navprune.source import FOLDER, Source, agent_spec
 
 
 def initial_policy(config: Config) -> PointNavPolicy:
     """The policy that a training run begins with."""
-    pruning = config.pruning
+    pruning, seed = config.pruning, config.trainer.seed
+    init = None if config.init is None else Source.parse(config.init)
     if pruning and pruning.rewind and pruning.budget is None:
-        if config.init is None or not holds_checkpoint(config.init):
+        if init is None or init.kind != FOLDER:
             raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
-        return rewound_checkpoint(find_checkpoint(config.init), pruning.rewind)
-    seed = config.trainer.seed
-    given = None if config.init is None else Source.parse(config.init).policy(config, seed)
+        return rewound_checkpoint(init.folder, pruning.rewind)
+    given = init and init.policy(config, seed)
     if given and config.init_weights:
         return given
     return build(given.spec if given else agent_spec(config), seed)  # type: ignore[return-value]
