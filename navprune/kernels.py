@@ -3,10 +3,14 @@
 import os
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numba
 from numba import njit as njit
+from numba.core.caching import CacheImpl
+
+IMPORT = b"from navprune.kernels import"
 
 
 def settle_cache() -> Path | None:
@@ -32,4 +36,25 @@ def _temporary() -> Path:
     return folder if seen.st_uid == user and not seen.st_mode & 0o022 else Path(tempfile.mkdtemp(prefix="navprune-"))
 
 
+@cache
+def _stamp(folder: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, time of change and size of each file with kernels in a folder."""
+    files = [path for path in sorted(Path(folder).glob("*.py")) if IMPORT in path.read_bytes()]
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+def _watch_folders() -> None:
+    """Compile anew where any file of kernels in a kernel's own folder has changed, for they call one another."""
+    for locator in CacheImpl._locator_classes:
+        own = locator.get_source_stamp
+        if own.__name__ != "watched":
+
+            def watched(self, own=own):  # type: ignore[no-untyped-def]
+                folder = os.path.dirname(getattr(self, "_py_file", ""))
+                return (own(self), _stamp(folder)) if os.path.isdir(folder) else own(self)
+
+            locator.get_source_stamp = watched
+
+
+_watch_folders()
 FALLBACK = settle_cache()

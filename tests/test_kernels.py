@@ -67,6 +67,21 @@ def test_kernels_are_compiled_by_that_compiler_alone():
     assert files == {"kernels.py"}
 
 
+def test_a_change_in_a_kernel_that_is_called_compiles_its_callers_anew(tmp_path):
+    (tmp_path / "callee.py").write_text("from navprune.kernels import njit\n@njit(cache=True)\ndef f(): return 1\n")
+    (tmp_path / "caller.py").write_text(
+        "from navprune.kernels import njit\nfrom callee import f\n@njit(cache=True)\ndef g(): return f()\nprint(g())"
+    )
+
+    def run():
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}"}
+        return subprocess.run([sys.executable, tmp_path / "caller.py"], env=environment, capture_output=True, text=True)
+
+    assert run().stdout == "1\n"
+    (tmp_path / "callee.py").write_text("from navprune.kernels import njit\n@njit(cache=True)\ndef f(): return 10\n")
+    assert run().stdout == "10\n"
+
+
 def test_help_needs_no_compiler():
     program = "import sys, navprune.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('numba' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

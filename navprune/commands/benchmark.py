@@ -53,7 +53,12 @@ def benchmark_simulator(
             parts = [_frames_per_second(env, frames // 10, seed + part) for part in range(10)]
             memory[1] = resident() / 2**20
             scene, rate = env.scene(0), float(np.median(parts))
-            row = {"scene": scene.name, "triangles": scene.bvh.triangles, "width": width, "environments": environments}
+            row = {
+                "scene": scene.name,
+                "triangles": scene.asset.triangles,
+                "width": width,
+                "environments": environments,
+            }
             rows.append(row | {"threads": threads or cores(), "frames_per_second": rate})
             env.close()
     return {"rows": rows, "memory_mib": memory}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from navprune.comparisons import recordings
 from navprune.comparisons.recordings import Images, Recorded, RecordedEpisode
 from navprune.errors import UserError
-from navprune.simulator.bvh import Bvh
+from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import SceneLibrary
@@ -70,7 +70,7 @@ def parity(
         path, library = recordings.find_scene(folder, name), SceneLibrary()
         for kind, file in kinds.items():
             if kind == "images":
-                figures |= compare_images(library.get(path).bvh, recordings.read_images(file))
+                figures |= compare_images(library.get(path).asset, recordings.read_images(file))
             elif kind == "navigation":
                 figures |= compare_navigation(library.get(path).pathfinder, recordings.read_navigation(file))
             else:
@@ -97,7 +97,7 @@ def shortfalls(answer: dict) -> list[str]:
     return lines
 
 
-def compare_images(bvh: Bvh, images: Images) -> dict:
+def compare_images(asset: RenderAsset, images: Images) -> dict:
     """Shares of pixels whose depth agrees to 2 mm and 1 cm, and whose three colours all agree to 2 of 255."""
     count, height, width = images.depth.shape
     eyes = images.position + np.array([0.0, images.camera_height, 0.0])
@@ -106,7 +106,7 @@ def compare_images(bvh: Bvh, images: Images) -> dict:
     renderer = Renderer(width, height, images.hfov, colour=True)
     for start in range(0, count, BATCH):
         part = slice(start, start + BATCH)
-        renderer.render([bvh] * len(eyes[part]), eyes[part], images.rotation[part], depth[part], rgb[part])
+        renderer.render([asset] * len(eyes[part]), eyes[part], images.rotation[part], depth[part], rgb[part])
     renderer.close()
     error = np.abs(depth - images.depth)
     shares: dict = {"depth": {"within_2mm": _share(error <= 2e-3), "within_1cm": _share(error <= 1e-2)}}

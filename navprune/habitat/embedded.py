@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from navprune.errors import UserError
 from navprune.scenes.recast.bodies import Body
-from navprune.simulator.bvh import Bvh
+from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, load_scene
@@ -148,7 +148,7 @@ class EmbeddedSimulator(Simulator):
     def _observe(self) -> Observations:
         images: dict[str, NDArray] = {}
         for camera in self._cameras:
-            images |= camera.draw(self._here.bvh, self._position, self._rotation)
+            images |= camera.draw(self._here.asset, self._position, self._rotation)
         return self._suite.get_observations(images)
 
     def render(self, mode: str = "rgb") -> NDArray:
@@ -336,13 +336,15 @@ class Camera:
         # One camera gives one thread's work.
         self._renderer = Renderer(settings.width, settings.height, settings.hfov, colour=bool(self._colour), threads=1)
 
-    def draw(self, bvh: Bvh, position: NDArray[np.float64], rotation: quaternion.quaternion) -> dict[str, NDArray]:
+    def draw(
+        self, asset: RenderAsset, position: NDArray[np.float64], rotation: quaternion.quaternion
+    ) -> dict[str, NDArray]:
         """What each sensor gets, by its name: depth in metres float32 [H, W], colour uint8 [H, W, 3]."""
         eye = position + quaternion.rotate_vectors(rotation, self._offset)
         depth = np.empty((1, *self._size), np.float32)
         rgb = np.empty((1, *self._size, 3), np.uint8) if self._colour else None
         xyzw = quaternion.as_float_array(rotation)[[1, 2, 3, 0]]
-        self._renderer.render([bvh], eye[None], xyzw[None], depth, rgb)
+        self._renderer.render([asset], eye[None], xyzw[None], depth, rgb)
         images: dict[str, NDArray] = dict.fromkeys(self._depth, depth[0])
         return images if rgb is None else images | dict.fromkeys(self._colour, rgb[0])
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.machine import cores
-from navprune.simulator.bvh import STACK_SIZE, Bvh
+from navprune.simulator.asset import RenderAsset
+from navprune.simulator.bvh import STACK_SIZE
 from navprune.simulator.drawing import TILE, Scratch, draw
 
 
@@ -46,20 +47,20 @@ class Renderer:
 
     def render(
         self,
-        bvhs: Sequence[Bvh],
+        assets: Sequence[RenderAsset],
         eyes: NDArray,
         rotations: NDArray,
         depth: NDArray[np.float32],
         rgb: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Draw camera i, at eyes[i] in scene bvhs[i], into depth[i], and into rgb[i] if made with colour.
+        """Draw camera i, at eyes[i] in scene assets[i], into depth[i], and into rgb[i] if made with colour.
 
         eyes: [N, 3], metres. rotations: [N, 4], x y z w; a camera looks along its -z, y up.
         depth: float32 [N, H, W], z-depth in metres (or clipped and scaled, see far), 0 where nothing is.
         rgb: uint8 [N, H, W, 3], black where nothing is.
         UserError: colours are wanted of a scene with textures that cannot be decoded.
         """
-        shape = (len(bvhs), self.height, self.width)
+        shape = (len(assets), self.height, self.width)
         if (rgb is not None) != self.colour:
             raise ValueError("rgb goes with a renderer made with colour=True, and only with that")
         _check_output("depth", depth, shape, np.float32)
@@ -67,20 +68,22 @@ class Renderer:
             _check_output("rgb", rgb, (*shape, 3), np.uint8)
         eyes = np.ascontiguousarray(eyes, dtype=np.float64)
         rotations = np.ascontiguousarray(rotations, dtype=np.float64)
-        for bvh in {id(bvh): bvh for bvh in bvhs}.values():  # once here, not at once in every thread
-            _ = bvh.cutout if rgb is None else (bvh.cutout, bvh.surface)
-        cameras = iter(range(len(bvhs)))  # for all threads: whoever is free takes the next, since views differ in cost
+        for asset in {id(asset): asset for asset in assets}.values():  # once here, not at once in every thread
+            _ = asset.cutout if rgb is None else (asset.cutout, asset.surface)
+        cameras = iter(
+            range(len(assets))
+        )  # for all threads: whoever is free takes the next, since views differ in cost
 
         def draw_some(thread: int) -> None:
             for i in cameras:
-                bvh, surface = bvhs[i], None if rgb is None else bvhs[i].surface
+                asset, surface = assets[i], None if rgb is None else assets[i].surface
                 view = i, eyes, rotations, self._focal, self._far, self._scale
                 working = self._triangles[thread], self._scratch[thread]
-                draw(bvh.tree, bvh.cutout, surface, *view, depth, rgb, *working)
+                draw(asset.tree, asset.cutout, surface, *view, depth, rgb, *working)
 
         helpers = []
         if self._pool is not None:
-            helpers = [self._pool.submit(draw_some, 1 + i) for i in range(min(self.threads, len(bvhs)) - 1)]
+            helpers = [self._pool.submit(draw_some, 1 + i) for i in range(min(self.threads, len(assets)) - 1)]
         draw_some(0)
         for helper in helpers:
             helper.result()

@@ -10,7 +10,7 @@ from navprune.machine import memory
 from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.places import check_files, existing
 from navprune.scenes.recast.bodies import Body, navmesh_for
-from navprune.simulator.bvh import Bvh
+from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
 
 HABITATS = Body()
@@ -22,7 +22,7 @@ class Scene:
     """One world: its triangles in a tree for the renderer and its navigation mesh for the path finder."""
 
     name: str
-    bvh: Bvh
+    asset: RenderAsset
     pathfinder: PathFinder
 
 
@@ -33,7 +33,7 @@ def load_scene(path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> 
     """
     path = existing(path)
     check_files(path)
-    return Scene(path.stem, Bvh(load_glb(path, alpha_masks)), PathFinder(navmesh_for(path, body)))
+    return Scene(path.stem, RenderAsset(load_glb(path, alpha_masks)), PathFinder(navmesh_for(path, body)))
 
 
 class SceneLibrary:
@@ -58,6 +58,6 @@ class SceneLibrary:
                 scene = self._used[key] = load_scene(*key)
             self._kept[key] = scene
             self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(kept.bvh.nbytes for kept in self._kept.values()) > self._limit:
+            while len(self._kept) > 1 and sum(kept.asset.nbytes for kept in self._kept.values()) > self._limit:
                 self._kept.popitem(last=False)
             return scene

@@ -354,8 +354,8 @@ class PointNavEnv(Lockstep[Scene]):
         rgb = np.empty((*shape, 3), np.uint8) if "rgb" in task.sensors else None
         if running:
             eyes = self.positions[picked] + np.array([0.0, task.camera_height, 0.0])
-            bvhs = [self.scene(env).bvh for env in picked]
-            self._renderer.render(bvhs, eyes, measures.rotations_of(self.headings[picked]), depth, rgb)
+            assets = [self.scene(env).asset for env in picked]
+            self._renderer.render(assets, eyes, measures.rotations_of(self.headings[picked]), depth, rgb)
         observations = {GOAL: torch.from_numpy(goal)}
         if "depth" in task.sensors:
             observations["depth"] = torch.from_numpy(_spread(depth, running, count))[..., None]

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navprune.scenes.files.mesh import SceneMesh, load_glb
-from navprune.simulator.bvh import Bvh, build_tree
+from navprune.simulator.asset import RenderAsset
+from navprune.simulator.bvh import build_tree
 from navprune.simulator.drawing import NEAR
 from navprune.simulator.rasterizer import Renderer
 
@@ -17,18 +18,18 @@ LEVEL = np.array([0.0, 0.0, 0.0, 1.0])
 @pytest.fixture(scope="module", params=["apartment", "duplex"])
 def recorded(request):
     """A scene, its recorded images and the cameras that took them."""
-    bvh = Bvh(load_glb(REFERENCE / f"scene_datasets/reference/{request.param}.glb"))
+    asset = RenderAsset(load_glb(REFERENCE / f"scene_datasets/reference/{request.param}.glb"))
     with np.load(REFERENCE / f"expected/{request.param}_images.npz") as images:
         eyes = images["position"] + np.array([0.0, 1.25, 0.0])
-        return bvh, eyes, images["rotation_xyzw"], images["depth_m"], images["rgb"]
+        return asset, eyes, images["rotation_xyzw"], images["depth_m"], images["rgb"]
 
 
-def draw(bvh, eyes, rotations, width=128, height=128, **options):
+def draw(asset, eyes, rotations, width=128, height=128, **options):
     """Depth, or depth and colour, of cameras in one scene."""
     renderer = Renderer(width, height, **options)
     depth = np.full((len(eyes), height, width), np.nan, np.float32)
     rgb = np.full((*depth.shape, 3), 77, np.uint8) if renderer.colour else None
-    renderer.render([bvh] * len(eyes), eyes, rotations, depth, rgb)
+    renderer.render([asset] * len(eyes), eyes, rotations, depth, rgb)
     renderer.close()
     return depth if rgb is None else (depth, rgb)
 
@@ -72,26 +73,26 @@ def soup(rng, count, size):
 
 
 def test_depth_is_habitats(recorded):
-    bvh, eyes, rotations, expected, _ = recorded
-    error = np.abs(draw(bvh, eyes, rotations) - expected)
+    asset, eyes, rotations, expected, _ = recorded
+    error = np.abs(draw(asset, eyes, rotations) - expected)
     assert (error < 0.002).mean() >= 0.999
 
 
 def test_colour_is_habitats(recorded):
-    bvh, eyes, rotations, _, expected = recorded
+    asset, eyes, rotations, _, expected = recorded
     count = len(expected)
-    drawn_depth, rgb = draw(bvh, eyes[:count], rotations[:count], colour=True)
+    drawn_depth, rgb = draw(asset, eyes[:count], rotations[:count], colour=True)
     error = np.abs(rgb.astype(int) - expected).max(axis=-1)
     assert (error <= 2).mean() >= 0.99
-    np.testing.assert_array_equal(drawn_depth, draw(bvh, eyes[:count], rotations[:count]))
+    np.testing.assert_array_equal(drawn_depth, draw(asset, eyes[:count], rotations[:count]))
 
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_threads_and_batches_change_nothing(recorded, colour):
-    bvh, eyes, rotations, _, _ = recorded
-    together = draw(bvh, eyes, rotations, colour=colour, threads=1)
-    threaded = draw(bvh, eyes, rotations, colour=colour, threads=3)
-    single = [draw(bvh, eyes[i : i + 1], rotations[i : i + 1], colour=colour) for i in range(len(eyes))]
+    asset, eyes, rotations, _, _ = recorded
+    together = draw(asset, eyes, rotations, colour=colour, threads=1)
+    threaded = draw(asset, eyes, rotations, colour=colour, threads=3)
+    single = [draw(asset, eyes[i : i + 1], rotations[i : i + 1], colour=colour) for i in range(len(eyes))]
     if not colour:
         together, threaded, single = [together], [threaded], [(depth,) for depth in single]
     for k, whole in enumerate(together):
@@ -100,17 +101,20 @@ def test_threads_and_batches_change_nothing(recorded, colour):
 
 
 def test_each_camera_sees_its_own_scene():
-    walls = [Bvh(SceneMesh.from_vertices(np.array([[[-99, -99, -z], [99, -99, -z], [0, 99, -z]]]))) for z in (2, 5, 3)]
+    walls = [
+        RenderAsset(SceneMesh.from_vertices(np.array([[[-99, -99, -z], [99, -99, -z], [0, 99, -z]]])))
+        for z in (2, 5, 3)
+    ]
     depth = np.empty((3, 4, 4), np.float32)
     Renderer(4, 4).render(walls, np.zeros((3, 3)), np.tile(LEVEL, (3, 1)), depth)
     np.testing.assert_allclose(depth, np.broadcast_to([[[2]], [[5]], [[3]]], (3, 4, 4)), rtol=1e-6)
 
 
 def test_far_clips_and_scales(recorded):
-    bvh, eyes, rotations, _, _ = recorded
-    metres = draw(bvh, eyes, rotations)
+    asset, eyes, rotations, _, _ = recorded
+    metres = draw(asset, eyes, rotations)
     assert metres.max() > 4.0
-    np.testing.assert_allclose(draw(bvh, eyes, rotations, far=4.0), np.minimum(metres, 4.0) / 4.0, rtol=1e-6)
+    np.testing.assert_allclose(draw(asset, eyes, rotations, far=4.0), np.minimum(metres, 4.0) / 4.0, rtol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -128,7 +132,7 @@ def test_agrees_with_casting_a_ray_for_each_pixel(seed, count, size, width, heig
     eye, rotation = rng.uniform(-1, 1, 3), rng.normal(size=4)
     expected, clearance = cast(vertices, eye, rotation, width, height, hfov)
     depth = draw(
-        Bvh(SceneMesh.from_vertices(vertices)), eye[None], rotation[None], width, height, hfov=hfov, threads=1
+        RenderAsset(SceneMesh.from_vertices(vertices)), eye[None], rotation[None], width, height, hfov=hfov, threads=1
     )[0]
     # On an edge, and where a triangle is cut by the near plane, rounding may decide either way.
     clear = (clearance > 1e-6) & ~((depth > 0) & (depth < NEAR * 1.001))
@@ -138,7 +142,7 @@ def test_agrees_with_casting_a_ray_for_each_pixel(seed, count, size, width, heig
 def test_a_floor_that_runs_under_the_camera_is_whole():
     floor = np.array([[[-50, 0, 50], [50, 0, 50], [50, 0, -50]], [[-50, 0, 50], [50, 0, -50], [-50, 0, -50]]])
     size = 64
-    depth = draw(Bvh(SceneMesh.from_vertices(floor)), np.array([[0.0, 1.25, 0.0]]), LEVEL[None], size, size)[0]
+    depth = draw(RenderAsset(SceneMesh.from_vertices(floor)), np.array([[0.0, 1.25, 0.0]]), LEVEL[None], size, size)[0]
     rows = np.arange(size) + 0.5 - size / 2
     with np.errstate(divide="ignore"):
         along = np.where(rows > 0, 1.25 * (size / 2) / rows, 0.0)
@@ -149,8 +153,10 @@ def test_a_floor_that_runs_under_the_camera_is_whole():
 def test_nothing_nearer_than_the_near_plane_is_drawn():
     # A wall that runs past the eye's right side, from behind it to far ahead.
     wall = np.array([[[0.005, -9, 9], [0.005, 9, 9], [0.005, 0, -90]]])
-    depth = draw(Bvh(SceneMesh.from_vertices(wall[:, ::-1])), np.zeros((1, 3)), LEVEL[None], 64, 64)[0]
-    depth = np.maximum(depth, draw(Bvh(SceneMesh.from_vertices(wall)), np.zeros((1, 3)), LEVEL[None], 64, 64)[0])
+    depth = draw(RenderAsset(SceneMesh.from_vertices(wall[:, ::-1])), np.zeros((1, 3)), LEVEL[None], 64, 64)[0]
+    depth = np.maximum(
+        depth, draw(RenderAsset(SceneMesh.from_vertices(wall)), np.zeros((1, 3)), LEVEL[None], 64, 64)[0]
+    )
     # Drawn from either side, for only one is the front; from half way right it is nearer than the near plane.
     columns = (np.arange(64) + 0.5 - 32) / 32
     expected = np.where((columns > 0) & (0.005 / columns >= NEAR), 0.005 / columns, 0.0)
@@ -161,8 +167,8 @@ def test_nothing_nearer_than_the_near_plane_is_drawn():
 def test_back_faces_are_not_drawn():
     front = np.array([[[-9, -9, -2], [9, -9, -2], [0, 9, -2]]])
     eye = np.zeros((1, 3))
-    assert draw(Bvh(SceneMesh.from_vertices(front)), eye, LEVEL[None], 8, 8).min() > 0
-    assert draw(Bvh(SceneMesh.from_vertices(front[:, ::-1])), eye, LEVEL[None], 8, 8).max() == 0
+    assert draw(RenderAsset(SceneMesh.from_vertices(front)), eye, LEVEL[None], 8, 8).min() > 0
+    assert draw(RenderAsset(SceneMesh.from_vertices(front[:, ::-1])), eye, LEVEL[None], 8, 8).max() == 0
 
 
 def test_neighbouring_triangles_leave_no_gap():
@@ -171,7 +177,7 @@ def test_neighbouring_triangles_leave_no_gap():
     angles = np.sort(rng.uniform(0, 2 * np.pi, 500))
     rim = np.stack([20 * np.cos(angles), 20 * np.sin(angles), np.full(500, -2.0)], axis=1)
     fan = np.stack([np.broadcast_to([0.1, 0.2, -2.0], rim.shape), rim, np.roll(rim, -1, axis=0)], axis=1)
-    depth = draw(Bvh(SceneMesh.from_vertices(fan)), np.zeros((1, 3)), LEVEL[None])
+    depth = draw(RenderAsset(SceneMesh.from_vertices(fan)), np.zeros((1, 3)), LEVEL[None])
     np.testing.assert_allclose(depth, 2.0, rtol=1e-5)
 
 
@@ -185,7 +191,7 @@ def test_colours_are_interpolated_in_the_world_not_in_the_image():
     colours[..., 0] = red[faces]
     plain = SceneMesh.from_vertices(corners[faces])
     mesh = SceneMesh(plain.vertices, colours, plain.uv, plain.texture)
-    depth, rgb = draw(Bvh(mesh), np.array([[0.0, 1.0, 0.0]]), LEVEL[None], colour=True)
+    depth, rgb = draw(RenderAsset(mesh), np.array([[0.0, 1.0, 0.0]]), LEVEL[None], colour=True)
     shown = depth[0] > 0
     expected = 240 * (depth[0] - near) / (far - near)
     assert np.abs(rgb[0, ..., 0][shown] - expected[shown]).max() <= 0.51
@@ -202,7 +208,7 @@ def test_textures_are_upright_and_blur_with_distance():
     plain = SceneMesh.from_vertices(corners[faces])
     mesh = SceneMesh(plain.vertices, plain.colours, uv[faces], np.zeros(2, np.int32), (texture,))
     eyes = np.array([[0, 0, 1.0], [0, 0, 30.0]])
-    _, rgb = draw(Bvh(mesh), eyes, np.tile(LEVEL, (2, 1)), 64, 64, colour=True)
+    _, rgb = draw(RenderAsset(mesh), eyes, np.tile(LEVEL, (2, 1)), 64, 64, colour=True)
     # At this distance one texel is one pixel: the image is the texture itself.
     assert np.abs(rgb[0].astype(int) - texture[..., :3]).max() <= 1
     far = rgb[1][31:33, 31:33]
@@ -212,7 +218,7 @@ def test_textures_are_upright_and_blur_with_distance():
 
 def test_wrong_output_arrays_are_refused():
     renderer = Renderer(8, 4, threads=1)
-    camera = ([Bvh(SceneMesh.from_vertices(np.zeros((1, 3, 3))))], np.zeros((1, 3)), LEVEL[None])
+    camera = ([RenderAsset(SceneMesh.from_vertices(np.zeros((1, 3, 3))))], np.zeros((1, 3)), LEVEL[None])
     for wrong in (
         np.empty((1, 8, 4), np.float32),
         np.empty((1, 4, 8)),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from navprune.errors import UserError
 from navprune.scenes.files.mesh import AlphaMasks, load_glb
-from navprune.simulator.bvh import Bvh
+from navprune.simulator.asset import RenderAsset
 from navprune.simulator.rasterizer import Renderer
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -27,7 +27,7 @@ def look(mesh, size=4, height=1.0, rotation=DOWN, colour=True):
     depth = np.empty((1, size, size), np.float32)
     rgb = np.empty((1, size, size, 3), np.uint8) if colour else None
     eye = np.array([[0.0, height, 0.0]])
-    Renderer(size, size, colour=colour, threads=1).render([Bvh(mesh)], eye, rotation, depth, rgb)
+    Renderer(size, size, colour=colour, threads=1).render([RenderAsset(mesh)], eye, rotation, depth, rgb)
     return (depth[0], rgb[0].astype(int)) if rgb is not None else depth[0]
 
 
@@ -159,7 +159,7 @@ def test_the_code_for_holes_draws_whole_triangles_alike(colour):
     drawn = []
     for scene in (mesh, holes):
         depth, rgb = np.empty((6, 64, 64), np.float32), np.empty((6, 64, 64, 3), np.uint8) if colour else None
-        Renderer(64, 64, colour=colour, threads=1).render([Bvh(scene)] * 6, eyes, rotations, depth, rgb)
+        Renderer(64, 64, colour=colour, threads=1).render([RenderAsset(scene)] * 6, eyes, rotations, depth, rgb)
         drawn.append((depth, rgb))
     np.testing.assert_array_equal(*(depth for depth, _ in drawn))
     np.testing.assert_array_equal(*(rgb for _, rgb in drawn))

@@ -9,7 +9,7 @@ from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.homes.build import home_glb, write_home
 from navprune.scenes.homes.floorplan import draw_plan
-from navprune.simulator.bvh import Bvh
+from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 
@@ -58,14 +58,14 @@ def test_views_have_no_holes_and_fit_the_plan(plan, path):
     yaw = rng.uniform(0, 2 * np.pi, len(feet))
     rotations = np.column_stack([0 * yaw, np.sin(yaw / 2), 0 * yaw, np.cos(yaw / 2)])
     depth = np.zeros((len(feet), 96, 96), np.float32)
-    bvh = Bvh(load_glb(path))
+    asset = RenderAsset(load_glb(path))
     with_camera = feet + np.array([0, 1.25, 0])
-    Renderer(96, 96).render([bvh] * len(feet), with_camera, rotations, depth, None)
+    Renderer(96, 96).render([asset] * len(feet), with_camera, rotations, depth, None)
     assert (depth > 0.0).all()
     diagonal = float(np.hypot(plan.floor.bounds[2], plan.floor.bounds[3]))
     assert depth.max() < diagonal
     down = np.tile([-np.sin(np.pi / 4), 0, 0, np.cos(np.pi / 4)], (len(feet), 1))
-    Renderer(96, 96, hfov=10.0).render([bvh] * len(feet), with_camera, down, depth, None)
+    Renderer(96, 96, hfov=10.0).render([asset] * len(feet), with_camera, down, depth, None)
     low = depth[:, 48, 48]
     assert (low >= 1.25 - 0.2 - 1e-3).all() and (low <= 1.25 + 1e-3).all()  # floor, or what can be stepped on
 

@@ -1,0 +1,65 @@
+"""What colours a scene's triangles: corner colours, textures with their mip levels, holes."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navprune.scenes.files.mesh import NO_LEVELS, Sampler
+
+
+class Surface(NamedTuple):
+    """What the colour of a frame needs besides; triangles in the order of the leaves.
+
+    colours: uint8 [T, 3, 3]; uv: float32 [T, 3, 2]; texture: int32 [T], -1 for none.
+    texels: uint8 [P, 4], all textures, each with its halved copies after it.
+    levels: int32 [textures, L, 3], (first texel, height, width); height 0 beyond a texture's last level.
+    samplers: int32 [textures, 5], the fields of each texture's Sampler.
+    """
+
+    colours: NDArray[np.uint8]
+    uv: NDArray[np.float32]
+    texture: NDArray[np.int32]
+    texels: NDArray[np.uint8]
+    levels: NDArray[np.int32]
+    samplers: NDArray[np.int32]
+
+
+class Cutout(NamedTuple):
+    """What a scene with holes needs to be drawn: AlphaMasks in the order of the leaves, and its surface."""
+
+    alpha: NDArray[np.uint8]
+    cutoff: NDArray[np.float32]
+    surface: Surface
+
+
+def texture_levels(
+    textures: Iterable[NDArray[np.uint8]], samplers: Iterable[Sampler]
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Every texture with its halved copies down to one texel, if its sampler uses them: as in `Surface`."""
+    pieces, table, used = [np.zeros((1, 4), np.uint8)], [], 1
+    for image, sampler in zip(textures, samplers, strict=True):
+        rows, level = [], image.astype(np.float32)
+        while True:
+            height, width = level.shape[:2]
+            rows.append((used, height, width))
+            pieces.append(np.rint(level).astype(np.uint8).reshape(-1, 4))
+            used += height * width
+            if (height == 1 and width == 1) or sampler.between_levels == NO_LEVELS:
+                break
+            level = _halved(_halved(level, 0), 1)
+        table.append(rows)
+    levels = np.zeros((len(table), max(map(len, table), default=1), 3), np.int32)
+    for index, rows in enumerate(table):
+        levels[index, : len(rows)] = rows
+    return np.concatenate(pieces), levels
+
+
+def _halved(image: NDArray, axis: int) -> NDArray:
+    """The mean of neighbouring pairs along an axis; an odd last one is left out, a single one stays."""
+    size = image.shape[axis]
+    if size == 1:
+        return image
+    pairs = np.moveaxis(image, axis, 0)[: size // 2 * 2]
+    return np.moveaxis((pairs[0::2] + pairs[1::2]) / 2, 0, axis)
