@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from navprune.scenes.files.mesh import NO_LEVELS, Sampler
+from navprune.scenes.files.materials import NO_LEVELS, Sampler
 
 
 class Surface(NamedTuple):
@@ -40,15 +40,15 @@ def texture_levels(
     """Every texture with its halved copies down to one texel, if its sampler uses them: as in `Surface`."""
     pieces, table, used = [np.zeros((1, 4), np.uint8)], [], 1
     for image, sampler in zip(textures, samplers, strict=True):
-        rows, level = [], image.astype(np.float32)
+        rows, level = [], image
         while True:
             height, width = level.shape[:2]
             rows.append((used, height, width))
-            pieces.append(np.rint(level).astype(np.uint8).reshape(-1, 4))
+            pieces.append(level.reshape(-1, 4))
             used += height * width
             if (height == 1 and width == 1) or sampler.between_levels == NO_LEVELS:
                 break
-            level = _halved(_halved(level, 0), 1)
+            level = _halved(level)
         table.append(rows)
     levels = np.zeros((len(table), max(map(len, table), default=1), 3), np.int32)
     for index, rows in enumerate(table):
@@ -56,10 +56,20 @@ def texture_levels(
     return np.concatenate(pieces), levels
 
 
-def _halved(image: NDArray, axis: int) -> NDArray:
-    """The mean of neighbouring pairs along an axis; an odd last one is left out, a single one stays."""
+def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The next mip level: half the size, rounded down, read bilinearly at the centres of its texels, in 8 bits."""
+    level = image.astype(np.float32)
+    for axis in (0, 1):
+        level = _resampled(level, axis)
+    return np.rint(level).astype(np.uint8)
+
+
+def _resampled(image: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """An image read along an axis between its texels, at the centres of half as many."""
     size = image.shape[axis]
-    if size == 1:
-        return image
-    pairs = np.moveaxis(image, axis, 0)[: size // 2 * 2]
-    return np.moveaxis((pairs[0::2] + pairs[1::2]) / 2, 0, axis)
+    half = max(1, size // 2)
+    place = (np.arange(half) + 0.5) * (size / half) - 0.5
+    first = place.astype(np.int64)
+    share = (place - first).astype(np.float32).reshape(-1, *[1] * (image.ndim - 1 - axis))
+    near, far = image.take(first, axis), image.take(np.minimum(first + 1, size - 1), axis)
+    return near + (far - near) * share

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from navprune.errors import UserError
-from navprune.scenes.files.gltf import chunks
+from navprune.scenes.files.resources import chunks
 from navprune.scenes.files.navmesh import check_navmesh
 
 BASIS = ".basis"
