@@ -12,13 +12,13 @@ from navprune.scenes.files.materials import NO_LEVELS, Sampler
 class Surface(NamedTuple):
     """What the colour of a frame needs besides; triangles in the order of the leaves.
 
-    colours: uint8 [T, 3, 3]; uv: float32 [T, 3, 2]; texture: int32 [T], -1 for none.
+    colours: uint8 or float32 [T, 3, 3] as in SceneMesh; uv: float32 [T, 3, 2]; texture: int32 [T], -1 for none.
     texels: uint8 [P, 4], all textures, each with its halved copies after it.
     levels: int32 [textures, L, 3], (first texel, height, width); height 0 beyond a texture's last level.
     samplers: int32 [textures, 5], the fields of each texture's Sampler.
     """
 
-    colours: NDArray[np.uint8]
+    colours: NDArray[np.uint8] | NDArray[np.float32]
     uv: NDArray[np.float32]
     texture: NDArray[np.int32]
     texels: NDArray[np.uint8]

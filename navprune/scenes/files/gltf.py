@@ -109,7 +109,8 @@ class Gltf:
         first, row = natural(source.get("byteOffset", 0)), dtype.itemsize * width
         stride = stride or row
         length = stride * (count - 1) + row if count else 0
-        return np.ndarray((count, width), dtype, _bytes(_part(data, first, first + length)), 0, (stride, dtype.itemsize))
+        data = _bytes(_part(data, first, first + length))
+        return np.ndarray((count, width), dtype, data, 0, (stride, dtype.itemsize))
 
     def accessor(self, index: int) -> NDArray:
         """Rows [count, width] of an accessor in its own type."""

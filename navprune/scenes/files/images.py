@@ -78,7 +78,7 @@ def _where(gltf: Gltf, index: int) -> Place | bytes | Exception:
 
 def decode(data: bytes) -> NDArray[np.uint8]:
     """An image file as uint8 [H, W, 4]; grey of 16 bits is scaled. Raises what Pillow raises."""
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     if image.mode.startswith("I;16"):
         grey = np.rint(np.asarray(image).astype(np.float32) * (255 / 65535)).astype(np.uint8)
         image = Image.fromarray(grey)

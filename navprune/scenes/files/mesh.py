@@ -219,7 +219,7 @@ def _colours(rows: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray:
 
 def _in_blocks(rows: NDArray, function: Callable[[NDArray], NDArray], dtype: type = np.float32) -> NDArray:
     """What a function makes of rows [N, W], a block at a time, since it may work in wider numbers."""
-    made = np.empty(rows.shape, dtype)
+    made: NDArray = np.empty(rows.shape, dtype)
     for first in range(0, len(rows), BLOCK):
         made[first : first + BLOCK] = function(rows[first : first + BLOCK])
     return made
