@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from navprune.scenes.files.materials import NO_LEVELS, Sampler
 
 
+BAND = 32  # rows of a texture that are worked on at once, which bounds the memory
+
+
 class Surface(NamedTuple):
     """What the colour of a frame needs besides; triangles in the order of the leaves.
 
@@ -58,18 +61,22 @@ def texture_levels(
 
 def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The next mip level: half the size, rounded down, read bilinearly at the centres of its texels, in 8 bits."""
-    level = image.astype(np.float32)
-    for axis in (0, 1):
-        level = _resampled(level, axis)
-    return np.rint(level).astype(np.uint8)
+    (upper, lower, down), (left, right, across) = map(_neighbours, image.shape[:2])
+    halved = np.empty((len(upper), len(left), image.shape[2]), np.uint8)
+    for first in range(0, len(halved), BAND):
+        band = slice(first, first + BAND)
+        rows = _between(image[upper[band]], image[lower[band]], down[band, None, None])
+        halved[band] = np.rint(_between(rows[:, left], rows[:, right], across[:, None]))
+    return halved
 
 
-def _resampled(image: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """An image read along an axis between its texels, at the centres of half as many."""
-    size = image.shape[axis]
+def _neighbours(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Of each of half as many texels: those before and behind its centre, and how far it lies between these."""
     half = max(1, size // 2)
     place = (np.arange(half) + 0.5) * (size / half) - 0.5
-    first = place.astype(np.int64)
-    share = (place - first).astype(np.float32).reshape(-1, *[1] * (image.ndim - 1 - axis))
-    near, far = image.take(first, axis), image.take(np.minimum(first + 1, size - 1), axis)
-    return near + (far - near) * share
+    before = place.astype(np.int64)
+    return before, np.minimum(before + 1, size - 1), (place - before).astype(np.float32)
+
+
+def _between(before: NDArray, behind: NDArray, share: NDArray[np.float32]) -> NDArray[np.float32]:
+    return before * (1 - share) + behind * share

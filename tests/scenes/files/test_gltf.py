@@ -3,7 +3,6 @@
 import base64
 import json
 import struct
-import sys
 
 import numpy as np
 import pytest
@@ -184,28 +183,6 @@ def test_interleaved_attributes_equal_separate_ones(tmp_path):
     np.testing.assert_array_equal(mesh.uv, QUAD_UV[QUAD_FACES.reshape(-1, 3)])
 
 
-def test_draco_compressed_equals_plain(tmp_path):
-    draco = pytest.importorskip("DracoPy")
-
-    def build(file):
-        data = draco.encode(QUAD, QUAD_FACES.reshape(-1, 3), quantization_bits=20, tex_coord=QUAD_UV.astype(float))
-        decoded = {a["attribute_type"]: a["unique_id"] for a in draco.decode(data).attributes}
-        ids = {"POSITION": decoded[0], "TEXCOORD_0": decoded[3]}
-        primitive = file.primitive(QUAD, QUAD_FACES, file.material(file.texture(CHECKER)), TEXCOORD_0=QUAD_UV)
-        primitive["extensions"] = {
-            "KHR_draco_mesh_compression": {"bufferView": file.view(data), "attributes": ids},
-        }
-        for accessor in file.document["accessors"]:
-            del accessor["bufferView"]
-        return primitive
-
-    mesh = of_primitive(tmp_path, build)
-    plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
-    joint = np.concatenate([mesh.vertices, mesh.uv], axis=-1).round(4)
-    expected = np.concatenate([plain.vertices, QUAD_UV[QUAD_FACES.reshape(-1, 3)]], axis=-1)
-    np.testing.assert_allclose(oriented(joint), oriented(expected), atol=1e-4)
-
-
 # ---- nodes
 
 
@@ -365,20 +342,6 @@ def test_images_of_each_format_are_decoded(tmp_path, format, tolerance):
 
 
 # ---- what is not read
-
-
-def test_geometry_compressed_for_others_says_how_to_convert(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "DracoPy", None)
-    draco, meshopt = GlbFile(), GlbFile()
-    for file in (draco, meshopt):
-        file.quad()
-    extension = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 0}}}
-    draco.document["meshes"][0]["primitives"][0]["extensions"] = extension
-    meshopt.document["bufferViews"][0]["extensions"] = {"EXT_meshopt_compression": {"buffer": 0}}
-    for file, name in ((draco, "Draco"), (meshopt, "meshopt")):
-        with pytest.raises(UserError, match=f"{name}-compressed.*gltf-transform copy house.glb OUT.glb") as caught:
-            load_glb(file.write(tmp_path / "house.glb"))
-        assert "\n" not in str(caught.value)
 
 
 def test_required_extensions_are_known_or_refused(tmp_path):
