@@ -7,10 +7,10 @@ import struct
 import numpy as np
 import pytest
 from glb import CHECKER, QUAD, GlbFile
-from mutations import mutants
+from mutations import COUNT, document_mutants, mutants
 
 from navprune.errors import UserError
-from navprune.scenes.files.mesh import load_glb
+from navprune.scenes.files.mesh import load_glb, load_triangles
 from navprune.scenes.files.resources import check_scene, chunks, scene_files
 from navprune.scenes.files.shapes import LINE_LOOP
 
@@ -184,3 +184,36 @@ def test_broken_copies_are_read_or_refused_with_one_line(tmp_path, kind):
         except UserError as error:
             assert "\n" not in str(error)
     assert 0 < read < 300
+
+
+@pytest.mark.parametrize("required", [[], ["EXT_mesh_gpu_instancing"]])
+def test_odd_values_anywhere_in_a_document_are_read_or_refused_with_one_line(tmp_path, required):
+    path = scattered(tmp_path)
+    document = json.loads(path.read_text("utf-8-sig"))
+    attributes = {"TRANSLATION": 0}
+    document["nodes"][0] |= {
+        "extensions": {"EXT_mesh_gpu_instancing": {"attributes": attributes}},
+        "rotation": [0, 0, 1, 0],
+    }
+    document["nodes"].append({"mesh": 0, "matrix": np.eye(4).ravel().tolist(), "children": []})
+    document["scenes"][0]["nodes"].append(1)
+    document["meshes"][0]["primitives"].append(document["meshes"][0]["primitives"][0] | {"mode": LINE_LOOP})
+    document["samplers"] = [{"wrapS": 33071, "minFilter": 9984}]
+    document["textures"][0]["sampler"] = 0
+    document["accessors"][0]["sparse"] = {
+        "count": 1, "indices": {"bufferView": 0, "componentType": 5123}, "values": {"bufferView": 0},
+    }  # fmt: skip
+    document["extensionsRequired"] = required
+    read = 0
+    for mutant in document_mutants(document, COUNT, seed=3):
+        path.write_text(json.dumps(mutant))
+        try:
+            mesh = load_glb(path, alpha_masks=True)
+            assert len(mesh.vertices) == len(mesh.colours) == len(mesh.uv) == len(mesh.texture) > 0
+            assert mesh.texture.max() < len(mesh.textures)
+            assert all(image.shape[2] == 4 for image in mesh.textures)
+            scene_files(path), check_scene(path), load_triangles(path)
+            read += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert 0 < read < COUNT
