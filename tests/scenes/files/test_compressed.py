@@ -57,6 +57,20 @@ def test_draco_compressed_equals_plain(tmp_path):
     np.testing.assert_allclose(oriented(joint), oriented(expected), atol=1e-4)
 
 
+def test_draco_that_holds_fewer_triangles_than_it_says_is_refused(tmp_path):
+    draco = pytest.importorskip("DracoPy")
+
+    def build(file):
+        data = draco.encode(QUAD, QUAD_FACES.reshape(-1, 3))
+        primitive = file.primitive(QUAD, np.tile(QUAD_FACES, 2))
+        extension = {"bufferView": file.view(data), "attributes": {"POSITION": 0}}
+        primitive["extensions"] = {"KHR_draco_mesh_compression": extension}
+        return primitive
+
+    with pytest.raises(UserError, match="more or fewer corners than it says"):
+        of_primitive(tmp_path, build)
+
+
 def compressed(file, data, rows, **more):
     """A buffer view that meshopt compressed, and that nobody who cannot read it would miss."""
     place = file.document["bufferViews"][file.view(data)]
