@@ -4,7 +4,8 @@ from functools import cached_property
 
 import numpy as np
 
-from navprune.scenes.files.mesh import Sampler, SceneMesh
+from navprune.scenes.files.materials import Sampler
+from navprune.scenes.files.mesh import SceneMesh
 from navprune.simulator.surface import Cutout, Surface, texture_levels
 from navprune.simulator.tree import make_tree
 
