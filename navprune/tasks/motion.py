@@ -29,13 +29,13 @@ def aim(positions: Floats, rotations: Floats, distance: float) -> Floats:
     """Where agents would come that go `distance` metres ahead, [N, 3]: position - distance x the third axis."""
     x, y, z, w = np.moveaxis(rotations, -1, 0)
     one, two = np.float32(1), np.float32(2)
-    axis = np.stack([two * x * z + two * y * w, two * y * z - two * x * w, one - two * x * x - two * y * y], axis=-1)
-    return positions + axis * np.float32(-distance)
+    axis: Floats = np.stack([two * x * z + two * y * w, two * y * z - two * x * w, one - two * x * x - two * y * y], -1)
+    return positions - np.float32(distance) * axis
 
 
 def settle(targets: Floats, reached: ArrayLike) -> Floats:
     """Move agents from their targets to what the path finder let them reach, [N, 3]: by the rounded difference."""
-    return targets + (np.asarray(reached, np.float32) - targets)
+    return targets + (np.asarray(reached).astype(np.float32) - targets)
 
 
 def collided(starts: Floats, targets: Floats, reached: ArrayLike) -> NDArray[np.bool_]:
