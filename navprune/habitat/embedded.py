@@ -23,9 +23,7 @@ from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, load_scene
-from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.expert import shortest_path_action
-from navprune.tasks.measures import collided, heading_of
+from navprune.tasks import FORWARD, LEFT, RIGHT, STOP, follower, motion
 
 NAME = "NavPruneSim-v0"
 SENSORS = ("HabitatSimDepthSensor", "HabitatSimRGBSensor")
@@ -131,17 +129,23 @@ class EmbeddedSimulator(Simulator):
         self._scene = None
 
     def _act(self, action: int) -> None:
+        config = self.habitat_config
+        start, rotation = self._pose()
         if action in (LEFT, RIGHT):
-            half = math.radians(self.habitat_config.turn_angle) / 2 * (1 if action == LEFT else -1)
-            self._rotation = self._rotation * quaternion.quaternion(math.cos(half), 0.0, math.sin(half), 0.0)
+            angle = math.radians(config.turn_angle) * (1 if action == LEFT else -1)
+            self._rotation = _rotation(motion.turn(rotation, angle)[0])
         elif action == FORWARD:
-            start = self._position
-            target = start + self.habitat_config.forward_step_size * quaternion.rotate_vectors(self._rotation, AHEAD)
-            sliding = self.habitat_config.habitat_sim_v0.allow_sliding
-            self._position = self._here.pathfinder.step(start[None], target[None], sliding)[0]
-            self._collided = collided(start, target, self._position)
+            target = motion.aim(start, rotation, config.forward_step_size)
+            reached = self._here.pathfinder.step(start, target, config.habitat_sim_v0.allow_sliding).astype(np.float32)
+            self._position = motion.settle(target, reached)[0]
+            self._collided = bool(motion.collided(start, target, reached)[0])
         elif action != STOP:
             raise ValueError(f"{NAME} was given action {action}; actions are 0 to 3")
+
+    def _pose(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Position float32 [1, 3] and rotation float32 [1, 4] as x, y, z, w."""
+        rotation = quaternion.as_float_array(self._rotation)[[1, 2, 3, 0]]
+        return self._position.astype(np.float32)[None], rotation.astype(np.float32)[None]
 
     # ---- what is seen
 
@@ -223,22 +227,17 @@ class EmbeddedSimulator(Simulator):
         The radius is 0.75 of a forward step where none is given, and the keys name the actions, as in habitat-sim.
         """
         radius = 0.75 * self.habitat_config.forward_step_size if goal_radius is None else goal_radius
-        return Follower(self, radius, {STOP: stop_key, FORWARD: forward_key, LEFT: left_key, RIGHT: right_key})
-
-    def expert_action(self, goal: ArrayLike, goal_radius: float) -> int:
-        """The shortest-path action of the agent where it stands; stop where no path leads to the goal [3]."""
-        end, config = np.asarray(goal, np.float64), self.habitat_config
-        return shortest_path_action(
-            self._here.pathfinder,
-            self._position,
-            heading_of(quaternion.as_float_array(self._rotation)[[1, 2, 3, 0]]),
-            end,
-            self.geodesic_distance(self._position, end),
-            success_distance=goal_radius,
-            forward_step=config.forward_step_size,
-            turn_angle=math.radians(config.turn_angle),
-            sliding=config.habitat_sim_v0.allow_sliding,
+        able = follower.Abilities(
+            radius,
+            self.habitat_config.forward_step_size,
+            math.radians(self.habitat_config.turn_angle),
+            self.habitat_config.habitat_sim_v0.allow_sliding,
         )
+        return Follower(self, able, {STOP: stop_key, FORWARD: forward_key, LEFT: left_key, RIGHT: right_key})
+
+    def next_action_along(self, guide: follower.Follower, goal: ArrayLike) -> int:
+        """The action that a follower of one agent chooses where the agent stands, towards a goal [3]."""
+        return int(guide.actions(self._here.pathfinder, *self._pose(), _point(goal))[0])
 
     def is_navigable(self, point: ArrayLike) -> bool:
         """Whether the agent can stand there."""
@@ -254,17 +253,22 @@ class EmbeddedSimulator(Simulator):
 
 
 class Follower:
-    """habitat-sim's GreedyGeodesicFollower, by our expert: it stops where habitat-sim would find no path and raise."""
+    """habitat-sim's GreedyGeodesicFollower: the same actions, but it stops where habitat-sim would raise an error."""
 
-    def __init__(self, sim: EmbeddedSimulator, goal_radius: float, keys: dict[int, Any]) -> None:
-        self._sim, self._goal_radius, self._keys = sim, goal_radius, keys
+    def __init__(self, sim: EmbeddedSimulator, able: follower.Abilities, keys: dict[int, Any]) -> None:
+        self._sim, self._guide, self._keys = sim, follower.Follower(1, able), keys
+        self._goal: ArrayLike | None = None
 
     def next_action_along(self, goal_pos: ArrayLike) -> Any:
         """The key of the next action on the shortest path to a goal [3]."""
-        return self._keys[self._sim.expert_action(goal_pos, self._goal_radius)]
+        if self._goal is None or not np.allclose(goal_pos, self._goal):
+            self.reset()
+            self._goal = goal_pos
+        return self._keys[self._sim.next_action_along(self._guide, goal_pos)]
 
     def reset(self) -> None:
-        """Nothing is remembered from one action to the next."""
+        """Forget the actions so far."""
+        self._guide.reset()
 
 
 class LabPathFinder:

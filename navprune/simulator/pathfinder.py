@@ -20,6 +20,7 @@ from navprune.simulator.detour import mesh as detour
 from navprune.simulator.detour.mesh import ISLAND, OPEN
 
 MAX_SHIFT = 1e-2  # metres in the plane that a navigable point may be off the mesh
+HERE = 1e-3  # metres in the plane within which a corner of a path is where the path begins
 OVERLAP_MARGIN = 0.01  # metres by which edges on a tile border must overlap
 SIDE_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
 
@@ -73,6 +74,11 @@ class PathFinder:
         """The path from `start` [3] to `end` [3]."""
         distance, points = batches.path(self._mesh, _float32(start), _float32(end))
         return Path(distance, points.astype(np.float64))
+
+    def next_corners(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Where the path from each of `starts` [N, 3] to its end leads first, 1 mm away at least: [N, 3], or NaN."""
+        narrow, ends = _pairs(starts, ends)
+        return batches.next_corners(self._mesh, _array(starts, np.float64).reshape(narrow.shape), ends, HERE)
 
     def step(self, starts: np.ndarray, ends: np.ndarray, sliding: bool = True) -> np.ndarray:
         """Where agents at `starts` [N, 3] come that want to go to `ends` [N, 3]: [N, 3].

@@ -38,7 +38,7 @@ def settle(targets: Floats, reached: ArrayLike) -> Floats:
     return targets + (np.asarray(reached).astype(np.float32) - targets)
 
 
-def collided(starts: Floats, targets: Floats, reached: ArrayLike) -> NDArray[np.bool_]:
-    """Which steps [N] were cut short: squared lengths differ by more than 1e-5."""
-    intended, moved = targets - starts, np.asarray(reached, np.float32) - starts
+def collided(starts: NDArray, targets: NDArray, reached: NDArray) -> NDArray[np.bool_]:
+    """Which steps [N] from starts towards targets were cut short: squared lengths differ by more than 1e-5."""
+    intended, moved = targets - starts, reached - starts
     return np.sum(moved * moved, axis=-1) + COLLISION_TOLERANCE < np.sum(intended * intended, axis=-1)

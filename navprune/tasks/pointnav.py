@@ -20,7 +20,7 @@ from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.scene import Scene, SceneLibrary
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP, measures
 from navprune.tasks.config import TaskConfig as TaskConfig
-from navprune.tasks.expert import shortest_path_action
+from navprune.tasks.expert import shortest_path_actions
 from navprune.tasks.orders import EpisodeOrder as EpisodeOrder
 from navprune.tasks.orders import Once as Once
 from navprune.tasks.orders import Shuffled as Shuffled
@@ -207,14 +207,15 @@ class Lockstep(ABC, Generic[World]):
         """The shortest-path actions int64 [N]; STOP where nothing is left."""
         task = self.config
         expert = partial(
-            shortest_path_action,
+            shortest_path_actions,
             success_distance=task.success_distance,
             forward_step=task.forward_step,
             turn_angle=self._turn,
             sliding=task.sliding,
         )
-        states = zip(self._scenes, zip(self.positions, self.headings, self._goals, self._distance))
-        return torch.tensor([STOP if scene is None else expert(scene.pathfinder, *state) for scene, state in states])
+        columns = self.positions, self.headings, self._goals, self._distance
+        states = zip(self._scenes, zip(*(column[:, None] for column in columns)))
+        return torch.tensor([STOP if scene is None else expert(scene.pathfinder, *row)[0] for scene, row in states])
 
     def _scene_of(self, scene_id: str) -> World:
         """A scene that is fit for all its episodes, which are checked on its first use."""

@@ -1,47 +1,38 @@
 """Moves against whole episodes recorded from habitat-sim, and what must hold of any."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded_runs import RUNS, read_run
 
-from navprune.comparisons.recordings import find_answers, find_scene, read_rollouts
-from navprune.scenes.files.navmesh import read_navmesh
-from navprune.scenes.files.places import navmesh_path
-from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import FORWARD, LEFT, RIGHT, motion
 from navprune.tasks.measures import forward_of, heading_of
 
-DATA = Path(__file__).parents[1] / "data"
 TURN, STRIDE = math.radians(10.0), 0.25
 angles = st.floats(-7, 7, width=32)
 
 
-@pytest.mark.parametrize("scene", ["apartment", "duplex"])
-def test_whole_episodes_take_habitats_positions(scene):
+@pytest.mark.parametrize("name", RUNS)
+def test_whole_episodes_take_habitats_positions(name):
     """From the start alone: every pose to the last digit that was recorded."""
-    folder = DATA / "reference"
-    finder = PathFinder(read_navmesh(navmesh_path(find_scene(folder, scene))))
-    rollouts = read_rollouts(find_answers(folder)[scene]["rollouts"], folder, scene)
-    length = max(len(rollout.states["action"]) for rollout in rollouts)
-    actions = np.array(
-        [np.pad(rollout.states["action"], (0, length - len(rollout.states["action"]))) for rollout in rollouts]
-    )
-    positions = np.array([rollout.episode.start_position for rollout in rollouts], np.float32)
-    rotations = np.array([rollout.episode.start_rotation for rollout in rollouts], np.float32)
+    run = read_run(name)
+    states = [episode.states for episode in run.episodes]
+    length = max(len(columns["action"]) for columns in states)
+    actions = np.array([np.pad(columns["action"], (0, length - len(columns["action"]))) for columns in states])
+    positions = np.array([episode.episode.start_position for episode in run.episodes], np.float32)
+    rotations = np.array([episode.episode.start_rotation for episode in run.episodes], np.float32)
     for t in range(1, length):
         sides = (actions[:, t] == LEFT).astype(float) - (actions[:, t] == RIGHT)
         rotations = np.where(sides[:, None] != 0, motion.turn(rotations, TURN * sides), rotations)
         targets = motion.aim(positions, rotations, STRIDE)
-        reached = motion.settle(targets, finder.step(positions, targets))
+        reached = motion.settle(targets, run.pathfinder.step(positions, targets, run.sliding))
         positions = np.where(actions[:, t, None] == FORWARD, reached, positions)
-        for i, rollout in enumerate(rollouts):
-            if t < len(rollout.states["action"]):
-                assert np.allclose(positions[i], rollout.states["position"][t], rtol=0, atol=2e-6)
-                assert np.allclose(rotations[i], rollout.states["rotation_xyzw"][t], rtol=0, atol=2e-6)
+        going = [i for i, columns in enumerate(states) if t < len(columns["action"])]
+        assert np.allclose(positions[going], [states[i]["position"][t] for i in going], rtol=0, atol=2e-6)
+        assert np.allclose(rotations[going], [states[i]["rotation_xyzw"][t] for i in going], rtol=0, atol=2e-6)
 
 
 @given(heading=angles, by=angles)

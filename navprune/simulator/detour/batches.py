@@ -56,3 +56,22 @@ def path_lengths(mesh, starts, ends):
     for i in range(len(starts)):
         distance[i], _ = solve(mesh, search, point_of(starts, i), point_of(ends, i))
     return distance
+
+
+@entry
+def next_corners(mesh, starts, ends, apart):
+    """The first corner float64 [N, 3] of each path that is farther than `apart` from its start in the plane, else NaN.
+
+    starts: float64 [N, 3]; ends: float32 [N, 3].
+    """
+    search = new_search(len(mesh.polygons))
+    corners = np.full(starts.shape, np.nan)
+    for i in range(len(starts)):
+        start = np.float32(starts[i, 0]), np.float32(starts[i, 1]), np.float32(starts[i, 2])
+        _, count = solve(mesh, search, start, point_of(ends, i))
+        for k in range(1, count):
+            dx, dz = search.points[k, 0] - starts[i, 0], search.points[k, 2] - starts[i, 2]
+            if np.sqrt(dx * dx + dz * dz) > apart:
+                corners[i] = search.points[k]
+                break
+    return corners
