@@ -63,3 +63,9 @@ def _first_offset(corners: NDArray[np.float64], position: NDArray[np.float64]) -
     """Offset [3] to the first corner of a path that is not the position itself."""
     offsets = (corner - position for corner in corners[1:])
     return next((offset for offset in offsets if math.hypot(offset[0], offset[2]) > 1e-3), np.array([0.0, 0.0, -1.0]))
+
+
+def shortest_path_actions(pathfinder, positions, headings, goals, distances, **task):  # type: ignore[no-untyped-def]
+    """`shortest_path_action` for agents one after another."""
+    states = zip(positions, headings, goals, distances)
+    return np.array([shortest_path_action(pathfinder, *state, **task) for state in states])
