@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from navprune.comparisons import recordings
 from navprune.comparisons.recordings import Images, Recorded, RecordedEpisode
 from navprune.errors import UserError
-from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
-from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.rasterizer import Rasterizer
+from navprune.simulator.renderer import Camera, MakeRenderer
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks import measures
 from navprune.tasks.pointnav import Once, PointNavEnv, TaskConfig
@@ -53,11 +53,15 @@ SYNCHRONISED = ("position", "reward", "pointgoal", "distance_to_goal")
 
 
 def parity(
-    folder: Path, scenes: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    scenes: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    renderer: MakeRenderer = Rasterizer,
 ) -> dict:
     """Put every recorded question to the embedded simulator and say how many answers agree.
 
-    folder: a recording (`recordings`); `scenes` takes those scenes alone; `progress(done, total)` counts its files.
+    folder: a recording (`recordings`); `scenes` takes those scenes alone; `progress(done, total)` counts its files;
+    `renderer` draws.
     Returns {"scenes": {name: figures}, "required": `REQUIRED`}: shares from 0 to 1 and relative errors of distances,
     None where there was no question; a kind of answer without a file is left out. Raises UserError where a file is
     missing or broken.
@@ -70,7 +74,7 @@ def parity(
         path, library = recordings.find_scene(folder, name), SceneLibrary()
         for kind, file in kinds.items():
             if kind == "images":
-                figures |= compare_images(library.get(path).asset, recordings.read_images(file))
+                figures |= compare_images(path, recordings.read_images(file), library, renderer)
             elif kind == "navigation":
                 figures |= compare_navigation(library.get(path).pathfinder, recordings.read_navigation(file))
             else:
@@ -97,17 +101,23 @@ def shortfalls(answer: dict) -> list[str]:
     return lines
 
 
-def compare_images(asset: RenderAsset, images: Images) -> dict:
-    """Shares of pixels whose depth agrees to 2 mm and 1 cm, and whose three colours all agree to 2 of 255."""
+def compare_images(path: Path, images: Images, library: SceneLibrary, make_renderer: MakeRenderer) -> dict:
+    """Shares of pixels whose depth agrees to 2 mm and 1 cm, and whose three colours all agree to 2 of 255.
+
+    path: of the scene.
+    """
     count, height, width = images.depth.shape
-    eyes = images.position + np.array([0.0, images.camera_height, 0.0])
-    depth = np.empty((count, height, width), np.float32)
-    rgb = np.empty((count, height, width, 3), np.uint8)
-    renderer = Renderer(width, height, images.hfov, colour=True)
-    for start in range(0, count, BATCH):
-        part = slice(start, start + BATCH)
-        renderer.render([asset] * len(eyes[part]), eyes[part], images.rotation[part], depth[part], rgb[part])
+    camera = Camera(width, height, images.hfov, ("depth", "rgb"))
+    renderer = make_renderer(camera)
+    asset = library.get(path, prepare=renderer.prepare).asset
+    eyes = torch.from_numpy(images.position + np.array([0.0, images.camera_height, 0.0]))
+    rotations, parts = torch.from_numpy(images.rotation), []
+    for part in torch.arange(count).split(BATCH):
+        parts.append(camera.images(len(part), renderer.device))
+        renderer.draw([asset] * len(part), eyes[part], rotations[part], parts[-1])
     renderer.close()
+    depth, rgb = (torch.cat([part[name] for part in parts]).cpu().numpy() for name in camera.sensors)
+    depth = depth[..., 0]
     error = np.abs(depth - images.depth)
     shares: dict = {"depth": {"within_2mm": _share(error <= 2e-3), "within_1cm": _share(error <= 1e-2)}}
     if len(images.rgb):
@@ -183,7 +193,7 @@ def _synchronised(env: PointNavEnv, rollout: RecordedEpisode) -> dict[str, NDArr
     goal = np.array([rollout.episode.goal_position])
     before = np.nan_to_num(states["distance_to_goal"], nan=np.inf)
     for t in range(count):
-        env.place(0, states["position"][t], measures.heading_of(states["rotation_xyzw"][t]), before[t])
+        env.place(0, states["position"][t], states["rotation_xyzw"][t], before[t])
         step = env.step(torch.tensor([int(states["action"][t + 1])]))
         ended = step.finished[0].measures if step.finished else env.running_measures(0)
         position[t], reward[t], distance[t] = env.positions[0], step.reward[0], ended["distance_to_goal"]

@@ -3,30 +3,35 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import quaternion
+import torch
 from gym import spaces
 from habitat.config.default import get_agent_config
 from habitat.core.dataset import Episode
 from habitat.core.registry import registry
-from habitat.core.simulator import AgentState, DepthSensor, Observations, RGBSensor, Sensor, SensorSuite, Simulator
+from habitat.core.simulator import AgentState, Observations, Sensor, SensorSuite, Simulator
 from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
 
 from navprune.errors import UserError
 from navprune.scenes.recast.bodies import Body
-from navprune.simulator.asset import RenderAsset
+from navprune.sensors import SENSORS
+from navprune.simulator import renderer
 from navprune.simulator.pathfinder import PathFinder
-from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.rasterizer import Rasterizer
+from navprune.simulator.renderer import Handle, MakeRenderer
 from navprune.simulator.scene import Scene, load_scene
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP, follower, motion
 
 NAME = "NavPruneSim-v0"
-SENSORS = ("HabitatSimDepthSensor", "HabitatSimRGBSensor")
+OURS = {sensor.lab: sensor.name for sensor in SENSORS.values() if sensor.lab is not None}
+"""What we call habitat-lab's sensors, by the names of their classes."""
 UP, AHEAD = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, -1.0])
 
 
@@ -38,6 +43,9 @@ class EmbeddedSimulator(Simulator):
     for a sensor or an agent that it cannot give and for a scene file that is missing or broken.
     """
 
+    make_renderer: MakeRenderer = staticmethod(partial(Rasterizer, threads=1))  # one camera gives one thread's work
+    """What draws; habitat-lab makes the simulator itself, so that another one is set on the class."""
+
     def __init__(self, config: DictConfig) -> None:
         if len(config.agents) != 1:
             raise UserError(f"{NAME} has one agent, not {len(config.agents)}; remove the others from simulator.agents")
@@ -47,7 +55,7 @@ class EmbeddedSimulator(Simulator):
         for sensor in sensors:
             settings = sensor.config
             groups[settings.width, settings.height, settings.hfov, tuple(settings.position)].append(sensor)
-        self._cameras = [Camera(group) for group in groups.values()]
+        self._cameras = [Camera(group, self.make_renderer) for group in groups.values()]
         self._scene: Scene | None = None
         self._scene_key: tuple[Path, Body] | None = None
         self._collided = False
@@ -101,7 +109,8 @@ class EmbeddedSimulator(Simulator):
         agent = get_agent_config(config)
         key = Path(config.scene), Body(agent.radius, agent.height)
         if self._scene is None or key != self._scene_key:
-            self._scene, self._scene_key = load_scene(key[0], body=key[1]), key
+            prepare = self._cameras[0].prepare if self._cameras else Rasterizer.prepare
+            self._scene, self._scene_key = load_scene(key[0], body=key[1], prepare=prepare), key
         if agent.is_set_start_state:
             self._start = np.array(agent.start_position, np.float64), _rotation(agent.start_rotation)
         else:
@@ -331,32 +340,32 @@ class LabPathFinder:
 class Camera:
     """Draws once for all sensors that share a pose and a size."""
 
-    def __init__(self, sensors: Sequence[Sensor]) -> None:
+    def __init__(self, sensors: Sequence[Sensor], make_renderer: MakeRenderer) -> None:
         settings = sensors[0].config
         self._offset = np.array(settings.position, np.float64)
-        self._size = (settings.height, settings.width)
-        self._depth = [sensor.uuid for sensor in sensors if isinstance(sensor, DepthSensor)]
-        self._colour = [sensor.uuid for sensor in sensors if isinstance(sensor, RGBSensor)]
-        # One camera gives one thread's work.
-        self._renderer = Renderer(settings.width, settings.height, settings.hfov, colour=bool(self._colour), threads=1)
+        self._names = {sensor.uuid: OURS[sensor.config.type] for sensor in sensors}
+        seen = tuple(dict.fromkeys(self._names.values()))
+        self._camera = renderer.Camera(settings.width, settings.height, settings.hfov, seen)  # sensors clip depth
+        self._renderer = make_renderer(self._camera)
+        self.prepare = self._renderer.prepare
 
-    def draw(
-        self, asset: RenderAsset, position: NDArray[np.float64], rotation: quaternion.quaternion
-    ) -> dict[str, NDArray]:
+    def draw(self, asset: Handle, position: NDArray[np.float64], rotation: quaternion.quaternion) -> dict[str, NDArray]:
         """What each sensor gets, by its name: depth in metres float32 [H, W], colour uint8 [H, W, 3]."""
         eye = position + quaternion.rotate_vectors(rotation, self._offset)
-        depth = np.empty((1, *self._size), np.float32)
-        rgb = np.empty((1, *self._size, 3), np.uint8) if self._colour else None
         xyzw = quaternion.as_float_array(rotation)[[1, 2, 3, 0]]
-        self._renderer.render([asset], eye[None], xyzw[None], depth, rgb)
-        images: dict[str, NDArray] = dict.fromkeys(self._depth, depth[0])
-        return images if rgb is None else images | dict.fromkeys(self._colour, rgb[0])
+        out = self._camera.images(1, self._renderer.device)
+        self._renderer.draw([asset], torch.from_numpy(eye[None]), torch.from_numpy(xyzw[None]), out)
+        images = {name: image[0].cpu().numpy() for name, image in out.items()}
+        return {
+            uuid: np.squeeze(images[name], -1) if SENSORS[name].channels == 1 else images[name]
+            for uuid, name in self._names.items()
+        }
 
 
 def _sensor(name: str, settings: DictConfig) -> Sensor:
     """habitat-lab's sensor of this configuration; UserError where the embedded simulator cannot serve it."""
-    if settings.type not in SENSORS:
-        raise UserError(f"{NAME} has no {settings.type} ({name}); it has {' and '.join(SENSORS)}")
+    if settings.type not in OURS:
+        raise UserError(f"{NAME} has no {settings.type} ({name}); it has {' and '.join(sorted(OURS))}")
     if settings.noise_model != "None" or settings.sensor_subtype != "PINHOLE" or any(settings.orientation):
         raise UserError(f"{NAME} has level pinhole cameras without noise only; change {name}")
     return registry.get_sensor(settings.type)(settings)
