@@ -23,7 +23,8 @@ from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode, check_ids
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import CONTROL, FOLDER, Source
-from navprune.tasks.pointnav import Once, VectorEnv
+from navprune.tasks.engine import VectorEnv
+from navprune.tasks.orders import Once
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """A scene as the renderer holds it."""
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from navprune.scenes.files.materials import Sampler
-from navprune.scenes.files.mesh import SceneMesh
+from navprune.scenes.files.mesh import SceneMesh, load_glb
 from navprune.simulator.surface import Cutout, Surface, texture_levels
 from navprune.simulator.tree import make_tree
 
@@ -41,3 +42,8 @@ class RenderAsset:
     def triangles(self) -> int:
         """How many triangles the scene has."""
         return len(self.tree.corners)
+
+
+def load_asset(path: Path, alpha_masks: bool = False) -> RenderAsset:
+    """The scene in a .glb file; alpha_masks and errors as `load_glb` has them."""
+    return RenderAsset(load_glb(path, alpha_masks))

@@ -1,4 +1,4 @@
-"""Compiled functions that draw one camera: depth by a z-buffer rasteriser, then colour once per pixel.
+"""Compiled functions that draw one camera: which triangle each pixel shows, and how near, by a z-buffer rasteriser.
 
 The bounding volume hierarchy of a scene is walked front to back, leaving out every node that is outside the
 view or hidden by what is already drawn. Triangles are not clipped but drawn by their edge functions in
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.kernels import njit
-from navprune.simulator.shading import is_kept, shade
+from navprune.simulator.shading import is_kept
 from navprune.simulator.view import INNER, KERNEL, corner, cross, view_of
 
 NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
@@ -35,18 +35,14 @@ class Scratch(NamedTuple):
 
 
 @njit(**KERNEL)
-def draw(tree, cutout, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch):
-    """Draw depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory.
+def show(tree, cutout, camera, eyes, rotations, focal, closeness, triangles, scratch):
+    """Say what each pixel of a camera shows: closeness [H, W], and which of `triangles` [H, W] where these are asked.
 
-    Without colours surface, rgb and triangles are None.
+    Without need of triangles they are None; cutout is None where the scene has no holes.
     """
-    closeness = depth[camera]
     height, width = closeness.shape
     view = view_of(eyes[camera], rotations[camera], focal, height, width)
     _draw_tree(tree, cutout, view, closeness, triangles, scratch)
-    _closeness_to_depth(closeness, far, scale)
-    if rgb is not None:
-        shade(tree.corners, surface, view, triangles, rgb[camera])
 
 
 @njit(**INNER)
@@ -220,14 +216,3 @@ def _narrow(low, high, value, slope, inverse):
     if slope < 0:
         return low, min(high, -value * inverse)
     return (low, high) if value >= 0 else (1.0, 0.0)
-
-
-@njit(**INNER)
-def _closeness_to_depth(closeness, far, scale):
-    """Turn closeness into depth in place, clipped to far and multiplied by scale."""
-    far, scale = np.float32(far), np.float32(scale)
-    for row in range(closeness.shape[0]):
-        for column in range(closeness.shape[1]):
-            value = closeness[row, column]
-            depth = np.float32(1) / value if value > 0 else np.float32(0)
-            closeness[row, column] = min(depth, far) * scale

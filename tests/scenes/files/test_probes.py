@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cameras import BOTH, photograph
 
 from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.navmesh import NavMeshSettings, read_navmesh
 from navprune.scenes.recast.build import build_from
 from navprune.simulator.asset import RenderAsset
-from navprune.simulator.rasterizer import Renderer
 
 PROBES = Path(__file__).parents[2] / "data/probes/probes.tar.xz"
 EYE, AHEAD = np.array([[0.0, 1.2, 2.2]]), np.array([[0.0, 0.0, 0.0, 1.0]])
@@ -41,11 +41,10 @@ def probes(tmp_path_factory):
 def test_a_probe_looks_as_in_habitat_sim(probes, number):
     folder, depths, colours = probes
     path = sorted(folder.glob("*.glb"))[number]
-    depth, rgb = np.empty((1, 128, 160), np.float32), np.empty((1, 128, 160, 3), np.uint8)
-    renderer = Renderer(160, 128, colour=True, threads=1)
-    renderer.render([RenderAsset(load_glb(path))], EYE, AHEAD, depth, rgb)
-    right_depth = np.mean(np.abs(depth[0] - depths[number]) <= 2e-3)
-    right_colour = np.mean(np.abs(rgb[0].astype(int) - colours[number]).max(axis=-1) <= 2)
+    drawn = photograph(RenderAsset(load_glb(path)), EYE, AHEAD, 160, 128, sensors=BOTH)
+    depth, rgb = drawn["depth"][0, ..., 0], drawn["rgb"][0]
+    right_depth = np.mean(np.abs(depth - depths[number]) <= 2e-3)
+    right_colour = np.mean(np.abs(rgb.astype(int) - colours[number]).max(axis=-1) <= 2)
     enough = FEWER.get(path.stem, SHARES)
     assert right_depth >= enough[0] and right_colour >= enough[1], f"{path.stem}: {right_depth:.4f} {right_colour:.4f}"
 
