@@ -201,11 +201,13 @@ def test_help_answers_and_lists_every_pruning_method():
     assert all(method in out.stdout for method in ("gates", "magnitude", "random", "uniform"))
 
 
-def test_benchmarks_report_rates_and_phases(tmp_path):
+def test_benchmarks_report_rates_and_phases(tmp_path, monkeypatch):
+    monkeypatch.setattr("navprune.commands.benchmark.SCAN_DENSITY", 2000)
     arguments = ["--widths", "16", "--environments", 2, "--frames", 400]
     result = answer(tmp_path, "benchmark", "simulator", *arguments)
-    (row,) = result["rows"]
-    assert row["triangles"] >= 20_000 and row["frames_per_second"] > 0
+    plain, scan = result["rows"]
+    assert (plain["style"], scan["style"]) == ("plain", "scan") and plain["scene"] == scan["scene"]
+    assert 20_000 <= plain["triangles"] < scan["triangles"] and plain["frames_per_second"] > 0
     assert len(result["memory_mib"]) == 2
     arguments = ["--base-planes", 4, "--width", 32, "--environments", 2, "--epochs", 1, "--updates", 1]
     (row,) = answer(tmp_path, "benchmark", "training", *arguments)["rows"]

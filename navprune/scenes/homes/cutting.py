@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from navprune.kernels import njit
 
 COARSEST = 0.6  # of the longest edge, relative to what is wanted: edges beyond are cut in one go
-UNEVEN = 0.5  # logarithm by which lengths of edges vary from place to place
+UNEVEN = 0.4  # logarithm by which lengths of edges vary from place to place
 
 
 class Mesh(NamedTuple):
@@ -32,9 +32,10 @@ class Mesh(NamedTuple):
 
 
 def cut(mesh: Mesh, lengths: NDArray[np.float64], count: int, rng: Generator) -> Mesh:
-    """Cut a mesh until it has `count` faces: the edges that are longest against `lengths` `[F]` first, near their middle.
+    """Cut a mesh near the middle of its longest edges until it has `count` faces or a few more.
 
-    All faces at an edge are cut at the same point, so that no cracks appear.
+    lengths: how long edges may be, against each other, on the faces `[K]` that the mesh has its origin in. All faces
+    at an edge are cut at the same point, so that no cracks appear.
     """
     vertices, faces, origin = mesh
     wanted = np.exp(UNEVEN * waves(vertices, 2.0, 1, rng)[:, 0])

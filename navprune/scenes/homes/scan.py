@@ -26,7 +26,7 @@ from navprune.scenes.homes.sight import scanner_places, seen
 from navprune.scenes.homes.solids import at_height
 from navprune.scenes.recast.build import build_for
 
-COARSE = 2  # times fewer triangles, when it is found out which are seen
+SPARSEST, DENSEST = 2_000, 40_000  # triangles for each m2 of floor; with the former it is found out what is seen
 SAME = 1e-5  # metres within which corners are one vertex
 FLAT = (0.7, 1.2)  # edges on the smallest and on the largest surfaces, relative to those on one of a square metre
 DRIFT, RIPPLE, GRAIN = 0.012, 0.003, 0.001  # metres by which vertices move at most along each axis,
@@ -42,7 +42,10 @@ FLAKES = 1.0  # for each m2 of floor
 FLAKE_SHIFT = (0.02, 0.2)  # metres that a flake is off its surface
 FLAKE_BASE = 0.15  # metres over the floor where they begin
 BRIGHTNESS, TINT, SEAMS = 0.12, 0.02, 0.05  # by which baked light varies: smoothly, in colour, and between photographs
-CORNER, CORNER_HEIGHT = 0.2, 0.2  # share of light that is missing at floor and ceiling, and metres over which it returns
+CORNER, CORNER_HEIGHT = (
+    0.2,
+    0.2,
+)  # share of light that is missing at floor and ceiling, and metres over which it returns
 SPECKLE = 2.5  # standard deviation of a texel's noise, of 255
 BLUR = 0.9  # texels
 
@@ -73,7 +76,7 @@ def scan_glb(plan: FloorPlan, density: float) -> tuple[bytes, int]:
     home = _plain(plan)
     part, direction = surfaces(home.mesh.vertices, home.mesh.faces)
     lengths, count = _edge_lengths(home.mesh, part), round(density * plan.area)
-    coarse = cut(home.mesh, lengths, count // COARSE, rng)
+    coarse = cut(home.mesh, lengths, round(SPARSEST * plan.area), rng)
     hiding = home.mesh.vertices[home.mesh.faces]
     mesh = cut(coarse.part(seen(coarse, hiding, scanner_places(plan, rng))), lengths, count, rng)
     floor = (direction[mesh.origin] == UP) & (mesh.vertices[mesh.faces, 2].max(axis=1) < FLOOR_TOP)
