@@ -1,5 +1,6 @@
 """The commands end to end on one tiny data set, and the messages for a user's mistakes."""
 
+import functools
 import gzip
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from navprune.cli import main
+from navprune.scenes.homes.dataset import generate_dataset
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 TINY = [
@@ -203,6 +205,8 @@ def test_help_answers_and_lists_every_pruning_method():
 
 def test_benchmarks_report_rates_and_phases(tmp_path, monkeypatch):
     monkeypatch.setattr("navprune.commands.benchmark.SCAN_DENSITY", 2000)
+    small = functools.partial(generate_dataset, area=(40.0, 60.0))
+    monkeypatch.setattr("navprune.commands.benchmark.generate_dataset", small)
     arguments = ["--widths", "16", "--environments", 2, "--frames", 400]
     result = answer(tmp_path, "benchmark", "simulator", *arguments)
     plain, scan = result["rows"]

@@ -118,7 +118,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
-    """Frames per second of the full environment step (move, measure, render) on a furnished home and on a scan of it."""
+    """Frames per second of the full environment step (move, measure, render) in a home, plain and as a scan."""
     from navprune.commands.benchmark import benchmark_simulator
     from navprune.reports.tables import rows_table
 

@@ -1,4 +1,4 @@
-"""Texture atlases: a mesh's surface is cut into flat charts, the charts are packed into pages, colours baked into these.
+"""Texture atlases: a mesh's surface is cut into flat charts, charts are packed into pages, colours baked into these.
 
 A chart is a connected part of the surface whose normals have one dominating coordinate axis; it is laid out as it
 is seen along that axis. Pages are square images; positions in them are in texels, from the upper left corner.
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from navprune.kernels import njit
 
-PAGE = 2048  # texels of a page's sides
+SIDES = (1024, 2048)  # texels of a page's sides: the larger ones where charts fill
+SEVERAL = 3  # of them
 TEXEL = 0.012  # metres
 PADDING = 2  # texels around a chart, which filters reach into
 WIDEST = 4.0  # metres of a chart; larger ones are cut along a grid
@@ -24,13 +25,14 @@ class Atlas(NamedTuple):
     """A mesh with a place in an image for each corner; corners that several charts share stand there once for each.
 
     corners: int64 [W], vertex of the mesh; faces: int32 [F, 3], into corners; texels: float64 [W, 2], x and y in the
-    page; page: int64 [F]; heights: rows of each page that hold charts.
+    page; page: int64 [F]; side: texels of a page's sides; heights: rows of each page that hold charts.
     """
 
     corners: NDArray[np.int64]
     faces: NDArray[np.int32]
     texels: NDArray[np.float64]
     page: NDArray[np.int64]
+    side: int
     heights: list[int]
 
 
@@ -100,20 +102,22 @@ def lay_out(vertices: NDArray[np.float64], faces: NDArray, part: NDArray, direct
     flat = np.take_along_axis(vertices[corners], plane[chart_of_corner], axis=1) / TEXEL
     first = np.searchsorted(chart_of_corner, np.arange(len(plane)))
     low, high = np.minimum.reduceat(flat, first), np.maximum.reduceat(flat, first)
-    page, places, heights = _pack(np.ceil(high - low).astype(np.int64) + 2 * PADDING + 1)
+    sizes = np.ceil(high - low).astype(np.int64) + 2 * PADDING + 1
+    side = SIDES[int(sizes.prod(axis=1).sum() > SEVERAL * SIDES[1] ** 2)]
+    page, places, heights = _pack(sizes, side)
     texels = flat - low[chart_of_corner] + places[chart_of_corner] + PADDING + 0.5
-    return Atlas(corners, indices.reshape(-1, 3).astype(np.int32), texels, page[chart], heights)
+    return Atlas(corners, indices.reshape(-1, 3).astype(np.int32), texels, page[chart], side, heights)
 
 
-def _pack(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
-    """Page `[C]` and upper left corner `[C, 2]` of rectangles `[C, 2]`, tallest first in rows, and the pages' heights."""
+def _pack(sizes: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+    """Page `[C]` and upper left corner `[C, 2]` of rectangles `[C, 2]`, and pages' heights; tallest first, in rows."""
     page, places, heights = np.zeros(len(sizes), np.int64), np.zeros((len(sizes), 2), np.int64), [0]
     x = y = row = 0
     for chart in np.lexsort((-sizes[:, 0], -sizes[:, 1])):
         width, height = sizes[chart]
-        if x + width > PAGE:
+        if x + width > side:
             x, y, row = 0, y + row, 0
-        if y + height > PAGE:
+        if y + height > side:
             x, y, row = 0, 0, 0
             heights.append(0)
         page[chart], places[chart] = len(heights) - 1, (x, y)
@@ -126,11 +130,11 @@ def _pack(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def bake(atlas: Atlas, vertices: NDArray[np.float64], paint: Paint) -> NDArray[np.uint8]:
-    """The pages `[P, PAGE, PAGE, 3]` of an atlas of a mesh with these vertices `[V, 3]`.
+    """The pages `[P, side, side, 3]` of an atlas of a mesh with these vertices `[V, 3]`.
 
     Texels beside a face have the colour of its nearest point, so that filters find no other; what is empty is grey.
     """
-    pages = np.full((len(atlas.heights), PAGE, PAGE, 3), 128, np.uint8)
+    pages = np.full((len(atlas.heights), atlas.side, atlas.side, 3), 128, np.uint8)
     state = np.full(pages.shape[:3], EMPTY, np.uint8)
     plan = vertices[atlas.corners, :2] / paint.span
     light = paint.light[atlas.corners]

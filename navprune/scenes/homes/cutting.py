@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from navprune.kernels import njit
 
+SAME = 1e-5  # metres within which corners are equal
 COARSEST = 0.6  # of the longest edge, relative to what is wanted: edges beyond are cut in one go
 UNEVEN = 0.4  # logarithm by which lengths of edges vary from place to place
 
@@ -24,6 +25,14 @@ class Mesh(NamedTuple):
     vertices: NDArray[np.float64]
     faces: NDArray[np.int64]
     origin: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, triangles: NDArray[np.float64]) -> Mesh:
+        """Triangles `[F, 3, 3]` that share the corners that are equal."""
+        corners = triangles.reshape(-1, 3)
+        rows = np.rint(corners / SAME).astype(np.int64)
+        _, first, faces = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        return cls(corners[first], faces.reshape(-1, 3), np.arange(len(triangles)))
 
     def part(self, kept: NDArray[np.bool_]) -> Mesh:
         """Some of the faces `[F]`, with the vertices that they need."""

@@ -136,8 +136,8 @@ def generate_dataset(
 
     The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core).
     `area` bounds the floor area in square metres; `style` is "plain" or "scan", and `density` how many triangles a scan
-    has for each square metre of it; `name` is "homes" or "scans" where none is given; `progress(done)` is called after
-    each home. A data set that this function wrote before is replaced; `statistics.json` comes last and marks completion.
+    has for each of them; `name` is "homes" or "scans" where none is given; `progress(done)` is called after each home.
+    A data set that this function wrote before is replaced; `statistics.json` comes last and marks completion.
     Raises `UserError` for impossible arguments, for a foreign data set of that name, for a disk that refuses.
     """
     _check(area, train, val, episodes_per_scene, val_episodes_per_scene, seed)

@@ -18,7 +18,7 @@ from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from navprune.kernels import njit
-from navprune.scenes.homes.atlas import PAGE, Atlas, Paint, bake, lay_out, surfaces
+from navprune.scenes.homes.atlas import SIDES, Atlas, Paint, bake, lay_out, surfaces
 from navprune.scenes.homes.build import TEXTURE_SPAN, home_surfaces, plan_rng, unlit_glb
 from navprune.scenes.homes.cutting import Mesh, cut, edges_of, waves
 from navprune.scenes.homes.floorplan import FloorPlan
@@ -27,7 +27,6 @@ from navprune.scenes.homes.solids import at_height
 from navprune.scenes.recast.build import build_for
 
 SPARSEST, DENSEST = 2_000, 40_000  # triangles for each m2 of floor; with the former it is found out what is seen
-SAME = 1e-5  # metres within which corners are one vertex
 FLAT = (0.7, 1.2)  # edges on the smallest and on the largest surfaces, relative to those on one of a square metre
 DRIFT, RIPPLE, GRAIN = 0.012, 0.003, 0.001  # metres by which vertices move at most along each axis,
 DRIFT_LENGTH, RIPPLE_LENGTH = 3.0, 0.25  # and over how many metres that varies; the grain from vertex to vertex
@@ -35,7 +34,6 @@ ROUND = 0.012  # metres by which a vertex moves at most where edges get round
 MOVED = ROUND + np.sqrt(3) * (DRIFT + RIPPLE + GRAIN)  # metres by which a vertex moves at most in all
 UP, DOWN = 2, 5  # directions, as `surfaces` counts them
 WINDOWS = 9.0  # metres of wall for each hole at the height of windows
-IMAGE_ROWS = 1024  # images have as many rows, or twice as many
 FLOOR_TOP = 0.3  # metres; below, what faces upwards has no holes
 FLAKE = 0.07  # metres of a cube whose surface comes loose as one flake
 FLAKES = 1.0  # for each m2 of floor
@@ -99,12 +97,8 @@ def _plain(plan: FloorPlan) -> _Home:
     triangles = np.concatenate([solid.triangles, *[at_height(floor.triangles, 0.0) for floor in floors]])
     colours = np.full((len(triangles), 3), 255, np.float32)
     colours[: count[0]] = solid.colours
-    rows = np.rint(triangles.reshape(-1, 3) / SAME).astype(np.int64)
-    _, first, faces = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    faces = faces.reshape(-1, 3)
-    mesh = Mesh(triangles.reshape(-1, 3)[first], faces, np.arange(len(faces)))
     texture = np.repeat(np.arange(-1, len(floors)), count).astype(np.int32)
-    return _Home(mesh, colours, texture, np.stack([floor.image for floor in floors]))
+    return _Home(Mesh.of(triangles), colours, texture, np.stack([floor.image for floor in floors]))
 
 
 def _edge_lengths(mesh: Mesh, part: NDArray) -> NDArray[np.float64]:
@@ -228,14 +222,14 @@ def _glb(positions: NDArray, atlas: Atlas, loose: _Flakes, pages: NDArray[np.uin
     positions = np.concatenate([positions, loose.positions])
     scene = trimesh.Scene()
     for number, used in enumerate(atlas.heights):
-        rows = -(-used // IMAGE_ROWS) * IMAGE_ROWS
-        speckle = rng.normal(0.0, SPECKLE, (rows, PAGE, 1))
+        rows = min(side for side in SIDES if side >= used)
+        speckle = rng.normal(0.0, SPECKLE, (rows, atlas.side, 1))
         pixels = np.clip(pages[number, :rows] + speckle, 0, 255).astype(np.uint8)
         image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(BLUR))
         image.format = "PNG" if number == len(atlas.heights) - 1 else "JPEG"
         material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
         corners, indices = np.unique(faces[page == number], return_inverse=True)
-        uv = texels[corners] / [PAGE, rows]
+        uv = texels[corners] / [atlas.side, rows]
         uv[:, 1] = 1.0 - uv[:, 1]  # trimesh counts rows from below
         visual = TextureVisuals(uv=uv, material=material)
         mesh = trimesh.Trimesh(positions[corners], indices.reshape(-1, 3), visual=visual, process=False)

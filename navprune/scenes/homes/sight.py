@@ -43,7 +43,7 @@ def seen(mesh: Mesh, hiding: NDArray[np.float64], places: NDArray[np.float64]) -
     direct = _see(filled, corners, (places - low) / VOXEL, REACH / VOXEL)
     touched = np.zeros(len(mesh.vertices), np.bool_)
     touched[mesh.faces[direct]] = True
-    return touched[mesh.faces].any(axis=1)
+    return np.any(touched[mesh.faces], axis=1)
 
 
 @njit(cache=True)
