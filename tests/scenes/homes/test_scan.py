@@ -15,7 +15,7 @@ from navprune.scenes.homes.build import write_home
 from navprune.scenes.homes.cutting import Mesh, edges_of
 from navprune.scenes.homes.dataset import generate_dataset
 from navprune.scenes.homes.floorplan import draw_plan
-from navprune.scenes.homes.scan import FLAKE, FLAKE_SHIFT, MOVED, SPARSEST
+from navprune.scenes.homes.scan import FLAKE, FLAKE_SHIFT, MOVED, SPARSEST, _flakes
 from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Renderer
@@ -184,6 +184,20 @@ def test_walls_have_holes_and_the_floor_has_none_where_one_walks(plan, plain, sc
     points = theirs.sample(2000, np.random.default_rng(0))
     assert ours.is_navigable(points).mean() > 0.95
     assert 0.6 < area(after.vertices).sum() / area(before.vertices).sum() < 0.99
+
+
+def test_flakes_are_pieces_of_the_surface_that_float_in_front_of_it():
+    x, y = np.meshgrid(np.arange(60), np.arange(60))
+    positions = np.column_stack([x.ravel(), y.ravel(), 0 * x.ravel()]) * 0.02
+    first = (x[:-1, :-1] + 60 * y[:-1, :-1]).ravel()
+    faces = np.concatenate([first[:, None] + [0, 1, 60], first[:, None] + [1, 61, 60]])
+    solid = positions[faces, 0].max(axis=1) < 0.8
+    loose = _flakes(positions, faces, solid, 20, np.random.default_rng(0))
+    np.testing.assert_array_equal(loose.corners[loose.faces], faces[loose.origin])
+    assert solid[loose.origin].all() and len(loose.faces) > 20
+    heights = loose.positions[loose.faces, 2].mean(axis=1)
+    assert (heights > 0).all() and heights.max() < FLAKE_SHIFT[1] + FLAKE
+    np.testing.assert_allclose(area(loose.positions[loose.faces]), area(positions[faces[loose.origin]]), rtol=0.8)
 
 
 # ---- what is seen
