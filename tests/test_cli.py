@@ -111,6 +111,13 @@ def test_generate_then_doctor(tmp_path):
     assert any(not f["ok"] and "missing" in f["found"] for f in findings if f["name"].startswith("homes"))
 
 
+def test_style_and_density_of_generated_homes_are_checked(tmp_path, capsys):
+    arguments = ["scenes", "generate", "--out", tmp_path / "d", "--density", 5]
+    assert "density 5 is not within 2000 to 40000" in mistake(capsys, *arguments, "--style", "scan")
+    with pytest.raises(SystemExit):
+        main([*map(str, arguments), "--style", "sketch"])
+
+
 def test_parity_with_the_recorded_answers(tmp_path):
     result = answer(tmp_path, "parity", REFERENCE, "--scenes", "duplex")
     assert result["scenes"]["duplex"]["rollouts"]["free"]["spl"] == 1
