@@ -17,7 +17,7 @@ SIDES = (1024, 2048)  # texels of a page's sides: the larger ones where charts f
 SEVERAL = 3  # of them
 TEXEL = 0.012  # metres
 PADDING = 2  # texels around a chart, which filters reach into
-WIDEST = 4.0  # metres of a chart; larger ones are cut along a grid
+WIDEST = 2.0  # metres of a chart; larger ones are cut along a grid, for rings around rooms would waste images
 EMPTY, MARGIN, INSIDE = 0, 1, 2  # what a texel holds
 
 
