@@ -73,21 +73,27 @@ def scan_glb(plan: FloorPlan, density: float) -> tuple[bytes, int]:
     rng = plan_rng(plan).spawn(1)[0]
     home = _plain(plan)
     part, direction = surfaces(home.mesh.vertices, home.mesh.faces)
-    lengths, count = _edge_lengths(home.mesh, part), round(density * plan.area)
-    coarse = cut(home.mesh, lengths, round(SPARSEST * plan.area), rng)
-    hiding = home.mesh.vertices[home.mesh.faces]
-    mesh = cut(coarse.part(seen(coarse, hiding, scanner_places(plan, rng))), lengths, count, rng)
-    floor = (direction[mesh.origin] == UP) & (mesh.vertices[mesh.faces, 2].max(axis=1) < FLOOR_TOP)
+    mesh = _scanned(home.mesh, part, plan, density, rng)
+    part, direction, height = part[mesh.origin], direction[mesh.origin], mesh.vertices[mesh.faces, 2]
+    floor = (direction == UP) & (height.max(axis=1) < FLOOR_TOP)
+    firm = floor | (direction == DOWN) | (height.min(axis=1) < FLAKE_BASE)
     kept = floor | ~_in_holes(mesh, _holes(plan, rng), rng)
-    vertices = mesh.vertices + _rounding(mesh) + _noise(mesh.vertices, rng)
-    mesh, floor = Mesh(mesh.vertices, mesh.faces[kept], mesh.origin[kept]), floor[kept]
-    direction = direction[mesh.origin]
-    atlas = lay_out(mesh.vertices, mesh.faces, part[mesh.origin], direction)
+    moved = mesh.vertices + _rounding(mesh) + _noise(mesh.vertices, rng)
+
+    mesh = Mesh(mesh.vertices, mesh.faces[kept], mesh.origin[kept])
+    atlas = lay_out(mesh.vertices, mesh.faces, part[kept], direction[kept])
     pages = bake(atlas, mesh.vertices, _paint(home, mesh, plan.ceiling, rng))
-    positions = vertices[atlas.corners]
-    firm = floor | (direction == DOWN) | (mesh.vertices[mesh.faces, 2].min(axis=1) < FLAKE_BASE)
-    loose = _flakes(positions, atlas.faces, ~firm, round(FLAKES * plan.area), rng)
+    positions = moved[atlas.corners]
+    loose = _flakes(positions, atlas.faces, ~firm[kept], round(FLAKES * plan.area), rng)
     return _glb(positions, atlas, loose, pages, rng), len(atlas.faces) + len(loose.faces)
+
+
+def _scanned(plain: Mesh, part: NDArray, plan: FloorPlan, density: float, rng: Generator) -> Mesh:
+    """What is seen of a home, cut to `density` triangles for each m2 of floor."""
+    lengths = _edge_lengths(plain, part)
+    coarse = cut(plain, lengths, round(SPARSEST * plan.area), rng)
+    which = seen(coarse, plain.vertices[plain.faces], scanner_places(plan, rng))
+    return cut(coarse.part(which), lengths, round(density * plan.area), rng)
 
 
 def _plain(plan: FloorPlan) -> _Home:
