@@ -1,5 +1,6 @@
 """The commands end to end on one tiny data set, and the messages for a user's mistakes."""
 
+import functools
 import gzip
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from navprune.cli import main
+from navprune.scenes.homes.dataset import generate_dataset
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 TINY = [
@@ -109,6 +111,13 @@ def test_generate_then_doctor(tmp_path):
     assert any(not f["ok"] and "missing" in f["found"] for f in findings if f["name"].startswith("homes"))
 
 
+def test_style_and_density_of_generated_homes_are_checked(tmp_path, capsys):
+    arguments = ["scenes", "generate", "--out", tmp_path / "d", "--density", 5]
+    assert "density 5 is not within 2000 to 40000" in mistake(capsys, *arguments, "--style", "scan")
+    with pytest.raises(SystemExit):
+        main([*map(str, arguments), "--style", "sketch"])
+
+
 def test_parity_with_the_recorded_answers(tmp_path):
     result = answer(tmp_path, "parity", REFERENCE, "--scenes", "duplex")
     assert result["scenes"]["duplex"]["rollouts"]["free"]["spl"] == 1
@@ -204,11 +213,15 @@ def test_help_answers_and_lists_every_pruning_method():
     assert all(method in out.stdout for method in ("gates", "magnitude", "random", "uniform"))
 
 
-def test_benchmarks_report_rates_and_phases(tmp_path):
+def test_benchmarks_report_rates_and_phases(tmp_path, monkeypatch):
+    monkeypatch.setattr("navprune.commands.benchmark.SCAN_DENSITY", 2000)
+    small = functools.partial(generate_dataset, area=(40.0, 60.0))
+    monkeypatch.setattr("navprune.commands.benchmark.generate_dataset", small)
     arguments = ["--widths", "16", "--environments", 2, "--frames", 400]
     result = answer(tmp_path, "benchmark", "simulator", *arguments)
-    (row,) = result["rows"]
-    assert row["triangles"] >= 20_000 and row["frames_per_second"] > 0
+    plain, scan = result["rows"]
+    assert (plain["style"], scan["style"]) == ("plain", "scan") and plain["scene"] == scan["scene"]
+    assert 20_000 <= plain["triangles"] < scan["triangles"] and plain["frames_per_second"] > 0
     assert len(result["memory_mib"]) == 2
     arguments = ["--base-planes", 4, "--width", 32, "--environments", 2, "--epochs", 1, "--updates", 1]
     (row,) = answer(tmp_path, "benchmark", "training", *arguments)["rows"]

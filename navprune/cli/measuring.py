@@ -47,17 +47,20 @@ def add_commands(commands: Any) -> None:
 def _add_benchmark(commands: Any) -> None:
     benchmark = commands.add_parser("benchmark", help="measure frames per second")
     kinds = benchmark.add_subparsers(metavar="COMMAND", required=True)
-    example = "navprune benchmark simulator --widths 128,256 --environments 32"
+    example = "navprune benchmark simulator --widths 64,128 --environments 32"
     simulator = command(kinds, "simulator", _benchmark_simulator, example)
-    simulator.add_argument("--widths", default="128,256", help="image widths (default: 128,256)")
+    simulator.add_argument("--widths", default="64,128,256", help="image widths (default: 64,128,256)")
     simulator.add_argument("--environments", type=positive, default=32)
     simulator.add_argument("--threads", type=positive, help="rendering threads (default: all cores)")
     frames = "agent steps at each width (default: 100000)"
     simulator.add_argument("--frames", type=positive, default=100_000, help=frames)
     example = "navprune benchmark training --encoder resnet18 --width 128 --environments 6"
     training = command(kinds, "training", _benchmark_training, example)
-    for parser in (simulator, training):
-        parser.add_argument("--data", type=Path, help="data folder (default: one home is generated)")
+    for parser, generated in (
+        (simulator, "one home is generated, plain and as a scan"),
+        (training, "one home is generated"),
+    ):
+        parser.add_argument("--data", type=Path, help=f"data folder (default: {generated})")
         parser.add_argument("--name", default="homes", help="data set in it (default: homes)")
     training.add_argument("--encoder", default="resnet18")
     training.add_argument("--base-planes", type=positive, default=32)
@@ -115,7 +118,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
-    """Frames per second of the full environment step (move, measure, render) on a furnished home."""
+    """Frames per second of the full environment step (move, measure, render) in a home, plain and as a scan."""
     from navprune.commands.benchmark import benchmark_simulator
     from navprune.reports.tables import rows_table
 

@@ -25,7 +25,11 @@ def add_commands(commands: Any) -> None:
     kinds = scenes.add_subparsers(metavar="COMMAND", required=True)
     parser = command(kinds, "generate", _generate, "navprune scenes generate --out data --train 40 --val 10 --seed 1")
     parser.add_argument("--out", type=Path, default=Path("data"), help="data folder (default: data)")
-    parser.add_argument("--name", default="homes", help="name of the data set (default: homes)")
+    style = "plain, or scan: homes as scanners leave them (default: plain)"
+    parser.add_argument("--style", choices=("plain", "scan"), default="plain", help=style)
+    density = "triangles of a scan for each m2 of floor (default: 10000)"
+    parser.add_argument("--density", type=positive, default=10_000, metavar="N", help=density)
+    parser.add_argument("--name", help="name of the data set (default: homes, or scans)")
     parser.add_argument("--train", type=positive, default=40, metavar="N", help="training scenes (default: 40)")
     parser.add_argument("--val", type=positive, default=10, metavar="M", help="validation scenes (default: 10)")
     parser.add_argument("--seed", type=natural, default=0, help="the same seed gives the same bytes (default: 0)")

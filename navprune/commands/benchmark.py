@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig, train
 from navprune.scenes.files.episodes import read_episodes
-from navprune.scenes.homes.dataset import generate_dataset
+from navprune.scenes.homes.dataset import STYLES, generate_dataset
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import PointNavEnv, Shuffled, TaskConfig
 
 # Stops now and then, so that resets count, and mostly walks, so that moving and measuring count.
 ACTION_SHARES = (0.005, 0.595, 0.2, 0.2)
+SCAN_DENSITY = 7_200  # triangles for each m2, about a million in the home of seed 0
 
 
 def benchmark_simulator(
     data: Path | None = None,
     name: str = "homes",
-    widths: Sequence[int] = (128, 256),
+    widths: Sequence[int] = (64, 128, 256),
     environments: int = 32,
     threads: int | None = None,
     frames: int = 100_000,
@@ -34,19 +36,17 @@ def benchmark_simulator(
 ) -> dict[str, Any]:
     """Run the full environment step (move, measure, render) with random actions; the result is in the form of --json.
 
-    data holds scenes called name; without it one home is generated. Each width is measured over `frames` agent
-    steps in ten parts whose median counts; memory (MiB, resident) is that before and after the last of them.
+    data holds scenes called name; without it one home is generated, plain and as a scan. Each width is measured over
+    `frames` agent steps in ten parts whose median counts; memory (MiB, resident) is that before and after the last of
+    them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        if data is None:
-            data = Path(folder)
-            report("generating one furnished home")
-            generate_dataset(data, name=name, train=1, val=1, seed=seed)
+        sets = {"given": (data, name)} if data else _generated(Path(folder), seed, report)
         library = SceneLibrary()
         rows, memory = [], [0.0, 0.0]
-        for width in widths:
-            report(f"measuring {environments} environments at {width} x {width}")
-            env = make_benchmark_env(data, name, width, environments, threads, seed, library)
+        for (style, (place, called)), width in product(sets.items(), widths):
+            report(f"measuring {environments} environments at {width} x {width} ({style})")
+            env = make_benchmark_env(place, called, width, environments, threads, seed, library)
             env.reset()
             parts = [_frames_per_second(env, frames // 100, seed)]  # compiles and warms up
             memory[0] = resident() / 2**20
@@ -54,6 +54,7 @@ def benchmark_simulator(
             memory[1] = resident() / 2**20
             scene, rate = env.scene(0), float(np.median(parts))
             row = {
+                "style": style,
                 "scene": scene.name,
                 "triangles": scene.asset.triangles,
                 "width": width,
@@ -62,6 +63,16 @@ def benchmark_simulator(
             rows.append(row | {"threads": threads or cores(), "frames_per_second": rate})
             env.close()
     return {"rows": rows, "memory_mib": memory}
+
+
+def _generated(data: Path, seed: int, report: Callable[[str], None]) -> dict[str, tuple[Path, str]]:
+    """Folder and name of a data set with one training scene in each style, all of the same plan."""
+    sets = {}
+    for style in STYLES:
+        report(f"generating one furnished home ({style})")
+        statistics = generate_dataset(data, train=1, val=1, seed=seed, style=style, density=SCAN_DENSITY)
+        sets[style] = data, statistics.name
+    return sets
 
 
 def make_benchmark_env(

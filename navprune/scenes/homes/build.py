@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import shapely
@@ -35,6 +36,17 @@ TEXTURE_SPAN = 1.2  # metres of floor that an image covers
 FLOORS = {"bathroom": "tiles", "kitchen": "tiles", "bedroom": "carpet", "study": "carpet"}  # others have planks
 
 
+class Floor(NamedTuple):
+    """Floors of one kind: triangles `[T, 3, 2]` in plan, under an image `[H, W, 3]` that spans `TEXTURE_SPAN` metres.
+
+    The image's lower left corner is at the plan's origin.
+    """
+
+    name: str
+    triangles: NDArray[np.float64]
+    image: NDArray[np.uint8]
+
+
 def write_home(path: Path, plan: FloorPlan) -> int:
     """Write the GLB file `path` and the `.navmesh` beside it; returns the number of triangles."""
     glb, triangles = home_glb(plan)
@@ -45,17 +57,35 @@ def write_home(path: Path, plan: FloorPlan) -> int:
 
 def home_glb(plan: FloorPlan) -> tuple[bytes, int]:
     """The GLB file of a home, and its number of triangles; the same plan gives the same bytes."""
-    rng = np.random.default_rng(int(hashlib.sha256(plan.digest().encode()).hexdigest()[:15], 16))
+    solid, floors = home_surfaces(plan)
     scene = trimesh.Scene()
-    solid = join([_shell(plan, rng), *[piece.solid() for piece in plan.pieces]])
     scene.add_geometry(_coloured_mesh(solid), geom_name="home")
-    for floor, texture in {"planks": _planks, "tiles": _tiles, "carpet": _carpet}.items():
-        rooms = [room.polygon for room in plan.rooms if FLOORS.get(room.kind, "planks") == floor]
-        image = Image.fromarray(texture(rng))
+    for floor in floors:
+        scene.add_geometry(_textured_floor(floor), geom_name=floor.name)
+    return unlit_glb(scene), sum(len(mesh.faces) for mesh in scene.geometry.values())
+
+
+def home_surfaces(plan: FloorPlan) -> tuple[Solid, list[Floor]]:
+    """Everything in a home in its final colours, and its textured floors; the same plan gives the same."""
+    rng = plan_rng(plan)
+    solid = _shaded(join([_shell(plan, rng), *[piece.solid() for piece in plan.pieces]]))
+    floors = []
+    for name, texture in {"planks": _planks, "tiles": _tiles, "carpet": _carpet}.items():
+        rooms = [room.polygon for room in plan.rooms if FLOORS.get(room.kind, "planks") == name]
+        image = texture(rng)
         if rooms:
-            scene.add_geometry(_textured_floor(rooms, image), geom_name=floor)
-    triangles = sum(len(mesh.faces) for mesh in scene.geometry.values())
-    return scene.export(file_type="glb", tree_postprocessor=_make_unlit), triangles
+            floors.append(Floor(name, np.concatenate([plan_triangles(room) for room in rooms]), image))
+    return solid, floors
+
+
+def plan_rng(plan: FloorPlan) -> Generator:
+    """The generator of all that chance decides in a plan's home."""
+    return np.random.default_rng(int(hashlib.sha256(plan.digest().encode()).hexdigest()[:15], 16))
+
+
+def unlit_glb(scene: trimesh.Scene) -> bytes:
+    """A scene as a GLB file that is shown without lights."""
+    return scene.export(file_type="glb", tree_postprocessor=_make_unlit)
 
 
 def _make_unlit(tree: dict) -> None:
@@ -124,13 +154,18 @@ def _casing(door: Door) -> list[Solid]:
 # ---- colours and textures
 
 
-def _coloured_mesh(solid: Solid) -> trimesh.Trimesh:
-    """One mesh with vertex colours, shaded by the direction of each face; equal corners are shared."""
+def _shaded(solid: Solid) -> Solid:
+    """The solid in the colours that it has in the fixed light."""
     normals = np.cross(solid.triangles[:, 1] - solid.triangles[:, 0], solid.triangles[:, 2] - solid.triangles[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     shade = 0.86 + 0.14 * normals @ LIGHT
-    colours = np.rint(solid.colours * np.minimum(shade, 1.0)[:, None])
-    rows = np.column_stack([solid.triangles.reshape(-1, 3), np.repeat(colours, 3, axis=0)]).astype(np.float32)
+    return Solid(solid.triangles, np.rint(solid.colours * np.minimum(shade, 1.0)[:, None]).astype(np.uint8))
+
+
+def _coloured_mesh(solid: Solid) -> trimesh.Trimesh:
+    """One mesh with vertex colours; equal corners are shared."""
+    colours = np.repeat(solid.colours, 3, axis=0)
+    rows = np.column_stack([solid.triangles.reshape(-1, 3), colours]).astype(np.float32)
     rows += np.float32(0.0)  # so that -0 equals 0 in what follows, byte for byte
     _, first, faces = np.unique(rows.view(np.dtype((np.void, 24))), return_index=True, return_inverse=True)
     rgba = np.full((len(first), 4), 255, np.uint8)
@@ -140,9 +175,10 @@ def _coloured_mesh(solid: Solid) -> trimesh.Trimesh:
     return trimesh.Trimesh(rows[first, :3], faces.reshape(-1, 3), visual=visual, process=False)
 
 
-def _textured_floor(rooms: list[shapely.Polygon], image: Image.Image) -> trimesh.Trimesh:
-    """The floors of some rooms under one image that repeats."""
-    plan = np.concatenate([plan_triangles(room) for room in rooms]).reshape(-1, 2)
+def _textured_floor(floor: Floor) -> trimesh.Trimesh:
+    """A mesh of floors under one image that repeats."""
+    plan = floor.triangles.reshape(-1, 2)
+    image = Image.fromarray(floor.image)
     material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
     visual = TextureVisuals(uv=plan / TEXTURE_SPAN, material=material)
     faces = np.arange(len(plan)).reshape(-1, 3)

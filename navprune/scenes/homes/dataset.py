@@ -21,10 +21,13 @@ from navprune.scenes.homes.build import write_home
 from navprune.scenes.homes.floorplan import LARGEST, SMALLEST, FloorPlan, draw_plan
 from navprune.scenes.homes.plans import Drawing, draw_plans
 from navprune.scenes.homes.sampling import sample_episodes
+from navprune.scenes.homes.scan import DENSEST, SPARSEST, write_scan
 from navprune.simulator.pathfinder import PathFinder
 
 HARD_RATIO = 1.5  # geodesic/Euclidean ratio from which an episode counts as hard
 SPLITS = ("train", "val")
+STYLES = {"plain": "homes", "scan": "scans"}  # and what their data sets are called
+DENSITY = 10_000  # triangles of a scan for each square metre of floor
 DRAWN = 12  # plans on a split's picture
 Range = tuple[float, float]
 
@@ -65,12 +68,13 @@ class SplitStatistics:
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """What a generated data set holds, by split, and the recipe that gives it again."""
+    """What a generated data set holds, by split, and the recipe that gives it again; density is that of scans."""
 
     name: str
     seed: int
     asked_area: Range
     splits: dict[str, SplitStatistics]
+    density: int | None = None
 
 
 class _Job(NamedTuple):
@@ -83,6 +87,7 @@ class _Job(NamedTuple):
     seed: int
     area: Range
     episodes: int
+    density: int | None
 
     @property
     def scene(self) -> str:
@@ -115,32 +120,38 @@ class _Home(NamedTuple):
 
 def generate_dataset(
     out: str | os.PathLike,
-    name: str = "homes",
+    name: str | None = None,
     train: int = 20,
     val: int = 5,
     seed: int = 0,
     area: Range = (SMALLEST, LARGEST),
     episodes_per_scene: int = 1000,
     val_episodes_per_scene: int = 50,
+    style: str = "plain",
+    density: int = DENSITY,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> DatasetStatistics:
     """Write `train` and `val` homes with episodes, statistics and drawn plans under `out`.
 
     The same arguments give the same bytes, for any number of `workers` (processes; None: one for each core).
-    `area` bounds the floor area in square metres; `progress(done)` is called after each home. A data
-    set that this function wrote before is replaced; `statistics.json` comes last and marks completion.
+    `area` bounds the floor area in square metres; `style` is "plain" or "scan", and `density` how many triangles a scan
+    has for each of them; `name` is "homes" or "scans" where none is given; `progress(done)` is called after each home.
+    A data set that this function wrote before is replaced; `statistics.json` comes last and marks completion.
     Raises `UserError` for impossible arguments, for a foreign data set of that name, for a disk that refuses.
     """
     _check(area, train, val, episodes_per_scene, val_episodes_per_scene, seed)
-    data = Path(out)
+    of_scans = _density(style, density)
+    data, name = Path(out), name or STYLES[style]
     folder = split_folder(data, name, "train").parent
     # From the first step to the last one of the two stands there and tells that the set is ours.
     complete, unfinished = folder / "statistics.json", folder / "unfinished"
     if folder.exists() and not (complete.exists() or unfinished.exists()):
         raise UserError(f"{folder} holds a data set from elsewhere; choose another name or folder")
     asked = (("train", train, episodes_per_scene), ("val", val, val_episodes_per_scene))
-    jobs = [_Job(data, name, split, i, seed, area, each) for split, count, each in asked for i in range(count)]
+    jobs = [
+        _Job(data, name, split, i, seed, area, each, of_scans) for split, count, each in asked for i in range(count)
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
@@ -158,8 +169,9 @@ def generate_dataset(
             statistics[split] = _statistics([home for _, home in members])
             write_episodes(data, name, split, [episode for _, home in members for episode in home.episodes])
             draw_plans([_drawing(*pair) for pair in members[:DRAWN]], folder / f"{split}.png")
-        summary = DatasetStatistics(name, seed, area, statistics)
-        complete.write_text(json.dumps(asdict(summary), indent=1) + "\n")
+        summary = DatasetStatistics(name, seed, area, statistics, of_scans)
+        known = {key: value for key, value in asdict(summary).items() if value is not None}
+        complete.write_text(json.dumps(known, indent=1) + "\n")
         unfinished.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {data}: {error.strerror}; free space or take another place") from None
@@ -175,6 +187,17 @@ def _check(area: Range, train: int, val: int, train_episodes: int, val_episodes:
         raise UserError(f"seed {seed} is negative; take 0 or more")
 
 
+def _density(style: str, density: int) -> int | None:
+    """The density of a style's homes; None for plain ones."""
+    if style not in STYLES:
+        raise UserError(f"there is no style {style} of homes; take {' or '.join(STYLES)}")
+    if style == "plain":
+        return None
+    if not SPARSEST <= density <= DENSEST:
+        raise UserError(f"density {density} is not within {SPARSEST} to {DENSEST} triangles for each m2; change it")
+    return density
+
+
 def _run(jobs: list[_Job], workers: int) -> Iterable[_Home]:
     """The homes of all jobs, in their order."""
     if workers == 1:
@@ -188,7 +211,8 @@ def _run(jobs: list[_Job], workers: int) -> Iterable[_Home]:
 def _make_home(job: _Job) -> _Home:
     """Draw, write and populate one home."""
     plan = job.plan()
-    triangles = write_home(scene_path(job.data, job.scene_id), plan)
+    path = scene_path(job.data, job.scene_id)
+    triangles = write_home(path, plan) if job.density is None else write_scan(path, plan, job.density)
     pathfinder = job.pathfinder()
     episodes = sample_episodes(pathfinder, job.scene_id, job.episodes, job.rng(1))
     return _Home(plan.digest(), plan.area, pathfinder.navigable_area, len(plan.rooms), triangles, episodes)

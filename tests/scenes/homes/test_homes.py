@@ -8,7 +8,7 @@ from cameras import depth_of
 
 from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.navmesh import read_navmesh
-from navprune.scenes.homes.build import home_glb, write_home
+from navprune.scenes.homes.build import home_glb, home_surfaces, write_home
 from navprune.scenes.homes.floorplan import draw_plan
 from navprune.simulator.asset import load_asset
 from navprune.simulator.pathfinder import PathFinder
@@ -71,3 +71,14 @@ def test_views_have_no_holes_and_fit_the_plan(plan, path):
 def test_the_same_plan_gives_the_same_bytes(plan, path):
     again = draw_plan(np.random.default_rng(11), (40, 50))
     assert hashlib.sha256(home_glb(again)[0]).digest() == hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_the_plan_gives_what_it_gave_in_the_first_release(plan):
+    """Its bytes hang on the versions of libraries; what they say does not."""
+    assert plan.digest() == "b3be70d6e11ebe118f8b132faf3aa68caaddff7850b39bbc7718b6391c007287"
+    solid, floors = home_surfaces(plan)
+    assert len(solid.triangles) == 32_996
+    np.testing.assert_allclose(solid.triangles.mean(axis=(0, 1)), (3.54806946, 2.8177747, 0.93738137), atol=1e-6)
+    np.testing.assert_allclose(solid.colours.mean(axis=0), (122.175385, 118.397775, 106.422021), atol=1e-4)
+    images = {floor.name: float(floor.image.mean()) for floor in floors}
+    assert images == pytest.approx({"planks": 96.4029134, "tiles": 159.3359375, "carpet": 147.2861328}, abs=1e-5)
