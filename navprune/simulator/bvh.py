@@ -29,21 +29,18 @@ class _Range(NamedTuple):
     depth: int
 
 
-def build_tree(
-    vertices: NDArray, threads: int | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
+def build_tree(vertices: NDArray) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
     """Build the hierarchy over triangles [T, 3, 3].
 
     Returns boxes and nodes as in `Tree`, and the order of the triangles [T] in the leaves. Works from the
     root down, splitting by the surface area heuristic over 16 bins an axis (Wald, "On fast construction of
-    SAH-based bounding volume hierarchies", 2007). threads: None for every core that this process may use; the tree
-    is the same for any number.
+    SAH-based bounding volume hierarchies", 2007). The tree is the same for any number of cores.
     """
     a, b, c = vertices[:, 0], vertices[:, 1], vertices[:, 2]
     boxes = np.empty((len(vertices), 6), np.float32)
     boxes[:, :3], boxes[:, 3:] = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
     order = np.arange(len(boxes), dtype=np.int32)
-    with ThreadPoolExecutor(threads or cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         bounds, nodes, branches = _build_top(boxes, order, pool)
         below = list(pool.map(lambda branch: _build_branch(boxes, order, *branch[1:]), branches))
     bounds, nodes = _joined(bounds, nodes, branches, below)
@@ -63,7 +60,10 @@ def _build_top(
     while level:
         branches += [work for work in level if work.end - work.begin <= BRANCH]
         level = [work for work in level if work.end - work.begin > BRANCH]
-        splits = [(work, pool.submit(_split, boxes, order, *work[1:], bounds[work.node])) for work in level]
+        splits = [
+            (work, pool.submit(_split, boxes, order, work.begin, work.end, work.depth, bounds[work.node]))
+            for work in level
+        ]
         level = []
         for (node, begin, end, depth), split in splits:
             middle = split.result()
