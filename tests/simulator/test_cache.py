@@ -20,7 +20,7 @@ from navprune.simulator import cache
 from navprune.simulator.cache import ALIGNMENT, ENTRY, FOLDER, LIMIT, PART, SceneCache, scene_cache
 
 SCENE = Path("scene.glb")
-NUMBERS = {"numbers": np.arange(1000), "none": np.zeros((0, 3), np.float32)}
+NUMBERS: dict[str, np.ndarray] = {"numbers": np.arange(1000), "none": np.zeros((0, 3), np.float32)}
 
 
 @pytest.fixture
