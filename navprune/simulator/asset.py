@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from navprune.errors import UserError
-from navprune.scenes.files.mesh import Sampler, SceneMesh, load_glb
+from navprune.scenes.files.materials import Sampler
+from navprune.scenes.files.mesh import SceneMesh, load_glb
 from navprune.simulator.cache import Arrays, read_only, scene_cache
 from navprune.simulator.surface import Cutout, Surface, texture_levels
 from navprune.simulator.tree import Tree, make_tree

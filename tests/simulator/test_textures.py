@@ -1,5 +1,6 @@
 """What materials look like: squares from files, seen from above, so that one texel is one pixel or many are."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def masked(tmp_path, alpha_masks=True, colours=None, factor_alpha=1.0, mode="MAS
     material = file.material(image, factor=[1, 0, 0, factor_alpha], alphaMode=mode, **more)
     attributes = {} if colours is None else {"COLOR_0": colours}
     file.place(file.mesh(file.primitive(QUAD, QUAD_FACES, material, TEXCOORD_0=QUAD_UV, **attributes)))
-    file.quad(translation=[0, 0, -1], scale=[3, 3, 3])
+    file.quad(file.material(), translation=[0, 0, -1], scale=[3, 3, 3])
     return load_glb(file.write(tmp_path / "a.glb"), alpha_masks)
 
 
@@ -183,19 +184,19 @@ def spoil(kind):
     return file
 
 
-@pytest.mark.parametrize(
-    "kind, advice",
-    [
-        ("ktx2", "gltf-transform ktxdecompress house.glb OUT.glb"),
-        ("basis", "gltf-transform ktxdecompress house.glb OUT.glb"),
-        ("noise", "damaged or of an unknown format"),
-        ("outside", "export the scene as one .glb"),
-    ],
-)
-def test_depth_works_without_textures_and_colour_says_what_to_do(tmp_path, kind, advice):
+@pytest.mark.parametrize("kind, advice", [("noise", "damaged or of an unknown format"), ("outside", "is missing; put")])
+def test_what_cannot_be_decoded_is_white(tmp_path, capsys, kind, advice):
+    _, rgb = look(load_glb(spoil(kind).write(tmp_path / "house.glb")))
+    assert (rgb == 255).all()
+    assert advice in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ktx2", "basis"])
+def test_depth_works_without_a_decoder_and_colour_says_what_to_do(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "opengl_basisu", None)
     mesh = load_glb(spoil(kind).write(tmp_path / "house.glb"))
     np.testing.assert_allclose(look(mesh, colour=False), 1, rtol=1e-5)
-    with pytest.raises(UserError, match=advice) as caught:
+    with pytest.raises(UserError, match=r"gltf-transform ktxdecompress house\.glb OUT\.glb") as caught:
         look(mesh)
     assert "house.glb" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -96,6 +96,21 @@ def read_document(path: Path) -> tuple[dict[str, Any], Place]:
     return document, Place(path, *binary)
 
 
+def check_scene(path: Path) -> None:
+    """Raise UserError where a scene is missing or cut off, or a .gltf lacks a buffer; of a .glb, headers are read."""
+    if chunks(path)[0][0] > 0:
+        return
+    try:
+        for buffer in read_document(path)[0].get("buffers", []):
+            data = resource(path, buffer["uri"])
+            if isinstance(data, Place) and data.end < buffer["byteLength"]:
+                raise UserError(f"{path}: its file {data.path} is cut off; copy it again")
+    except UserError:
+        raise
+    except Exception as error:  # whatever the broken part happens to trip over
+        raise damaged(path, error) from error
+
+
 def scene_files(path: Path) -> list[Path]:
     """All files that a scene is read from, itself first: its buffers and images, whether they are there or not.
 
@@ -117,7 +132,7 @@ def beside(scene: Path, uri: str) -> Path:
     name = os.path.normpath(unquote(uri).replace("\\", "/"))
     if not uri or ":" in uri.split("/")[0] or os.path.isabs(name) or name.split("/")[0] == "..":
         raise UserError(f"{scene}: names {uri[:80]!r}, which lies outside of its folder; put it beside the scene")
-    return scene.with_name(name)
+    return scene.parent / name
 
 
 def resource(scene: Path, uri: str) -> Place | bytes:

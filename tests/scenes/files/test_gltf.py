@@ -1,8 +1,8 @@
 """Features of the format: each way to say the same scene gives the same mesh, each broken part one line."""
 
 import base64
+import json
 import struct
-import sys
 
 import numpy as np
 import pytest
@@ -13,8 +13,20 @@ from mutations import mutants
 
 from navprune.errors import UserError
 from navprune.scenes.files import mesh as mesh_module
-from navprune.scenes.files.gltf import FAN, STRIP, TRIANGLES, chunks, triangles_of
-from navprune.scenes.files.mesh import load_glb
+from navprune.scenes.files.mesh import load_glb, load_triangles
+from navprune.scenes.files.resources import check_scene, chunks, scene_files
+from navprune.scenes.files.shapes import (
+    FAN,
+    LINE_LOOP,
+    LINE_STRIP,
+    LINES,
+    POINTS,
+    STRIP,
+    TRIANGLES,
+    lines_of,
+    triangle_count,
+    triangles_of,
+)  # fmt: skip
 
 CHECKER = np.array([[0, 255], [255, 0]], np.uint8)[..., None].repeat(3, -1)
 
@@ -100,17 +112,38 @@ def test_a_flat_strip_or_fan_shows_one_side(count, mode):
     step = np.arange(count)
     points = np.column_stack([step // 2, step % 2]) if mode == STRIP else np.column_stack([step, step**2])
     triangles = triangles_of(np.arange(count), mode)
-    assert len(triangles) == (count // 3 if mode == TRIANGLES else max(0, count - 2))
+    assert len(triangles) == triangle_count(count, mode) == (count // 3 if mode == TRIANGLES else max(0, count - 2))
     a, b, c = np.moveaxis(points[triangles], 1, 0) if len(triangles) else np.zeros((3, 0, 2))
     areas = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
     assert len(set(np.sign(areas))) <= 1
 
 
-def test_points_and_lines_are_left_out(tmp_path):
+@pytest.mark.parametrize(
+    "mode, ends",
+    [
+        (POINTS, [[0, 0], [1, 1], [2, 2], [3, 3]]),
+        (LINES, [[0, 1], [2, 3]]),
+        (LINE_LOOP, [[0, 1], [1, 2], [2, 3], [3, 0]]),
+        (LINE_STRIP, [[0, 1], [1, 2], [2, 3]]),
+    ],
+)
+def test_points_and_lines_are_strokes(tmp_path, mode, ends):
     file = GlbFile()
-    strokes = [file.primitive(QUAD, mode=mode) for mode in (0, 1, 2, 3)]
-    file.place(file.mesh(*strokes, file.primitive(QUAD, QUAD_FACES)))
-    assert len(load_glb(file.write(tmp_path / "a.glb")).vertices) == 2
+    colours = np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 2]])
+    strokes = file.primitive(QUAD, material=file.material(), mode=mode, COLOR_0=colours)
+    file.place(file.mesh(strokes, file.primitive(QUAD, QUAD_FACES)), translation=[0, 0, 1])
+    mesh = load_glb(file.write(tmp_path / "a.glb"))
+    assert len(mesh.vertices) == 2 and mesh.strokes is not None
+    np.testing.assert_array_equal(mesh.strokes.ends, (QUAD[:, [0, 2, 1]] * [1, 1, -1] + [0, 1, 0])[ends])
+    np.testing.assert_array_equal(mesh.strokes.colours, np.minimum(colours, 1)[ends] * 255)
+    assert len(load_triangles(tmp_path / "a.glb")) == 2
+
+
+@given(st.sampled_from([POINTS, LINES, LINE_LOOP, LINE_STRIP]), st.integers(0, 5))
+def test_lines_of_few_corners(mode, count):
+    lines = lines_of(np.arange(count), mode)
+    loop = count if count > 1 else 0
+    assert lines.shape == ({POINTS: count, LINES: count // 2, LINE_LOOP: loop, LINE_STRIP: max(0, count - 1)}[mode], 2)
 
 
 def test_sparse_accessors_equal_dense_ones(tmp_path):
@@ -148,28 +181,6 @@ def test_interleaved_attributes_equal_separate_ones(tmp_path):
     plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
     np.testing.assert_array_equal(mesh.vertices, plain.vertices)
     np.testing.assert_array_equal(mesh.uv, QUAD_UV[QUAD_FACES.reshape(-1, 3)])
-
-
-def test_draco_compressed_equals_plain(tmp_path):
-    draco = pytest.importorskip("DracoPy")
-
-    def build(file):
-        data = draco.encode(QUAD, QUAD_FACES.reshape(-1, 3), quantization_bits=20, tex_coord=QUAD_UV.astype(float))
-        decoded = {a["attribute_type"]: a["unique_id"] for a in draco.decode(data).attributes}
-        ids = {"POSITION": decoded[0], "TEXCOORD_0": decoded[3]}
-        primitive = file.primitive(QUAD, QUAD_FACES, file.material(file.texture(CHECKER)), TEXCOORD_0=QUAD_UV)
-        primitive["extensions"] = {
-            "KHR_draco_mesh_compression": {"bufferView": file.view(data), "attributes": ids},
-        }
-        for accessor in file.document["accessors"]:
-            del accessor["bufferView"]
-        return primitive
-
-    mesh = of_primitive(tmp_path, build)
-    plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
-    joint = np.concatenate([mesh.vertices, mesh.uv], axis=-1).round(4)
-    expected = np.concatenate([plain.vertices, QUAD_UV[QUAD_FACES.reshape(-1, 3)]], axis=-1)
-    np.testing.assert_allclose(oriented(joint), oriented(expected), atol=1e-4)
 
 
 # ---- nodes
@@ -212,6 +223,51 @@ def test_only_the_default_scene_is_loaded(tmp_path):
     assert load_glb(file.write(tmp_path / "a.glb")).vertices[..., 0].min() == 6
 
 
+def test_a_sheared_matrix_is_drawn_without_its_shear_and_walked_on_with_it(tmp_path):
+    turn = np.array([[0.6, -0.8, 0], [0.8, 0.6, 0], [0, 0, 1]]) * [2, 3, 1]
+    for shear, same in ((0.0, True), (0.4, False)):
+        matrix = np.eye(4)
+        matrix[:3, :3] = turn @ [[1, shear, 0], [0, 1, 0], [0, 0, 1]]
+        file = GlbFile()
+        file.quad(matrix=matrix.T.reshape(-1).tolist())
+        drawn, walked = load_glb(file.write(tmp_path / "a.glb")).vertices, load_triangles(tmp_path / "a.glb")
+        expected = (QUAD @ matrix[:3, :3].T)[:, [0, 2, 1]] * [1, 1, -1]
+        np.testing.assert_allclose(walked, expected[QUAD_FACES].reshape(-1, 3, 3), atol=1e-6)
+        assert np.array_equal(drawn, walked) == same
+
+
+def test_navmeshes_are_built_of_lists_alone_and_as_they_are_wound(tmp_path):
+    file = GlbFile()
+    strip = file.primitive(QUAD, np.array([0, 1, 3, 2], np.uint8), mode=STRIP)
+    file.place(file.mesh(strip, file.primitive(QUAD, QUAD_FACES)), scale=[-1, 1, 1])
+    triangles = load_triangles(file.write(tmp_path / "a.glb"))
+    mirrored = (QUAD * [-1, 1, 1])[:, [0, 2, 1]] * [1, 1, -1]
+    np.testing.assert_array_equal(triangles, mirrored[QUAD_FACES].reshape(-1, 3, 3))
+    drawn = load_glb(tmp_path / "a.glb").vertices
+    assert len(drawn) == 4
+    np.testing.assert_array_equal(drawn[2:], triangles[:, ::-1])
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_copies_of_a_mesh_count_where_they_are_required(tmp_path, required):
+    file = GlbFile()
+    half = np.sqrt(0.5)
+    attributes = {
+        "TRANSLATION": file.accessor(np.float32([[0, 0, 1], [5, 0, 0]])),
+        "ROTATION": file.accessor(np.float32([[0, 0, half, half], [0, 0, 0, 1]])),
+        "SCALE": file.accessor(np.float32([[1, 1, 1], [2, 2, 2]])),
+    }
+    node = {"translation": [1, 2, 3], "extensions": {"EXT_mesh_gpu_instancing": {"attributes": attributes}}}
+    file.quad(**node)
+    if required:
+        file.document["extensionsRequired"] = ["EXT_mesh_gpu_instancing"]
+    vertices = load_glb(file.write(tmp_path / "a.glb")).vertices
+    turned = QUAD[:, [1, 0, 2]] * [-1, 1, 1] + [1, 2, 4]
+    copies = [turned, QUAD * 2 + [6, 2, 3]] if required else [QUAD + [1, 2, 3]]
+    corners = np.vstack([copy[QUAD_FACES] for copy in copies])
+    np.testing.assert_allclose(vertices, (corners[:, [0, 2, 1]] * [1, 1, -1]).reshape(-1, 3, 3), atol=1e-6)
+
+
 # ---- textures
 
 
@@ -229,21 +285,46 @@ def test_texture_transforms_scale_then_turn_then_shift(tmp_path_factory, offset,
     np.testing.assert_allclose(uv, expected[QUAD_FACES.reshape(-1, 3)], atol=1e-4)
 
 
-def test_the_texture_coordinates_that_a_texture_names_are_taken(tmp_path):
-    other = QUAD_UV * 0.5
+def test_the_first_coordinates_and_colours_of_a_mesh_are_taken_whatever_its_material_names(tmp_path):
+    other, red = QUAD_UV * 0.5, np.float32([[1, 0, 0]] * 4)
 
-    def build(file, **which):
-        texture = file.texture(CHECKER)
-        return file.primitive(QUAD, QUAD_FACES, file.material(texture, **which), TEXCOORD_0=QUAD_UV, TEXCOORD_1=other)
+    def build(file, sets, **which):
+        return file.primitive(QUAD, QUAD_FACES, file.material(file.texture(CHECKER), **which), COLOR_1=red, **sets)
 
-    for which, expected in (
-        ({}, QUAD_UV),
-        ({"tex_coord": 1}, other),
-        ({"tex_coord": 1, "transform": {"texCoord": 0}}, QUAD_UV),
-        ({"transform": {"texCoord": 1}}, other),
+    both = {"TEXCOORD_0": QUAD_UV, "TEXCOORD_1": other}
+    for which, sets, expected in (
+        ({}, both, QUAD_UV),
+        ({"tex_coord": 1}, both, QUAD_UV),
+        ({"transform": {"texCoord": 1}}, both, QUAD_UV),
+        ({}, {"TEXCOORD_1": other}, other),
+        ({}, {}, np.array([[0, 1]] * 4)),  # without any: the lower left corner of the image
     ):
-        mesh = of_primitive(tmp_path, lambda file, which=which: build(file, **which))
+        mesh = of_primitive(tmp_path, lambda file, which=which, sets=sets: build(file, sets, **which))
         np.testing.assert_allclose(mesh.uv, expected[QUAD_FACES.reshape(-1, 3)])
+        assert (mesh.colours == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("base", [{}, {"baseColorFactor": [0, 0, 1, 1], "baseColorTexture": {"index": 0}}])
+def test_specular_glossiness_says_the_colour_where_it_says_one(tmp_path, base):
+    file = GlbFile()
+    textures = file.texture(CHECKER), file.texture(255 - CHECKER)
+    diffuse = {"diffuseFactor": [1, 0.2, 0, 1], "diffuseTexture": {"index": textures[1]}}
+    for specular in (diffuse, {}):
+        extension = {"KHR_materials_pbrSpecularGlossiness": specular}
+        file.quad(file.add("materials", {"pbrMetallicRoughness": base, "extensions": extension}))
+    mesh = load_glb(file.write(tmp_path / "a.glb"))
+    np.testing.assert_array_equal(mesh.textures[mesh.texture[0]][..., :3], 255 - CHECKER)
+    assert (mesh.colours[:2] == [255, 51, 0]).all()
+    assert (mesh.colours[2:] == ([0, 0, 255] if base else 255)).all()
+    assert (mesh.texture[2:] == (1 if base else -1)).all()
+
+
+def test_colours_beyond_one_stay_until_they_are_seen(tmp_path):
+    rows = np.float32([[2, -1, 0.5], [np.nan, 0, np.inf], [1, 1, 1], [0, 0, 0]])
+    factor = [1, 1, 0.5, 1]
+    mesh = of_primitive(tmp_path, lambda f: f.primitive(QUAD, QUAD_FACES, f.material(factor=factor), COLOR_0=rows))
+    assert mesh.colours.dtype == np.float32
+    np.testing.assert_allclose(mesh.colours[0, :2], [[510, -255, 63.75], [0, 0, 1e6]])
 
 
 @pytest.mark.parametrize("format, tolerance", [("PNG", 0), ("WEBP", 0), ("JPEG", 12)])
@@ -263,27 +344,13 @@ def test_images_of_each_format_are_decoded(tmp_path, format, tolerance):
 # ---- what is not read
 
 
-def test_geometry_compressed_for_others_says_how_to_convert(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "DracoPy", None)
-    draco, meshopt = GlbFile(), GlbFile()
-    for file in (draco, meshopt):
-        file.quad()
-    extension = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 0}}}
-    draco.document["meshes"][0]["primitives"][0]["extensions"] = extension
-    meshopt.document["bufferViews"][0]["extensions"] = {"EXT_meshopt_compression": {"buffer": 0}}
-    for file, name in ((draco, "Draco"), (meshopt, "meshopt")):
-        with pytest.raises(UserError, match=f"{name}-compressed.*gltf-transform copy house.glb OUT.glb") as caught:
-            load_glb(file.write(tmp_path / "house.glb"))
-        assert "\n" not in str(caught.value)
-
-
 def test_required_extensions_are_known_or_refused(tmp_path):
     file = GlbFile()
     file.quad()
     file.document["extensionsRequired"] = ["KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_basisu"]
     assert len(load_glb(file.write(tmp_path / "house.glb")).vertices) == 2
-    file.document["extensionsRequired"].append("EXT_mesh_gpu_instancing")
-    with pytest.raises(UserError, match="needs the glTF extension EXT_mesh_gpu_instancing"):
+    file.document["extensionsRequired"].append("EXT_unheard_of")
+    with pytest.raises(UserError, match="needs the glTF extension EXT_unheard_of"):
         load_glb(file.write(tmp_path / "house.glb"))
 
 
@@ -341,11 +408,9 @@ def test_broken_parts_are_told_in_one_line(tmp_path, broken, message):
     assert "\n" not in str(caught.value)
 
 
-def test_data_outside_the_file_and_other_versions_are_refused(tmp_path):
+def test_other_versions_are_refused(tmp_path):
     file = GlbFile()
     file.quad()
-    with pytest.raises(UserError, match="outside the file; export the scene as one"):
-        load_glb(file.write(tmp_path / "house.glb", uri="house.bin"))
     path = file.write(tmp_path / "house.glb")
     data = path.read_bytes()
     path.write_bytes(data[:4] + struct.pack("<I", 1) + data[8:])
@@ -395,15 +460,87 @@ def test_data_uris_are_data(tmp_path, move):
     np.testing.assert_array_equal(mesh.textures[0], expected.textures[0])
 
 
-@pytest.mark.parametrize("uri", ["data:image/png;base64,%%%", "data:image/png,abc", "wall.png", ""])
-def test_images_that_are_no_data_only_fail_those_who_want_colours(tmp_path, uri):
+NO_IMAGES = ["data:image/png;base64,%%%", "data:image/png,abc", "wall.png", "", "/etc/hostname", None]
+
+
+@pytest.mark.parametrize("uri", NO_IMAGES)
+def test_an_image_that_cannot_be_had_is_white_and_costs_no_other_its_colours(tmp_path, capsys, uri):
     file = coloured_quad()
+    file.quad(file.material(file.texture(CHECKER)))
     del file.document["images"][0]["bufferView"]
-    file.document["images"][0]["uri"] = uri
+    if uri is not None:
+        file.document["images"][0]["uri"] = uri
     mesh = load_glb(file.write(tmp_path / "house.glb"))
-    with pytest.raises(UserError, match=r"house\.glb: its textures .*; export the scene") as caught:
-        mesh.textures[0]
-    assert "\n" not in str(caught.value)
+    for _ in range(2):
+        assert (mesh.textures[0] == 255).all()
+        np.testing.assert_array_equal(mesh.textures[1][..., :3], CHECKER)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "house.glb: " in said and "shown white" in said
+
+
+# ---- files beside the scene
+
+
+def scattered(tmp_path, name="house.gltf"):
+    """A scene of three files: itself, its buffer and an image whose names need percent signs."""
+    file = coloured_quad()
+    image = file.document["images"][0]
+    view = file.document["bufferViews"][image.pop("bufferView")]
+    (tmp_path / "textures").mkdir(exist_ok=True)
+    (tmp_path / "textures/wall (1)é.png").write_bytes(file.binary[view["byteOffset"] :][: view["byteLength"]])
+    image["uri"] = "textures/wall%20(1)%C3%A9.png"
+    (tmp_path / "house 1.bin").write_bytes(file.binary)
+    file.document["buffers"] = [{"byteLength": len(file.binary), "uri": "house%201.bin"}]
+    file.binary = b""
+    if name.endswith("glb"):
+        return file.write(tmp_path / name)
+    (tmp_path / name).write_text(json.dumps(file.document), encoding="utf-8-sig")
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["house.gltf", "house.glb"])
+def test_buffers_and_images_may_lie_beside_the_scene(tmp_path, name):
+    expected = load_glb(coloured_quad().write(tmp_path / "plain.glb"))
+    path = scattered(tmp_path, name)
+    mesh = load_glb(path)
+    np.testing.assert_array_equal(mesh.vertices, expected.vertices)
+    np.testing.assert_array_equal(mesh.textures[0], expected.textures[0])
+    assert scene_files(path) == [path, tmp_path / "house 1.bin", tmp_path / "textures/wall (1)é.png"]
+    assert scene_files(tmp_path / "plain.glb") == [tmp_path / "plain.glb"]
+    check_scene(path)
+
+
+ELSEWHERE = ["../x.bin", "a/%2e%2e/../../x.bin", "/etc/passwd", "file:///etc/passwd", "http://a/b", "C:\\x"]
+
+
+@pytest.mark.parametrize("uri", ELSEWHERE)
+def test_only_files_below_the_scenes_own_folder_are_read(tmp_path, uri):
+    (tmp_path / "x.bin").write_bytes(b"secret" * 100)
+    (tmp_path / "house").mkdir()
+    path = scattered(tmp_path / "house")
+    document = json.loads(path.read_text("utf-8-sig"))
+    document["buffers"][0]["uri"] = uri
+    path.write_text(json.dumps(document))
+    for read in (load_glb, scene_files, check_scene):
+        with pytest.raises(UserError, match=r"house\.gltf: names .* outside of its folder") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_and_short_buffers_are_told_before_anything_is_loaded(tmp_path):
+    path = scattered(tmp_path)
+    (tmp_path / "house 1.bin").write_bytes(b"12")
+    with pytest.raises(UserError, match=r"house 1\.bin is cut off"):
+        check_scene(path)
+    with pytest.raises(UserError, match="damaged or cut off"):
+        load_glb(path)
+    (tmp_path / "house 1.bin").unlink()
+    for read in (load_glb, check_scene):
+        with pytest.raises(UserError, match=r"house 1\.bin is missing"):
+            read(path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged or cut off"):
+        check_scene(path)
 
 
 def test_headers_tell_a_file_that_is_cut_off_and_no_more_is_read(tmp_path):
@@ -429,16 +566,22 @@ def test_scenes_without_end_are_refused_before_they_fill_the_memory(tmp_path, mo
         load_glb(file.write(tmp_path / "a.glb"))
 
 
-def test_broken_copies_are_read_or_refused_with_one_line(tmp_path):
+@pytest.mark.parametrize("kind", ["glb", "gltf", "bin"])
+def test_broken_copies_are_read_or_refused_with_one_line(tmp_path, kind):
     file = GlbFile()
     texture = file.texture(CHECKER, wrapS=33071)
     file.quad(file.material(texture, factor=[1, 0.5, 0, 1], alphaMode="MASK"), translation=[1, 0, 0])
-    path = file.write(tmp_path / "a.glb")
+    sheared = [1, 0.5, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+    file.place(file.mesh(file.primitive(QUAD, mode=LINE_LOOP)), matrix=sheared)
+    path = file.write(tmp_path / "a.glb") if kind == "glb" else scattered(tmp_path)
+    broken = tmp_path / "house 1.bin" if kind == "bin" else path
     read = 0
-    for mutant in mutants(path.read_bytes(), 300, seed=1):
-        path.write_bytes(mutant)
+    for mutant in mutants(broken.read_bytes(), 300, seed=1):
+        broken.write_bytes(mutant)
         try:
-            load_glb(path, alpha_masks=True)
+            mesh = load_glb(path, alpha_masks=True)
+            assert all(image.shape[2] == 4 for image in mesh.textures)
+            scene_files(path), check_scene(path)
             read += 1
         except UserError as error:
             assert "\n" not in str(error)
