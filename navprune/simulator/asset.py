@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from navprune.errors import UserError
+from navprune.progress import say_once
 from navprune.scenes.files.materials import Sampler
 from navprune.scenes.files.mesh import SceneMesh, load_glb
 from navprune.simulator.cache import Arrays, read_only, scene_cache
@@ -58,7 +59,10 @@ class RenderAsset:
     @cached_property
     def surface(self) -> Surface:
         """The colours, made when first asked for; UserError where an image of the file cannot be decoded."""
-        return _record(Surface, self._part("surface", self._make_surface))
+        arrays = self._part("surface", self._make_surface)
+        for line in arrays["faults"].tobytes().decode().splitlines():
+            say_once(line)
+        return _record(Surface, arrays)
 
     @cached_property
     def cutout(self) -> Cutout | None:
@@ -90,7 +94,9 @@ class RenderAsset:
         samplers = mesh.samplers or (Sampler(),) * len(mesh.textures)
         texels, levels = texture_levels(mesh.textures, samplers)
         corners = mesh.colours[order], mesh.uv[order], mesh.texture[order]
-        return _arrays(Surface(*corners, texels, levels, np.array(samplers, np.int32).reshape(-1, len(Sampler()))))
+        surface = Surface(*corners, texels, levels, np.array(samplers, np.int32).reshape(-1, len(Sampler())))
+        faults = "\n".join(getattr(mesh.textures, "faults", ()))
+        return _arrays(surface) | {"faults": np.frombuffer(faults.encode(), np.uint8)}
 
     def _make_masks(self) -> Arrays:
         masks = self._load().masks

@@ -4,6 +4,7 @@ An entry is a file of arrays. Its name and its header say from what it was deriv
 and the code. So it is never changed, only written anew beside and renamed; what does not agree is as good as absent.
 """
 
+import ast
 import errno
 import hashlib
 import importlib.metadata
@@ -23,10 +24,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import navprune
 from navprune.errors import UserError
 from navprune.files import is_at, lock, user_cache, write_file
 from navprune.progress import say_once
-from navprune.scenes.files import resources
 from navprune.scenes.files.resources import scene_files
 
 FOLDER, LIMIT = "NAVPRUNE_SCENE_CACHE", "NAVPRUNE_SCENE_CACHE_GIB"
@@ -39,7 +40,7 @@ PATIENCE = 120.0
 """Seconds to wait for another process that builds the same; one that was stopped in the middle never ends."""
 SETTLED = 2 * 10**9
 """Nanoseconds after which another change of a file is certain to show in its times."""
-LIBRARIES = ("numpy", "pillow", "DracoPy")
+LIBRARIES = ("numpy", "pillow", "DracoPy", "meshopt", "opengl-basisu")
 """Whose versions have a say in what is derived."""
 ENTRY, PART, NOTE = ".scene", ".part", ".json"
 MAGIC = b"navscene"
@@ -168,15 +169,31 @@ def scene_cache() -> SceneCache:
 
 @cache
 def builder() -> str:
-    """A digest of the code that scenes are read and derived by, two rooms of it, and of its libraries' versions."""
+    """A digest of the code by which scenes are read and derived, and of the versions of its libraries."""
     digest = hashlib.sha256()
-    for room in (Path(resources.__file__).parent, Path(__file__).parent):
-        for path in sorted(room.glob("*.py")):
-            digest.update(path.read_bytes())
+    for path in sorted(_sources("navprune.simulator.asset")):
+        digest.update(path.read_bytes())
     for library in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
             digest.update(f"{library} {importlib.metadata.version(library)}".encode())
     return digest.hexdigest()
+
+
+def _sources(module: str) -> set[Path]:
+    """The files of this package that a module of it imports, by way of others too, its own among them."""
+    sources, todo = set[Path](), [module]
+    while todo:
+        place = Path(navprune.__file__).parents[1].joinpath(*todo.pop().split("."))
+        for path in {place.with_suffix(".py"), place / "__init__.py"} - sources:
+            if path.is_file():
+                sources.add(path)
+                for node in ast.walk(ast.parse(path.read_bytes())):
+                    if isinstance(node, ast.ImportFrom):
+                        names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+                    else:
+                        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                    todo += [name for name in names if name.startswith("navprune.")]
+    return sources
 
 
 def read_only(arrays: Arrays) -> Arrays:

@@ -9,6 +9,7 @@ import pytest
 from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
 
 from navprune.errors import UserError
+from navprune.progress import say_once
 from navprune.scenes.files.mesh import load_glb
 from navprune.simulator import asset, cache
 from navprune.simulator.asset import RenderAsset, load_asset
@@ -35,12 +36,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def scene(path, seed=0, masked=True, image=True):
+def scene(path, seed=0):
     """Squares here and there, some with a texture and holes."""
     file, rng = GlbFile(), np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (8, 8, 4))
-    texture = file.texture(pixels) if image else file.add("textures", {"source": file.add("images", {"uri": "no.png"})})
-    material = file.material(texture, alphaMode="MASK" if masked else "OPAQUE")
+    material = file.material(file.texture(pixels), alphaMode="MASK")
     colours = rng.uniform(0, 1, (4, 3)).astype(np.float32)
     primitives = [
         file.primitive(QUAD, QUAD_FACES, material, TEXCOORD_0=QUAD_UV),
@@ -91,14 +91,29 @@ def test_arrays_are_mapped_and_nobody_can_write_to_them(tmp_path):
                 array[...] = 0
 
 
-def test_depth_alone_makes_no_colours(tmp_path, folder):
-    path = scene(tmp_path / "a.glb", image=False)
-    loaded = load_asset(path)
+def test_depth_alone_makes_no_colours(tmp_path, folder, monkeypatch):
+    def broken(*_):
+        raise UserError("nothing decodes them")
+
+    monkeypatch.setattr(asset, "texture_levels", broken)
+    loaded = load_asset(scene(tmp_path / "a.glb"))
     assert loaded.cutout is None and parts(folder) == ["shape"]
-    for _ in range(2):  # what fails is not kept
-        with pytest.raises(UserError):
+    for _ in range(2):
+        with pytest.raises(UserError, match="nothing decodes them"):
             _ = loaded.surface
-    assert parts(folder) == ["shape"]
+    monkeypatch.undo()  # what failed was not kept
+    assert len(loaded.surface.texels) > 1
+
+
+def test_what_is_wrong_with_an_image_is_told_by_every_process(tmp_path, monkeypatch, capsys):
+    file = GlbFile()
+    file.quad(file.material(file.add("textures", {"source": file.add("images", {"uri": "no.png"})})))
+    path = file.write(tmp_path / "a.glb")
+    for _ in range(2):  # the second one finds the colours kept
+        say_once.cache_clear()
+        assert (load_asset(path).surface.texels[1:] == 255).all()
+        assert "no.png is missing" in capsys.readouterr().err
+        monkeypatch.setattr(asset, "load_glb", fail)
 
 
 def test_memory_counts_what_was_made(tmp_path):

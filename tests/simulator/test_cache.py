@@ -1,7 +1,11 @@
 import errno
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import navprune
 from navprune.cli import main
 from navprune.commands.doctor import examine
 from navprune.errors import UserError
@@ -121,16 +126,34 @@ def test_an_entry_under_anothers_name_is_built_anew(kept, monkeypatch):
 
 
 def test_the_code_and_its_libraries_make_the_version(monkeypatch):
-    assert cache.builder() == cache.builder()
-    versions = {cache.builder.__wrapped__()}
+    versions = {cache.builder(), cache.builder.__wrapped__()}
     monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "0.0.0")
     versions.add(cache.builder.__wrapped__())
     monkeypatch.undo()
     read = Path.read_bytes
-    for changed in ("mesh.py", "tree.py", "cache.py"):
+    for changed in ("mesh.py", "tree.py", "bvh.py", "cache.py", "kernels.py", "pathfinder.py"):
         monkeypatch.setattr(Path, "read_bytes", lambda path, name=changed: read(path) + b"#" * (path.name == name))
         versions.add(cache.builder.__wrapped__())
-    assert len(versions) == 5
+    assert len(versions) == 7  # paths are none of its business
+
+
+def imported(module):
+    """The files of the package that a fresh process reads to import a module."""
+    script = f"import sys, {module}; print(*(m.__file__ for m in sys.modules.values() if 'navprune' in m.__name__))"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {Path(path) for path in answer.stdout.split() if Path(path).name != "__init__.py"}
+
+
+def test_the_version_covers_all_that_loading_imports():
+    loading = imported("navprune.simulator.asset") - imported("navprune")
+    assert loading and loading <= cache._sources("navprune.simulator.asset")
+
+
+def test_the_version_knows_the_decoders():
+    project = tomllib.loads((Path(navprune.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    decoders = project["optional-dependencies"].get("compressed", [])
+    names = {re.split(r"[^\w-]", decoder)[0].lower() for decoder in decoders}
+    assert names <= {library.lower() for library in cache.LIBRARIES}
 
 
 def refused(kept, capsys, reason):

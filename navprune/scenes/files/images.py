@@ -22,13 +22,13 @@ WHITE = np.full((1, 1, 4), 255, np.uint8)
 class FileImages:
     """Images of a scene's file as uint8 [H, W, 4], decoded each time one is asked for: depth costs nothing of them.
 
-    One that is damaged or missing is white, and a line on standard error says so once. Raises UserError for
-    Basis-compressed ones where nothing decodes them.
+    One that is damaged or missing is white, and a line on standard error says so once; `faults` has these lines. Raises
+    UserError for Basis-compressed ones where nothing decodes them, and where the disk fails.
     """
 
     def __init__(self, gltf: Gltf, sources: Sequence[int]):
         """The file, and the index in it of each image."""
-        self._path = gltf.path
+        self._path, self.faults = gltf.path, list[str]()
         self._places = [_where(gltf, source) for source in sources]
 
     def __len__(self) -> int:
@@ -42,8 +42,10 @@ class FileImages:
         try:
             if isinstance(place, Exception):
                 raise place
-            data = place if isinstance(place, bytes) else place.read().tobytes()
+            data = place if isinstance(place, bytes) else self._read(place)
             return self._basis(data) if data.startswith(BASIS_MAGIC) else decode(data)
+        except _DiskError as error:
+            raise UserError(str(error)) from None
         except _NoDecoderError:
             raise UserError(
                 f"{self._path}: its textures are Basis-compressed; {COMPRESSED}, see depth only, or convert it with "
@@ -51,8 +53,17 @@ class FileImages:
             ) from None
         except Exception as error:  # decoders raise whatever the broken part happens to trip over
             fault = f"texture {index} is damaged or of an unknown format ({type(error).__name__})"
-            say_once(f"{error if isinstance(error, UserError) else f'{self._path}: {fault}'}; it is shown white")
+            line = f"{error if isinstance(error, UserError) else f'{self._path}: {fault}'}; it is shown white"
+            self.faults.append(line)
+            say_once(line)
             return WHITE
+
+    def _read(self, place: Place) -> bytes:
+        """The bytes of an image; a disk that fails is no fault of the image."""
+        try:
+            return place.read().tobytes()
+        except OSError as error:
+            raise _DiskError(f"cannot read {place.path}: {error.strerror or error}; check the disk") from None
 
     def _basis(self, data: bytes) -> NDArray[np.uint8]:
         """The largest level of a Basis texture, in a KTX2 or a .basis file."""
@@ -61,6 +72,10 @@ class FileImages:
         except ImportError:
             raise _NoDecoderError from None
         return decoder.open(data).transcode("rgba8").data
+
+
+class _DiskError(Exception):
+    """A file is there and cannot be read."""
 
 
 class _NoDecoderError(Exception):
