@@ -149,6 +149,29 @@ def test_the_version_covers_all_that_loading_imports():
     assert loading and loading <= cache._sources("navprune.simulator.asset")
 
 
+def test_imports_are_found_as_python_finds_them(tmp_path, monkeypatch):
+    text = """
+from navprune.a import (
+    one,
+    two as other,
+)
+import navprune.b.c
+def f():
+    from navprune import d, e as g
+# from navprune.h import i
+"""
+    folder = tmp_path / "navprune"
+    names = ["a", "a/one", "a/two", "b/c", "d", "e", "h", "unused"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text("")
+    (folder / "__init__.py").write_text("")
+    (folder / "start.py").write_text(text)
+    monkeypatch.setattr(navprune, "__file__", str(folder / "__init__.py"))
+    found = {str(path.relative_to(folder).with_suffix("")) for path in cache._sources("navprune.start")}
+    assert found == {"start", "__init__", "a", "a/one", "a/two", "b/c", "d", "e"}
+
+
 def test_the_version_knows_the_decoders():
     project = tomllib.loads((Path(navprune.__file__).parents[1] / "pyproject.toml").read_text())["project"]
     decoders = project["optional-dependencies"].get("compressed", [])
