@@ -1,8 +1,8 @@
 """Measures how long scenes take to load and what memory they fill: `python experiments/scene_loading.py SCENE.glb ...`
 
-Each scene is loaded with its navmesh by fresh processes: first with an empty cache, then from it, then by four that hold
-it at once and have touched every page of it. Memory that several processes share counts in equal shares (proportional set size).
-docs/datasets.md has the figures.
+Each scene is loaded with its navmesh by fresh processes: first with an empty cache, then from it, then by four that
+hold it at once and have touched every page of it. Memory that several processes share counts in equal shares
+(proportional set size). docs/datasets.md has the figures.
 """
 
 import argparse
