@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from navprune.scenes.files.materials import NO_LEVELS, Sampler
 
-
 BAND = 32  # rows of a texture that are worked on at once, which bounds the memory
 
 
@@ -78,5 +77,5 @@ def _neighbours(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArra
     return before, np.minimum(before + 1, size - 1), (place - before).astype(np.float32)
 
 
-def _between(before: NDArray, behind: NDArray, share: NDArray[np.float32]) -> NDArray[np.float32]:
+def _between(before: NDArray, behind: NDArray, share: NDArray[np.float32]) -> NDArray:
     return before * (1 - share) + behind * share

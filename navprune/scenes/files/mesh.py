@@ -116,8 +116,9 @@ def load_triangles(path: str | Path) -> NDArray[np.float32]:
         vertices = np.empty((count, 3, 3), np.float32)
         for primitive, places in slots:
             geometry = gltf.geometry(primitive, ["POSITION"])
+            faces = _faces(gltf, primitive, geometry)
             for place in places:
-                _place(vertices, geometry, triangles_of(geometry.corners, TRIANGLES), place)
+                _place(vertices, geometry, faces, place)
         return _finite(vertices, gltf.path)
 
     return _reading(Path(path), triangles)
@@ -167,7 +168,7 @@ def _scene_mesh(gltf: Gltf, alpha_masks: bool) -> SceneMesh:
             continue
         if part.colours.dtype != np.uint8:
             colours = colours.astype(np.float32, copy=False)
-        faces = triangles_of(part.geometry.corners, part.geometry.mode)
+        faces = _faces(gltf, primitive, part.geometry)
         for place in places:
             mirrored = np.linalg.det(place.transform[:3, :3]) < 0
             # A mirroring node turns the triangles inside out; glTF and habitat-sim keep their fronts in front.
@@ -217,6 +218,13 @@ def _colours(rows: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray:
     return colours
 
 
+def _faces(gltf: Gltf, primitive: dict[str, Any], geometry: Geometry) -> NDArray[np.integer]:
+    """The triangles [F, 3] of a primitive; ValueError where a decoder made another number of them than it says."""
+    if len(geometry.corners) != gltf.corner_count(primitive):
+        raise ValueError("a primitive has more or fewer corners than it says")
+    return triangles_of(geometry.corners, geometry.mode)
+
+
 def _in_blocks(rows: NDArray, function: Callable[[NDArray], NDArray], dtype: type = np.float32) -> NDArray:
     """What a function makes of rows [N, W], a block at a time, since it may work in wider numbers."""
     made: NDArray = np.empty(rows.shape, dtype)
@@ -237,11 +245,8 @@ def _place(vertices: NDArray[np.float32], geometry: Geometry, faces: NDArray, sl
 
 def _gather(out: NDArray, rows: NDArray, faces: NDArray, first: int) -> None:
     """Write what the corners of faces [F, 3] have of rows [V, ...] to out[first : first + F]; one row is for all."""
-    end = first + len(faces)
-    if end > len(out):
-        raise ValueError("a primitive has more triangles than it says")
     if len(rows) == 1:
-        out[first:end] = rows[0]
+        out[first : first + len(faces)] = rows[0]
         return
     for begin in range(0, len(faces), BLOCK):
         block = faces[begin : begin + BLOCK]

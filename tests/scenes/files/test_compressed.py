@@ -6,12 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
-from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
+from glb import CHECKER, QUAD, QUAD_FACES, QUAD_UV, GlbFile
 
 from navprune.errors import UserError
 from navprune.scenes.files.mesh import load_glb
 
-CHECKER = np.array([[0, 255], [255, 0]], np.uint8)[..., None].repeat(3, -1)
 # A ramp of 8 x 8 texels, red to the right and green downwards, as KTX2 in Basis' two forms.
 UASTC = (
     "c-mX-9TK5nWU!l;ONxsD2pEBw1BzjQ5sE<|1Bi8icnXw82M3_E0~!re%fz6;u#Az3fti_sK>)6+9?tp?1oA){=&bUh%#ze12B*a0%wmPmyv(xH"
@@ -56,6 +55,20 @@ def test_draco_compressed_equals_plain(tmp_path):
     joint = np.concatenate([mesh.vertices, mesh.uv], axis=-1).round(4)
     expected = np.concatenate([plain.vertices, QUAD_UV[QUAD_FACES.reshape(-1, 3)]], axis=-1)
     np.testing.assert_allclose(oriented(joint), oriented(expected), atol=1e-4)
+
+
+def test_draco_that_holds_fewer_triangles_than_it_says_is_refused(tmp_path):
+    draco = pytest.importorskip("DracoPy")
+
+    def build(file):
+        data = draco.encode(QUAD, QUAD_FACES.reshape(-1, 3))
+        primitive = file.primitive(QUAD, np.tile(QUAD_FACES, 2))
+        extension = {"bufferView": file.view(data), "attributes": {"POSITION": 0}}
+        primitive["extensions"] = {"KHR_draco_mesh_compression": extension}
+        return primitive
+
+    with pytest.raises(UserError, match="more or fewer corners than it says"):
+        of_primitive(tmp_path, build)
 
 
 def compressed(file, data, rows, **more):
@@ -129,8 +142,8 @@ def test_basis_textures_are_decoded(tmp_path, text, tolerance):
     ramp = np.moveaxis(np.mgrid[:8, :8][::-1] * 32.0, 0, -1)
     decoded = basis_textured(tmp_path, zlib.decompress(base64.b85decode(text)))[..., :2].astype(float)
     np.testing.assert_allclose(decoded, ramp, atol=tolerance)
-    blocks = [image.reshape(2, 4, 2, 4, 2).mean(axis=(1, 3)) for image in (decoded, ramp)]
-    np.testing.assert_allclose(*blocks, atol=4)  # ETC1S keeps little more than these
+    decoded, ramp = (image.reshape(2, 4, 2, 4, 2).mean(axis=(1, 3)) for image in (decoded, ramp))
+    np.testing.assert_allclose(decoded, ramp, atol=4)  # ETC1S keeps little more than these
 
 
 def test_a_basis_texture_that_is_cut_off_is_white(tmp_path, capsys):

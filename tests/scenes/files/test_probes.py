@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from navprune.scenes.files.mesh import load_glb
+from navprune.scenes.files.navmesh import NavMeshSettings, read_navmesh
+from navprune.scenes.recast.build import build_from
 from navprune.simulator.asset import RenderAsset
 from navprune.simulator.rasterizer import Renderer
 
@@ -46,3 +48,12 @@ def test_a_probe_looks_as_in_habitat_sim(probes, number):
     right_colour = np.mean(np.abs(rgb[0].astype(int) - colours[number]).max(axis=-1) <= 2)
     enough = FEWER.get(path.stem, SHARES)
     assert right_depth >= enough[0] and right_colour >= enough[1], f"{path.stem}: {right_depth:.4f} {right_colour:.4f}"
+
+
+def test_a_probe_is_walked_on_as_in_habitat_sim(probes):
+    recorded = sorted(probes[0].glob("*.navmesh"))
+    assert len(recorded) == 11
+    for path in recorded:
+        expected = read_navmesh(path).tiles[0]
+        built = build_from(path.with_suffix(".glb"), NavMeshSettings())[0].tiles[0]
+        np.testing.assert_allclose(built.vertices, expected.vertices, atol=1e-4, err_msg=path.stem)
