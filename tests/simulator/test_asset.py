@@ -10,6 +10,7 @@ from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
 
 from navprune.errors import UserError
 from navprune.progress import say_once
+from navprune.scenes.files import images
 from navprune.scenes.files.mesh import load_glb
 from navprune.simulator import asset, cache
 from navprune.simulator.asset import RenderAsset, load_asset
@@ -114,6 +115,20 @@ def test_what_is_wrong_with_an_image_is_told_by_every_process(tmp_path, monkeypa
         assert (load_asset(path).surface.texels[1:] == 255).all()
         assert "no.png is missing" in capsys.readouterr().err
         monkeypatch.setattr(asset, "load_glb", fail)
+
+
+def test_a_disk_that_fails_is_no_white_image(tmp_path, folder, monkeypatch):
+    def broken(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cache, "SETTLED", -(10**18))  # the scene is known without reading it
+    loaded = load_asset(scene(tmp_path / "a.glb"))
+    mesh = load_glb(tmp_path / "a.glb")
+    monkeypatch.setattr(loaded, "_load", lambda: mesh)
+    monkeypatch.setattr(images.Place, "read", broken)
+    with pytest.raises(UserError, match=r"a\.glb: cannot read texture 0 .*Input/output error.*check the disk"):
+        _ = loaded.surface
+    assert parts(folder) == ["shape"]
 
 
 def test_memory_counts_what_was_made(tmp_path):

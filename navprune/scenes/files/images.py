@@ -40,12 +40,13 @@ class FileImages:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         place = self._places[index]
         try:
-            if isinstance(place, Exception):
-                raise place
-            data = place if isinstance(place, bytes) else self._read(place)
+            data = place.read().tobytes() if isinstance(place, Place) else place
+        except (OSError, ValueError) as error:  # which is no fault of the image, so it is not to be white for ever
+            raise UserError(f"{self._path}: cannot read texture {index} ({error}); check the disk") from None
+        try:
+            if isinstance(data, Exception):
+                raise data
             return self._basis(data) if data.startswith(BASIS_MAGIC) else decode(data)
-        except _DiskError as error:
-            raise UserError(str(error)) from None
         except _NoDecoderError:
             raise UserError(
                 f"{self._path}: its textures are Basis-compressed; {COMPRESSED}, see depth only, or convert it with "
@@ -58,13 +59,6 @@ class FileImages:
             say_once(line)
             return WHITE
 
-    def _read(self, place: Place) -> bytes:
-        """The bytes of an image; a disk that fails is no fault of the image."""
-        try:
-            return place.read().tobytes()
-        except OSError as error:
-            raise _DiskError(f"cannot read {place.path}: {error.strerror or error}; check the disk") from None
-
     def _basis(self, data: bytes) -> NDArray[np.uint8]:
         """The largest level of a Basis texture, in a KTX2 or a .basis file."""
         try:
@@ -72,10 +66,6 @@ class FileImages:
         except ImportError:
             raise _NoDecoderError from None
         return decoder.open(data).transcode("rgba8").data
-
-
-class _DiskError(Exception):
-    """A file is there and cannot be read."""
 
 
 class _NoDecoderError(Exception):
