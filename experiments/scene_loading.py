@@ -31,14 +31,15 @@ def worker(scene: Path | None) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer = {"triangles": 0, "shape_s": 0.0, "colours_s": 0.0, "MiB": 0.0}
     if scene:
-        begun = time.perf_counter()
+        begun, before_s = time.perf_counter(), time.process_time()
         loaded = load_scene(scene)
         shape = time.perf_counter()
         asset, surface = loaded.asset, loaded.asset.surface
         colours = time.perf_counter()
+        spent = time.process_time() - before_s
         touched = sum(int(array.reshape(-1).view("u1")[::1024].sum()) for array in (*asset.tree, *surface))
         answer = {"triangles": asset.triangles, "shape_s": shape - begun, "colours_s": colours - shape}
-        answer |= {"MiB": asset.nbytes / MIB, "touched": touched}
+        answer |= {"MiB": asset.nbytes / MIB, "touched": touched, "cpu_s": spent}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(answer | {"peak_MiB": peak / 1024, "peak_before_MiB": before / 1024}), flush=True)
     sys.stdin.read()
@@ -68,6 +69,7 @@ def row(scene: Path) -> dict:
         "triangles": first["triangles"],
         "first_s": first["shape_s"],
         "first_colours_s": first["colours_s"],
+        "first_cpu_s": first["cpu_s"],
         "again_s": again["shape_s"],
         "again_colours_s": again["colours_s"],
         "arrays_MiB": first["MiB"],
