@@ -4,6 +4,7 @@ An entry is a file of arrays. Its name and its header say from what it was deriv
 and the code. So it is never changed, only written anew beside and renamed; what does not agree is as good as absent.
 """
 
+import ctypes
 import errno
 import hashlib
 import importlib.metadata
@@ -14,6 +15,7 @@ import re
 import shutil
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ IMPORT = re.compile(r"^\s*(?:from|import)\s+(navprune[\w.]*)(?:\s+import\s+(?:\(
 ENTRY, PART, NOTE = ".scene", ".part", ".json"
 MAGIC = b"navscene"
 ALIGNMENT = 64
+FAILED = ctypes.c_void_p(-1).value
 
 Arrays = Mapping[str, NDArray]
 
@@ -253,21 +256,42 @@ def _write(file: IO[bytes], header: bytes, arrays: Iterable[NDArray]) -> None:
     os.fsync(file.fileno())
 
 
-def _opened(path: Path) -> tuple[mmap.mmap | None, dict[str, Any]]:
-    """An entry, mapped, and its header with `start`, where the arrays begin; nothing where it is absent or damaged."""
+def _opened(path: Path) -> tuple[NDArray[np.uint8] | None, dict[str, Any]]:
+    """The arrays' part of an entry, mapped, and its header; nothing where it is absent or damaged."""
     try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        first = len(MAGIC) + 4 + 32
-        (size,) = struct.unpack("<I", data[len(MAGIC) : first - 32])
-        text, start = data[first : first + size], _padded(first + size)
-        if data[: len(MAGIC)] == MAGIC and hashlib.sha256(text).digest() == data[first - 32 : first]:
+        data = _map(path)
+        head = data[: len(MAGIC) + 36].tobytes()
+        (size,) = struct.unpack("<I", head[len(MAGIC) : -32])
+        text, start = data[len(head) : len(head) + size].tobytes(), _padded(len(head) + size)
+        if head.startswith(MAGIC) and head.endswith(hashlib.sha256(text).digest()):
             header = json.loads(text)
             if start + header["bytes"] == len(data):
-                return data, header | {"start": start}
+                return data[start:], header
     except (OSError, ValueError, struct.error):
         pass
     return None, {}
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped until the last array of them goes; OSError where it cannot be mapped.
+
+    Python's own mmap keeps a file open for each, of which a process may have 1,024: too few for a data set.
+    """
+    with path.open("rb") as file:
+        library = ctypes.CDLL(None, use_errno=True)
+        number, pointer, size_t = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+        library.mmap.restype = pointer
+        library.mmap.argtypes = [pointer, size_t, number, number, number, ctypes.c_long]
+        library.munmap.argtypes = [pointer, size_t]
+        size = os.fstat(file.fileno()).st_size
+        address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address in (None, FAILED):
+        raise OSError(ctypes.get_errno(), "cannot be mapped")
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(memory, library.munmap, address, size).atexit = False
+    data = np.frombuffer(memoryview(memory), np.uint8)
+    data.flags.writeable = False
+    return data
 
 
 def _mapped(path: Path, origin: dict[str, str]) -> Arrays | None:
@@ -277,28 +301,25 @@ def _mapped(path: Path, origin: dict[str, str]) -> Arrays | None:
         return None
     with suppress(OSError):
         os.utime(path)  # when it was used last
-    return {
-        name: np.ndarray(shape, dtype, data, header["start"] + offset)
-        for name, dtype, shape, offset in header["arrays"]
-    }
+    return {name: np.ndarray(shape, dtype, data, offset) for name, dtype, shape, offset in header["arrays"]}
 
 
 def _stamps(files: Any) -> dict[str, list[int] | None]:
-    """Size, times of change and inode of each file; None where it is not there."""
+    """Size, times of change and inode of each file; None where they cannot be had."""
     stamps = dict[str, list[int] | None]()
     for file in files:
         try:
             seen = os.stat(file)
             stamps[file] = [seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino]
-        except FileNotFoundError:
+        except OSError:
             stamps[file] = None
     return stamps
 
 
 def _digest(file: str) -> str:
-    """SHA-256 of a file's contents; a word where it is not there."""
+    """SHA-256 of a file's contents; a word where they cannot be had."""
     try:
         with open(file, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
+    except OSError:
         return "missing"

@@ -1,8 +1,10 @@
-import mmap
+import ctypes
+import gc
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,9 +89,30 @@ def test_arrays_are_mapped_and_nobody_can_write_to_them(tmp_path):
     path = scene(tmp_path / "a.glb")
     for mapped, loaded in ((False, RenderAsset(load_glb(path, True))), (True, load_asset(path, True))):
         for array in arrays_of(loaded).values():
-            assert array.flags.c_contiguous and isinstance(array.base, mmap.mmap) == mapped
+            root = array
+            while getattr(root, "base", None) is not None:
+                root = root.base
+            root = root.obj if isinstance(root, memoryview) else root
+            assert array.flags.c_contiguous and isinstance(root, ctypes.Array) == mapped
             with pytest.raises(ValueError, match="read-only"):
                 array[...] = 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_what_is_mapped_holds_no_open_file_and_goes_with_its_arrays(tmp_path, folder):
+    def mapped():
+        return Path("/proc/self/maps").read_text().count(str(folder))
+
+    path, files = scene(tmp_path / "a.glb"), len(list(Path("/proc/self/fd").iterdir()))
+    loaded = [load_asset(path) for _ in range(20)]
+    assert mapped() == 20 and len(list(Path("/proc/self/fd").iterdir())) == files
+    order = loaded[0].tree[0]
+    del loaded
+    gc.collect()
+    assert mapped() == 1 and order.size > 0
+    del order
+    gc.collect()
+    assert mapped() == 0
 
 
 def test_depth_alone_makes_no_colours(tmp_path, folder, monkeypatch):
