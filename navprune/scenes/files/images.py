@@ -22,13 +22,13 @@ WHITE = np.full((1, 1, 4), 255, np.uint8)
 class FileImages:
     """Images of a scene's file as uint8 [H, W, 4], decoded each time one is asked for: depth costs nothing of them.
 
-    One that is damaged or missing is white, and a line on standard error says so once. Raises UserError for
-    Basis-compressed ones where nothing decodes them.
+    One that is damaged or missing is white, and a line on standard error says so once; `faults` has these lines. Raises
+    UserError for Basis-compressed ones where nothing decodes them, and where the disk fails.
     """
 
     def __init__(self, gltf: Gltf, sources: Sequence[int]):
         """The file, and the index in it of each image."""
-        self._path = gltf.path
+        self._path, self.faults = gltf.path, list[str]()
         self._places = [_where(gltf, source) for source in sources]
 
     def __len__(self) -> int:
@@ -40,9 +40,12 @@ class FileImages:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         place = self._places[index]
         try:
-            if isinstance(place, Exception):
-                raise place
-            data = place if isinstance(place, bytes) else place.read().tobytes()
+            data = place.read().tobytes() if isinstance(place, Place) else place
+        except (OSError, ValueError) as error:  # which is no fault of the image, so it is not to be white for ever
+            raise UserError(f"{self._path}: cannot read texture {index} ({error}); check the disk") from None
+        try:
+            if isinstance(data, Exception):
+                raise data
             return self._basis(data) if data.startswith(BASIS_MAGIC) else decode(data)
         except _NoDecoderError:
             raise UserError(
@@ -51,7 +54,9 @@ class FileImages:
             ) from None
         except Exception as error:  # decoders raise whatever the broken part happens to trip over
             fault = f"texture {index} is damaged or of an unknown format ({type(error).__name__})"
-            say_once(f"{error if isinstance(error, UserError) else f'{self._path}: {fault}'}; it is shown white")
+            line = f"{error if isinstance(error, UserError) else f'{self._path}: {fault}'}; it is shown white"
+            self.faults.append(line)
+            say_once(line)
             return WHITE
 
     def _basis(self, data: bytes) -> NDArray[np.uint8]:
