@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from cameras import BOTH, photograph
 
 from navprune.commands.doctor import examine
 from navprune.errors import UserError
@@ -18,7 +19,6 @@ from navprune.scenes.homes.floorplan import draw_plan
 from navprune.scenes.homes.scan import FLAKE, FLAKE_SHIFT, MOVED, SPARSEST, _flakes
 from navprune.simulator.asset import RenderAsset
 from navprune.simulator.pathfinder import PathFinder
-from navprune.simulator.rasterizer import Renderer
 
 AREA = (40.0, 45.0)
 RECIPE = dict(
@@ -215,10 +215,8 @@ def test_depth_and_colours_are_nearly_those_of_the_plain_home(plain, meshes):
     eyes = pathfinder(plain).sample(count, rng) + np.array([0, 1.25, 0])
     yaw = rng.uniform(0, 2 * np.pi, count)
     rotations = np.column_stack([0 * yaw, np.sin(yaw / 2), 0 * yaw, np.cos(yaw / 2)])
-    depth, rgb = np.zeros((2, count, size, size), np.float32), np.zeros((2, count, size, size, 3), np.uint8)
-    renderer = Renderer(size, size, colour=True)
-    for i, mesh in enumerate(meshes):
-        renderer.render([RenderAsset(mesh)] * count, eyes, rotations, depth[i], rgb[i])
+    drawn = [photograph(RenderAsset(mesh), eyes, rotations, size, size, sensors=BOTH) for mesh in meshes]
+    depth, rgb = [images["depth"][..., 0] for images in drawn], [images["rgb"] for images in drawn]
     off = np.abs(depth[0] - depth[1])
     assert (off < 0.05).mean() > 0.85
     assert (depth[1] == 0).mean() < 0.03
