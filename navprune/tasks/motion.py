@@ -25,6 +25,12 @@ def turn(rotations: Floats, angles: ArrayLike) -> Floats:
     return turned / np.sqrt(x * x + y * y + z * z + w * w)[..., None]
 
 
+def rotated(rotations: NDArray, vector: NDArray) -> NDArray:
+    """A vector [3] of the agents' own axes along those of the scene, [N, 3]: v + 2 u x (u x v + w v), q = (u, w)."""
+    axes, scalars = rotations[:, :3], rotations[:, 3:]
+    return vector + 2 * np.cross(axes, np.cross(axes, vector) + scalars * vector)
+
+
 def aim(positions: Floats, rotations: Floats, distance: float) -> Floats:
     """Where agents would come that go `distance` metres ahead, [N, 3]: position - distance x the third axis."""
     x, y, z, w = np.moveaxis(rotations, -1, 0)
