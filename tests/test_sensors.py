@@ -36,7 +36,11 @@ def nearness(shown, image):
 
 def facets(shown, image):
     """The triangle that a pixel shows, as two bytes, and whether there is one."""
-    image[..., 0], image[..., 1], image[..., 2] = shown.triangles & 255, shown.triangles >> 8 & 255, shown.triangles >= 0
+    image[..., 0], image[..., 1], image[..., 2] = (
+        shown.triangles & 255,
+        shown.triangles >> 8 & 255,
+        shown.triangles >= 0,
+    )
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_what_no_renderer_draws_is_refused(monkeypatch):
     monkeypatch.setitem(SENSORS, "touch", Sensor("touch", 1, "float32", 0, 1, surface=False))
     with pytest.raises(UserError, match="the CPU draws no touch; it draws depth, rgb"):
         photograph([], np.zeros((0, 3)), np.zeros((0, 4)), sensors=("touch",))
-    with pytest.raises(UserError, match="task.sensors knows depth and rgb and touch, not sonar"):
+    with pytest.raises(UserError, match=r"task\.sensors knows depth and rgb and touch, not sonar"):
         TaskConfig(sensors=("sonar",))
 
 

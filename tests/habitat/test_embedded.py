@@ -14,7 +14,6 @@ import torch
 from navprune.errors import UserError
 from navprune.scenes.files.episodes import read_episodes, scene_name
 from navprune.scenes.homes.dataset import generate_dataset
-from navprune.sensors import SENSORS, Sensor
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
 from navprune.tasks.pointnav import Once, PointNavEnv, TaskConfig
 
@@ -356,32 +355,6 @@ def two_agents(lab):
 def test_what_it_cannot_give_is_said(make_lab, change, said):
     with pytest.raises(UserError, match=said):
         make_lab(SMALL, change)
-
-
-def test_cameras_draw_by_what_they_are_given(make_lab, monkeypatch):
-    drawn = []
-
-    class Constant:
-        device, prepare = torch.device("cpu"), staticmethod(lambda path, alpha_masks=False: path.stem)
-
-        def __init__(self, camera):
-            drawn.append(camera)
-
-        def draw(self, handles, eyes, rotations, out):
-            assert eyes.shape == (1, 3) and rotations.shape == (1, 4) and handles[0] in ("apartment", "duplex")
-            out["depth"].fill_(2.5), out["rgb"].fill_(7)
-
-    monkeypatch.setattr(navprune.habitat.EmbeddedSimulator, "make_renderer", Constant)
-    task = dataclasses.replace(BOTH, min_depth=0.5, max_depth=4.5)
-    seen = make_lab(task).reset()
-    assert [(camera.width, camera.sensors, camera.max_depth) for camera in drawn] == [(64, ("rgb", "depth"), None)]
-    assert seen["depth"].shape == (64, 64, 1) and (seen["depth"] == 0.5).all() and (seen["rgb"] == 7).all()
-
-
-def test_a_sensor_that_habitat_lab_lacks_is_refused(reference, monkeypatch):
-    monkeypatch.setitem(SENSORS, "nearness", Sensor("nearness", 1, "float32", 0, 1, surface=False))
-    with pytest.raises(UserError, match="habitat-lab has no sensor nearness; use env=embedded"):
-        lab_config(TaskConfig(sensors=("nearness",)), reference, "val")
 
 
 def test_a_scene_without_navmesh_is_named(make_lab, reference):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from navprune.comparisons.parity import compare_images
-from navprune.comparisons.recordings import read_images
+from navprune.comparisons.recordings import read_images, read_settings
 from navprune.rl.monitor import EpisodeWindow, Timers
 from navprune.rl.rollouts import Actor
 from navprune.scenes.files.episodes import read_episodes
@@ -102,7 +102,8 @@ def test_renderers_of_a_kind_share_what_they_prepared():
 
 
 def test_parity_draws_by_what_it_is_given():
-    images = read_images(REFERENCE / "expected" / "duplex_images.npz")
+    settings = read_settings(REFERENCE)
+    images = read_images(REFERENCE / "expected" / "duplex_images.npz", settings)
     path = REFERENCE / "scene_datasets" / "reference" / "duplex.glb"
-    shares = compare_images(path, images, SceneLibrary(), Constant)
+    shares = compare_images(path, images, SceneLibrary(), settings, Constant)
     assert shares["depth"]["within_1cm"] < 0.1

@@ -138,5 +138,5 @@ def test_actions_that_there_are_not_are_refused():
 
 
 def test_the_nearest_depth_lies_before_the_farthest():
-    with pytest.raises(UserError, match="min_depth is 2, not less than task.max_depth, 2"):
+    with pytest.raises(UserError, match=r"min_depth is 2, not less than task\.max_depth, 2"):
         TaskConfig(min_depth=2, max_depth=2)
