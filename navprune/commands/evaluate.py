@@ -36,7 +36,7 @@ class Shown:
     video: Path
 
 
-OF_THE_AGENT = ("width", "height", "hfov", "camera_height", "max_depth", "sensors", "alpha_masks")
+OF_THE_AGENT = ("width", "height", "hfov", "camera_height", "min_depth", "max_depth", "sensors", "alpha_masks")
 """What of a task is the agent's own, whose encoder is made for its images; the rest decides what is measured."""
 
 

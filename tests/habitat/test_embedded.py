@@ -37,6 +37,7 @@ UNUSUAL = TaskConfig(
     height=32,
     hfov=60.0,
     camera_height=0.9,
+    min_depth=0.5,
     max_depth=4.0,
     sensors=("depth", "rgb"),
     forward_step=0.4,
