@@ -319,7 +319,8 @@ class EmbeddedEnv(Lockstep[Scene]):
         for env, episode in begun:
             self.poses.positions[env], self.poses.rotations[env] = episode.start_position, episode.start_rotation
             self._return[env] = self._steps[env] = self._collisions[env] = 0
-        self.task.begin(np.array([env for env, _ in begun], np.int64), [episode for _, episode in begun])
+        if begun:
+            self.task.begin(np.array([env for env, _ in begun]), [episode for _, episode in begun])
 
     def _act(self, envs: Rows, actions: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.bool_], NDArray[np.bool_]]:
         walked = self.poses.move(envs, actions, self.config)

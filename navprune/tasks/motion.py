@@ -19,9 +19,9 @@ def turn(rotations: Floats, angles: ArrayLike) -> Floats:
     """
     half = np.asarray(angles, np.float32) / np.float32(2)
     sin, cos = np.sin(half), np.cos(half)
-    x, y, z, w = np.moveaxis(rotations, -1, 0)
-    turned = np.stack([cos * x - z * sin, w * sin + cos * y, cos * z + x * sin, w * cos - y * sin], axis=-1)
-    x, y, z, w = np.moveaxis(turned, -1, 0)
+    x, y, z, w = rotations.T
+    turned = np.array([cos * x - z * sin, w * sin + cos * y, cos * z + x * sin, w * cos - y * sin]).T
+    x, y, z, w = turned.T
     return turned / np.sqrt(x * x + y * y + z * z + w * w)[..., None]
 
 
@@ -33,9 +33,9 @@ def rotated(rotations: NDArray, vector: NDArray) -> NDArray:
 
 def aim(positions: Floats, rotations: Floats, distance: float) -> Floats:
     """Where agents would come that go `distance` metres ahead, [N, 3]: position - distance x the third axis."""
-    x, y, z, w = np.moveaxis(rotations, -1, 0)
+    x, y, z, w = rotations.T
     one, two = np.float32(1), np.float32(2)
-    axis: Floats = np.stack([two * x * z + two * y * w, two * y * z - two * x * w, one - two * x * x - two * y * y], -1)
+    axis: Floats = np.array([two * x * z + two * y * w, two * y * z - two * x * w, one - two * x * x - two * y * y]).T
     return positions - np.float32(distance) * axis
 
 

@@ -12,6 +12,9 @@ from navprune.tasks import FORWARD, LEFT, RIGHT, motion
 from navprune.tasks.config import TaskConfig
 from navprune.tasks.measures import headings_of
 
+SIDES = np.zeros(4)
+"""To which side each action turns: 1 is left."""
+SIDES[[LEFT, RIGHT]] = 1, -1
 Rows = NDArray[np.int64]
 """Numbers of environments, or of rows among these."""
 
@@ -74,11 +77,10 @@ class Poses(Generic[World]):
 
     def move(self, envs: Rows, actions: NDArray[np.int64], config: TaskConfig) -> Walked:
         """Turn agents on the spot or move them ahead, as far as walls let them; other actions move nobody."""
-        turning = envs[(actions == LEFT) | (actions == RIGHT)]
-        if len(turning):
-            angle = math.radians(config.turn_angle)
-            sides = np.where(actions[(actions == LEFT) | (actions == RIGHT)] == LEFT, angle, -angle)
-            self.rotations[turning] = motion.turn(self.rotations[turning], sides)
+        sides = SIDES[actions]
+        turning = envs[sides != 0]
+        angles = sides[sides != 0] * math.radians(config.turn_angle)
+        self.rotations[turning] = motion.turn(self.rotations[turning], angles)
         walking = envs[actions == FORWARD]
         starts = self.positions[walking]
         targets = motion.aim(starts, self.rotations[walking], config.forward_step)
