@@ -4,8 +4,8 @@ Prints the table in docs/decisions.md:
 
     .venv/bin/python experiments/experts.py
 
-from the repository's root. The demo's ResNet18 learns in the demo's homes from 49,152 frames of the warm start alone, and
-is evaluated on the demo's 120 episodes in homes that it has not seen.
+from the repository's root. The demo's ResNet18 learns in the demo's homes from 49,152 frames of the warm start
+alone, and is evaluated on the demo's 120 episodes in homes that it has not seen.
 """
 
 import json

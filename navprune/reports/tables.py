@@ -148,17 +148,36 @@ def pruning_table(pruning: dict) -> Table:
     return Table(("", "before", "after", "cut"), cells)
 
 
+MOST_COLUMNS = 6
+ERRORS = ("geodesic.median", "geodesic.p99", "geodesic.max")
+"""Figures of parity that are no shares."""
+
+
 def parity_table(parity: dict) -> Table:
-    """Return what `navprune parity --json` says: a column for each scene, and what each is to reach."""
+    """Return what `navprune parity --json` says: a column for each scene, and what each is to reach.
+
+    Of more than `MOST_COLUMNS` scenes, the one that is worst in a figure, and the mean of all.
+    """
     scenes = {name: dict(_dotted(figures)) for name, figures in parity["scenes"].items()}
+    many = len(scenes) > MOST_COLUMNS
     cells = []
     for way in dict.fromkeys(way for figures in scenes.values() for way in figures):
         figure = ".".join(way.split(".")[2:]) if way.startswith("cameras.") else way  # as of the scene's first camera
         ((words, limit),) = parity["required"].get(figure, {"": None}).items()
         bound = f"{words.replace('_', ' ')} {_agreement(way, limit)}" if words else MISSING
-        name = way.replace(".", ", ").replace("_", " ")
-        cells.append((name, *(_agreement(way, figures.get(way)) for figures in scenes.values()), bound))
-    return Table(("agreement", *scenes, "required"), cells)
+        found = {name: figures.get(way) for name, figures in scenes.items()}
+        columns = _worst_and_mean(way, found) if many else [_agreement(way, figure) for figure in found.values()]
+        cells.append((way.replace(".", ", ").replace("_", " "), *columns, bound))
+    return Table(("agreement", *(("worst", "scene", "mean") if many else scenes), "required"), cells)
+
+
+def _worst_and_mean(way: str, found: Mapping[str, float | None]) -> list[str]:
+    """The worst figure, the scene that has it, and the mean."""
+    figures = {name: figure for name, figure in found.items() if figure is not None}
+    if not figures:
+        return [MISSING] * 3
+    worst = (max if way in ERRORS else min)(figures, key=lambda name: figures[name])
+    return [_agreement(way, figures[worst]), worst, _agreement(way, sum(figures.values()) / len(figures))]
 
 
 def _dotted(figures: Mapping, prefix: str = "") -> Iterator[tuple[str, float | None]]:
@@ -172,7 +191,7 @@ def _dotted(figures: Mapping, prefix: str = "") -> Iterator[tuple[str, float | N
 
 def _agreement(way: str, figure: float | None) -> str:
     """Write a share in per cent, cut off so that 100 means all, and a relative error as it is."""
-    if way in ("geodesic.median", "geodesic.p99", "geodesic.max"):
+    if way in ERRORS:
         return MISSING if figure is None else f"{figure:.1e}"
     return MISSING if figure is None else f"{round(1e6 * figure) // 100 / 100:.2f} %"
 

@@ -1,8 +1,8 @@
 """habitat-sim's greedy follower of the geodesic, which habitat-lab calls ShortestPathFollower, for many agents at once.
 
 A plan is n turns to one side and a step. It is worth what the step gains of the way, as a share of the step's length,
-less what turns, a collision and the nearness of an obstacle cost. The agent takes the best plan's first action. All
-is float32 but for the share, as in habitat-sim, whose actions these are.
+less what turns, a collision and the nearness of an obstacle cost. The agent takes the best plan's first action. Sums
+are rounded as in habitat-sim, whose actions these are.
 """
 
 from collections import deque
@@ -97,17 +97,18 @@ def plan(pathfinder: PathFinder, able: Abilities, positions: Floats, rotations: 
     active = np.flatnonzero(np.isfinite(distances) & (distances >= able.goal_radius))
     worth = np.full(len(positions), -COLLISION_COST, np.float32)
     turns, found = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.bool_)
-    sides = {1: rotations.copy(), -1: rotations.copy()}
+    sides = {0: rotations, 1: rotations.copy(), -1: rotations.copy()}
     angle, n = np.float32(0), 0
     while angle < np.pi and len(active):
-        for sign, side in sides.items():
-            if not n and sign < 0:
-                continue  # no turn to either side is the same
+        for sign in (1, -1) if n else (0,):
             if n:
-                side[active] = motion.turn(side[active], sign * able.turn_angle)
-            value = _worth(pathfinder, able, positions[active], side[active], goals[active], distances[active], n)
-            better = active[value > worth[active]]
-            worth[better], turns[better], found[better] = value[value > worth[active]], sign * n, True
+                sides[sign][active] = motion.turn(sides[sign][active], sign * able.turn_angle)
+            value = _worth(
+                pathfinder, able, positions[active], sides[sign][active], goals[active], distances[active], n
+            )
+            better = value > worth[active]
+            winners = active[better]
+            worth[winners], turns[winners], found[winners] = value[better], sign * n, True
         active = active[worth[active] <= GOOD_ENOUGH]
         angle, n = np.float32(float(angle) + able.turn_angle), n + 1
     return Plans(turns, found)
@@ -128,5 +129,5 @@ def _worth(
     ends = motion.settle(targets, reached)
     close = pathfinder.obstacle_distance(ends, 1.1 * float(CLOSE)) < CLOSE
     cost = TURN_COST * np.float32(turns) + COLLISION_COST * motion.collided(positions, targets, reached)
-    share = (distances - pathfinder.geodesic_distance(ends, goals)) / able.forward_step
-    return (share - (cost + CLOSE_COST * close)).astype(np.float32)
+    gained = (distances - pathfinder.geodesic_distance(ends, goals)).astype(np.float32)
+    return (gained.astype(np.float64) / able.forward_step - (cost + CLOSE_COST * close)).astype(np.float32)

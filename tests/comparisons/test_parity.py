@@ -67,6 +67,18 @@ def test_the_table_sets_scenes_beside_what_is_required(answer):
     assert rows["depth, within 2mm"][0] == "99.99 %", "nearly all is not all"
 
 
+def test_of_many_scenes_the_table_tells_the_worst_and_the_mean(answer):
+    duplex = answer["scenes"]["duplex"]
+    worse = duplex | {"snap": 0.5, "geodesic": duplex["geodesic"] | {"max": 1.0}, "island": None}
+    scenes = {f"home {i}": duplex for i in range(9)} | {"ruin": worse}
+    table = parity_table(answer | {"scenes": scenes})
+    assert table.columns == ("agreement", "worst", "scene", "mean", "required")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["snap"] == ("50.00 %", "ruin", "95.00 %", "at least 99.00 %")
+    assert rows["geodesic, max"][:3] == ("1.0e+00", "ruin", "1.0e-01")
+    assert rows["island"][1] == "home 0"
+
+
 # ------------------------------------------------------------------------------------------- other recordings
 
 

@@ -12,7 +12,7 @@ from navprune.scenes.files import navmesh as nm
 from navprune.scenes.files.tile import navmesh_from_polygons
 from navprune.simulator.pathfinder import PathFinder
 
-REFERENCE = Path(__file__).parents[1] / "data/reference"
+DATA = Path(__file__).parents[1] / "data"
 SCENES = ["apartment", "duplex"]
 
 
@@ -29,9 +29,10 @@ class Recording:
     """A scene's path finder beside what Habitat answered."""
 
     def __init__(self, name):
-        path = REFERENCE / "scene_datasets/reference" / f"{name}.navmesh"
+        folder = "tower" if name == "tower" else "reference"
+        path = DATA / folder / "scene_datasets" / folder / f"{name}.navmesh"
         self.finder = PathFinder(nm.read_navmesh(path))
-        self.answers = json.loads((REFERENCE / "expected" / f"{name}_navigation.json").read_text())
+        self.answers = json.loads((DATA / folder / "expected" / f"{name}_navigation.json").read_text())
 
     def column(self, question, key, convert=positions):
         return convert([entry[key] for entry in self.answers[question]])
@@ -90,6 +91,7 @@ def test_islands_and_obstacles_are_habitats(recording):
 
 
 @pytest.mark.parametrize("sliding", [True, False])
+@pytest.mark.parametrize("recording", [*SCENES, "tower"], indirect=True)
 def test_steps_are_habitats(recording, sliding):
     starts, targets = recording.column("step", "start"), recording.column("step", "target")
     expected = recording.column("step", "sliding" if sliding else "no_sliding")

@@ -50,6 +50,8 @@ def test_agents_go_where_they_look_and_land_where_the_path_finder_says(heading):
     start = np.array([[1.5, 0.25, -3]], np.float32)
     target = motion.aim(start, rotation, STRIDE)
     assert np.allclose(target - start, STRIDE * forward_of(heading), atol=1e-6)
+    ahead = np.array([0.0, 0.0, -1.0])
+    assert np.allclose(motion.rotated(rotation, ahead), forward_of(heading), atol=1e-6)
     reached = (start + target) / 2
     assert np.allclose(motion.settle(target, reached), reached, rtol=0, atol=1e-6)
     assert motion.collided(start, target, reached).all() and not motion.collided(start, target, target).any()
