@@ -105,5 +105,5 @@ def test_parity_draws_by_what_it_is_given():
     settings = read_settings(REFERENCE)
     images = read_images(REFERENCE / "expected" / "duplex_images.npz", settings)
     path = REFERENCE / "scene_datasets" / "reference" / "duplex.glb"
-    shares = compare_images(path, images, SceneLibrary(), settings, Constant)
+    shares = compare_images(path, images, settings, Constant)
     assert shares["depth"]["within_1cm"] < 0.1
