@@ -197,7 +197,7 @@ class Lockstep(ABC, Generic[World]):
         if len(actions) != self.num_envs:
             raise ValueError(f"step takes {self.num_envs} actions, one an environment, not {len(actions)}")
         envs = np.flatnonzero(self.active)
-        chosen = actions.numpy()[envs]
+        chosen = actions.cpu().numpy()[envs]
         for row in np.flatnonzero((chosen < 0) | (chosen >= self.action_space.n)):
             known = f"actions are 0 to {self.action_space.n - 1}"
             raise ValueError(f"environment {envs[row]} was given action {chosen[row]}; {known}")

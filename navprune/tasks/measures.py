@@ -5,7 +5,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-COLLISION_TOLERANCE = 1e-5
 MOVED_TOLERANCE = 1e-4
 
 
@@ -51,12 +50,6 @@ def has_moved(previous: NDArray[np.float64], current: NDArray[np.float64]) -> ND
     """Where [N] Habitat would measure the distance to the goal anew: positions [N, 3] are not allclose."""
     limit = MOVED_TOLERANCE + 1e-5 * np.abs(current)
     return np.any(np.abs(previous - current) > limit, axis=-1)
-
-
-def collided(start: NDArray[np.float64], target: NDArray[np.float64], end: NDArray[np.float64]) -> bool:
-    """Whether a step from start towards target that ended at end ([3] each) was cut short (squared lengths)."""
-    intended, moved = target - start, end - start
-    return bool(moved @ moved + COLLISION_TOLERANCE < intended @ intended)
 
 
 def spl(success: bool, shortest: float, travelled: float) -> float:

@@ -7,8 +7,7 @@ finder's part, between `aim` and `settle`.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from navprune.tasks.measures import COLLISION_TOLERANCE
-
+COLLISION_TOLERANCE = 1e-5
 Floats = NDArray[np.float32]
 
 

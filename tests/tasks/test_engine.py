@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
+from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ from navprune.scenes.files.episodes import read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP, measures, motion
 from navprune.tasks.config import TaskConfig
+from navprune.tasks.engine import EmbeddedEnv, Outcome
 from navprune.tasks.expert import shortest_path_actions
-from navprune.tasks.orders import Shuffled
+from navprune.tasks.orders import Once, Shuffled
 from navprune.tasks.pointnav import PointNavEnv
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
@@ -115,6 +118,52 @@ def test_answers_are_those_of_agents_one_at_a_time_bit_for_bit(sliding):
             assert (env.positions[i] == agent.position).all()
             np.testing.assert_array_equal(answer.observations[GOAL][i], agent.sees())
     assert ended > 12 and seen.keys() == {GOAL}
+
+
+class Wander:
+    """Another task: walk as far as you can; whoever stops is done."""
+
+    spaces: ClassVar = {"odometer": gymnasium.spaces.Box(0, np.inf, (1,), np.float32)}
+
+    def __init__(self, config, poses):
+        self.action_space, self.walked = gymnasium.spaces.Discrete(4), np.zeros(len(poses.positions))
+
+    def begin(self, envs, episodes):
+        self.walked[envs] = 0
+
+    def act(self, envs, actions, walked):
+        before = self.walked.copy()
+        self.walked[walked.envs] += walked.lengths
+        return Outcome((self.walked - before)[envs], actions == STOP)
+
+    def observe(self, envs):
+        return {"odometer": self.walked[envs, None].astype(np.float32)}
+
+    def measures(self, env):
+        return {"walked": float(self.walked[env])}
+
+    def expert_actions(self, envs):
+        return np.full(len(envs), FORWARD)
+
+    @property
+    def arrays(self):
+        return {"walked": self.walked}
+
+
+def test_another_task_is_a_class():
+    envs = [EmbeddedEnv(EPISODES, REFERENCE, Once(len(EPISODES)), 3, BLIND, Wander, library=LIBRARY) for _ in range(2)]
+    seen, gained = envs[0].reset(), torch.zeros(3)
+    assert seen.keys() == envs[0].observation_space.spaces.keys() == {"odometer"}
+    for _ in range(7):
+        step = envs[0].step(envs[0].expert_actions())
+        gained += step.reward
+    torch.testing.assert_close(step.observations["odometer"][:, 0], gained)
+    again = envs[1].load_state_dict(envs[0].state_dict())
+    assert torch.equal(again["odometer"], step.observations["odometer"])
+    end = envs[1].step(torch.tensor([STOP, LEFT, LEFT])).finished[0]
+    assert end.measures.keys() == {"walked", "reward", "collisions", "steps"}
+    assert end.measures["walked"] == end.measures["reward"] == pytest.approx(float(gained[0]))
+    assert end.measures["steps"] == 8
 
 
 def test_a_state_from_before_rotations_goes_on():

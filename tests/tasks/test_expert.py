@@ -11,7 +11,8 @@ from navprune.scenes.files.navmesh import read_navmesh
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
 from navprune.tasks.expert import TURN_COST, USEFUL_SHARE, shortest_path_actions
-from navprune.tasks.measures import collided, forward_of, heading_of
+from navprune.tasks.measures import forward_of, heading_of
+from navprune.tasks.motion import collided
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 SUCCESS, STRIDE, TURN = 0.2, 0.25, math.radians(10.0)
