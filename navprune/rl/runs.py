@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from navprune.errors import UserError
 from navprune.files import check_writable, is_at, lock, sync, write_file
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import CHECKPOINTS, SPEC, numbered, read_config, read_metrics
+from navprune.tasks.config import TaskConfig
 
 RESUME, RESTART, NEW = STARTS = ("resume", "restart", "new")
 LOCK, CONFIGS = "lock", "configs"
@@ -120,9 +122,11 @@ def _locked(folder: Path) -> Iterator[None]:
 def changed_settings(checkpoint: Path, config: str) -> list[str]:
     """Return lines that say what differs between the configuration of a run's checkpoint and `config`, YAML text.
 
-    Keys that only one of them knows are left out. Raises UserError where something differs that must not.
+    Keys that only one of them knows are left out; of a task that was saved without a setting, the default was meant.
+    Raises UserError where something differs that must not.
     """
     before, now = (yaml.safe_load(text) or {} for text in (read_config(checkpoint), config))
+    before["task"] = asdict(TaskConfig()) | before.get("task", {})
     changes = {key: pair for key, pair in _differences(before, now).items() if key not in UNTOLD}
     if fixed := [key for key in changes if _belongs(key, FIXED) and not _belongs(key, FREE)]:
         told = ", ".join(f"{key}={changes[key][0]}, not {changes[key][1]}" for key in fixed)

@@ -1,20 +1,13 @@
 """PointNav's formulas as Habitat computes them, on plain numbers and arrays."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 MOVED_TOLERANCE = 1e-4
 
 
-def heading_of(rotation_xyzw: NDArray[np.float64]) -> float:
-    """Angle about +y, in radians, of a rotation quaternion [x, y, z, w]; 0 looks along -z, positive is left."""
-    return 2.0 * math.atan2(float(rotation_xyzw[1]), float(rotation_xyzw[3]))
-
-
 def headings_of(rotations: NDArray[np.float32]) -> NDArray[np.float64]:
-    """`heading_of` for rotations [N, 4], in float64."""
+    """Angles about +y [N], in radians, of quaternions [N, 4] (x, y, z, w); 0 looks along -z, positive is left."""
     return 2.0 * np.arctan2(rotations[:, 1], rotations[:, 3], dtype=np.float64)
 
 
@@ -24,11 +17,6 @@ def rotations_of(headings: NDArray[np.float64]) -> NDArray[np.float64]:
     rotations[:, 1] = np.sin(headings / 2)
     rotations[:, 3] = np.cos(headings / 2)
     return rotations
-
-
-def forward_of(heading: float) -> NDArray[np.float64]:
-    """Unit vector [3] that an agent of this heading (radians) looks along."""
-    return np.array([-math.sin(heading), 0.0, -math.cos(heading)])
 
 
 def goal_vectors(

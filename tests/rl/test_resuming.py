@@ -163,6 +163,16 @@ def test_a_warm_start_that_fills_other_rounds_is_refused(toys, tmp_path):
         runs.changed_settings(checkpoint, to_yaml(replace(config, warm_start=replace(warm, sequence=3))))
 
 
+def test_a_task_saved_without_a_setting_had_its_default(toys, begun):
+    checkpoint = begun / "checkpoints" / f"{48:012}"
+    saved = (checkpoint / "config.yaml").read_text()
+    assert "min_depth: 0.0" in saved
+    (checkpoint / "config.yaml").write_text(saved.replace("  min_depth: 0.0\n", ""))
+    assert not runs.changed_settings(checkpoint, saved)
+    with pytest.raises(UserError, match=r"task\.min_depth=0\.0, not 0\.5"):
+        runs.changed_settings(checkpoint, saved.replace("min_depth: 0.0", "min_depth: 0.5"))
+
+
 # Curves -------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from headings import forward_of, heading_of
 
 from navprune.scenes.files.episodes import read_episodes, scene_path
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
 from navprune.tasks.expert import TURN_COST, USEFUL_SHARE, shortest_path_actions
-from navprune.tasks.measures import forward_of, heading_of
 from navprune.tasks.motion import collided
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"

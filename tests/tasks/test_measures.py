@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+from headings import forward_of, heading_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ lengths = st.floats(0, 100)
 
 @given(angles)
 def test_heading_and_rotation_are_inverse(angle):
-    back = measures.heading_of(measures.rotations_of(np.array([angle]))[0])
+    back = heading_of(measures.rotations_of(np.array([angle]))[0])
     assert math.isclose(math.cos(back), math.cos(angle), abs_tol=1e-9)
     assert math.isclose(math.sin(back), math.sin(angle), abs_tol=1e-9)
 
@@ -20,7 +21,7 @@ def test_heading_and_rotation_are_inverse(angle):
 @given(angles, angles, st.floats(0.1, 50))
 def test_goal_vector_is_what_the_agent_must_turn_and_walk(heading, turn, distance):
     position = np.array([1.0, 0.3, -2.0])
-    goal = position + distance * measures.forward_of(heading + turn)
+    goal = position + distance * forward_of(heading + turn)
     rho, angle = measures.goal_vectors(position[None], np.array([heading]), goal[None])[0]
     assert math.isclose(rho, distance, rel_tol=1e-5)
     assert math.isclose(math.cos(angle), math.cos(turn), abs_tol=1e-4)

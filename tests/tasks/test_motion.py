@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from headings import forward_of, heading_of
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded_runs import RUNS, read_run
 
 from navprune.tasks import FORWARD, LEFT, RIGHT, motion
-from navprune.tasks.measures import forward_of, heading_of
 
 TURN, STRIDE = math.radians(10.0), 0.25
 angles = st.floats(-7, 7, width=32)
