@@ -39,4 +39,4 @@ class RenderAsset:
     @property
     def triangles(self) -> int:
         """How many triangles the scene has."""
-        return len(self.tree.corners)
+        return len(self.tree.order)

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from navprune.machine import cores
 from navprune.simulator.asset import RenderAsset
-from navprune.simulator.bvh import STACK_SIZE
-from navprune.simulator.drawing import TILE, Scratch, draw
+from navprune.simulator.drawing import draw, make_scratch
 
 
 class Renderer:
@@ -38,11 +37,7 @@ class Renderer:
         self._scale = 1.0 if far is None else 1.0 / far
         # The calling thread draws too, so that one thread needs no pool.
         self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
-        tiles = (-(-height // TILE), -(-width // TILE))
-        self._scratch = [
-            Scratch(np.empty(tiles, np.float32), np.empty(tiles, np.bool_), np.empty(STACK_SIZE, np.int32))
-            for _ in range(self.threads)
-        ]
+        self._scratch = [make_scratch(height, width) for _ in range(self.threads)]
         self._triangles = [np.empty((height, width), np.int32) if colour else None for _ in range(self.threads)]
 
     def render(
