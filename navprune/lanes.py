@@ -258,6 +258,17 @@ def load(typing, array, offset):
 
 
 @intrinsic
+def load_i32(typing, array, offset):
+    """As load, of an array of float32 that holds the bits of integers."""
+
+    def emit(context, builder, sig, args):
+        pointer = _address(context, builder, array, *args)
+        return builder.load(builder.bitcast(pointer, _vector(types.int32).as_pointer()), align=4)
+
+    return I32(array, types.int64), emit
+
+
+@intrinsic
 def store(typing, array, offset, a):
     """Write eight elements, as load reads them."""
 

@@ -16,9 +16,9 @@ from navprune import lanes
 from navprune.kernels import njit
 from navprune.lanes import WIDTH
 from navprune.simulator.shading import shade
-from navprune.simulator.tree import WAITING
+from navprune.simulator.tree import NODE, WAITING
 from navprune.simulator.triangles import FAR, NEAR, SETUP, TILE, draw_leaf
-from navprune.simulator.view import INNER, KERNEL, view_of
+from navprune.simulator.view import INLINE, INNER, KERNEL, view_of
 
 FEW = np.float32(1e-3)  # pixels; more than rounding moves a box in the image, beside a millionth of the image
 PAD = np.float32(2e-6)  # metres a metre; more than rounding moves a box in the world
@@ -31,7 +31,7 @@ class Scratch(NamedTuple):
     stale: bool, same shape: drawn into since farthest was taken.
     nodes: int32 [WAITING], children of nodes, to visit. nearest: float32 [WAITING], at least their closeness.
     places: int32 [WAITING, 4], the pixels that they may cover: first and last column, first and last row.
-    children: float32 [5, WIDTH]; setup: float64 [SETUP, WIDTH].
+    children: int32 [WIDTH] and pixels: float32 [5, WIDTH], those of one node with places and closeness; setup: float64 [SETUP, WIDTH].
     """
 
     farthest: NDArray[np.float32]
@@ -39,7 +39,8 @@ class Scratch(NamedTuple):
     nodes: NDArray[np.int32]
     nearest: NDArray[np.float32]
     places: NDArray[np.int32]
-    children: NDArray[np.float32]
+    children: NDArray[np.int32]
+    pixels: NDArray[np.float32]
     setup: NDArray[np.float64]
 
 
@@ -52,6 +53,7 @@ def make_scratch(height: int, width: int) -> Scratch:
         np.empty(WAITING, np.int32),
         np.empty(WAITING, np.float32),
         np.empty((WAITING, 4), np.int32),
+        np.empty(WIDTH, np.int32),
         np.empty((5, WIDTH), np.float32),
         np.empty((SETUP, WIDTH)),
     )
@@ -80,7 +82,9 @@ def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
     scratch.stale[:] = False
     if triangles is not None:
         triangles[:] = -1
-    waiting = _add_children(tree, 0, view, closeness, scratch, 0)
+    height, width = closeness.shape
+    scratch.nodes[0], scratch.nearest[0], waiting = 0, np.inf, 1
+    scratch.places[0, 0], scratch.places[0, 1], scratch.places[0, 2], scratch.places[0, 3] = 0, width - 1, 0, height - 1
     while waiting > 0:
         waiting -= 1
         node, place = scratch.nodes[waiting], scratch.places[waiting]
@@ -93,21 +97,21 @@ def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
             draw_leaf(tree, (-1 - node) // 8, (-1 - node) % 8 + 1, place, cutout, view, closeness, triangles, scratch)
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _add_children(tree, node, view, closeness, scratch, waiting):
     """Add a node's children that may cover pixels to those waiting, the nearest last; return how many wait then."""
     height, width = closeness.shape
-    at = np.int64(node) * (6 * WIDTH)
-    boxes, eye, axes, spans = tree.boxes, view.eye32, view.axes32, view.spans
+    at = np.int64(node) * NODE
+    nodes, eye, axes, spans = tree.nodes, view.eye32, view.axes32, view.spans
     x, y, z = (
-        lanes.load(boxes, at) - eye[0],
-        lanes.load(boxes, at + WIDTH) - eye[1],
-        lanes.load(boxes, at + 2 * WIDTH) - eye[2],
+        lanes.load(nodes, at) - eye[0],
+        lanes.load(nodes, at + WIDTH) - eye[1],
+        lanes.load(nodes, at + 2 * WIDTH) - eye[2],
     )
     pad = PAD * (abs(eye[0]) + abs(eye[1]) + abs(eye[2]) + np.float32(1))
-    reach_x = lanes.load(boxes, at + 3 * WIDTH) + pad
-    reach_y = lanes.load(boxes, at + 4 * WIDTH) + pad
-    reach_z = lanes.load(boxes, at + 5 * WIDTH) + pad
+    reach_x = lanes.load(nodes, at + 3 * WIDTH) + pad
+    reach_y = lanes.load(nodes, at + 4 * WIDTH) + pad
+    reach_z = lanes.load(nodes, at + 5 * WIDTH) + pad
     ahead = axes[2, 0] * x + axes[2, 1] * y + axes[2, 2] * z
     reach = spans[2, 0] * reach_x + spans[2, 1] * reach_y + spans[2, 2] * reach_z
     near, far = lanes.maximum(ahead - reach, lanes.f32(NEAR)), ahead + reach
@@ -124,23 +128,36 @@ def _add_children(tree, node, view, closeness, scratch, waiting):
         end = lanes.floor(high * lanes.choose(high > np.float32(0), nearest, least) + (shift + room))
         begin, end = lanes.maximum(begin, lanes.f32(0)), lanes.minimum(end, lanes.f32(size - 1))
         seen = seen & (begin <= end)
-        lanes.store(scratch.children, 2 * axis * WIDTH, begin)
-        lanes.store(scratch.children, (2 * axis + 1) * WIDTH, end)
-    lanes.store(scratch.children, 4 * WIDTH, nearest * np.float32(1 + 4e-6))
+        lanes.store(scratch.pixels, 2 * axis * WIDTH, begin)
+        lanes.store(scratch.pixels, (2 * axis + 1) * WIDTH, end)
+    lanes.store(scratch.children, 0, lanes.load_i32(nodes, at + 6 * WIDTH))
+    lanes.store(scratch.pixels, 4 * WIDTH, nearest * np.float32(1 + 4e-6))
     rest, base = lanes.bits(seen), waiting
     while rest != 0:
         lane = lanes.lowest(rest)
         rest &= rest - 1
-        _insert(tree.children[node, lane], lane, scratch, base, waiting)
+        child = scratch.children[lane]
+        _fetch(tree, child)
+        _insert(child, lane, scratch, base, waiting)
         waiting += 1
     return waiting
 
 
-@njit(**INNER)
+@njit(**INLINE)
+def _fetch(tree, child):
+    """Ask for what a child will need from memory, which takes longer than all the arithmetic."""
+    for line in range(4):
+        if child < 0:
+            lanes.fetch(tree.corners, (-1 - np.int64(child)) // 8 * 9 + 16 * line)
+        else:
+            lanes.fetch(tree.nodes, np.int64(child) * NODE + 16 * line)
+
+
+@njit(**INLINE)
 def _insert(node, lane, scratch, base, waiting):
     """Put a child among those that wait from base on, in the order of closeness."""
-    children, nodes, nearest, places = scratch.children, scratch.nodes, scratch.nearest, scratch.places
-    closeness, place = children[4, lane], waiting
+    pixels, nodes, nearest, places = scratch.pixels, scratch.nodes, scratch.nearest, scratch.places
+    closeness, place = pixels[4, lane], waiting
     while place > base and nearest[place - 1] > closeness:
         nearest[place], nodes[place] = nearest[place - 1], nodes[place - 1]
         for k in range(4):
@@ -148,10 +165,10 @@ def _insert(node, lane, scratch, base, waiting):
         place -= 1
     nearest[place], nodes[place] = closeness, node
     for k in range(4):
-        places[place, k] = np.int32(children[k, lane])
+        places[place, k] = np.int32(pixels[k, lane])
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _is_hidden(place, nearest, closeness, scratch):
     """Whether all these pixels show something in front of this closeness."""
     column_0, column_1, row_0, row_1 = place
@@ -173,7 +190,7 @@ def _is_hidden(place, nearest, closeness, scratch):
     return True
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _least(closeness, row_0, column_0):
     """The least closeness in a tile."""
     height, width = closeness.shape

@@ -11,7 +11,7 @@ from navprune import lanes
 from navprune.kernels import njit
 from navprune.lanes import WIDTH
 from navprune.simulator.shading import is_kept
-from navprune.simulator.view import INNER, cross, seen_from
+from navprune.simulator.view import INLINE, INNER, cross, seen_from
 
 NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
 FAR = 990.0  # metres; nothing farther is drawn, as in habitat-sim, whose depth buffer takes it for empty
@@ -20,7 +20,7 @@ SETUP = 20  # numbers that describe a triangle in the image
 PIXELS = 24  # up to so many, all triangles of a leaf are tried at each
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def draw_leaf(tree, start, count, place, cutout, view, closeness, triangles, scratch):
     """Draw the triangles from start on into the pixels of place, where they are nearer than what is there."""
     a, b, c = (
@@ -58,7 +58,7 @@ def draw_leaf(tree, start, count, place, cutout, view, closeness, triangles, scr
         _draw_triangle(tree, start + lane, scratch.setup[:, lane], cutout, view, closeness, triangles, scratch)
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _corners(tree, start, count, k, view):
     """View coordinates of one corner of a leaf's triangles."""
     at, corners, eye = 9 * np.int64(start) + 3 * k * count, tree.corners, view.eye
@@ -70,7 +70,7 @@ def _corners(tree, start, count, k, view):
     )
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _draw_pixels(
     tree, start, seen, e0, e1, e2, normal, limit, place, cutout, view, closeness, triangles, scratch
 ):
@@ -104,7 +104,7 @@ def _draw_pixels(
                 best = lanes.greatest(values)
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _wins(tree, triangle, value, shown, row, column, triangles):
     """Whether a triangle takes a pixel: it is nearer, or as near and earlier in the file."""
     if value != shown or triangles is None:
@@ -113,7 +113,7 @@ def _wins(tree, triangle, value, shown, row, column, triangles):
     return other >= 0 and tree.order[triangle] < tree.order[other]
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _bound(a, b, c, crosses, seen, place, height, width, setup):
     """Write the pixels whose centres lie in the bounds of the corners, with room for rounding; return where any are."""
     for axis, size in ((0, width), (1, height)):
@@ -129,7 +129,7 @@ def _bound(a, b, c, crosses, seen, place, height, width, setup):
     return seen
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _write(e0, e1, e2, normal, limit, setup):
     """Write what _draw_triangle reads, behind the bounds."""
     lanes.store(setup, 4 * WIDTH, e0[0])
@@ -208,13 +208,13 @@ def _draw_triangle(tree, triangle, setup, cutout, view, closeness, triangles, sc
             scratch.stale[tile_row, tile_column] = True
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _room(x, y, z, width, height):
     """More than rounding takes from an edge function in the image."""
     return 1e-14 * (abs(x) * width + abs(y) * height + abs(z))
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def _narrow(low, high, value, slope, inverse):
     """The part of [low, high] where value + slope i >= 0; inverse is 1 / slope."""
     if slope > 0:

@@ -17,6 +17,8 @@ KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"nn
 # What runs for each node, triangle or pixel allocates nothing, so it can do without reference counts, which
 # would take half of the time.
 INNER = {**KERNEL, "_nrt": False}
+# A call hands over every field of every array; what runs for each node is therefore made part of its caller.
+INLINE = {**INNER, "forceinline": True}
 
 
 class View(NamedTuple):
