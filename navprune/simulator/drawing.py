@@ -24,6 +24,10 @@ FEW = np.float32(1e-3)  # pixels; more than rounding moves a box in the image, b
 PAD = np.float32(2e-6)  # metres a metre; more than rounding moves a box in the world
 
 
+import os
+RAYS = int(os.environ.get('RAYS', 8))
+
+
 class Scratch(NamedTuple):
     """The working memory of one thread.
 
@@ -92,14 +96,22 @@ def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
         if _is_hidden(place, scratch.nearest[waiting], closeness, scratch):
             continue
         if node >= 0:
-            waiting = _add_children(tree, node, view, closeness, scratch, waiting)
+            columns, rows = place[1] - place[0] + 1, place[3] - place[2] + 1
+            if columns * rows > RAYS:
+                seen = _project_children(tree, node, view, closeness, scratch)
+                waiting = _add_children(tree, seen, scratch, waiting)
+                continue
+            for row in range(place[2], place[3] + 1):
+                for column in range(place[0], place[1] + 1):
+                    seen = _pierce_children(tree, node, column, row, view, closeness, scratch)
+                    waiting = _add_children(tree, seen, scratch, waiting)
         else:
             draw_leaf(tree, (-1 - node) // 8, (-1 - node) % 8 + 1, place, cutout, view, closeness, triangles, scratch)
 
 
 @njit(**INLINE)
-def _add_children(tree, node, view, closeness, scratch, waiting):
-    """Add a node's children that may cover pixels to those waiting, the nearest last; return how many wait then."""
+def _project_children(tree, node, view, closeness, scratch):
+    """Find which of a node's children may cover pixels, and write which pixels, and the closeness."""
     height, width = closeness.shape
     at = np.int64(node) * NODE
     nodes, eye, axes, spans = tree.nodes, view.eye32, view.axes32, view.spans
@@ -132,7 +144,39 @@ def _add_children(tree, node, view, closeness, scratch, waiting):
         lanes.store(scratch.pixels, (2 * axis + 1) * WIDTH, end)
     lanes.store(scratch.children, 0, lanes.load_i32(nodes, at + 6 * WIDTH))
     lanes.store(scratch.pixels, 4 * WIDTH, nearest * np.float32(1 + 4e-6))
-    rest, base = lanes.bits(seen), waiting
+    return lanes.bits(seen)
+
+
+@njit(**INLINE)
+def _pierce_children(tree, node, column, row, view, closeness, scratch):
+    """As _project_children, along the ray of one pixel."""
+    height, width = closeness.shape
+    at = np.int64(node) * NODE
+    x, y = np.float32(column + (0.5 - width * 0.5)), np.float32(row + (0.5 - height * 0.5))
+    eye, axes, steps = view.eye32, view.axes32, view.steps
+    near, far = lanes.f32(NEAR), lanes.f32(FAR)
+    pad = PAD * (abs(eye[0]) + abs(eye[1]) + abs(eye[2]) + np.float32(1))
+    for axis in range(3):
+        direction = axes[2, axis] + x * steps[0, axis] + y * steps[1, axis]
+        inverse = np.float32(1) / (direction if abs(direction) > np.float32(1e-12) else np.float32(1e-12))
+        centre = lanes.load(tree.nodes, at + axis * WIDTH) - eye[axis]
+        reach = lanes.load(tree.nodes, at + (3 + axis) * WIDTH) + (lanes.absolute(centre) * np.float32(1e-6) + pad)
+        middle, reach = centre * inverse, reach * abs(inverse)
+        near, far = lanes.maximum(near, middle - reach), lanes.minimum(far, middle + reach)
+    nearest = np.float32(1 + 4e-6) / near
+    lanes.store(scratch.pixels, 0, lanes.f32(column))
+    lanes.store(scratch.pixels, WIDTH, lanes.f32(column))
+    lanes.store(scratch.pixels, 2 * WIDTH, lanes.f32(row))
+    lanes.store(scratch.pixels, 3 * WIDTH, lanes.f32(row))
+    lanes.store(scratch.pixels, 4 * WIDTH, nearest)
+    lanes.store(scratch.children, 0, lanes.load_i32(tree.nodes, at + 6 * WIDTH))
+    return lanes.bits((near <= far) & (nearest > lanes.f32(closeness[row, column])))
+
+
+@njit(**INLINE)
+def _add_children(tree, rest, scratch, waiting):
+    """Add children to those waiting, the nearest last; return how many wait then."""
+    base = waiting
     while rest != 0:
         lane = lanes.lowest(rest)
         rest &= rest - 1

@@ -25,6 +25,7 @@ class View(NamedTuple):
     """A camera: eye [3] and axes [3, 3] (world direction to view coordinates), in float32 for nodes.
 
     spans: float32 [3, 3], absolute axes: the reach of a box of half extents h is spans . h.
+    steps: float32 [2, 3], what a pixel to the right and one down add to a ray of depth 1.
     """
 
     eye: NDArray[np.float64]
@@ -32,6 +33,7 @@ class View(NamedTuple):
     eye32: NDArray[np.float32]
     axes32: NDArray[np.float32]
     spans: NDArray[np.float32]
+    steps: NDArray[np.float32]
 
 
 @njit(**KERNEL)
@@ -43,7 +45,8 @@ def view_of(eye, rotation, focal, height, width):
     back = np.array([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)])
     axes = np.empty((3, 3))
     axes[0], axes[1], axes[2] = right * focal, -up * focal, -back
-    return View(eye, axes, eye.astype(np.float32), axes.astype(np.float32), np.abs(axes).astype(np.float32))
+    axes32, steps = axes.astype(np.float32), (axes[:2] / focal**2).astype(np.float32)
+    return View(eye, axes, eye.astype(np.float32), axes32, np.abs(axes32), steps)
 
 
 @njit(**INNER)
