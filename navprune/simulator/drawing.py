@@ -26,6 +26,8 @@ PAD = np.float32(2e-6)  # metres a metre; more than rounding moves a box in the 
 
 import os
 RAYS = int(os.environ.get('RAYS', 8))
+ROWS = int(os.environ.get('ROWS', 4))
+COLUMNS = int(os.environ.get('COLUMNS', 2))
 
 
 class Scratch(NamedTuple):
@@ -33,8 +35,8 @@ class Scratch(NamedTuple):
 
     farthest: float32 [tile rows, tile columns], at most the least closeness of the tile's pixels.
     stale: bool, same shape: drawn into since farthest was taken.
-    nodes: int32 [WAITING], children of nodes, to visit. nearest: float32 [WAITING], at least their closeness.
-    places: int32 [WAITING, 4], the pixels that they may cover: first and last column, first and last row.
+    nodes: int32 [WALKS WAITING], children of nodes, to visit. nearest: float32 [WALKS WAITING], at least their closeness.
+    places: int32 [WALKS WAITING, 4], the pixels that they may cover: first and last column, first and last row.
     children: int32 [WIDTH] and pixels: float32 [5, WIDTH], those of one node with places and closeness; setup: float64 [SETUP, WIDTH].
     """
 
@@ -43,6 +45,8 @@ class Scratch(NamedTuple):
     nodes: NDArray[np.int32]
     nearest: NDArray[np.float32]
     places: NDArray[np.int32]
+    waiting: NDArray[np.int64]
+    empty: NDArray[np.int64]
     children: NDArray[np.int32]
     pixels: NDArray[np.float32]
     setup: NDArray[np.float64]
@@ -54,9 +58,11 @@ def make_scratch(height: int, width: int) -> Scratch:
     return Scratch(
         np.empty(tiles, np.float32),
         np.empty(tiles, np.bool_),
-        np.empty(WAITING, np.int32),
-        np.empty(WAITING, np.float32),
-        np.empty((WAITING, 4), np.int32),
+        np.empty(ROWS * COLUMNS * WAITING, np.int32),
+        np.empty(ROWS * COLUMNS * WAITING, np.float32),
+        np.empty((ROWS * COLUMNS * WAITING, 4), np.int32),
+        np.empty(ROWS * COLUMNS, np.int64),
+        np.empty(ROWS * COLUMNS, np.int64),
         np.empty(WIDTH, np.int32),
         np.empty((5, WIDTH), np.float32),
         np.empty((SETUP, WIDTH)),
@@ -86,31 +92,49 @@ def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
     scratch.stale[:] = False
     if triangles is not None:
         triangles[:] = -1
-    height, width = closeness.shape
-    scratch.nodes[0], scratch.nearest[0], waiting = 0, np.inf, 1
-    scratch.places[0, 0], scratch.places[0, 1], scratch.places[0, 2], scratch.places[0, 3] = 0, width - 1, 0, height - 1
-    while waiting > 0:
-        waiting -= 1
+    walks = _begin(closeness.shape[0], closeness.shape[1], scratch)
+    turn = 0
+    while walks > 0:
+        turn = turn + 1 if turn + 1 < walks else 0
+        waiting = scratch.waiting[turn] - 1
         node, place = scratch.nodes[waiting], scratch.places[waiting]
         place = place[0], place[1], place[2], place[3]
         if _is_hidden(place, scratch.nearest[waiting], closeness, scratch):
-            continue
-        if node >= 0:
-            columns, rows = place[1] - place[0] + 1, place[3] - place[2] + 1
-            if columns * rows > RAYS:
-                seen = _project_children(tree, node, view, closeness, scratch)
-                waiting = _add_children(tree, seen, scratch, waiting)
-                continue
+            pass
+        elif node < 0:
+            draw_leaf(tree, (-1 - node) // 8, (-1 - node) % 8 + 1, place, cutout, view, closeness, triangles, scratch)
+        elif (place[1] - place[0] + 1) * (place[3] - place[2] + 1) > RAYS:
+            seen = _project_children(tree, node, place, view, closeness, scratch)
+            waiting = _add_children(tree, seen, scratch, waiting)
+        else:
             for row in range(place[2], place[3] + 1):
                 for column in range(place[0], place[1] + 1):
                     seen = _pierce_children(tree, node, column, row, view, closeness, scratch)
                     waiting = _add_children(tree, seen, scratch, waiting)
-        else:
-            draw_leaf(tree, (-1 - node) // 8, (-1 - node) % 8 + 1, place, cutout, view, closeness, triangles, scratch)
+        scratch.waiting[turn] = waiting
+        if waiting == scratch.empty[turn]:
+            walks -= 1
+            scratch.waiting[turn], scratch.empty[turn] = scratch.waiting[walks], scratch.empty[walks]
 
 
 @njit(**INLINE)
-def _project_children(tree, node, view, closeness, scratch):
+def _begin(height, width, scratch):
+    """Let one walk begin in each part of the image; return how many."""
+    walks = 0
+    rows, columns = -(-height // ROWS), -(-width // COLUMNS)
+    for row in range(0, height, rows):
+        for column in range(0, width, columns):
+            at = walks * WAITING
+            scratch.empty[walks], scratch.waiting[walks] = at, at + 1
+            scratch.nodes[at], scratch.nearest[at] = 0, np.inf
+            scratch.places[at, 0], scratch.places[at, 1] = column, min(width, column + columns) - 1
+            scratch.places[at, 2], scratch.places[at, 3] = row, min(height, row + rows) - 1
+            walks += 1
+    return walks
+
+
+@njit(**INLINE)
+def _project_children(tree, node, place, view, closeness, scratch):
     """Find which of a node's children may cover pixels, and write which pixels, and the closeness."""
     height, width = closeness.shape
     at = np.int64(node) * NODE
@@ -138,7 +162,7 @@ def _project_children(tree, node, view, closeness, scratch):
         # A side of the box left of the axis is farthest left when nearest, one right of it when farthest away.
         begin = lanes.ceil(low * lanes.choose(low < np.float32(0), nearest, least) + (shift - room))
         end = lanes.floor(high * lanes.choose(high > np.float32(0), nearest, least) + (shift + room))
-        begin, end = lanes.maximum(begin, lanes.f32(0)), lanes.minimum(end, lanes.f32(size - 1))
+        begin, end = lanes.maximum(begin, lanes.f32(place[2 * axis])), lanes.minimum(end, lanes.f32(place[2 * axis + 1]))
         seen = seen & (begin <= end)
         lanes.store(scratch.pixels, 2 * axis * WIDTH, begin)
         lanes.store(scratch.pixels, (2 * axis + 1) * WIDTH, end)
