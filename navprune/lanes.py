@@ -201,6 +201,17 @@ def lowest(typing, number):
 
 
 @intrinsic
+def highest(typing, number):
+    """The place of the highest bit that is set; -1 for none."""
+
+    def emit(context, builder, sig, args):
+        zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+        return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
 def get(typing, a, index):
     """One lane."""
 

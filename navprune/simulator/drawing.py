@@ -98,8 +98,9 @@ def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
         turn = turn + 1 if turn + 1 < walks else 0
         waiting = scratch.waiting[turn] - 1
         node, place = scratch.nodes[waiting], scratch.places[waiting]
-        place = place[0], place[1], place[2], place[3]
-        if _is_hidden(place, scratch.nearest[waiting], closeness, scratch):
+        place = np.int64(place[0]), np.int64(place[1]), np.int64(place[2]), np.int64(place[3])
+        place = _visible(*place, scratch.nearest[waiting], closeness, scratch)
+        if place[0] > place[1]:
             pass
         elif node < 0:
             draw_leaf(tree, (-1 - node) // 8, (-1 - node) % 8 + 1, place, cutout, view, closeness, triangles, scratch)
@@ -237,25 +238,29 @@ def _insert(node, lane, scratch, base, waiting):
 
 
 @njit(**INLINE)
-def _is_hidden(place, nearest, closeness, scratch):
-    """Whether all these pixels show something in front of this closeness."""
-    column_0, column_1, row_0, row_1 = place
+def _visible(column_0, column_1, row_0, row_1, nearest, closeness, scratch):
+    """The bounds of those of these pixels that show nothing in front of this closeness; none if the first is last."""
     width = closeness.shape[1]
     if column_1 - column_0 < WIDTH and row_1 - row_0 < TILE:
         mask = lanes.first(column_1 - column_0 + 1)
+        columns, top, bottom = 0, row_1, row_0
         for row in range(row_0, row_1 + 1):
             shown = lanes.load_where(closeness, row * width + column_0, mask)
-            if lanes.bits(mask & (shown < nearest)) != 0:
-                return False
-        return True
+            open_ = lanes.bits(mask & (shown < nearest))
+            columns |= open_
+            top = min(top, row if open_ != 0 else row_1)
+            bottom = row if open_ != 0 else bottom
+        if columns == 0:
+            return column_1 + 1, column_1, row_0, row_1
+        return column_0 + lanes.lowest(columns), column_0 + lanes.highest(columns), top, bottom
     for tile_row in range(row_0 // TILE, row_1 // TILE + 1):
         for tile_column in range(column_0 // TILE, column_1 // TILE + 1):
             if scratch.stale[tile_row, tile_column]:
                 scratch.stale[tile_row, tile_column] = False
                 scratch.farthest[tile_row, tile_column] = _least(closeness, tile_row * TILE, tile_column * TILE)
             if scratch.farthest[tile_row, tile_column] < nearest:
-                return False
-    return True
+                return column_0, column_1, row_0, row_1
+    return column_1 + 1, column_1, row_0, row_1
 
 
 @njit(**INLINE)
