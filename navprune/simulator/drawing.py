@@ -21,13 +21,11 @@ from navprune.simulator.triangles import FAR, NEAR, SETUP, TILE, draw_leaf
 from navprune.simulator.view import INLINE, INNER, KERNEL, view_of
 
 FEW = np.float32(1e-3)  # pixels; more than rounding moves a box in the image, beside a millionth of the image
+RAYS = 2  # up to so many pixels, what a node holds is looked for along the ray of each
+# The image is drawn in so many parts, each by a walk of its own, a node at a time in turn: so what a node will need
+# comes from memory while the others are drawn.
+ROWS, COLUMNS = 4, 4
 PAD = np.float32(2e-6)  # metres a metre; more than rounding moves a box in the world
-
-
-import os
-RAYS = int(os.environ.get('RAYS', 8))
-ROWS = int(os.environ.get('ROWS', 4))
-COLUMNS = int(os.environ.get('COLUMNS', 2))
 
 
 class Scratch(NamedTuple):

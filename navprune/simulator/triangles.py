@@ -17,8 +17,7 @@ NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
 FAR = 990.0  # metres; nothing farther is drawn, as in habitat-sim, whose depth buffer takes it for empty
 TILE = 8  # pixels; side of the squares in which hidden nodes are detected
 SETUP = 20  # numbers that describe a triangle in the image
-import os
-PIXELS = int(os.environ.get("PIXELS", 24))
+PIXELS = 24  # up to so many, all triangles of a leaf are tried at each
 
 
 @njit(**INLINE)
