@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from navprune.errors import UserError
 
@@ -100,6 +100,35 @@ def sync(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):  # not every system syncs folders
             raise
+
+
+def lock(stream: IO) -> bool | None:
+    """Lock an open file until it is closed; whether that could be done, None where there are no such locks.
+
+    The system frees the lock of a process that is gone, however it went."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # nor on every drive
+        return None
+    return True
+
+
+def is_at(stream: IO, path: Path) -> bool:
+    """Whether an open file is the one of this name, which may have been moved, replaced or taken away."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def user_cache() -> Path | None:
+    """Where this user's caches of the package are; None for a user without a home."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return folder / "navprune" if folder.is_absolute() else None
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -7,3 +7,4 @@ HABITAT_SIM = (
     "one, or build it from its source for this Python, with NumPy 1.26 as habitat-lab asks; or use simulator=embedded, "
     "which gives the same numbers without it"
 )
+COMPRESSED = "run pip install '.[compressed]' in a checkout of navprune"

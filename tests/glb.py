@@ -12,6 +12,7 @@ COMPONENTS = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 
 TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 QUAD = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], np.float32)
 QUAD_UV = np.array([[0, 1], [1, 1], [1, 0], [0, 0]], np.float32)
+CHECKER = np.array([[0, 255], [255, 0]], np.uint8)[..., None].repeat(3, -1)
 QUAD_FACES = np.array([0, 1, 2, 0, 2, 3], np.uint16)
 
 

@@ -1,8 +1,10 @@
-"""Broken copies of a file's bytes, for tests of readers: each must be read or refused with one line, never crash."""
+"""Broken copies of a file's bytes or JSON, for tests of readers: each is read or refused in one line."""
 
+import copy
 import os
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,56 @@ def mutants(data: bytes, count: int, seed: int) -> Iterator[bytes]:
         for _ in range(rng.integers(1, 5)):
             changes[rng.integers(len(changes))](mutant, rng)
         yield bytes(mutant)
+
+
+ODD = [
+    -1,
+    0,
+    1,
+    2,
+    4,
+    7,
+    2**15,
+    2**31,
+    10**12,
+    1.5,
+    -1e308,
+    float("nan"),
+    True,
+    None,
+    "",
+    "x",
+    "../x",
+    [],
+    {},
+    [[]],
+    [0, 0, 0],
+]
+
+
+def document_mutants(document: Any, count: int, seed: int) -> Iterator[Any]:
+    """Yields `count` copies of a JSON document, each with one to three values, of any depth, odd or absent."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        mutant = copy.deepcopy(document)
+        for _ in range(rng.integers(1, 4)):
+            holders = [part for part in _parts(mutant) if part]
+            if holders:
+                holder = holders[rng.integers(len(holders))]
+                key = list(holder)[rng.integers(len(holder))] if isinstance(holder, dict) else rng.integers(len(holder))
+                if rng.random() < 0.2:
+                    del holder[key]
+                else:
+                    holder[key] = copy.deepcopy(ODD[rng.integers(len(ODD))])
+        yield mutant
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """All objects and lists in a JSON value."""
+    if isinstance(value, dict | list):
+        yield value
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part)
 
 
 def _place(mutant: bytearray, rng: np.random.Generator, unit: int = 1) -> int:

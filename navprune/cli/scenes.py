@@ -1,4 +1,4 @@
-"""`navprune scenes`: makes scenes and navmeshes."""
+"""`navprune scenes`: makes scenes and navmeshes, and looks after what is derived from scenes."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ AGENT = {
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of these commands."""
-    scenes = commands.add_parser("scenes", help="make scenes and navmeshes")
+    scenes = commands.add_parser("scenes", help="make scenes and navmeshes, show the scene cache")
     kinds = scenes.add_subparsers(metavar="COMMAND", required=True)
     parser = command(kinds, "generate", _generate, "navprune scenes generate --out data --train 40 --val 10 --seed 1")
     parser.add_argument("--out", type=Path, default=Path("data"), help="data folder (default: data)")
@@ -41,6 +41,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace navmeshes that exist")
     for name, meaning in AGENT.items():
         parser.add_argument(f"--{name}", type=float, metavar="X", help=meaning)
+
+    parser = command(kinds, "cache", _cache, "navprune scenes cache --empty")
+    parser.add_argument("--empty", action="store_true", help="take away all that is kept")
 
 
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
@@ -93,3 +96,32 @@ def _navmesh(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     for failure in failed:
         note(f"navprune: {failure['reason']}")
     return {"scenes": rows, "failed": failed}, 2 if failed else 0
+
+
+def _cache(options: argparse.Namespace) -> dict[str, Any]:
+    """Show what is kept of scenes that were loaded: their trees, colours and holes, ready to be mapped.
+    What is missing or no longer fits is built when a scene is loaded, so the cache may be emptied at any time, also
+    while others use it. The environment says where it is, NAVPRUNE_SCENE_CACHE=FOLDER (~/.cache/navprune/scenes
+    without), and how large it may grow, NAVPRUNE_SCENE_CACHE_GIB=N (20 without; 0 keeps nothing); what was used longest
+    ago makes room.
+    """
+    import time
+
+    from navprune.reports.tables import rows_table
+    from navprune.simulator.cache import scene_cache
+
+    cache = scene_cache()
+    entries = cache.entries()
+    rows = [entry._asdict() | {"path": str(entry.path)} for entry in entries]
+    answer = {"folder": str(cache.folder), "limit": cache.limit, "entries": rows}
+    if options.empty:
+        cache.empty()
+    elif rows:
+        when = (time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)) for entry in entries)
+        print(rows_table([
+            {"scene": entry.scene, "part": entry.part, "MiB": entry.bytes / 2**20, "used": used}
+            for entry, used in zip(entries, when)
+        ]).text())  # fmt: skip
+    done = "taken away from" if options.empty else f"of {cache.limit / 2**30:g} GiB in"
+    print(f"{sum(entry.bytes for entry in entries) / 2**30:.2f} GiB {done} {cache.folder}")
+    return answer

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import shlex
@@ -140,8 +141,25 @@ def _machine() -> Iterator[Finding]:
 
         advice = "set NUMBA_CACHE_DIR to a folder that lasts, or they are compiled anew after a restart"
         yield Finding("compiled kernels", FALLBACK is None, f"kept in {FALLBACK or 'a cache that lasts'}", advice)
+    yield _scene_cache()
     free = shutil.disk_usage(".").free / 2**30
     yield Finding("free disk", free > 2, f"{free:.1f} GiB", "free some space: a run keeps a few checkpoints")
+
+
+def _scene_cache() -> Finding:
+    """Where what is derived from scenes is kept, how much it is and may be, and whether more can be."""
+    from navprune.simulator.cache import FOLDER, scene_cache
+
+    try:
+        cache = scene_cache()
+    except UserError as error:
+        return Finding("scene cache", False, *_parts(error))
+    size = sum(entry.bytes for entry in cache.entries()) / 2**30
+    existing = next(path for path in (cache.folder, *cache.folder.parents) if path.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK)
+    found = f"{size:.1f} of {cache.limit / 2**30:g} GiB in {cache.folder}"
+    advice = f"set {FOLDER} to a folder that can, or each process derives scenes anew and holds its own"
+    return Finding("scene cache", writable, found + ("" if writable else ", which cannot be written"), advice)
 
 
 def _data_sets(data: Path) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from navprune.errors import UserError, plain
 from navprune.scenes.files.episodes import Episode, read_episodes, scene_name, scene_path, skim_episodes
 from navprune.scenes.files.navmesh import MAX_COORDINATE
+from navprune.scenes.files.places import SCENES
 
 Floats = NDArray[np.float64]
 Recorded = dict[str, Floats]
@@ -86,15 +87,15 @@ def find_answers(folder: Path, scenes: Sequence[str] | None = None) -> dict[str,
 
 
 def find_scene(folder: Path, name: str) -> Path:
-    """The scene NAME somewhere below scene_datasets: what its episodes name, else NAME.glb, else NAME.basis.glb.
+    """The scene NAME somewhere below scene_datasets: what its episodes name, else NAME.glb or .gltf, else .basis.glb.
 
     Raises UserError where there is none, or several that this does not tell apart.
     """
     scenes = Path(folder) / "scene_datasets"
-    files = [path for path in _files_below(scenes, ".glb") if scene_name(path.name) == scene_name(name)]
+    files = [path for path in _files_below(scenes, SCENES) if scene_name(path.name) == scene_name(name)]
     paths = list({path.resolve(): path for path in reversed(files)}.values())[::-1]  # of links to one file, the first
     if not paths:
-        raise UserError(f"there is no {name}.glb below {scenes}; put the scene there")
+        raise UserError(f"there is no {name}.glb or .gltf below {scenes}; put the scene there")
     if len(paths) > 1:
         named = {scene_path(folder, episode.scene_id).resolve() for episode in _scene_episodes(folder, name)}
         paths = [path for path in paths if path.resolve() in named] or paths
@@ -104,8 +105,8 @@ def find_scene(folder: Path, name: str) -> Path:
     return paths[0]
 
 
-def _files_below(folder: Path, suffix: str) -> list[Path]:
-    """The files of a kind in a folder and in all below it, also where links lead, each folder once; sorted."""
+def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of some kinds in a folder and in all below it, also where links lead, each folder once; sorted."""
     files: list[Path] = []
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -115,7 +116,7 @@ def _files_below(folder: Path, suffix: str) -> list[Path]:
             continue
         seen.add(real)
         folders.sort()
-        files += [Path(place, name) for name in names if name.endswith(suffix)]
+        files += [Path(place, name) for name in names if name.endswith(suffixes)]
     return sorted(files)
 
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from navprune.errors import UserError
-from navprune.files import check_writable, sync, write_file
+from navprune.files import check_writable, is_at, lock, sync, write_file
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import CHECKPOINTS, SPEC, numbered, read_config, read_metrics
 
@@ -94,12 +94,12 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{file} is a folder, where a run has a file of that name; move it away")
     while True:
         with file.open("a+") as stream:
-            free = _is_free(stream)
+            free = lock(stream)
             stream.seek(0)
             holder = stream.read()
             if free is False:
                 raise UserError(f"{holder or 'a process'} trains in {folder}; stop it, or choose another run folder")
-            if not file.exists() or not os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+            if not is_at(stream, file):
                 continue  # its holder has just gone, and the file with it
             if holder and (free is None or not holder.endswith(here)):
                 raise UserError(f"{holder} trains in {folder} or was cut off; delete {file} if it trains no more")
@@ -115,19 +115,6 @@ def _locked(folder: Path) -> Iterator[None]:
                     stream.truncate(0)
                     file.unlink()
             return
-
-
-def _is_free(stream: TextIO) -> bool | None:
-    """Lock an open file until it is closed; whether that could be done, None where there are no such locks."""
-    try:
-        import fcntl  # not on Windows
-
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # nor on every drive
-        return None
-    return True
 
 
 def changed_settings(checkpoint: Path, config: str) -> list[str]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from navprune.machine import memory
-from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.places import check_files, existing
 from navprune.scenes.recast.bodies import Body, navmesh_for
-from navprune.simulator.asset import RenderAsset
+from navprune.simulator.asset import RenderAsset, load_asset
 from navprune.simulator.pathfinder import PathFinder
 
 HABITATS = Body()
@@ -33,7 +32,7 @@ def load_scene(path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> 
     """
     path = existing(path)
     check_files(path)
-    return Scene(path.stem, RenderAsset(load_glb(path, alpha_masks)), PathFinder(navmesh_for(path, body)))
+    return Scene(path.stem, load_asset(path, alpha_masks), PathFinder(navmesh_for(path, body)))
 
 
 class SceneLibrary:

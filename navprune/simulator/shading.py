@@ -1,9 +1,11 @@
 """Compiled functions that colour pixels: once for each, by the triangle that it shows."""
 
+import math
+
 import numpy as np
 
 from navprune.kernels import njit
-from navprune.scenes.files.mesh import CLAMP, LINEAR, MIRROR, NEAREST
+from navprune.scenes.files.materials import CLAMP, LINEAR, MIRROR, NEAREST
 from navprune.simulator.view import INNER, edges_of
 
 
@@ -28,14 +30,20 @@ def shade(tree, surface, view, triangles, rgb):
                 edges = edges_of(tree, triangle, view)
             if plain:
                 for k in range(3):
-                    rgb[row, column, k] = colours[0, k]
+                    rgb[row, column, k] = _rounded(colours[0, k])
                 continue
-            shares = _shares(edges, column + (0.5 - width * 0.5), y)
-            texel = _texel(surface, triangle, edges, shares) if textured else (1.0, 1.0, 1.0, 1.0)
-            a, b, c, _ = shares
+            x = column + (0.5 - width * 0.5)
+            texel = _texel(surface, triangle, edges, x, y) if textured else (1.0, 1.0, 1.0, 1.0)
+            a, b, c = _shares(edges, x, y)
             for k, share in enumerate(texel[:3]):
                 colour = a * colours[0, k] + b * colours[1, k] + c * colours[2, k]
-                rgb[row, column, k] = np.uint8(min(max(colour * share, 0.0), 255.0) + 0.5)
+                rgb[row, column, k] = _rounded(colour * share)
+
+
+@njit(**INNER)
+def _rounded(colour):
+    """A colour in 255ths as it is shown."""
+    return np.uint8(min(max(float(colour), 0.0), 255.0) + 0.5)
 
 
 @njit(**INNER)
@@ -59,32 +67,41 @@ def is_kept(cutout, tree, triangle, view, x, y):
     for k in range(3):
         alpha += shares[k] * cutout.alpha[triangle, k] / 255
     if cutout.surface.texture[triangle] >= 0:
-        alpha *= _texel(cutout.surface, triangle, edges, shares)[3]
+        alpha *= _texel(cutout.surface, triangle, edges, x, y)[3]
     return alpha >= cutoff - 1e-6  # room for rounding, so that a cutoff of 1 keeps what is opaque
 
 
 @njit(**INNER)
 def _shares(edges, x, y):
-    """What a pixel shows of the three corners, in the world, and the inverse of what the edge functions add up to."""
+    """What a place in the image shows of the three corners, in the world."""
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = edges
     a, b, c = ax * x + ay * y + az, bx * x + by * y + bz, cx * x + cy * y + cz
     scale = 1.0 / (a + b + c)
-    return a * scale, b * scale, c * scale, scale
+    return a * scale, b * scale, c * scale
 
 
 @njit(**INNER)
-def _texel(surface, triangle, edges, shares):
-    """Red, green, blue and alpha in [0, 1] of a triangle's texture at a pixel."""
-    (ax, ay, _), (bx, by, _), (cx, cy, _) = edges
-    a, b, c, scale = shares
+def _texel(surface, triangle, edges, x, y):
+    """Red, green, blue and alpha in [0, 1] of a triangle's texture at a pixel.
+
+    How far its sides reach in the texture is taken once for each two by two pixels, from the differences of their
+    coordinates, as OpenGL's implementations do. These blocks start from the image's middle; for sizes that four
+    divides they are OpenGL's.
+    """
     uv = surface.uv[triangle]
-    u = a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0]
-    v = a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1]
-    du_dx = scale * (ax * (uv[0, 0] - u) + bx * (uv[1, 0] - u) + cx * (uv[2, 0] - u))
-    dv_dx = scale * (ax * (uv[0, 1] - v) + bx * (uv[1, 1] - v) + cx * (uv[2, 1] - v))
-    du_dy = scale * (ay * (uv[0, 0] - u) + by * (uv[1, 0] - u) + cy * (uv[2, 0] - u))
-    dv_dy = scale * (ay * (uv[0, 1] - v) + by * (uv[1, 1] - v) + cy * (uv[2, 1] - v))
-    return _filter(surface, surface.texture[triangle], u, v, du_dx, dv_dx, du_dy, dv_dy)
+    u, v = _coordinates(edges, uv, x, y)
+    left, lower = 2 * np.floor(x / 2) + 0.5, 2 * np.floor(y / 2) + 1.5
+    u_0, v_0 = _coordinates(edges, uv, left, lower)
+    u_x, v_x = _coordinates(edges, uv, left + 1, lower)
+    u_y, v_y = _coordinates(edges, uv, left, lower - 1)
+    return _filter(surface, surface.texture[triangle], u, v, u_x - u_0, v_x - v_0, u_y - u_0, v_y - v_0)
+
+
+@njit(**INNER)
+def _coordinates(edges, uv, x, y):
+    """Texture coordinates at a place in the image."""
+    a, b, c = _shares(edges, x, y)
+    return a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0], a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1]
 
 
 @njit(**INNER)
@@ -96,14 +113,17 @@ def _filter(surface, texture, u, v, du_dx, dv_dx, du_dy, dv_dy):
     last = len(levels) - 1
     while levels[last, 1] == 0:
         last -= 1
-    # Squared, in texels; its logarithm is twice the level that fits.
+    # Squared, in texels; half of its logarithm is the level that fits.
     footprint = max((du_dx * width) ** 2 + (dv_dx * height) ** 2, (du_dy * width) ** 2 + (dv_dy * height) ** 2)
     if footprint <= (2.0 if magnify == LINEAR and minify == NEAREST and last > 0 else 1.0):
         return _read(surface.texels, levels[0], sampler, magnify, u, v)
-    detail = 0.5 * np.log2(footprint)
+    # A logarithm that is straight between powers of two, as habitat-sim's software renderer takes it.
+    mantissa, exponent = math.frexp(footprint)
+    detail = 0.5 * (exponent + 2 * mantissa - 2)
     if between_levels != LINEAR:
         detail = np.ceil(detail + 0.5) - 1
-    level = int(min(detail, float(last)))
+    # Of a triangle that is seen edge on, a neighbour's coordinates may be no numbers.
+    level = max(0, min(int(min(detail, float(last))), last))
     fine = _read(surface.texels, levels[level], sampler, minify, u, v)
     share = detail - level
     if share == 0 or level == last:

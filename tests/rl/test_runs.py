@@ -177,7 +177,7 @@ def test_a_lock_of_another_host_is_told_how_to_remove(toys, begun):
 
 
 def test_where_a_drive_has_no_locks_the_name_is_believed(toys, begun, monkeypatch):
-    monkeypatch.setattr(runs, "_is_free", lambda stream: None)
+    monkeypatch.setattr(runs, "lock", lambda stream: None)
     (begun / "lock").write_text(f"process 12 on {socket.gethostname()}")
     with pytest.raises(UserError, match=f"process 12 .* delete {begun / 'lock'}"):
         run(toys, begun, frames=72)

@@ -1,5 +1,6 @@
 """What materials look like: squares from files, seen from above, so that one texel is one pixel or many are."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from navprune.errors import UserError
+from navprune.scenes.files.materials import Sampler
 from navprune.scenes.files.mesh import AlphaMasks, load_glb
 from navprune.simulator.asset import RenderAsset
 from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.surface import texture_levels
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 DOWN = np.array([[-np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5)]])
@@ -110,7 +115,7 @@ def masked(tmp_path, alpha_masks=True, colours=None, factor_alpha=1.0, mode="MAS
     material = file.material(image, factor=[1, 0, 0, factor_alpha], alphaMode=mode, **more)
     attributes = {} if colours is None else {"COLOR_0": colours}
     file.place(file.mesh(file.primitive(QUAD, QUAD_FACES, material, TEXCOORD_0=QUAD_UV, **attributes)))
-    file.quad(translation=[0, 0, -1], scale=[3, 3, 3])
+    file.quad(file.material(), translation=[0, 0, -1], scale=[3, 3, 3])
     return load_glb(file.write(tmp_path / "a.glb"), alpha_masks)
 
 
@@ -165,6 +170,32 @@ def test_the_code_for_holes_draws_whole_triangles_alike(colour):
     np.testing.assert_array_equal(*(rgb for _, rgb in drawn))
 
 
+# ---- mip levels
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_mip_levels_of_every_size_keep_ramps_and_means(height, width):
+    y, x = np.mgrid[:height, :width]
+    ramp = np.stack([(x + 0.5) / width * 255, (y + 0.5) / height * 255, x * 0 + 77.0, (x + y) % 2 * 255.0], -1)
+    texels, levels = texture_levels([np.rint(ramp).astype(np.uint8)], [Sampler()])
+    assert levels[0, -1, 1:].tolist() == [1, 1]
+    for first, rows, columns in levels[0]:
+        level = texels[first : first + rows * columns].reshape(rows, columns, 4)
+        v, u = np.mgrid[:rows, :columns]
+        assert np.abs(level[..., 0] - (u + 0.5) / columns * 255).max() <= 4  # half a step of rounding at each level
+        assert np.abs(level[..., 1] - (v + 0.5) / rows * 255).max() <= 4
+        assert (level[..., 2] == 77).all()
+
+
+def test_a_level_of_even_size_is_the_mean_of_four(tmp_path):
+    image = np.random.default_rng(2).integers(0, 256, (70, 8, 4)).astype(np.uint8)
+    texels, levels = texture_levels([image], [Sampler()])
+    first, rows, columns = levels[0, 1]
+    means = image.reshape(rows, 2, columns, 2, 4).mean(axis=(1, 3))
+    np.testing.assert_array_equal(texels[first : first + rows * columns].reshape(rows, columns, 4), np.rint(means))
+
+
 # ---- images that cannot be had
 
 
@@ -183,19 +214,19 @@ def spoil(kind):
     return file
 
 
-@pytest.mark.parametrize(
-    "kind, advice",
-    [
-        ("ktx2", "gltf-transform ktxdecompress house.glb OUT.glb"),
-        ("basis", "gltf-transform ktxdecompress house.glb OUT.glb"),
-        ("noise", "damaged or of an unknown format"),
-        ("outside", "export the scene as one .glb"),
-    ],
-)
-def test_depth_works_without_textures_and_colour_says_what_to_do(tmp_path, kind, advice):
+@pytest.mark.parametrize("kind, advice", [("noise", "damaged or of an unknown format"), ("outside", "is missing; put")])
+def test_what_cannot_be_decoded_is_white(tmp_path, capsys, kind, advice):
+    _, rgb = look(load_glb(spoil(kind).write(tmp_path / "house.glb")))
+    assert (rgb == 255).all()
+    assert advice in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ktx2", "basis"])
+def test_depth_works_without_a_decoder_and_colour_says_what_to_do(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "opengl_basisu", None)
     mesh = load_glb(spoil(kind).write(tmp_path / "house.glb"))
     np.testing.assert_allclose(look(mesh, colour=False), 1, rtol=1e-5)
-    with pytest.raises(UserError, match=advice) as caught:
+    with pytest.raises(UserError, match=r"gltf-transform ktxdecompress house\.glb OUT\.glb") as caught:
         look(mesh)
     assert "house.glb" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from navprune.errors import UserError, plain
 from navprune.scenes.files.packed_json import listed
-from navprune.scenes.files.places import existing
+from navprune.scenes.files.places import SCENES, existing
 
 if TYPE_CHECKING:
     from navprune.simulator.pathfinder import PathFinder
 
 PREFIX = "data/scene_datasets/"
 SUFFIX = ".json.gz"
-NAME_ENDINGS = (SUFFIX, ".glb", ".basis")  # in this order; HM3D has X.basis.glb
+NAME_ENDINGS = (SUFFIX, *SCENES, ".basis")  # in this order; HM3D has X.basis.glb
 
 LONGEST_NAME = 200  # characters of an id
 
@@ -156,15 +156,15 @@ def _numbers_of(episode: Episode) -> tuple[float, ...]:
 
 
 def scene_path(data: str | os.PathLike, scene_id: str) -> Path:
-    """The GLB file of a scene: `scene_id` less a leading `data/scene_datasets/`, under `scene_datasets`.
+    """The file of a scene: `scene_id` less a leading `data/scene_datasets/`, under `scene_datasets`.
 
-    Where only its twin is there, X.glb for X.basis.glb or the other way round, it is that one.
+    Where only its twin is there, X.glb for X.basis.glb or X.gltf or the other way round, it is that one.
     """
     return existing(Path(data) / "scene_datasets" / scene_id.removeprefix(PREFIX))
 
 
 def scene_name(scene_id: str) -> str:
-    """What a scene is called: the name of its file or of its episodes' less `.glb`, `.basis.glb` or `.json.gz`."""
+    """What a scene is called: the name of its file or of its episodes' less the endings of such files."""
     name = Path(scene_id).name
     for ending in NAME_ENDINGS:
         name = name.removesuffix(ending)

@@ -1,80 +1,72 @@
-"""Reads the triangles, colours and textures of a scene's GLB file."""
+"""Reads the triangles, colours and textures of a scene's glTF file."""
 
-import io
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from navprune.errors import UserError
-from navprune.scenes.files.gltf import Glb, Range, damaged
+from navprune.scenes.files.gltf import Geometry, Gltf, primitive_mode
+from navprune.scenes.files.images import FileImages
+from navprune.scenes.files.materials import Material, Materials, Sampler
+from navprune.scenes.files.nodes import placed_meshes
+from navprune.scenes.files.resources import damaged
+from navprune.scenes.files.shapes import STROKES, TRIANGLES, lines_of, triangle_count, triangles_of
 
 # A bare .glb stage counts as z-up in Habitat: glTF's (x, y, z) becomes (x, z, -y).
 Z_UP_TO_Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 MAX_TRIANGLES = 2**25  # of a scene, all placements of its meshes counted; several times the largest scans
-REPEAT, CLAMP, MIRROR = 0, 1, 2
-WRAPPING = {10497: REPEAT, 33071: CLAMP, 33648: MIRROR}
-NEAREST, LINEAR = 0, 1
-NO_LEVELS = -1
-# glTF's minification filters: between texels of a level, and between levels.
-MINIFYING = {
-    9728: (NEAREST, NO_LEVELS),
-    9729: (LINEAR, NO_LEVELS),
-    9984: (NEAREST, NEAREST),
-    9985: (LINEAR, NEAREST),
-    9986: (NEAREST, LINEAR),
-    9987: (LINEAR, LINEAR),
-}
-BASIS_MAGIC = (b"\xabKTX", b"sB")
-
-
-class Sampler(NamedTuple):
-    """How a texture is read: wrapping along u and v, and filters as in OpenGL.
-
-    Habitat-sim takes all of them from the file, without anisotropy; what a file leaves out is as here.
-    """
-
-    wrap_u: int = REPEAT
-    wrap_v: int = REPEAT
-    magnify: int = LINEAR
-    minify: int = LINEAR
-    between_levels: int = LINEAR
+MAX_COLOUR = 1e6  # in 255ths; keeps what is absurd finite
+BLOCK = 2**18  # rows or triangles that are worked on at once, which bounds the memory that loading takes
 
 
 class AlphaMasks(NamedTuple):
     """Where triangles have holes: there, alpha (of the corners, times the texture's) is below a cutoff.
 
-    alpha: uint8 [T, 3], of the corners. cutoff: float32 [T], 0 for triangles that are drawn whole.
+    alpha: uint8 [T, 3], of the corners; 0 for triangles that are drawn whole. cutoff: float32 [T], 0 for those.
     """
 
     alpha: NDArray[np.uint8]
     cutoff: NDArray[np.float32]
 
 
+class Strokes(NamedTuple):
+    """Lines and points of a scene, which Habitat draws too.
+
+    ends: float32 [L, 2, 3], metres; both the same for a point. colours: uint8 [L, 2, 3], of both ends.
+    """
+
+    ends: NDArray[np.float32]
+    colours: NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class SceneMesh:
     """The triangles of a scene in Habitat's frame (metres, y up), with what colours them.
 
-    vertices: float32 [T, 3, 3], triangle corners; counter-clockwise seen from the front.
-    colours: uint8 [T, 3, 3], corner colours: base colour factor times vertex colour.
+    vertices: float32 [T, 3, 3], triangle corners in the order of the file; counter-clockwise seen from the front.
+    colours: [T, 3, 3], corner colours: base colour factor times vertex colour. uint8, or float32 in 255ths where the
+    file has vertex colours beyond [0, 1]; those are clamped where they are seen, between the corners.
     uv: float32 [T, 3, 2], texture coordinates as in glTF: (0, 0) is the upper left corner of the image.
     texture: int32 [T], index into textures, -1 for none.
     textures: uint8 [H, W, 4] each; of a file, they are decoded when asked for.
     samplers: how each texture is read; empty for the default.
     masks: the triangles with holes, None where all are drawn whole.
+    strokes: lines and points, None where there are none.
     """
 
     vertices: NDArray[np.float32]
-    colours: NDArray[np.uint8]
+    colours: NDArray[np.uint8] | NDArray[np.float32]
     uv: NDArray[np.float32]
     texture: NDArray[np.int32]
-    textures: "tuple[NDArray[np.uint8], ...] | FileImages" = ()
+    textures: tuple[NDArray[np.uint8], ...] | FileImages = ()
     samplers: tuple[Sampler, ...] = ()
     masks: AlphaMasks | None = None
+    strokes: Strokes | None = None
 
     @classmethod
     def from_vertices(cls, vertices: NDArray) -> "SceneMesh":
@@ -84,182 +76,193 @@ class SceneMesh:
         return cls(np.ascontiguousarray(vertices, np.float32), white, uv, np.full(count, -1, np.int32))
 
 
-class FileImages:
-    """Images of a GLB file as uint8 [H, W, 4], decoded each time one is asked for.
+class _Slot(NamedTuple):
+    """Where a primitive stands in the scene, and its first triangle there."""
 
-    So depth costs nothing of them, and images that cannot be decoded only fail those who want colours (UserError).
-    """
-
-    def __init__(self, path: Path, places: Sequence[Range | bytes | UserError]):
-        """The file, and of each image what `Glb.image` says."""
-        self._path, self._places = path, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        place = self._places[index]
-        if isinstance(place, UserError):
-            raise place
-        if isinstance(place, bytes):
-            data = place
-        else:
-            with self._path.open("rb") as file:
-                file.seek(place[0])
-                data = file.read(place[1] - place[0])
-        try:
-            return np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
-        except Exception as error:  # Pillow raises whatever the broken part happens to trip over
-            if data.startswith(BASIS_MAGIC):
-                raise UserError(
-                    f"{self._path}: nothing here decodes its Basis-compressed textures; see depth only, or convert it "
-                    f"with `gltf-transform ktxdecompress {self._path.name} OUT.glb` (of HM3D take the plain .glb files)"
-                ) from error
-            raise UserError(
-                f"{self._path}: texture {index} is damaged or of an unknown format ({type(error).__name__}); see depth "
-                "only, or export the scene with PNG, JPEG or WebP images"
-            ) from error
-
-
-class _Material(NamedTuple):
-    """factor: [4]. texture: index, -1 for none. uv_set: an attribute. uv_matrix: [2, 3]. cutoff: as in AlphaMasks."""
-
-    factor: NDArray[np.float64]
-    texture: int
-    uv_set: str
-    uv_matrix: NDArray[np.float64]
-    cutoff: float
+    transform: NDArray[np.float64]
+    first: int
 
 
 class _Part(NamedTuple):
-    """A primitive before it is placed: faces [F, 3] into positions [V, 3], colours [V, 4] and uv [V, 2]."""
+    """A primitive before it is placed: positions [V, 3], colours [V or 1, 4] and uv [V or 1, 2]."""
 
-    faces: NDArray[np.int64]
-    positions: NDArray[np.float64]
-    colours: NDArray[np.uint8]
+    geometry: Geometry
+    colours: NDArray
     uv: NDArray[np.float32]
-    material: _Material
-
-
-class _Textures:
-    """Which image and sampler each texture of the mesh is."""
-
-    def __init__(self, glb: Glb):
-        self._glb = glb
-        self._indices: dict[tuple[int, Sampler], int] = {}
-
-    def index(self, texture: int) -> int:
-        """Index in the mesh of a texture of the file; -1 where it has no image."""
-        entry = self._glb.item("textures", texture)
-        extensions = entry.get("extensions", {}).values()  # WebP and Basis images stand there
-        sources = [holder["source"] for holder in (entry, *extensions) if "source" in holder]
-        if not sources:
-            return -1
-        given = self._glb.item("samplers", entry["sampler"]) if "sampler" in entry else {}
-        sampler = Sampler(
-            WRAPPING[given.get("wrapS", 10497)],
-            WRAPPING[given.get("wrapT", 10497)],
-            LINEAR if given.get("magFilter", 9729) == 9729 else NEAREST,
-            *MINIFYING[given.get("minFilter", 9987)],
-        )
-        return self._indices.setdefault((sources[0], sampler), len(self._indices))
-
-    def all(self) -> tuple[FileImages, tuple[Sampler, ...]]:
-        """Image and sampler of each texture."""
-        images = FileImages(self._glb.path, [self._glb.image(source) for source, _ in self._indices])
-        return images, tuple(sampler for _, sampler in self._indices)
+    material: Material
 
 
 def load_glb(path: str | Path, alpha_masks: bool = False) -> SceneMesh:
-    """Load every triangle of the default scene of a binary glTF file, turned from z up to y up.
+    """Load what the default scene of a glTF file (.glb, or .gltf with its files) shows, turned from z up to y up.
 
     alpha_masks: whether materials of alphaMode MASK get holes, as glTF has it. Habitat-sim, which draws the
     scene by Magnum's Phong shader without its alpha mask and without blending, shows them whole.
-    UserError: the file is missing, is not glTF, is cut off, has no triangles, or is compressed by Draco without
-    DracoPy or by meshopt.
+    Takes about as much memory as the result, and one primitive at a time.
+    UserError: the file is missing, is not glTF, is cut off, has no triangles, or is compressed by Draco or meshopt
+    without their decoder.
     """
-    path = Path(path)
+    return _reading(Path(path), lambda gltf: _scene_mesh(gltf, alpha_masks))
+
+
+def load_triangles(path: str | Path) -> NDArray[np.float32]:
+    """The triangles [T, 3, 3] that habitat-sim builds a navmesh from, y up; raises as `load_glb` does.
+
+    They are not those that it draws: a mirrored node's keep their winding, so that floors become ceilings, strips and
+    fans are left out, and a sheared matrix is taken as it is.
+    """
+
+    def triangles(gltf: Gltf) -> NDArray[np.float32]:
+        slots, count = _slots(gltf, lambda primitive: primitive_mode(primitive) == TRIANGLES, shear=True)
+        vertices = np.empty((count, 3, 3), np.float32)
+        for primitive, places in slots:
+            geometry = gltf.geometry(primitive, ["POSITION"])
+            faces = _faces(gltf, primitive, geometry)
+            for place in places:
+                _place(vertices, geometry, faces, place)
+        return _finite(vertices, gltf.path)
+
+    return _reading(Path(path), triangles)
+
+
+def _reading(path: Path, read: Callable[[Gltf], Any]) -> Any:
+    """What `read` makes of a file; UserError for whatever a broken one makes Python raise."""
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused in the end
-            return _scene_mesh(Glb(path), alpha_masks)
+            return read(Gltf(path))
     except UserError:
         raise
     except Exception as error:  # whatever the broken part happens to trip over
         raise damaged(path, error) from error
 
 
-def _scene_mesh(glb: Glb, alpha_masks: bool) -> SceneMesh:
-    textures = _Textures(glb)
-    meshes: dict[int, list[_Part]] = {}  # nodes share them
-    placed: list[tuple[NDArray, ...]] = []
+def _slots(
+    gltf: Gltf, wanted: Callable[[dict[str, Any]], bool], shear: bool
+) -> tuple[list[tuple[dict[str, Any], list[_Slot]]], int]:
+    """Each wanted primitive with its places, and how many triangles there are in all; in the order of the nodes."""
+    slots: dict[tuple[int, int], list[_Slot]] = defaultdict(list)
     count = 0
-    for index, transform in glb.placed_meshes():
-        if index not in meshes:
-            meshes[index] = [_part(glb, primitive, textures) for primitive in glb.item("meshes", index)["primitives"]]
-        for part in meshes[index]:
-            count += len(part.faces)
+    for index, transform in placed_meshes(gltf, shear):
+        for number, primitive in enumerate(gltf.item("meshes", index)["primitives"]):
+            if "POSITION" not in primitive["attributes"] or not wanted(primitive):
+                continue
+            slots[index, number].append(_Slot(transform, count))
+            count += triangle_count(gltf.corner_count(primitive), primitive_mode(primitive))
             if count > MAX_TRIANGLES:
-                raise UserError(f"{glb.path}: more than {MAX_TRIANGLES} triangles; simplify the scene")
-            placed.append(_placed(part, transform))
+                raise UserError(f"{gltf.path}: more than {MAX_TRIANGLES} triangles; simplify the scene")
     if not count:
-        raise UserError(f"{glb.path}: no triangles in this scene; export it again with its meshes")
-    vertices, colours, alpha, uv, texture, cutoff = (np.concatenate(arrays) for arrays in zip(*placed))
-    if not np.isfinite(vertices).all():
-        raise UserError(f"{glb.path}: some vertices are not finite numbers; export the scene again")
-    masks = AlphaMasks(alpha, cutoff) if alpha_masks and cutoff.any() else None
-    return SceneMesh(vertices, colours, uv, texture, *textures.all(), masks)
+        raise UserError(f"{gltf.path}: no triangles in this scene; export it again with its meshes")
+    return [(gltf.item("meshes", i)["primitives"][k], places) for (i, k), places in slots.items()], count
 
 
-def _part(glb: Glb, primitive: dict[str, Any], textures: _Textures) -> _Part:
-    material = _material(glb, primitive, textures)
-    faces, attributes = glb.primitive(primitive, {"POSITION", "COLOR_0", material.uv_set})
-    positions = attributes.get("POSITION", np.zeros((0, 3), np.float32)).astype(np.float64).reshape(-1, 3)
-    colours = np.ones((len(positions), 4))
-    if "COLOR_0" in attributes:
-        colours[:, : attributes["COLOR_0"].shape[1]] = np.clip(attributes["COLOR_0"], 0.0, 1.0)
-    uv = np.zeros((len(positions), 2), np.float32)
-    if material.uv_set in attributes:
-        moved = attributes[material.uv_set] @ material.uv_matrix[:, :2].T + material.uv_matrix[:, 2]
-        uv = np.nan_to_num(moved, posinf=0.0, neginf=0.0).astype(np.float32)
-    return _Part(faces, positions, np.rint(colours * material.factor * 255).astype(np.uint8), uv, material)
+def _scene_mesh(gltf: Gltf, alpha_masks: bool) -> SceneMesh:
+    slots, count = _slots(gltf, lambda primitive: True, shear=False)
+    materials = Materials(gltf)
+    vertices, uv = np.empty((count, 3, 3), np.float32), np.empty((count, 3, 2), np.float32)
+    colours: NDArray = np.empty((count, 3, 3), np.uint8)
+    texture, strokes = np.empty(count, np.int32), list[Strokes]()
+    masks = AlphaMasks(np.zeros((count, 3), np.uint8), np.zeros(count, np.float32)) if alpha_masks else None
+    for primitive, places in slots:
+        part = _part(gltf, primitive, materials.of(primitive))
+        if part.geometry.mode in STROKES:
+            strokes += [_strokes(part, place) for place in places]
+            continue
+        if part.colours.dtype != np.uint8:
+            colours = colours.astype(np.float32, copy=False)
+        faces = _faces(gltf, primitive, part.geometry)
+        for place in places:
+            mirrored = np.linalg.det(place.transform[:3, :3]) < 0
+            # A mirroring node turns the triangles inside out; glTF and habitat-sim keep their fronts in front.
+            turned = faces[:, ::-1] if mirrored else faces
+            _place(vertices, part.geometry, turned, place)
+            _gather(colours, part.colours[:, :3], turned, place.first)
+            _gather(uv, part.uv, turned, place.first)
+            own = slice(place.first, place.first + len(faces))
+            texture[own] = part.material.texture
+            if masks is not None and part.material.cutoff:
+                _gather(masks.alpha, np.clip(part.colours[:, 3], 0, 255).astype(np.uint8), turned, place.first)
+                masks.cutoff[own] = part.material.cutoff
+    if masks is not None and not masks.cutoff.any():
+        masks = None
+    lines = Strokes(*map(np.concatenate, zip(*strokes, strict=True))) if strokes else None
+    return SceneMesh(_finite(vertices, gltf.path), colours, uv, texture, *materials.textures(), masks, lines)
 
 
-def _material(glb: Glb, primitive: dict[str, Any], textures: _Textures) -> _Material:
-    """The unlit base colour of a primitive; metal, roughness, emission and normal maps do not show in flat shading."""
-    material = glb.item("materials", primitive["material"]) if "material" in primitive else {}
-    base = material.get("pbrMetallicRoughness", {})
-    factor = np.clip(np.array(base.get("baseColorFactor", (1.0, 1.0, 1.0, 1.0)), np.float64).reshape(4), 0.0, 1.0)
-    info = base.get("baseColorTexture", {})
-    transform = info.get("extensions", {}).get("KHR_texture_transform", {})
-    uv_set = f"TEXCOORD_{transform.get('texCoord', info.get('texCoord', 0))}"
-    has_texture = "index" in info and uv_set in primitive["attributes"]
-    # KHR_texture_transform: scale, then rotate counter-clockwise as seen with v downwards, then shift.
-    angle = transform.get("rotation", 0.0)
-    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    shift = np.array(transform.get("offset", (0.0, 0.0)), np.float64).reshape(2, 1)
-    return _Material(
-        factor,
-        textures.index(info["index"]) if has_texture else -1,
-        uv_set,
-        np.hstack([rotation * np.array(transform.get("scale", (1.0, 1.0)), np.float64), shift]),
-        float(material.get("alphaCutoff", 0.5)) if material.get("alphaMode") == "MASK" else 0.0,
-    )
+def _part(gltf: Gltf, primitive: dict[str, Any], material: Material) -> _Part:
+    """A primitive with its colours; habitat-sim takes a mesh's first set of colours and coordinates, whatever it is."""
+    names = primitive["attributes"]
+    colour = min((name for name in names if name.startswith("COLOR_")), default="")
+    uv = min((name for name in names if name.startswith("TEXCOORD_")), default="") if material.texture >= 0 else ""
+    geometry = gltf.geometry(primitive, [name for name in ("POSITION", colour, uv) if name])
+    colours = _colours(geometry.attributes.get(colour, np.ones((1, 4), np.float32)), material.factor)
+    # Without coordinates a texture shows its lower left corner, (0, 0) in OpenGL.
+    coordinates = geometry.attributes.get(uv, np.array([[0.0, 1.0]], np.float32))
+    matrix, shift = material.uv_matrix[:, :2].T, material.uv_matrix[:, 2]
+    moved = _in_blocks(coordinates, lambda rows: np.nan_to_num(rows @ matrix + shift, posinf=0.0, neginf=0.0))
+    return _Part(geometry, colours, moved, material)
 
 
-def _placed(part: _Part, transform: NDArray[np.float64]) -> tuple[NDArray, ...]:
-    """Corners, colours, alpha, uv, texture and cutoff of a part's triangles in the scene, as SceneMesh has them."""
-    matrix = Z_UP_TO_Y_UP @ transform[:3, :3]
-    vertices = part.positions @ matrix.T + Z_UP_TO_Y_UP @ transform[:3, 3]
-    # A mirroring node turns the triangles inside out; glTF and habitat-sim keep their fronts in front.
-    faces = part.faces if np.linalg.det(matrix) >= 0 else part.faces[:, ::-1]
-    return (
-        vertices.astype(np.float32)[faces],
-        part.colours[faces, :3],
-        part.colours[faces, 3],
-        part.uv[faces],
-        np.full(len(faces), part.material.texture, np.int32),
-        np.full(len(faces), part.material.cutoff, np.float32),
-    )
+def _colours(rows: NDArray[np.float32], factor: NDArray[np.float64]) -> NDArray:
+    """Vertex colours [V, 3 or 4] times a factor in 255ths: uint8, or float32 where the file has such beyond [0, 1]."""
+    width = rows.shape[1]
+    known = np.nan_to_num(rows)
+    beyond = bool(((known < 0) | (known > 1)).any())
+    dtype = np.float32 if beyond else np.uint8
+    colours = np.empty((len(rows), 4), dtype)
+    colours[:, width:] = np.rint(factor[width:] * 255)
+
+    def times_factor(block: NDArray) -> NDArray:
+        scaled = block.astype(np.float64) * factor[:width] * 255
+        return np.clip(scaled, -MAX_COLOUR, MAX_COLOUR) if beyond else np.rint(scaled)
+
+    colours[:, :width] = _in_blocks(known, times_factor, dtype)
+    return colours
+
+
+def _faces(gltf: Gltf, primitive: dict[str, Any], geometry: Geometry) -> NDArray[np.integer]:
+    """The triangles [F, 3] of a primitive; ValueError where a decoder made another number of them than it says."""
+    if len(geometry.corners) != gltf.corner_count(primitive):
+        raise ValueError("a primitive has more or fewer corners than it says")
+    return triangles_of(geometry.corners, geometry.mode)
+
+
+def _in_blocks(rows: NDArray, function: Callable[[NDArray], NDArray], dtype: type = np.float32) -> NDArray:
+    """What a function makes of rows [N, W], a block at a time, since it may work in wider numbers."""
+    made: NDArray = np.empty(rows.shape, dtype)
+    for first in range(0, len(rows), BLOCK):
+        made[first : first + BLOCK] = function(rows[first : first + BLOCK])
+    return made
+
+
+def _moved(positions: NDArray, transform: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Positions [V, 3] of a mesh in the scene, y up."""
+    matrix, shift = Z_UP_TO_Y_UP @ transform[:3, :3], Z_UP_TO_Y_UP @ transform[:3, 3]
+    return _in_blocks(positions, lambda rows: rows.astype(np.float64) @ matrix.T + shift)
+
+
+def _place(vertices: NDArray[np.float32], geometry: Geometry, faces: NDArray, slot: _Slot) -> None:
+    _gather(vertices, _moved(geometry.attributes["POSITION"], slot.transform), faces, slot.first)
+
+
+def _gather(out: NDArray, rows: NDArray, faces: NDArray, first: int) -> None:
+    """Write what the corners of faces [F, 3] have of rows [V, ...] to out[first : first + F]; one row is for all."""
+    if len(rows) == 1:
+        out[first : first + len(faces)] = rows[0]
+        return
+    for begin in range(0, len(faces), BLOCK):
+        block = faces[begin : begin + BLOCK]
+        out[first + begin : first + begin + len(block)] = rows.take(block, axis=0)
+
+
+def _finite(vertices: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    blocks: Iterator[NDArray] = (vertices[first : first + BLOCK] for first in range(0, len(vertices), BLOCK))
+    if not all(np.isfinite(block).all() for block in blocks):
+        raise UserError(f"{path}: some vertices are not finite numbers; export the scene again")
+    return vertices
+
+
+def _strokes(part: _Part, slot: _Slot) -> Strokes:
+    """A primitive's lines or points in the scene."""
+    lines = lines_of(part.geometry.corners, part.geometry.mode)
+    points = _moved(part.geometry.attributes["POSITION"], slot.transform)
+    colours = np.broadcast_to(part.colours[:, :3], points.shape)
+    return Strokes(points[lines], np.clip(np.rint(colours[lines]), 0, 255).astype(np.uint8))

@@ -3,19 +3,23 @@
 from pathlib import Path
 
 from navprune.errors import UserError
-from navprune.scenes.files.gltf import chunks
 from navprune.scenes.files.navmesh import check_navmesh
+from navprune.scenes.files.resources import check_scene
 
 BASIS = ".basis"
+SCENES = (".glb", ".gltf")
+"""How the names of scene files end."""
 
 
 def existing(path: Path) -> Path:
-    """The file itself or, where it is absent, its twin if that is there: HM3D has ID.glb and ID.basis.glb."""
-    if path.is_file():
-        return path
+    """The file itself or, where it is absent, its twin if that is there.
+
+    HM3D has ID.glb and ID.basis.glb; of any scene, NAME.gltf stands for NAME.glb and the other way round.
+    """
     stem = path.stem.removesuffix(BASIS) if path.stem.endswith(BASIS) else path.stem + BASIS
-    twin = path.with_name(stem + path.suffix)
-    return twin if twin.is_file() else path
+    twins = [path.with_name(stem + path.suffix)]
+    twins += [path.with_suffix(suffix) for suffix in SCENES if path.suffix in SCENES]
+    return next((place for place in (path, *twins) if place.is_file()), path)
 
 
 def navmesh_path(glb: Path) -> Path:
@@ -30,7 +34,7 @@ def check_files(glb: Path) -> None:
             remedy = "check the data folder, or make scenes with `navprune scenes generate`"
             raise UserError(f"scene file {file} does not exist; {remedy}")
     try:
-        chunks(glb)
+        check_scene(glb)
         check_navmesh(navmesh_path(glb))
     except OSError as error:
         raise UserError(f"cannot read {error.filename or glb}: {error.strerror or error}; check the disk") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from navprune.errors import UserError
+from navprune.files import user_cache
 from navprune.progress import say_once
 from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, read_navmesh, write_navmesh
 from navprune.scenes.files.places import check_files, navmesh_path
@@ -58,10 +59,9 @@ def _places(glb: Path, body: Body) -> Iterator[Path]:
     """Where the navmesh for a body may be kept."""
     name = f"{glb.stem}.r{body.radius:g}_h{body.height:g}.navmesh"
     yield glb.with_name(name)
-    cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if cache_folder.is_absolute():
+    if cache_folder := user_cache():
         digest = hashlib.sha256(str(glb.resolve()).encode()).hexdigest()[:12]
-        yield cache_folder / "navprune" / "navmesh" / f"{digest}-{name}"
+        yield cache_folder / "navmesh" / f"{digest}-{name}"
 
 
 def _build(glb: Path, body: Body, places: list[Path], changed: float) -> NavMesh:

@@ -16,7 +16,7 @@ import numpy as np
 
 from navprune.errors import UserError
 from navprune.scenes.files import navmesh as layout
-from navprune.scenes.files.mesh import load_glb
+from navprune.scenes.files.mesh import load_triangles
 from navprune.scenes.files.navmesh import NavMesh, NavMeshSettings, Tile, write_navmesh
 from navprune.scenes.files.places import existing, navmesh_path
 from navprune.scenes.files.tile import DEFAULTS, bounding_volumes, check_counts, one_tile
@@ -113,7 +113,7 @@ def build_for(
 
 def build_from(glb: Path, settings: NavMeshSettings, progress: Progress | None = None) -> tuple[NavMesh, int]:
     """The navigation mesh of a scene's GLB file, and of how many triangles; raises as `build_for` does."""
-    triangles = turned_like_habitat(load_glb(glb).vertices)
+    triangles = turned_like_habitat(load_triangles(glb))
     try:
         return build_navmesh(triangles, settings, progress), len(triangles)
     except UserError as error:

@@ -1,22 +1,26 @@
 """Features of the format: each way to say the same scene gives the same mesh, each broken part one line."""
 
-import base64
-import struct
-import sys
-
 import numpy as np
 import pytest
-from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
+from glb import CHECKER, QUAD, QUAD_FACES, QUAD_UV, GlbFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import mutants
 
 from navprune.errors import UserError
 from navprune.scenes.files import mesh as mesh_module
-from navprune.scenes.files.gltf import FAN, STRIP, TRIANGLES, chunks, triangles_of
-from navprune.scenes.files.mesh import load_glb
-
-CHECKER = np.array([[0, 255], [255, 0]], np.uint8)[..., None].repeat(3, -1)
+from navprune.scenes.files.mesh import load_glb, load_triangles
+from navprune.scenes.files.shapes import (
+    FAN,
+    LINE_LOOP,
+    LINE_STRIP,
+    LINES,
+    POINTS,
+    STRIP,
+    TRIANGLES,
+    lines_of,
+    triangle_count,
+    triangles_of,
+)  # fmt: skip
 
 
 def of_primitive(tmp_path, build, **node):
@@ -100,17 +104,38 @@ def test_a_flat_strip_or_fan_shows_one_side(count, mode):
     step = np.arange(count)
     points = np.column_stack([step // 2, step % 2]) if mode == STRIP else np.column_stack([step, step**2])
     triangles = triangles_of(np.arange(count), mode)
-    assert len(triangles) == (count // 3 if mode == TRIANGLES else max(0, count - 2))
+    assert len(triangles) == triangle_count(count, mode) == (count // 3 if mode == TRIANGLES else max(0, count - 2))
     a, b, c = np.moveaxis(points[triangles], 1, 0) if len(triangles) else np.zeros((3, 0, 2))
     areas = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
     assert len(set(np.sign(areas))) <= 1
 
 
-def test_points_and_lines_are_left_out(tmp_path):
+@pytest.mark.parametrize(
+    "mode, ends",
+    [
+        (POINTS, [[0, 0], [1, 1], [2, 2], [3, 3]]),
+        (LINES, [[0, 1], [2, 3]]),
+        (LINE_LOOP, [[0, 1], [1, 2], [2, 3], [3, 0]]),
+        (LINE_STRIP, [[0, 1], [1, 2], [2, 3]]),
+    ],
+)
+def test_points_and_lines_are_strokes(tmp_path, mode, ends):
     file = GlbFile()
-    strokes = [file.primitive(QUAD, mode=mode) for mode in (0, 1, 2, 3)]
-    file.place(file.mesh(*strokes, file.primitive(QUAD, QUAD_FACES)))
-    assert len(load_glb(file.write(tmp_path / "a.glb")).vertices) == 2
+    colours = np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 2]])
+    strokes = file.primitive(QUAD, material=file.material(), mode=mode, COLOR_0=colours)
+    file.place(file.mesh(strokes, file.primitive(QUAD, QUAD_FACES)), translation=[0, 0, 1])
+    mesh = load_glb(file.write(tmp_path / "a.glb"))
+    assert len(mesh.vertices) == 2 and mesh.strokes is not None
+    np.testing.assert_array_equal(mesh.strokes.ends, (QUAD[:, [0, 2, 1]] * [1, 1, -1] + [0, 1, 0])[ends])
+    np.testing.assert_array_equal(mesh.strokes.colours, np.minimum(colours, 1)[ends] * 255)
+    assert len(load_triangles(tmp_path / "a.glb")) == 2
+
+
+@given(st.sampled_from([POINTS, LINES, LINE_LOOP, LINE_STRIP]), st.integers(0, 5))
+def test_lines_of_few_corners(mode, count):
+    lines = lines_of(np.arange(count), mode)
+    loop = count if count > 1 else 0
+    assert lines.shape == ({POINTS: count, LINES: count // 2, LINE_LOOP: loop, LINE_STRIP: max(0, count - 1)}[mode], 2)
 
 
 def test_sparse_accessors_equal_dense_ones(tmp_path):
@@ -148,28 +173,6 @@ def test_interleaved_attributes_equal_separate_ones(tmp_path):
     plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
     np.testing.assert_array_equal(mesh.vertices, plain.vertices)
     np.testing.assert_array_equal(mesh.uv, QUAD_UV[QUAD_FACES.reshape(-1, 3)])
-
-
-def test_draco_compressed_equals_plain(tmp_path):
-    draco = pytest.importorskip("DracoPy")
-
-    def build(file):
-        data = draco.encode(QUAD, QUAD_FACES.reshape(-1, 3), quantization_bits=20, tex_coord=QUAD_UV.astype(float))
-        decoded = {a["attribute_type"]: a["unique_id"] for a in draco.decode(data).attributes}
-        ids = {"POSITION": decoded[0], "TEXCOORD_0": decoded[3]}
-        primitive = file.primitive(QUAD, QUAD_FACES, file.material(file.texture(CHECKER)), TEXCOORD_0=QUAD_UV)
-        primitive["extensions"] = {
-            "KHR_draco_mesh_compression": {"bufferView": file.view(data), "attributes": ids},
-        }
-        for accessor in file.document["accessors"]:
-            del accessor["bufferView"]
-        return primitive
-
-    mesh = of_primitive(tmp_path, build)
-    plain = of_primitive(tmp_path, lambda file: file.primitive(QUAD, QUAD_FACES))
-    joint = np.concatenate([mesh.vertices, mesh.uv], axis=-1).round(4)
-    expected = np.concatenate([plain.vertices, QUAD_UV[QUAD_FACES.reshape(-1, 3)]], axis=-1)
-    np.testing.assert_allclose(oriented(joint), oriented(expected), atol=1e-4)
 
 
 # ---- nodes
@@ -212,6 +215,51 @@ def test_only_the_default_scene_is_loaded(tmp_path):
     assert load_glb(file.write(tmp_path / "a.glb")).vertices[..., 0].min() == 6
 
 
+def test_a_sheared_matrix_is_drawn_without_its_shear_and_walked_on_with_it(tmp_path):
+    turn = np.array([[0.6, -0.8, 0], [0.8, 0.6, 0], [0, 0, 1]]) * [2, 3, 1]
+    for shear, same in ((0.0, True), (0.4, False)):
+        matrix = np.eye(4)
+        matrix[:3, :3] = turn @ [[1, shear, 0], [0, 1, 0], [0, 0, 1]]
+        file = GlbFile()
+        file.quad(matrix=matrix.T.reshape(-1).tolist())
+        drawn, walked = load_glb(file.write(tmp_path / "a.glb")).vertices, load_triangles(tmp_path / "a.glb")
+        expected = (QUAD @ matrix[:3, :3].T)[:, [0, 2, 1]] * [1, 1, -1]
+        np.testing.assert_allclose(walked, expected[QUAD_FACES].reshape(-1, 3, 3), atol=1e-6)
+        assert np.array_equal(drawn, walked) == same
+
+
+def test_navmeshes_are_built_of_lists_alone_and_as_they_are_wound(tmp_path):
+    file = GlbFile()
+    strip = file.primitive(QUAD, np.array([0, 1, 3, 2], np.uint8), mode=STRIP)
+    file.place(file.mesh(strip, file.primitive(QUAD, QUAD_FACES)), scale=[-1, 1, 1])
+    triangles = load_triangles(file.write(tmp_path / "a.glb"))
+    mirrored = (QUAD * [-1, 1, 1])[:, [0, 2, 1]] * [1, 1, -1]
+    np.testing.assert_array_equal(triangles, mirrored[QUAD_FACES].reshape(-1, 3, 3))
+    drawn = load_glb(tmp_path / "a.glb").vertices
+    assert len(drawn) == 4
+    np.testing.assert_array_equal(drawn[2:], triangles[:, ::-1])
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_copies_of_a_mesh_count_where_they_are_required(tmp_path, required):
+    file = GlbFile()
+    half = np.sqrt(0.5)
+    attributes = {
+        "TRANSLATION": file.accessor(np.float32([[0, 0, 1], [5, 0, 0]])),
+        "ROTATION": file.accessor(np.float32([[0, 0, half, half], [0, 0, 0, 1]])),
+        "SCALE": file.accessor(np.float32([[1, 1, 1], [2, 2, 2]])),
+    }
+    node = {"translation": [1, 2, 3], "extensions": {"EXT_mesh_gpu_instancing": {"attributes": attributes}}}
+    file.quad(**node)
+    if required:
+        file.document["extensionsRequired"] = ["EXT_mesh_gpu_instancing"]
+    vertices = load_glb(file.write(tmp_path / "a.glb")).vertices
+    turned = QUAD[:, [1, 0, 2]] * [-1, 1, 1] + [1, 2, 4]
+    copies = [turned, QUAD * 2 + [6, 2, 3]] if required else [np.array([1, 2, 3]) + QUAD]
+    corners = np.vstack([copy[QUAD_FACES] for copy in copies])
+    np.testing.assert_allclose(vertices, (corners[:, [0, 2, 1]] * [1, 1, -1]).reshape(-1, 3, 3), atol=1e-6)
+
+
 # ---- textures
 
 
@@ -229,21 +277,46 @@ def test_texture_transforms_scale_then_turn_then_shift(tmp_path_factory, offset,
     np.testing.assert_allclose(uv, expected[QUAD_FACES.reshape(-1, 3)], atol=1e-4)
 
 
-def test_the_texture_coordinates_that_a_texture_names_are_taken(tmp_path):
-    other = QUAD_UV * 0.5
+def test_the_first_coordinates_and_colours_of_a_mesh_are_taken_whatever_its_material_names(tmp_path):
+    other, red = QUAD_UV * 0.5, np.float32([[1, 0, 0]] * 4)
 
-    def build(file, **which):
-        texture = file.texture(CHECKER)
-        return file.primitive(QUAD, QUAD_FACES, file.material(texture, **which), TEXCOORD_0=QUAD_UV, TEXCOORD_1=other)
+    def build(file, sets, **which):
+        return file.primitive(QUAD, QUAD_FACES, file.material(file.texture(CHECKER), **which), COLOR_1=red, **sets)
 
-    for which, expected in (
-        ({}, QUAD_UV),
-        ({"tex_coord": 1}, other),
-        ({"tex_coord": 1, "transform": {"texCoord": 0}}, QUAD_UV),
-        ({"transform": {"texCoord": 1}}, other),
+    both = {"TEXCOORD_0": QUAD_UV, "TEXCOORD_1": other}
+    for which, sets, expected in (
+        ({}, both, QUAD_UV),
+        ({"tex_coord": 1}, both, QUAD_UV),
+        ({"transform": {"texCoord": 1}}, both, QUAD_UV),
+        ({}, {"TEXCOORD_1": other}, other),
+        ({}, {}, np.array([[0, 1]] * 4)),  # without any: the lower left corner of the image
     ):
-        mesh = of_primitive(tmp_path, lambda file, which=which: build(file, **which))
+        mesh = of_primitive(tmp_path, lambda file, which=which, sets=sets: build(file, sets, **which))
         np.testing.assert_allclose(mesh.uv, expected[QUAD_FACES.reshape(-1, 3)])
+        assert (mesh.colours == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("base", [{}, {"baseColorFactor": [0, 0, 1, 1], "baseColorTexture": {"index": 0}}])
+def test_specular_glossiness_says_the_colour_where_it_says_one(tmp_path, base):
+    file = GlbFile()
+    textures = file.texture(CHECKER), file.texture(255 - CHECKER)
+    diffuse = {"diffuseFactor": [1, 0.2, 0, 1], "diffuseTexture": {"index": textures[1]}}
+    for specular in (diffuse, {}):
+        extension = {"KHR_materials_pbrSpecularGlossiness": specular}
+        file.quad(file.add("materials", {"pbrMetallicRoughness": base, "extensions": extension}))
+    mesh = load_glb(file.write(tmp_path / "a.glb"))
+    np.testing.assert_array_equal(mesh.textures[mesh.texture[0]][..., :3], 255 - CHECKER)
+    assert (mesh.colours[:2] == [255, 51, 0]).all()
+    assert (mesh.colours[2:] == ([0, 0, 255] if base else 255)).all()
+    assert (mesh.texture[2:] == (1 if base else -1)).all()
+
+
+def test_colours_beyond_one_stay_until_they_are_seen(tmp_path):
+    rows = np.float32([[2, -1, 0.5], [np.nan, 0, np.inf], [1, 1, 1], [0, 0, 0]])
+    factor = [1, 1, 0.5, 1]
+    mesh = of_primitive(tmp_path, lambda f: f.primitive(QUAD, QUAD_FACES, f.material(factor=factor), COLOR_0=rows))
+    assert mesh.colours.dtype == np.float32
+    np.testing.assert_allclose(mesh.colours[0, :2], [[510, -255, 63.75], [0, 0, 1e6]])
 
 
 @pytest.mark.parametrize("format, tolerance", [("PNG", 0), ("WEBP", 0), ("JPEG", 12)])
@@ -263,27 +336,13 @@ def test_images_of_each_format_are_decoded(tmp_path, format, tolerance):
 # ---- what is not read
 
 
-def test_geometry_compressed_for_others_says_how_to_convert(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "DracoPy", None)
-    draco, meshopt = GlbFile(), GlbFile()
-    for file in (draco, meshopt):
-        file.quad()
-    extension = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 0}}}
-    draco.document["meshes"][0]["primitives"][0]["extensions"] = extension
-    meshopt.document["bufferViews"][0]["extensions"] = {"EXT_meshopt_compression": {"buffer": 0}}
-    for file, name in ((draco, "Draco"), (meshopt, "meshopt")):
-        with pytest.raises(UserError, match=f"{name}-compressed.*gltf-transform copy house.glb OUT.glb") as caught:
-            load_glb(file.write(tmp_path / "house.glb"))
-        assert "\n" not in str(caught.value)
-
-
 def test_required_extensions_are_known_or_refused(tmp_path):
     file = GlbFile()
     file.quad()
     file.document["extensionsRequired"] = ["KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_basisu"]
     assert len(load_glb(file.write(tmp_path / "house.glb")).vertices) == 2
-    file.document["extensionsRequired"].append("EXT_mesh_gpu_instancing")
-    with pytest.raises(UserError, match="needs the glTF extension EXT_mesh_gpu_instancing"):
+    file.document["extensionsRequired"].append("EXT_unheard_of")
+    with pytest.raises(UserError, match="needs the glTF extension EXT_unheard_of"):
         load_glb(file.write(tmp_path / "house.glb"))
 
 
@@ -341,85 +400,6 @@ def test_broken_parts_are_told_in_one_line(tmp_path, broken, message):
     assert "\n" not in str(caught.value)
 
 
-def test_data_outside_the_file_and_other_versions_are_refused(tmp_path):
-    file = GlbFile()
-    file.quad()
-    with pytest.raises(UserError, match="outside the file; export the scene as one"):
-        load_glb(file.write(tmp_path / "house.glb", uri="house.bin"))
-    path = file.write(tmp_path / "house.glb")
-    data = path.read_bytes()
-    path.write_bytes(data[:4] + struct.pack("<I", 1) + data[8:])
-    with pytest.raises(UserError, match="version 1; export the scene"):
-        load_glb(path)
-
-
-def data_uri(data, kind="application/octet-stream"):
-    return f"data:{kind};base64,{base64.b64encode(bytes(data)).decode()}"
-
-
-def coloured_quad():
-    file = GlbFile()
-    file.quad(file.material(file.texture(CHECKER)))
-    return file
-
-
-def image_as_uri(file):
-    """The image's bytes leave their buffer view for a data URI."""
-    view = file.document["bufferViews"][file.document["images"][0].pop("bufferView")]
-    data = file.binary[view["byteOffset"] :][: view["byteLength"]]
-    file.document["images"][0]["uri"] = data_uri(data, "image/png")
-
-
-def buffer_as_uri(file):
-    """All that the binary part holds, the image included, in the JSON part."""
-    file.document["buffers"] = [{"byteLength": len(file.binary), "uri": data_uri(file.binary)}]
-    file.binary = b""
-
-
-def two_buffers(file):
-    """The positions in a buffer of their own, beside that of all else."""
-    view = file.document["bufferViews"][file.document["accessors"][0]["bufferView"]]
-    data = file.binary[view["byteOffset"] :][: view["byteLength"]]
-    view |= {"buffer": 1, "byteOffset": 0}
-    buffer_as_uri(file)
-    file.document["buffers"].append({"byteLength": len(data), "uri": data_uri(data)})
-
-
-@pytest.mark.parametrize("move", [image_as_uri, buffer_as_uri, two_buffers])
-def test_data_uris_are_data(tmp_path, move):
-    expected = load_glb(coloured_quad().write(tmp_path / "plain.glb"))
-    file = coloured_quad()
-    move(file)
-    mesh = load_glb(file.write(tmp_path / "uri.glb"))
-    np.testing.assert_array_equal(mesh.vertices, expected.vertices)
-    np.testing.assert_array_equal(mesh.textures[0], expected.textures[0])
-
-
-@pytest.mark.parametrize("uri", ["data:image/png;base64,%%%", "data:image/png,abc", "wall.png", ""])
-def test_images_that_are_no_data_only_fail_those_who_want_colours(tmp_path, uri):
-    file = coloured_quad()
-    del file.document["images"][0]["bufferView"]
-    file.document["images"][0]["uri"] = uri
-    mesh = load_glb(file.write(tmp_path / "house.glb"))
-    with pytest.raises(UserError, match=r"house\.glb: its textures .*; export the scene") as caught:
-        mesh.textures[0]
-    assert "\n" not in str(caught.value)
-
-
-def test_headers_tell_a_file_that_is_cut_off_and_no_more_is_read(tmp_path):
-    path = coloured_quad().write(tmp_path / "house.glb")
-    whole = path.read_bytes()
-    first, end = chunks(path)[0]
-    assert whole[first:end].startswith(b"{") and chunks(path)[1][1] == len(whole)
-    for length in (0, 3, 11, 19, end - 1, end + 4, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"house\.glb: .*(cut off|export the scene as)"):
-            chunks(path)
-    path.write_bytes(whole[:first] + bytes(len(whole) - first))  # nonsense inside is for `load_glb` to tell
-    with pytest.raises(UserError, match="damaged"):
-        load_glb(path)
-
-
 def test_scenes_without_end_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(mesh_module, "MAX_TRIANGLES", 5)
     file = GlbFile()
@@ -427,19 +407,3 @@ def test_scenes_without_end_are_refused_before_they_fill_the_memory(tmp_path, mo
         file.quad()
     with pytest.raises(UserError, match="more than 5 triangles"):
         load_glb(file.write(tmp_path / "a.glb"))
-
-
-def test_broken_copies_are_read_or_refused_with_one_line(tmp_path):
-    file = GlbFile()
-    texture = file.texture(CHECKER, wrapS=33071)
-    file.quad(file.material(texture, factor=[1, 0.5, 0, 1], alphaMode="MASK"), translation=[1, 0, 0])
-    path = file.write(tmp_path / "a.glb")
-    read = 0
-    for mutant in mutants(path.read_bytes(), 300, seed=1):
-        path.write_bytes(mutant)
-        try:
-            load_glb(path, alpha_masks=True)
-            read += 1
-        except UserError as error:
-            assert "\n" not in str(error)
-    assert 0 < read < 300

@@ -1,0 +1,59 @@
+"""What habitat-sim shows of small scenes, each with one peculiarity of glTF or of drawing, and what this package shows.
+
+tests/data/probes/README.md says what they are.
+"""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from navprune.scenes.files.mesh import load_glb
+from navprune.scenes.files.navmesh import NavMeshSettings, read_navmesh
+from navprune.scenes.recast.build import build_from
+from navprune.simulator.asset import RenderAsset
+from navprune.simulator.rasterizer import Renderer
+
+PROBES = Path(__file__).parents[2] / "data/probes/probes.tar.xz"
+EYE, AHEAD = np.array([[0.0, 1.2, 2.2]]), np.array([[0.0, 0.0, 0.0, 1.0]])
+SHARES = 0.999, 0.995  # of depths within 2 mm and of colours within 2 of 255
+FEWER = {  # what the renderer does otherwise, in the shares that it reaches
+    "geo_big_triangle_behind": (0.81, 0.995),  # a triangle of a kilometre, whose rounding shows
+    "geo_duplicates": (0.999, 0.83),  # of equal depths habitat-sim shows the first
+    "geo_far_plane": (0.84, 0.89),  # nothing shows beyond 990 m
+    "prim_line_loop": (0.96, 0.96),  # lines are read and not drawn
+    "prim_lines": (0.99, 0.99),
+    "prim_partial_triangle": (0.998, 0.995),  # pixels whose centre lies on an edge
+}
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory):
+    """The folder with the scenes, and depth and colours by name."""
+    folder = tmp_path_factory.mktemp("probes")
+    with tarfile.open(PROBES) as archive:
+        archive.extractall(folder, filter="data")
+    return folder, np.load(folder / "depth.npy"), np.load(folder / "rgb.npy")
+
+
+@pytest.mark.parametrize("number", range(109))
+def test_a_probe_looks_as_in_habitat_sim(probes, number):
+    folder, depths, colours = probes
+    path = sorted(folder.glob("*.glb"))[number]
+    depth, rgb = np.empty((1, 128, 160), np.float32), np.empty((1, 128, 160, 3), np.uint8)
+    renderer = Renderer(160, 128, colour=True, threads=1)
+    renderer.render([RenderAsset(load_glb(path))], EYE, AHEAD, depth, rgb)
+    right_depth = np.mean(np.abs(depth[0] - depths[number]) <= 2e-3)
+    right_colour = np.mean(np.abs(rgb[0].astype(int) - colours[number]).max(axis=-1) <= 2)
+    enough = FEWER.get(path.stem, SHARES)
+    assert right_depth >= enough[0] and right_colour >= enough[1], f"{path.stem}: {right_depth:.4f} {right_colour:.4f}"
+
+
+def test_a_probe_is_walked_on_as_in_habitat_sim(probes):
+    recorded = sorted(probes[0].glob("*.navmesh"))
+    assert len(recorded) == 11
+    for path in recorded:
+        expected = read_navmesh(path).tiles[0]
+        built = build_from(path.with_suffix(".glb"), NavMeshSettings())[0].tiles[0]
+        np.testing.assert_allclose(built.vertices, expected.vertices, atol=1e-4, err_msg=path.stem)
