@@ -18,7 +18,7 @@ from navprune.pruning.gradual import PruningScheduleConfig
 from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig
-from navprune.tasks.pointnav import TaskConfig
+from navprune.tasks.config import TaskConfig
 
 ENDS = (".yaml", ".yml")
 FOLDER = next(

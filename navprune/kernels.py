@@ -56,5 +56,8 @@ def _watch_folders() -> None:
             locator.get_source_stamp = watched
 
 
+entry = njit(cache=True, nogil=True)  # what Python calls
+inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only entries call; cached within them
+
 _watch_folders()
 FALLBACK = settle_cache()

@@ -18,8 +18,8 @@ from numba.core.extending import (
     models,
     register_model,
 )
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 WIDTH = 8
 
@@ -33,6 +33,7 @@ class Lanes(types.Type):
 
     @property
     def key(self):
+        """What tells such types apart."""
         return self.dtype
 
 
@@ -242,9 +243,7 @@ def greatest(typing, a):
         integer = ir.IntType(32)
         for step in (4, 2, 1):
             places = [(lane ^ step) for lane in range(WIDTH)]
-            other = builder.shuffle_vector(
-                value, value, ir.Constant(ir.VectorType(integer, WIDTH), places)
-            )
+            other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(integer, WIDTH), places))
             value = builder.select(builder.fcmp_ordered(">", value, other), value, other)
         return builder.extract_element(value, ir.Constant(integer, 0))
 
@@ -366,7 +365,9 @@ f32, f64, i32 = _constant(F32), _constant(F64), _constant(I32)
 @intrinsic
 def count_f64(typing):
     """0, 1, 2, ..."""
-    return F64(), lambda context, builder, sig, args: ir.Constant(_vector(types.float64), [float(i) for i in range(WIDTH)])
+    return F64(), lambda context, builder, sig, args: ir.Constant(
+        _vector(types.float64), [float(i) for i in range(WIDTH)]
+    )
 
 
 @intrinsic

@@ -15,10 +15,11 @@ from navprune.models.build import Spec, build, read_spec_file
 from navprune.models.classifiers import CLASSIFIERS, Classifier, classifier_spec
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import CHANNELS, NAMES, PolicySpec, encoder_spec
+from navprune.models.spec import NAMES, PolicySpec, encoder_spec
 from navprune.models.weights import read_foreign
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import LATEST, SPEC, numbered
+from navprune.sensors import channels_of
 
 CONTROLS = ("random", "goal-follower", "shortest-path")
 DEFAULT_RECIPE = "pointnav"
@@ -122,8 +123,8 @@ class Source:
 def agent_spec(config: Config) -> PolicySpec:
     """The architecture that a configuration's task and agent ask for."""
     agent, task = config.agent, config.task
-    shape = (sum(CHANNELS[sensor] for sensor in task.sensors), task.height, task.width)
-    encoder = encoder_spec(agent.encoder, shape, agent.base_planes, output=agent.compression)
+    shape, seen = (channels_of(task.sensors), task.height, task.width), tuple(sorted(task.sensors))
+    encoder = encoder_spec(agent.encoder, shape, agent.base_planes, output=agent.compression, observations=seen)
     return PolicySpec(encoder, agent.visual_features, agent.hidden_size, agent.rnn, agent.rnn_layers)
 
 

@@ -126,6 +126,9 @@ def test_parity_that_misses_a_figure_ends_with_1(tmp_path, capsys):
     assert main(arguments) == 1
     assert "missed: duplex: navigable is 0" in capsys.readouterr().out
     assert json.loads((tmp_path / "parity.json").read_text())["scenes"]["duplex"]["navigable"] == 0
+    file.write_text("{}")
+    assert main(arguments) == 1
+    assert "failed: duplex: " in capsys.readouterr().out
 
 
 def test_scenes_that_fail_do_not_keep_others_from_their_navmesh(tmp_path, capsys):

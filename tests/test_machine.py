@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import torch
 
 from navprune import machine
 from navprune.cli import main
 from navprune.commands.environments import environment, split_episodes
 from navprune.config import load_config
-from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.rasterizer import Rasterizer
+from navprune.simulator.renderer import Camera
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import Once, PointNavEnv
 
@@ -100,9 +101,10 @@ def mac(tmp_path, monkeypatch):
 
 
 def test_a_mac_draws(mac):
-    renderer = Renderer(4, 3)
+    camera = Camera(4, 3)
+    renderer = Rasterizer(camera)
     assert renderer.threads == machine.cores() == os.cpu_count()
-    renderer.render([], np.empty((0, 3)), np.empty((0, 4)), np.empty((0, 3, 4), np.float32))
+    renderer.draw([], torch.empty(0, 3), torch.empty(0, 4), camera.images(0))
     renderer.close()
 
 

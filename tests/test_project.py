@@ -13,7 +13,7 @@ import navprune
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-COMPILED = {"njit", "entry", "inner"}  # detour.py names two kinds of njit
+COMPILED = {"njit", "entry", "inner"}  # kernels.py names two kinds of njit
 
 
 def kernel_files():

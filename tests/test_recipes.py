@@ -22,9 +22,15 @@ def test_recipes_are_habitats_task_with_ddppos_settings(recipe):
     assert (agent.encoder, agent.rnn, agent.rnn_layers, agent.hidden_size) == ("resnet50", "lstm", 2, 512)
 
 
-def test_recipes_differ_in_their_data_alone():
+def test_recipes_differ_in_their_data_and_hm3ds_in_its_least_depth():
     first, *others = map(load_config, RECIPES)
-    assert all(replace(other, run=first.run, data=first.data) == first for other in others)
+    tasks = [replace(other.task, min_depth=0.0) for other in others]
+    assert all(replace(o, run=first.run, data=first.data, task=t) == first for o, t in zip(others, tasks))
+    assert {config.data.name: config.task.min_depth for config in (first, *others)} == {
+        "gibson": 0.0,
+        "mp3d": 0.0,
+        "hm3d": 0.5,
+    }
     assert len({config.data.name for config in (first, *others)}) == len({c.run for c in (first, *others)}) == 3
 
 

@@ -141,7 +141,7 @@ def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
 def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """Compare the embedded simulator's answers with those recorded from Habitat.
     Depth, colours, distances, snapping, steps and whole episodes; DIR holds scenes, episodes and answers as
-    docs/habitat.md describes them. The exit status is 1 where a required figure is missed.
+    docs/habitat.md describes them. The exit status is 1 where a required figure is missed or a scene fails.
     """
     from navprune.comparisons.parity import parity, shortfalls
     from navprune.progress import ProgressLine
@@ -156,9 +156,10 @@ def _parity(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     scenes = options.scenes.split(",") if options.scenes else None
     answer = parity(options.folder, scenes, progress=show)
     print(parity_table(answer).text())
-    misses = shortfalls(answer)
-    print("\nmissed: " + "\nmissed: ".join(misses) if misses else "\nevery required figure is reached")
-    return answer, 1 if misses else 0
+    faults = [f"missed: {line}" for line in shortfalls(answer)]
+    faults += [f"failed: {each['scene']}: {each['reason']}" for each in answer["failed"]]
+    print("\n" + "\n".join(faults or ["every required figure is reached"]))
+    return answer, 1 if faults else 0
 
 
 def _doctor(options: argparse.Namespace) -> dict[str, Any]:

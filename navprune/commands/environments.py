@@ -8,7 +8,9 @@ from navprune.errors import UserError
 from navprune.models.spec import EncoderSpec
 from navprune.scenes.files.episodes import Episode, EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
-from navprune.tasks.pointnav import EpisodeOrder, PointNavEnv, Shuffled, VectorEnv
+from navprune.tasks.engine import VectorEnv
+from navprune.tasks.orders import EpisodeOrder, Shuffled
+from navprune.tasks.pointnav import PointNavEnv
 
 
 def check_sees(spec: EncoderSpec, config: Config) -> None:

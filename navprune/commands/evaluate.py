@@ -23,7 +23,8 @@ from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode, check_ids
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import CONTROL, FOLDER, Source
-from navprune.tasks.pointnav import Once, VectorEnv
+from navprune.tasks.engine import VectorEnv
+from navprune.tasks.orders import Once
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Shown:
     video: Path
 
 
-OF_THE_AGENT = ("width", "height", "hfov", "camera_height", "max_depth", "sensors", "alpha_masks")
+OF_THE_AGENT = ("width", "height", "hfov", "camera_height", "min_depth", "max_depth", "sensors", "alpha_masks")
 """What of a task is the agent's own, whose encoder is made for its images; the rest decides what is measured."""
 
 

@@ -2,7 +2,8 @@
 
 A recording is a folder in Habitat's layout with answers beside it: `expected/NAME_navigation.json` (path finder),
 `expected/NAME_images.npz` (camera) and `expected/NAME_rollouts.json.gz` (episodes), one set for each scene NAME,
-any of the three. `null` stands for NaN and infinity, and becomes NaN.
+any of the three; `extra/NAME_CAMERA.npz` are further cameras. `settings.json` says in what the recorded task differs
+from Habitat's Gibson task, see `read_settings`. `null` stands for NaN and infinity, and becomes NaN.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +27,13 @@ from navprune.errors import UserError, plain
 from navprune.scenes.files.episodes import Episode, read_episodes, scene_name, scene_path, skim_episodes
 from navprune.scenes.files.navmesh import MAX_COORDINATE
 from navprune.scenes.files.places import SCENES
+from navprune.tasks.config import TaskConfig
 
 Floats = NDArray[np.float64]
 Recorded = dict[str, Floats]
 """Recorded values by name, [N] or [N, W] each."""
 
 SUFFIXES = {"images": "_images.npz", "navigation": "_navigation.json", "rollouts": "_rollouts.json.gz"}
-CAMERA_HEIGHT, HFOV = 1.25, 90.0  # metres and degrees, where a file does not say
 QUESTIONS = {
     "geodesic": {"start": 3, "end": 3, "found": 1, "distance": 1},
     "snap": {"point": 3, "snapped": 3, "navigable": 1},
@@ -51,6 +53,18 @@ BROKEN = (
 """What reading a damaged file raises."""
 
 
+class Settings(NamedTuple):
+    """How the answers were recorded.
+
+    camera: [3], metres from the agent's feet, along its own axes. depth: the least and the greatest that were
+    recorded, to which others were clipped.
+    """
+
+    task: TaskConfig
+    camera: tuple[float, float, float]
+    depth: tuple[float, float]
+
+
 class Images(NamedTuple):
     """N views of a scene; colours of the first M."""
 
@@ -58,7 +72,7 @@ class Images(NamedTuple):
     rotation: Floats  # [N, 4], x y z w
     depth: Floats  # [N, H, W], metres
     rgb: NDArray[np.uint8]  # [M, H, W, 3]
-    camera_height: float
+    camera: tuple[float, float, float]  # from the feet, along the agent's axes, metres
     hfov: float
 
 
@@ -70,20 +84,58 @@ class RecordedEpisode(NamedTuple):
 
 
 def find_answers(folder: Path, scenes: Sequence[str] | None = None) -> dict[str, dict[str, Path]]:
-    """The files of answers as {scene: {"images" | "navigation" | "rollouts": path}}, `scenes` alone where given.
+    """The files of answers as {scene: {"images" | "navigation" | "rollouts" | "cameras.CAMERA": path}}.
 
-    Raises UserError where there are none.
+    `scenes` takes those alone. Raises UserError where there are none.
     """
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for kind, suffix in SUFFIXES.items():
         for path in (Path(folder) / "expected").glob(f"*{suffix}"):
             found[path.name.removesuffix(suffix)][kind] = path
+    for path in sorted((Path(folder) / "extra").glob("*_*.npz")):
+        # Names may have underscores: the longest scene that there are answers of, else what stands before the first.
+        known = [name for name in found if path.name.startswith(f"{name}_")]
+        name = max(known, key=len, default=path.stem.split("_")[0])
+        found[name][f"cameras.{path.stem.removeprefix(f'{name}_')}"] = path
     if not found:
         raise UserError(f"{folder} holds no recorded answers (expected/NAME_navigation.json ...); check the folder")
     for name in scenes or ():
         if name not in found:
             raise UserError(f"{folder} has no answers for scene {name}; it has them for {', '.join(sorted(found))}")
     return {name: found[name] for name in sorted(found) if scenes is None or name in scenes}
+
+
+def read_settings(folder: Path) -> Settings:
+    """What `settings.json` says: `TaskConfig`'s fields, and `camera_position` [3] in place of its camera height.
+
+    Without the file, or where it is silent, they are Habitat's for Gibson, and depth is as far as it goes. Raises
+    UserError where the file is broken or says what cannot be.
+    """
+    path, told = Path(folder) / "settings.json", dict[str, Any]()
+    with _reading(path):
+        if path.exists():
+            told = dict(json.loads(path.read_text()))
+        position = told.pop("camera_position", None)
+        camera = None if position is None else _camera_position(position)
+    known = [field.name for field in fields(TaskConfig)]
+    if unknown := sorted(told.keys() - set(known)):
+        raise UserError(f"{path}: no setting is called {unknown[0]}; there are camera_position, {', '.join(known)}")
+    for name, value in told.items():
+        if isinstance(getattr(TaskConfig, name), bool) and not isinstance(value, bool):
+            raise UserError(f"{path}: {name} is {value}; give true or false")
+    try:
+        task = TaskConfig(**told)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    depth = float(told.get("min_depth", 0)), float(told.get("max_depth", np.inf))
+    return Settings(task, camera or (0.0, task.camera_height, 0.0), depth)
+
+
+def _camera_position(values: Any) -> tuple[float, float, float]:
+    x, y, z = map(float, values)
+    if not max(abs(x), abs(y), abs(z)) <= MAX_COORDINATE:
+        raise ValueError("camera_position is no sensible one in metres")
+    return x, y, z
 
 
 def find_scene(folder: Path, name: str) -> Path:
@@ -120,8 +172,8 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(files)
 
 
-def read_images(path: Path) -> Images:
-    """The views of a scene; UserError where the file is broken."""
+def read_images(path: Path, settings: Settings) -> Images:
+    """The views of a scene, by cameras as the file says, else as settings do; UserError where it is broken."""
     with _reading(path):
         with np.load(path, allow_pickle=False) as arrays:
             images = {key: np.asarray(arrays[key]) for key in arrays.files}
@@ -135,10 +187,11 @@ def read_images(path: Path) -> Images:
         position = images["position"].astype(np.float64).reshape(count, 3)
         rotation = images["rotation_xyzw"].astype(np.float64).reshape(count, 4)
         _check_poses(position, rotation)
-        camera_height, hfov = float(images.get("sensor_height", CAMERA_HEIGHT)), float(images.get("hfov_deg", HFOV))
-        if not abs(camera_height) <= MAX_COORDINATE or not 0 < hfov < 180:
-            raise ValueError(f"sensor_height is {camera_height:g} and hfov_deg {hfov:g}")
-        return Images(position, rotation, depth, rgb, camera_height, hfov)
+        x, y, z = settings.camera
+        y, hfov = float(images.get("sensor_height", y)), float(images.get("hfov_deg", settings.task.hfov))
+        if not abs(y) <= MAX_COORDINATE or not 0 < hfov < 180:
+            raise ValueError(f"sensor_height is {y:g} and hfov_deg {hfov:g}")
+        return Images(position, rotation, depth, rgb, (x, y, z), hfov)
 
 
 def read_navigation(path: Path) -> dict[str, Recorded]:

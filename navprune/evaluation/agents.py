@@ -10,7 +10,8 @@ from torch import Tensor
 
 from navprune.models.policy import PointNavPolicy
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
-from navprune.tasks.pointnav import TaskConfig, VectorEnv
+from navprune.tasks.config import TaskConfig
+from navprune.tasks.engine import VectorEnv
 
 
 class Agent(ABC):

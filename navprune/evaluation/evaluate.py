@@ -19,8 +19,9 @@ from navprune.evaluation.agents import Agent
 from navprune.files import write_file
 from navprune.progress import ProgressLine
 from navprune.scenes.files.episodes import Episode
+from navprune.sensors import SENSORS
 from navprune.simulator.pathfinder import PathFinder
-from navprune.tasks.pointnav import Finished, VectorEnv
+from navprune.tasks.engine import Finished, VectorEnv
 
 Key = tuple[str, str]
 """Scene and episode id: ids alone restart with each scene in version 2 of the data sets."""
@@ -50,19 +51,18 @@ class Evaluation:
 
 @dataclass
 class Recording:
-    """The course of one episode: poses and views before each of its T actions."""
+    """The course of one episode: poses and views, a list for each sensor, before each of its T actions."""
 
     episode: Episode
     pathfinder: PathFinder
     positions: list[np.ndarray] = field(default_factory=list)
     headings: list[float] = field(default_factory=list)
-    depth: list[np.ndarray] = field(default_factory=list)
-    rgb: list[np.ndarray] = field(default_factory=list)
+    views: dict[str, list[np.ndarray]] = field(default_factory=dict)
     measures: dict[str, float] = field(default_factory=dict)
 
 
 class Recorder:
-    """Keeps poses (metres, radians), depth [H, W] in [0, 1] and colour [H, W, 3] of chosen episodes.
+    """Keeps poses (metres, radians) and images [H, W, channels] of chosen episodes.
 
     Works over the embedded simulator, whose environments tell `positions`, `headings` and `scene(env)`.
     """
@@ -80,10 +80,8 @@ class Recorder:
             recording = self.recordings.setdefault(key, Recording(episode, env.scene(row).pathfinder))
             recording.positions.append(np.array(env.positions[row]))
             recording.headings.append(float(env.headings[row]))
-            if "depth" in observations:
-                recording.depth.append(observations["depth"][row, ..., 0].cpu().numpy().copy())
-            if "rgb" in observations:
-                recording.rgb.append(observations["rgb"][row].cpu().numpy().copy())
+            for name in SENSORS.keys() & observations.keys():
+                recording.views.setdefault(name, []).append(observations[name][row].cpu().numpy().copy())
 
     def finish(self, finished: Iterable[Finished]) -> None:
         """Attach the measures of the episodes that ended."""

@@ -3,32 +3,35 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import quaternion
+import torch
 from gym import spaces
 from habitat.config.default import get_agent_config
 from habitat.core.dataset import Episode
 from habitat.core.registry import registry
-from habitat.core.simulator import AgentState, DepthSensor, Observations, RGBSensor, Sensor, SensorSuite, Simulator
+from habitat.core.simulator import AgentState, Observations, Sensor, SensorSuite, Simulator
 from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig
 
 from navprune.errors import UserError
 from navprune.scenes.recast.bodies import Body
-from navprune.simulator.asset import RenderAsset
+from navprune.sensors import SENSORS
+from navprune.simulator import renderer
 from navprune.simulator.pathfinder import PathFinder
-from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.rasterizer import Rasterizer
+from navprune.simulator.renderer import Handle, MakeRenderer
 from navprune.simulator.scene import Scene, load_scene
-from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.expert import shortest_path_action
-from navprune.tasks.measures import collided, heading_of
+from navprune.tasks import FORWARD, LEFT, RIGHT, STOP, follower, motion
 
 NAME = "NavPruneSim-v0"
-SENSORS = ("HabitatSimDepthSensor", "HabitatSimRGBSensor")
+OURS = {sensor.lab: sensor.name for sensor in SENSORS.values() if sensor.lab is not None}
+"""What we call habitat-lab's sensors, by the names of their classes."""
 UP, AHEAD = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, -1.0])
 
 
@@ -40,6 +43,9 @@ class EmbeddedSimulator(Simulator):
     for a sensor or an agent that it cannot give and for a scene file that is missing or broken.
     """
 
+    make_renderer: MakeRenderer = staticmethod(partial(Rasterizer, threads=1))  # one camera gives one thread's work
+    """What draws; habitat-lab makes the simulator itself, so that another one is set on the class."""
+
     def __init__(self, config: DictConfig) -> None:
         if len(config.agents) != 1:
             raise UserError(f"{NAME} has one agent, not {len(config.agents)}; remove the others from simulator.agents")
@@ -49,7 +55,7 @@ class EmbeddedSimulator(Simulator):
         for sensor in sensors:
             settings = sensor.config
             groups[settings.width, settings.height, settings.hfov, tuple(settings.position)].append(sensor)
-        self._cameras = [Camera(group) for group in groups.values()]
+        self._cameras = [Camera(group, self.make_renderer) for group in groups.values()]
         self._scene: Scene | None = None
         self._scene_key: tuple[Path, Body] | None = None
         self._collided = False
@@ -103,7 +109,8 @@ class EmbeddedSimulator(Simulator):
         agent = get_agent_config(config)
         key = Path(config.scene), Body(agent.radius, agent.height)
         if self._scene is None or key != self._scene_key:
-            self._scene, self._scene_key = load_scene(key[0], body=key[1]), key
+            prepare = self._cameras[0].prepare if self._cameras else Rasterizer.prepare
+            self._scene, self._scene_key = load_scene(key[0], body=key[1], prepare=prepare), key
         if agent.is_set_start_state:
             self._start = np.array(agent.start_position, np.float64), _rotation(agent.start_rotation)
         else:
@@ -131,17 +138,23 @@ class EmbeddedSimulator(Simulator):
         self._scene = None
 
     def _act(self, action: int) -> None:
+        config = self.habitat_config
+        start, rotation = self._pose()
         if action in (LEFT, RIGHT):
-            half = math.radians(self.habitat_config.turn_angle) / 2 * (1 if action == LEFT else -1)
-            self._rotation = self._rotation * quaternion.quaternion(math.cos(half), 0.0, math.sin(half), 0.0)
+            angle = math.radians(config.turn_angle) * (1 if action == LEFT else -1)
+            self._rotation = _rotation(motion.turn(rotation, angle)[0])
         elif action == FORWARD:
-            start = self._position
-            target = start + self.habitat_config.forward_step_size * quaternion.rotate_vectors(self._rotation, AHEAD)
-            sliding = self.habitat_config.habitat_sim_v0.allow_sliding
-            self._position = self._here.pathfinder.step(start[None], target[None], sliding)[0]
-            self._collided = collided(start, target, self._position)
+            target = motion.aim(start, rotation, config.forward_step_size)
+            reached = self._here.pathfinder.step(start, target, config.habitat_sim_v0.allow_sliding).astype(np.float32)
+            self._position = motion.settle(target, reached)[0]
+            self._collided = bool(motion.collided(start, target, reached)[0])
         elif action != STOP:
             raise ValueError(f"{NAME} was given action {action}; actions are 0 to 3")
+
+    def _pose(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Position float32 [1, 3] and rotation float32 [1, 4] as x, y, z, w."""
+        rotation = quaternion.as_float_array(self._rotation)[[1, 2, 3, 0]]
+        return self._position.astype(np.float32)[None], rotation.astype(np.float32)[None]
 
     # ---- what is seen
 
@@ -223,22 +236,17 @@ class EmbeddedSimulator(Simulator):
         The radius is 0.75 of a forward step where none is given, and the keys name the actions, as in habitat-sim.
         """
         radius = 0.75 * self.habitat_config.forward_step_size if goal_radius is None else goal_radius
-        return Follower(self, radius, {STOP: stop_key, FORWARD: forward_key, LEFT: left_key, RIGHT: right_key})
-
-    def expert_action(self, goal: ArrayLike, goal_radius: float) -> int:
-        """The shortest-path action of the agent where it stands; stop where no path leads to the goal [3]."""
-        end, config = np.asarray(goal, np.float64), self.habitat_config
-        return shortest_path_action(
-            self._here.pathfinder,
-            self._position,
-            heading_of(quaternion.as_float_array(self._rotation)[[1, 2, 3, 0]]),
-            end,
-            self.geodesic_distance(self._position, end),
-            success_distance=goal_radius,
-            forward_step=config.forward_step_size,
-            turn_angle=math.radians(config.turn_angle),
-            sliding=config.habitat_sim_v0.allow_sliding,
+        able = follower.Abilities(
+            radius,
+            self.habitat_config.forward_step_size,
+            math.radians(self.habitat_config.turn_angle),
+            self.habitat_config.habitat_sim_v0.allow_sliding,
         )
+        return Follower(self, able, {STOP: stop_key, FORWARD: forward_key, LEFT: left_key, RIGHT: right_key})
+
+    def next_action_along(self, guide: follower.Follower, goal: ArrayLike) -> int:
+        """The action that a follower of one agent chooses where the agent stands, towards a goal [3]."""
+        return int(guide.actions(self._here.pathfinder, *self._pose(), _point(goal))[0])
 
     def is_navigable(self, point: ArrayLike) -> bool:
         """Whether the agent can stand there."""
@@ -254,17 +262,22 @@ class EmbeddedSimulator(Simulator):
 
 
 class Follower:
-    """habitat-sim's GreedyGeodesicFollower, by our expert: it stops where habitat-sim would find no path and raise."""
+    """habitat-sim's GreedyGeodesicFollower: the same actions, but it stops where habitat-sim would raise an error."""
 
-    def __init__(self, sim: EmbeddedSimulator, goal_radius: float, keys: dict[int, Any]) -> None:
-        self._sim, self._goal_radius, self._keys = sim, goal_radius, keys
+    def __init__(self, sim: EmbeddedSimulator, able: follower.Abilities, keys: dict[int, Any]) -> None:
+        self._sim, self._guide, self._keys = sim, follower.Follower(1, able), keys
+        self._goal: ArrayLike | None = None
 
     def next_action_along(self, goal_pos: ArrayLike) -> Any:
         """The key of the next action on the shortest path to a goal [3]."""
-        return self._keys[self._sim.expert_action(goal_pos, self._goal_radius)]
+        if self._goal is None or not np.allclose(goal_pos, self._goal):
+            self.reset()
+            self._goal = goal_pos
+        return self._keys[self._sim.next_action_along(self._guide, goal_pos)]
 
     def reset(self) -> None:
-        """Nothing is remembered from one action to the next."""
+        """Forget the actions so far."""
+        self._guide.reset()
 
 
 class LabPathFinder:
@@ -327,32 +340,32 @@ class LabPathFinder:
 class Camera:
     """Draws once for all sensors that share a pose and a size."""
 
-    def __init__(self, sensors: Sequence[Sensor]) -> None:
+    def __init__(self, sensors: Sequence[Sensor], make_renderer: MakeRenderer) -> None:
         settings = sensors[0].config
         self._offset = np.array(settings.position, np.float64)
-        self._size = (settings.height, settings.width)
-        self._depth = [sensor.uuid for sensor in sensors if isinstance(sensor, DepthSensor)]
-        self._colour = [sensor.uuid for sensor in sensors if isinstance(sensor, RGBSensor)]
-        # One camera gives one thread's work.
-        self._renderer = Renderer(settings.width, settings.height, settings.hfov, colour=bool(self._colour), threads=1)
+        self._names = {sensor.uuid: OURS[sensor.config.type] for sensor in sensors}
+        seen = tuple(dict.fromkeys(self._names.values()))
+        self._camera = renderer.Camera(settings.width, settings.height, settings.hfov, seen)  # sensors clip depth
+        self._renderer = make_renderer(self._camera)
+        self.prepare = self._renderer.prepare
 
-    def draw(
-        self, asset: RenderAsset, position: NDArray[np.float64], rotation: quaternion.quaternion
-    ) -> dict[str, NDArray]:
+    def draw(self, asset: Handle, position: NDArray[np.float64], rotation: quaternion.quaternion) -> dict[str, NDArray]:
         """What each sensor gets, by its name: depth in metres float32 [H, W], colour uint8 [H, W, 3]."""
         eye = position + quaternion.rotate_vectors(rotation, self._offset)
-        depth = np.empty((1, *self._size), np.float32)
-        rgb = np.empty((1, *self._size, 3), np.uint8) if self._colour else None
         xyzw = quaternion.as_float_array(rotation)[[1, 2, 3, 0]]
-        self._renderer.render([asset], eye[None], xyzw[None], depth, rgb)
-        images: dict[str, NDArray] = dict.fromkeys(self._depth, depth[0])
-        return images if rgb is None else images | dict.fromkeys(self._colour, rgb[0])
+        out = self._camera.images(1, self._renderer.device)
+        self._renderer.draw([asset], torch.from_numpy(eye[None]), torch.from_numpy(xyzw[None]), out)
+        images = {name: image[0].cpu().numpy() for name, image in out.items()}
+        return {
+            uuid: np.squeeze(images[name], -1) if SENSORS[name].channels == 1 else images[name]
+            for uuid, name in self._names.items()
+        }
 
 
 def _sensor(name: str, settings: DictConfig) -> Sensor:
     """habitat-lab's sensor of this configuration; UserError where the embedded simulator cannot serve it."""
-    if settings.type not in SENSORS:
-        raise UserError(f"{NAME} has no {settings.type} ({name}); it has {' and '.join(SENSORS)}")
+    if settings.type not in OURS:
+        raise UserError(f"{NAME} has no {settings.type} ({name}); it has {' and '.join(sorted(OURS))}")
     if settings.noise_model != "None" or settings.sensor_subtype != "PINHOLE" or any(settings.orientation):
         raise UserError(f"{NAME} has level pinhole cameras without noise only; change {name}")
     return registry.get_sensor(settings.type)(settings)

@@ -13,6 +13,7 @@ from navprune.errors import UserError
 from navprune.habitat import embedded
 from navprune.habitat.devices import check_habitat_sim
 from navprune.scenes.files.episodes import split_folder
+from navprune.sensors import SENSORS
 from navprune.tasks.config import TaskConfig
 
 if TYPE_CHECKING:
@@ -72,16 +73,17 @@ def make_env(config: DictConfig) -> RLEnv:
 
 
 def _set_sensors(sensors: DictConfig, task: TaskConfig) -> None:
-    for name in ("depth", "rgb"):
-        if name not in task.sensors:
-            del sensors[f"{name}_sensor"]
-            continue
-        sensor = sensors[f"{name}_sensor"]
-        sensor.width, sensor.height = task.width, task.height
-        sensor.hfov = _whole("hfov", task.hfov)
-        sensor.position = [0.0, task.camera_height, 0.0]
-    if "depth" in task.sensors:
-        sensors.depth_sensor.max_depth = task.max_depth
+    for sensor in SENSORS.values():
+        if sensor.lab is None and sensor.name in task.sensors:
+            raise UserError(f"habitat-lab has no sensor {sensor.name}; use env=embedded, or leave it out")
+        if sensor.lab is not None and sensor.name not in task.sensors:
+            del sensors[f"{sensor.name}_sensor"]
+    for settings in sensors.values():
+        settings.width, settings.height = task.width, task.height
+        settings.hfov = _whole("hfov", task.hfov)
+        settings.position = [0.0, task.camera_height, 0.0]
+        if "max_depth" in settings:
+            settings.min_depth, settings.max_depth = task.min_depth, task.max_depth
 
 
 def _whole(name: str, degrees: float) -> int:

@@ -1,6 +1,6 @@
 """PointNav for N agents in lockstep over habitat-lab's worker processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from habitat.tasks.nav.nav import NavigationEpisode, NavigationGoal
+from numpy.typing import NDArray
 
 from navprune.errors import UserError
 from navprune.habitat.devices import gpu_of
@@ -16,7 +17,12 @@ from navprune.habitat.workers import WorkerReport, Workers
 from navprune.scenes.files.episodes import Episode, scene_path
 from navprune.scenes.recast.bodies import navmesh_for
 from navprune.simulator.pathfinder import PathFinder
-from navprune.tasks.pointnav import EpisodeOrder, Lockstep, Observations, TaskConfig
+from navprune.tasks import STOP
+from navprune.tasks.config import TaskConfig
+from navprune.tasks.engine import Lockstep, Observations
+from navprune.tasks.orders import EpisodeOrder
+from navprune.tasks.pointnav import PointNav
+from navprune.tasks.poses import Rows
 
 if TYPE_CHECKING:
     from navprune.config import DataConfig
@@ -38,6 +44,8 @@ class HabitatEnv(Lockstep[Floor]):
     reset. Raises what Workers raises, and UserError where the simulator is not installed.
     """
 
+    task: PointNav
+
     def __init__(
         self,
         episodes: Sequence[Episode],
@@ -53,7 +61,7 @@ class HabitatEnv(Lockstep[Floor]):
     ) -> None:
         """Episodes of a split of the data; gpu: as `devices.gpu_of` takes it, for habitat_sim alone."""
         load = lru_cache(KEPT_FLOORS)(lambda path: Floor(PathFinder(navmesh_for(path, self.config.body))))
-        super().__init__(episodes, Path(data.folder), order, num_envs, config, load)
+        super().__init__(episodes, Path(data.folder), order, num_envs, config, PointNav, load)
         gpus = [gpu_of(worker, gpu) for worker in range(num_envs)]
         configs = {gpu: lab_config(self.config, data, split, simulator, gpu, seed) for gpu in set(gpus)}
         self._configs = [configs[gpu] for gpu in gpus]
@@ -62,12 +70,15 @@ class HabitatEnv(Lockstep[Floor]):
         self._measures: list[dict[str, float]] = [{} for _ in range(num_envs)]
         self._seen: dict[int, dict[str, np.ndarray]] = {}
 
-    def _act(self, chosen: dict[int, int]) -> Iterator[tuple[int, float, dict[str, float] | None]]:
+    def _act(self, envs: Rows, actions: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.bool_], NDArray[np.bool_]]:
         assert self._workers is not None, "step follows reset"
-        for env, (observations, gained, done, report) in self._workers.act(chosen).items():
+        chosen = dict(zip(envs.tolist(), actions.tolist(), strict=True))
+        reward, over = np.zeros(len(envs)), np.zeros(len(envs), dtype=bool)
+        for row, (env, answer) in enumerate(self._workers.act(chosen).items()):
+            observations, reward[row], over[row], report = answer
             self._taken[env].append(chosen[env])
             self._note(env, observations, report)
-            yield env, gained, report.measures if done else None
+        return reward, over & (actions == STOP), over & (actions != STOP)
 
     def running_measures(self, env: int) -> dict[str, float]:
         """The measures of the running episode so far."""
@@ -87,7 +98,7 @@ class HabitatEnv(Lockstep[Floor]):
             raise UserError("this run was saved by the embedded environments; go on with env=embedded")
         self._taken = [list(taken) for taken in state["actions"]]
         self._run(range(self.num_envs))
-        return self._observe(range(self.num_envs))
+        return self._observe(np.arange(self.num_envs))
 
     def close(self) -> None:
         """End the workers."""
@@ -108,6 +119,7 @@ class HabitatEnv(Lockstep[Floor]):
             self._seen.pop(env, None)
             if (index := self._index[env]) is not None:
                 begun[env] = self._lab_episode(self._all[index])
+                self.task.goals[env] = self._all[index].goal_position
         if self._workers is None:
             idle = self._lab_episode(self._all[0])
             self._workers = Workers(self._configs, [begun.get(env, idle) for env in range(self.num_envs)])
@@ -127,10 +139,10 @@ class HabitatEnv(Lockstep[Floor]):
 
     def _note(self, env: int, observations: dict[str, np.ndarray], report: WorkerReport) -> None:
         self._seen[env] = observations
-        self.positions[env], self.headings[env] = report.position, report.heading
-        self._measures[env], self._distance[env] = report.measures, report.measures["distance_to_goal"]
+        self.poses.positions[env], self.poses.rotations[env] = report.position, report.rotation
+        self._measures[env], self.task.distance[env] = report.measures, report.measures["distance_to_goal"]
 
-    def _observe(self, envs: Sequence[int] | np.ndarray) -> Observations:
+    def _observe(self, envs: Rows) -> Observations:
         idle = {key: np.zeros(space.shape, space.dtype) for key, space in self.observation_space.items()}
-        seen = [self._seen.get(env, idle) for env in envs]
+        seen = [self._seen.get(env, idle) for env in envs.tolist()]
         return {key: torch.from_numpy(np.array([each[key] for each in seen], idle[key].dtype)) for key in idle}

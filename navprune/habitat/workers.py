@@ -29,7 +29,6 @@ from omegaconf import DictConfig
 from navprune.errors import UserError
 from navprune.habitat.devices import advice
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.measures import heading_of
 
 ACTIONS = {STOP: "stop", FORWARD: "move_forward", LEFT: "turn_left", RIGHT: "turn_right"}
 """What habitat-lab calls the actions."""
@@ -44,10 +43,10 @@ QUIET = {"MAGNUM_LOG": "quiet", "HABITAT_SIM_LOG": "quiet"}
 
 
 class WorkerReport(NamedTuple):
-    """Where the agent of a worker stands (metres [3], radians) and the measures of its episode so far."""
+    """Where the agent of a worker stands (metres [3], x y z w [4]) and the measures of its episode so far."""
 
     position: np.ndarray
-    heading: float
+    rotation: np.ndarray
     measures: dict[str, float]
 
 
@@ -102,8 +101,7 @@ class Worker(RLTaskEnv):
             "collisions": float(found["collisions"]["count"]),
             "steps": float(self._steps),
         }
-        heading = heading_of(np.array([turn.x, turn.y, turn.z, turn.w]))
-        return WorkerReport(np.array(state.position, dtype=np.float64), heading, measures)
+        return WorkerReport(np.array(state.position), np.array([turn.x, turn.y, turn.z, turn.w]), measures)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from navprune.errors import UserError
+from navprune.sensors import SENSORS, channels_of, with_channels
 
-CHANNELS = {"rgb": 3, "depth": 1}
 EXPANSION = {"basic": 1, "bottleneck": 4, "se_bottleneck": 4, "resnext": 2, "se_resnext": 2}
 FAMILIES = {"resnet": tuple(EXPANSION), "simple_cnn": ("",), "blind": ("",)}
 RESNETS = {
@@ -96,9 +96,9 @@ class EncoderSpec:
                 raise UserError(f"{title}: no stages; give the number of blocks of each stage")
         if self.family != "blind":
             check_input(title, self.input)
-            if not self.observations or any(key not in CHANNELS for key in self.observations):
-                raise UserError(f"{title}: observations are {self.observations}; they must be of {', '.join(CHANNELS)}")
-            if sum(CHANNELS[key] for key in self.observations) != self.input[0]:
+            if not self.observations or any(key not in SENSORS for key in self.observations):
+                raise UserError(f"{title}: observations are {self.observations}; they must be of {', '.join(SENSORS)}")
+            if channels_of(self.observations) != self.input[0]:
                 raise UserError(f"{title}: {' + '.join(self.observations)} do not have {self.input[0]} channels")
             if min((min(conv.height, conv.width) for conv in convolutions(self)), default=0) < 1:
                 raise UserError(f"{title}: input of {self.input[1]} x {self.input[2]} pixels is too small")
@@ -230,7 +230,7 @@ def encoder_spec(
     check_input(name, input)
     input = (*input,)
     if observations is None:
-        observations = {1: ("depth",), 3: ("rgb",), 4: ("depth", "rgb")}.get(input[0], ())
+        observations = with_channels(input[0])
     if name == "simple_cnn":
         free = _narrow(Layer("conv1", 32), width), _narrow(Layer("conv2", 64), width)
         return EncoderSpec(name, input, observations, layers=free, output=output or 32)
@@ -248,7 +248,8 @@ def encoder_spec(
         pooled = input[1] // 2, input[2] // 2
         last = _convolutions("resnet", block, blocks, *pooled)[-1]
         output = round(FLAT_SIZE / max(1, last.height * last.width))
-    return EncoderSpec("resnet", input, observations, block, blocks, tuple(layers), output, "rgb" in observations)
+    normalise = any(SENSORS[key].is_bytes for key in observations if key in SENSORS)  # as habitat-baselines does
+    return EncoderSpec("resnet", input, observations, block, blocks, tuple(layers), output, normalise)
 
 
 def renumbered(name: str, removed: Collection[str]) -> str | None:

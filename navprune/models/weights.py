@@ -17,7 +17,8 @@ from navprune.errors import UserError
 from navprune.models.build import Spec, build, read_spec_file
 from navprune.models.policy import EMBEDDING, PointNavPolicy
 from navprune.models.pth import SAFETENSORS, checked, read_tensors
-from navprune.models.spec import CHANNELS, RESNETS, EncoderSpec, PolicySpec, encoder_spec
+from navprune.models.spec import RESNETS, EncoderSpec, PolicySpec, encoder_spec
+from navprune.sensors import SENSORS
 from navprune.tasks import GOAL
 
 PREFIX = "actor_critic."  # of files from DD-PPO's time, the published ones among them
@@ -82,7 +83,7 @@ def foreign_bytes(policy: PointNavPolicy) -> bytes:
     """
     _check_dense(policy.spec)
     state = {key: value.detach().cpu() for key, value in policy.state_dict().items()}
-    owners = [key for key in policy.spec.encoder.observations for _ in range(CHANNELS[key])]  # of each channel
+    owners = [key for key in policy.spec.encoder.observations for _ in range(SENSORS[key].channels)]  # of each channel
     order = sorted(range(len(owners)), key=owners.__getitem__)
     if owners != sorted(owners):
         for key in ("backbone.conv1.0.weight", "running_mean_and_var._mean", "running_mean_and_var._var"):

@@ -32,7 +32,7 @@ from navprune.rl.rollouts import Actor
 from navprune.tasks import GOAL
 
 if TYPE_CHECKING:
-    from navprune.tasks.pointnav import VectorEnv
+    from navprune.tasks.engine import VectorEnv
 
 EXPERT = "expert"
 ACTIONS = 4  # stop, forward, left, right

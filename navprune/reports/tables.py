@@ -153,7 +153,8 @@ def parity_table(parity: dict) -> Table:
     scenes = {name: dict(_dotted(figures)) for name, figures in parity["scenes"].items()}
     cells = []
     for way in dict.fromkeys(way for figures in scenes.values() for way in figures):
-        ((words, limit),) = parity["required"].get(way, {"": None}).items()
+        figure = ".".join(way.split(".")[2:]) if way.startswith("cameras.") else way  # as of the scene's first camera
+        ((words, limit),) = parity["required"].get(figure, {"": None}).items()
         bound = f"{words.replace('_', ' ')} {_agreement(way, limit)}" if words else MISSING
         name = way.replace(".", ", ").replace("_", " ")
         cells.append((name, *(_agreement(way, figures.get(way)) for figures in scenes.values()), bound))

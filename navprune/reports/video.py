@@ -45,7 +45,7 @@ def video_frames(recording: Recording, size: int = 360) -> Iterator[np.ndarray]:
         drawn = page.copy()
         view.draw_disc(drawn, positions[0], 5, style.PAPER, outline=style.INK)
         view.draw_agent(drawn, positions[t], heading)
-        views = [*(colour_depth(depth) for depth in recording.depth[t : t + 1]), *recording.rgb[t : t + 1]]
+        views = [picture(views[t]) for _, views in sorted(recording.views.items())]
         panels = [Image.fromarray(seen).resize((size, size), Image.Resampling.BICUBIC) for seen in views]
         panels.append(view.finish(drawn))
         width = sum(panel.width for panel in panels)
@@ -58,6 +58,11 @@ def video_frames(recording: Recording, size: int = 360) -> Iterator[np.ndarray]:
         caption = title_of(recording) if t + 1 == steps else f"step {t + 1} of {steps}"
         ImageDraw.Draw(sheet).text((10, size + bar / 2), caption, style.INK, style.font(13), "lm")
         yield np.asarray(sheet)
+
+
+def picture(image: np.ndarray) -> np.ndarray:
+    """Turn what a sensor gave, [H, W, channels], into colours uint8 [H, W, 3]: bytes as they are, others as depth."""
+    return image if image.dtype == np.uint8 else colour_depth(image[..., 0])
 
 
 def colour_depth(depth: np.ndarray) -> np.ndarray:

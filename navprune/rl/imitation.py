@@ -30,7 +30,7 @@ from navprune.tasks import STOP
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy
-    from navprune.tasks.pointnav import Finished
+    from navprune.tasks.engine import Finished
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from navprune.rl.monitor import EpisodeWindow, Timers
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy, PolicyOutput
-    from navprune.tasks.pointnav import Step, VectorEnv
+    from navprune.tasks.engine import Step, VectorEnv
 
 
 class NotFinite(UserError):

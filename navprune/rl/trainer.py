@@ -34,7 +34,7 @@ from navprune.rl.ppo import PPO, PPOConfig
 from navprune.rl.rollouts import Actor, NotFinite
 
 if TYPE_CHECKING:
-    from navprune.tasks.pointnav import VectorEnv
+    from navprune.tasks.engine import VectorEnv
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals on which a run saves and stops: Ctrl-C, and those of batch systems before time is up."""

@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from navprune import lanes
 from navprune.kernels import njit
 from navprune.lanes import WIDTH
-from navprune.simulator.shading import shade
+from navprune.simulator.strokes import draw_strokes
 from navprune.simulator.tree import NODE, WAITING
 from navprune.simulator.triangles import FAR, NEAR, SETUP, TILE, draw_leaf
 from navprune.simulator.view import INLINE, INNER, KERNEL, view_of
 
 FEW = np.float32(1e-3)  # pixels; more than rounding moves a box in the image, beside a millionth of the image
+EMPTY = np.float32(1 / FAR)  # closeness of what shows nothing, while the tree is walked
 RAYS = 2  # up to so many pixels, what a node holds is looked for along the ray of each
 # The image is drawn in so many parts, each by a walk of its own, a node at a time in turn: so what a node will need
 # comes from memory while the others are drawn.
 ROWS, COLUMNS = 4, 4
+WALKS = ROWS * COLUMNS
 PAD = np.float32(2e-6)  # metres a metre; more than rounding moves a box in the world
 
 
@@ -33,9 +35,12 @@ class Scratch(NamedTuple):
 
     farthest: float32 [tile rows, tile columns], at most the least closeness of the tile's pixels.
     stale: bool, same shape: drawn into since farthest was taken.
-    nodes: int32 [WALKS WAITING], children of nodes, to visit. nearest: float32 [WALKS WAITING], at least their closeness.
+    nodes: int32 [WALKS WAITING], children of nodes, to visit, each walk's behind the one's before.
+    nearest: float32 [WALKS WAITING], at least their closeness.
     places: int32 [WALKS WAITING, 4], the pixels that they may cover: first and last column, first and last row.
-    children: int32 [WIDTH] and pixels: float32 [5, WIDTH], those of one node with places and closeness; setup: float64 [SETUP, WIDTH].
+    waiting, empty: int64 [WALKS], where each walk's nodes end now, and when none is left.
+    children: int32 [WIDTH] and pixels: float32 [5, WIDTH], those of one node with places and closeness.
+    setup: float64 [SETUP, WIDTH], the triangles of a leaf in the image.
     """
 
     farthest: NDArray[np.float32]
@@ -56,11 +61,11 @@ def make_scratch(height: int, width: int) -> Scratch:
     return Scratch(
         np.empty(tiles, np.float32),
         np.empty(tiles, np.bool_),
-        np.empty(ROWS * COLUMNS * WAITING, np.int32),
-        np.empty(ROWS * COLUMNS * WAITING, np.float32),
-        np.empty((ROWS * COLUMNS * WAITING, 4), np.int32),
-        np.empty(ROWS * COLUMNS, np.int64),
-        np.empty(ROWS * COLUMNS, np.int64),
+        np.empty(WALKS * WAITING, np.int32),
+        np.empty(WALKS * WAITING, np.float32),
+        np.empty((WALKS * WAITING, 4), np.int32),
+        np.empty(WALKS, np.int64),
+        np.empty(WALKS, np.int64),
         np.empty(WIDTH, np.int32),
         np.empty((5, WIDTH), np.float32),
         np.empty((SETUP, WIDTH)),
@@ -68,25 +73,27 @@ def make_scratch(height: int, width: int) -> Scratch:
 
 
 @njit(**KERNEL)
-def draw(tree, cutout, surface, camera, eyes, rotations, focal, far, scale, depth, rgb, triangles, scratch):
-    """Draw depth[camera] and rgb[camera]; triangles: int32 [H, W], working memory.
+def show(tree, cutout, strokes, camera, eyes, rotations, focal, closeness, triangles, scratch):
+    """Say what each pixel of a camera shows: closeness [H, W], and which of `triangles` [H, W] where these are asked.
 
-    Without colours surface, rgb and triangles are None.
+    Of equally near triangles that is the first in the file; -1 is none, -2 - i is stroke i. Without need of triangles
+    they are None; cutout is None where the scene has no holes, strokes where it has neither lines nor points.
     """
-    closeness = depth[camera]
     height, width = closeness.shape
     view = view_of(eyes[camera], rotations[camera], focal, height, width)
     _draw_tree(tree, cutout, view, closeness, triangles, scratch)
-    _closeness_to_depth(closeness, far, scale)
-    if rgb is not None:
-        shade(tree, surface, view, triangles, rgb[camera])
+    if strokes is not None:
+        draw_strokes(strokes, view, closeness, triangles)
+    for row in range(height):
+        for column in range(width):
+            closeness[row, column] = closeness[row, column] if closeness[row, column] > EMPTY else np.float32(0)
 
 
 @njit(**INNER)
 def _draw_tree(tree, cutout, view, closeness, triangles, scratch):
     """Draw all triangles; triangles: which one each pixel shows, -1 for none; may itself be None, as may cutout."""
-    closeness[:] = np.float32(1 / FAR)
-    scratch.farthest[:] = np.float32(1 / FAR)
+    closeness[:] = EMPTY
+    scratch.farthest[:] = EMPTY
     scratch.stale[:] = False
     if triangles is not None:
         triangles[:] = -1
@@ -161,7 +168,10 @@ def _project_children(tree, node, place, view, closeness, scratch):
         # A side of the box left of the axis is farthest left when nearest, one right of it when farthest away.
         begin = lanes.ceil(low * lanes.choose(low < np.float32(0), nearest, least) + (shift - room))
         end = lanes.floor(high * lanes.choose(high > np.float32(0), nearest, least) + (shift + room))
-        begin, end = lanes.maximum(begin, lanes.f32(place[2 * axis])), lanes.minimum(end, lanes.f32(place[2 * axis + 1]))
+        begin, end = (
+            lanes.maximum(begin, lanes.f32(place[2 * axis])),
+            lanes.minimum(end, lanes.f32(place[2 * axis + 1])),
+        )
         seen = seen & (begin <= end)
         lanes.store(scratch.pixels, 2 * axis * WIDTH, begin)
         lanes.store(scratch.pixels, (2 * axis + 1) * WIDTH, end)
@@ -271,14 +281,3 @@ def _least(closeness, row_0, column_0):
         shown = lanes.load_where(closeness, row * width + column_0, mask)
         least = lanes.choose(mask & (shown < least), shown, least)
     return -lanes.greatest(-least)
-
-
-@njit(**INNER)
-def _closeness_to_depth(closeness, far, scale):
-    """Turn closeness into depth in place, clipped to far and multiplied by scale."""
-    far, scale = np.float32(far), np.float32(scale)
-    for row in range(closeness.shape[0]):
-        for column in range(closeness.shape[1]):
-            value = closeness[row, column]
-            depth = np.float32(1) / value if value > np.float32(1 / FAR) else np.float32(0)
-            closeness[row, column] = min(depth, far) * scale

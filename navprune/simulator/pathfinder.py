@@ -15,10 +15,12 @@ from numpy.typing import DTypeLike
 from navprune.errors import UserError
 from navprune.scenes.files import navmesh as layout
 from navprune.scenes.files.navmesh import NavMesh, Tile
-from navprune.simulator import detour
-from navprune.simulator.detour import ISLAND, OPEN
+from navprune.simulator.detour import batches
+from navprune.simulator.detour import mesh as detour
+from navprune.simulator.detour.mesh import ISLAND, OPEN
 
 MAX_SHIFT = 1e-2  # metres in the plane that a navigable point may be off the mesh
+HERE = 1e-3  # metres in the plane within which a corner of a path is where the path begins
 OVERLAP_MARGIN = 0.01  # metres by which edges on a tile border must overlap
 SIDE_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
 
@@ -54,40 +56,45 @@ class PathFinder:
 
     def snap(self, points: np.ndarray) -> np.ndarray:
         """The nearest point of the mesh [N, 3] for each of `points` [N, 3]; NaN off the mesh."""
-        return detour.locate(self._mesh, _float32(points))[1]
+        return batches.locate(self._mesh, _float32(points))[1]
 
     def is_navigable(self, points: np.ndarray, max_y_delta: float = 0.5) -> np.ndarray:
         """Whether each of `points` [N, 3] is on the mesh to 1 cm in the plane, `max_y_delta` m in height."""
         points = _float32(points)
-        polygons, snapped = detour.locate(self._mesh, points)
+        polygons, snapped = batches.locate(self._mesh, points)
         shift = np.abs(snapped - points)
         flat = np.hypot(shift[:, 0], shift[:, 2])
         return (polygons >= 0) & (shift[:, 1] <= max_y_delta) & (flat <= MAX_SHIFT)
 
     def geodesic_distance(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Length [N] of the path from each of `starts` [N, 3] to its end in `ends`; inf without one."""
-        return detour.path_lengths(self._mesh, *_pairs(starts, ends))
+        return batches.path_lengths(self._mesh, *_pairs(starts, ends))
 
     def find_path(self, start: np.ndarray, end: np.ndarray) -> Path:
         """The path from `start` [3] to `end` [3]."""
-        distance, points = detour.path(self._mesh, _float32(start), _float32(end))
+        distance, points = batches.path(self._mesh, _float32(start), _float32(end))
         return Path(distance, points.astype(np.float64))
+
+    def next_corners(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Where the path from each of `starts` [N, 3] to its end leads first, 1 mm away at least: [N, 3], or NaN."""
+        narrow, ends = _pairs(starts, ends)
+        return batches.next_corners(self._mesh, _array(starts, np.float64).reshape(narrow.shape), ends, HERE)
 
     def step(self, starts: np.ndarray, ends: np.ndarray, sliding: bool = True) -> np.ndarray:
         """Where agents at `starts` [N, 3] come that want to go to `ends` [N, 3]: [N, 3].
 
         Walls deflect them with `sliding` and stop them without.
         """
-        return detour.steps(self._mesh, *_pairs(starts, ends), sliding)
+        return batches.steps(self._mesh, *_pairs(starts, ends), sliding)
 
     def island_radius(self, points: np.ndarray) -> np.ndarray:
         """Largest distance [N] of a vertex from the centroid of each point's island; 0 off the mesh."""
-        polygons, _ = detour.locate(self._mesh, _float32(points))
+        polygons, _ = batches.locate(self._mesh, _float32(points))
         return np.where(polygons >= 0, self._radius[self._mesh.polygons[polygons, ISLAND]], 0.0)
 
     def obstacle_distance(self, points: np.ndarray, limit: float = 2.0) -> np.ndarray:
         """Distance [N] in the plane from each point to the nearest wall, up to `limit`; inf off the mesh."""
-        return detour.wall_distances(self._mesh, _float32(points), np.float32(limit))
+        return batches.wall_distances(self._mesh, _float32(points), np.float32(limit))
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Points [count, 3] uniform over the navigable area; `UserError` where there is none."""

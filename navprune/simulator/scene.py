@@ -9,30 +9,31 @@ from weakref import WeakValueDictionary
 from navprune.machine import memory
 from navprune.scenes.files.places import check_files, existing
 from navprune.scenes.recast.bodies import Body, navmesh_for
-from navprune.simulator.asset import RenderAsset, load_asset
+from navprune.simulator.asset import load_asset
 from navprune.simulator.pathfinder import PathFinder
+from navprune.simulator.renderer import Handle, Prepare
 
 HABITATS = Body()
-Key = tuple[Path, bool, Body]
+Key = tuple[Path, bool, Body, Prepare]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One world: its triangles in a tree for the renderer and its navigation mesh for the path finder."""
+    """One world: as its renderer holds it, and its navigation mesh for the path finder."""
 
     name: str
-    asset: RenderAsset
+    asset: Handle
     pathfinder: PathFinder
 
 
-def load_scene(path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> Scene:
+def load_scene(path: Path, alpha_masks: bool = False, body: Body = HABITATS, prepare: Prepare = load_asset) -> Scene:
     """Load NAME.glb and its navmesh; raises UserError where either is missing or broken.
 
-    alpha_masks: see load_glb. body: whom the navmesh is for, see navmesh_for.
+    alpha_masks: see load_glb. body: whom the navmesh is for, see navmesh_for. prepare: of the renderer that draws it.
     """
     path = existing(path)
     check_files(path)
-    return Scene(path.stem, load_asset(path, alpha_masks), PathFinder(navmesh_for(path, body)))
+    return Scene(path.stem, prepare(path, alpha_masks), PathFinder(navmesh_for(path, body)))
 
 
 class SceneLibrary:
@@ -48,9 +49,9 @@ class SceneLibrary:
         self._kept: OrderedDict[Key, Scene] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path, alpha_masks: bool = False, body: Body = HABITATS) -> Scene:
-        """The scene at this path; alpha_masks and body as load_scene takes them."""
-        key = path, alpha_masks, body
+    def get(self, path: Path, alpha_masks: bool = False, body: Body = HABITATS, prepare: Prepare = load_asset) -> Scene:
+        """The scene at this path; the rest as load_scene takes it."""
+        key = path, alpha_masks, body, prepare
         with self._lock:
             scene = self._used.get(key)
             if scene is None:

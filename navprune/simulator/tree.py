@@ -18,7 +18,7 @@ class Tree(NamedTuple):
 
     nodes: float32 [M, 7, WIDTH], centre (x, y, z) and half extent of each child's box, and the bits of an int32 that
         says what the child is: a node, or -1 - (8 * first triangle + count - 1) for a leaf.
-    corners: float32 [9 T + WIDTH], leaf after leaf: first corner's x of all its triangles, its y, ..., third corner's z.
+    corners: float32 [9 T + WIDTH], leaf after leaf: of all its triangles the first corner's x, its y, ..., the third's z.
     places: uint8 [T], 8 * (count of the triangle's leaf - 1) + its place there.
     order: int32 [T], index in the file.
     """
@@ -29,14 +29,14 @@ class Tree(NamedTuple):
     order: NDArray[np.int32]
 
 
-def make_tree(vertices: NDArray) -> tuple[Tree, NDArray[np.int32]]:
-    """Build the tree over triangles [T, 3, 3]; return it and their order [T] in its leaves."""
+def make_tree(vertices: NDArray) -> Tree:
+    """Build the tree over triangles [T, 3, 3]."""
     boxes, pairs, order = build_tree(vertices)
     nodes = np.zeros((max(1, len(pairs) // 2), 7, WIDTH), np.float32)
     nodes[:, 3:6] = -1e30  # so that nothing lies in the box of no child
     used = _collapse(boxes, pairs, nodes, nodes.view(np.int32)[:, 6])
     corners, places = _leaves(pairs, order, np.ascontiguousarray(vertices, np.float32).reshape(-1, 9))
-    return Tree(nodes[:used].copy(), corners, places, order), order
+    return Tree(nodes[:used].copy(), corners, places, order)
 
 
 @njit(cache=True)

@@ -71,9 +71,7 @@ def _corners(tree, start, count, k, view):
 
 
 @njit(**INLINE)
-def _draw_pixels(
-    tree, start, seen, e0, e1, e2, normal, limit, place, cutout, view, closeness, triangles, scratch
-):
+def _draw_pixels(tree, start, seen, e0, e1, e2, normal, limit, place, cutout, view, closeness, triangles, scratch):
     """Draw a leaf pixel by pixel."""
     height, width = closeness.shape
     column_0, column_1, row_0, row_1 = place
@@ -153,7 +151,15 @@ def _draw_triangle(tree, triangle, setup, cutout, view, closeness, triangles, sc
     height, width = closeness.shape
     column_0, column_1, row_0, row_1 = int(setup[0]), int(setup[1]), int(setup[2]), int(setup[3])
     e0x, e0y, e0z, e1x, e1y, e1z, e2x, e2y, e2z = (
-        setup[4], setup[5], setup[6], setup[7], setup[8], setup[9], setup[10], setup[11], setup[12]
+        setup[4],
+        setup[5],
+        setup[6],
+        setup[7],
+        setup[8],
+        setup[9],
+        setup[10],
+        setup[11],
+        setup[12],
     )
     nx, ny, nz, limit = setup[13], setup[14], setup[15], setup[16]
     x0 = 0.5 - width * 0.5
@@ -161,7 +167,11 @@ def _draw_triangle(tree, triangle, setup, cutout, view, closeness, triangles, sc
     i0 = 1.0 / e0x if e0x != 0 else 0.0
     i1 = 1.0 / e1x if e1x != 0 else 0.0
     i2 = 1.0 / e2x if e2x != 0 else 0.0
-    t0, t1, t2 = _room(e0x, e0y, e0z, width, height), _room(e1x, e1y, e1z, width, height), _room(e2x, e2y, e2z, width, height)
+    t0, t1, t2 = (
+        _room(e0x, e0y, e0z, width, height),
+        _room(e1x, e1y, e1z, width, height),
+        _room(e2x, e2y, e2z, width, height),
+    )
     zero = lanes.f64(0)
     for row in range(row_0, row_1 + 1):
         y = row + (0.5 - height * 0.5)

@@ -26,6 +26,7 @@ class View(NamedTuple):
 
     spans: float32 [3, 3], absolute axes: the reach of a box of half extents h is spans . h.
     steps: float32 [2, 3], what a pixel to the right and one down add to a ray of depth 1.
+    middle: float64 [2], the image's in pixels.
     """
 
     eye: NDArray[np.float64]
@@ -34,6 +35,7 @@ class View(NamedTuple):
     axes32: NDArray[np.float32]
     spans: NDArray[np.float32]
     steps: NDArray[np.float32]
+    middle: NDArray[np.float64]
 
 
 @njit(**KERNEL)
@@ -46,7 +48,7 @@ def view_of(eye, rotation, focal, height, width):
     axes = np.empty((3, 3))
     axes[0], axes[1], axes[2] = right * focal, -up * focal, -back
     axes32, steps = axes.astype(np.float32), (axes[:2] / focal**2).astype(np.float32)
-    return View(eye, axes, eye.astype(np.float32), axes32, np.abs(axes32), steps)
+    return View(eye, axes, eye.astype(np.float32), axes32, np.abs(axes32), steps, np.array([width * 0.5, height * 0.5]))
 
 
 @njit(**INNER)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from navprune.checks import bounded, check_fields
 from navprune.errors import UserError
 from navprune.scenes.recast.bodies import Body
+from navprune.sensors import SENSORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,12 @@ class TaskConfig:
     """Radius of the agent's body in metres, which the navmesh must leave room for."""
     agent_height: float = bounded(1.5, 0.01, 100)
     """Height of the agent's body in metres."""
+    min_depth: float = bounded(0.0, 0, 1e6)
+    """Depth in metres that the depth sensor reports as 0, as it does what is nearer, and where nothing is."""
     max_depth: float = bounded(10.0, 0.01, 1e6)
-    """Depth in metres that the depth sensor reports as 1."""
+    """Depth in metres that the depth sensor reports as 1, as it does what is farther."""
     sensors: tuple[str, ...] = ("depth",)
-    """What the agent sees: any of depth and rgb."""
+    """What the agent sees: any of those in navprune/sensors.py."""
     forward_step: float = bounded(0.25, 0.001, 1000)
     """Length of MOVE_FORWARD in metres."""
     turn_angle: float = bounded(10.0, 0.001, 360)
@@ -47,10 +50,13 @@ class TaskConfig:
     def __post_init__(self) -> None:
         seen = (self.sensors,) if isinstance(self.sensors, str) else tuple(self.sensors)
         object.__setattr__(self, "sensors", seen)
-        unknown = sorted(set(self.sensors) - {"depth", "rgb"})
+        unknown = sorted(set(self.sensors) - set(SENSORS))
         if unknown:
-            raise UserError(f"task.sensors knows depth and rgb, not {', '.join(map(str, unknown))}")
+            known = " and ".join(sorted(SENSORS))
+            raise UserError(f"task.sensors knows {known}, not {', '.join(map(str, unknown))}")
         check_fields("task", self)
+        if not self.min_depth < self.max_depth:
+            raise UserError(f"task.min_depth is {self.min_depth:g}, not less than task.max_depth, {self.max_depth:g}")
 
     @property
     def body(self) -> Body:

@@ -1,13 +1,13 @@
-"""The shortest-path expert: the action that an agent with a map would take."""
-
-import math
+"""The shortest-path expert: the actions that agents with a map would take."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.measures import collided, forward_of
+from navprune.tasks.motion import collided
+
+Floats = NDArray[np.float64]
 
 # A forward step must bring the goal nearer by this share of its length, or other headings are tried.
 USEFUL_SHARE = 0.2
@@ -15,51 +15,69 @@ USEFUL_SHARE = 0.2
 TURN_COST = 0.01
 
 
-def shortest_path_action(
+def shortest_path_actions(
     pathfinder: PathFinder,
-    position: NDArray[np.float64],
-    heading: float,
-    goal: NDArray[np.float64],
-    distance: float,
+    positions: Floats,
+    headings: Floats,
+    goals: Floats,
+    distances: Floats,
     *,
     success_distance: float,
     forward_step: float,
     turn_angle: float,
     sliding: bool,
-) -> int:
-    """The action of a greedy follower of the geodesic, as habitat-sim's GreedyGeodesicFollower chooses it.
+) -> NDArray[np.int64]:
+    """The actions [N] by which agents of one scene follow their shortest paths with one step of foresight.
 
-    It simulates a step along each of the two headings (multiples of the turn from the present one) that enclose
-    the direction of the next corner, and takes the one after which the goal is nearer; where neither helps, all
-    headings compete. position and goal [3], heading and turn_angle in radians, distance = geodesic distance to
-    the goal in metres, sliding as the task has it. Returns 0 stop, 1 forward, 2 left, 3 right; stop where no path
-    leads to the goal.
+    Each simulates a step along the two headings (multiples of the turn from the present one) that enclose the
+    direction of the next corner, and takes the one after which the goal is nearer; where neither helps, all headings
+    compete. positions and goals [N, 3], headings [N] and turn_angle in radians, distances [N] = geodesic distances to
+    the goals in metres, sliding as the task has it. 0 stop, 1 forward, 2 left, 3 right; stop where no path leads to
+    the goal.
     """
-    if distance < success_distance or not math.isfinite(distance):
-        return STOP
-    corners = pathfinder.find_path(position, goal).points
+    actions = np.full(len(positions), STOP)
+    active = np.flatnonzero((distances >= success_distance) & np.isfinite(distances))
+    if not len(active):
+        return actions
+    positions, headings, goals, distances = positions[active], headings[active], goals[active], distances[active]
 
-    def gain(turns: int) -> float:
-        target = position + forward_step * forward_of(heading + turns * turn_angle)
-        end = pathfinder.step(position[None], target[None], sliding=sliding)
-        if not sliding and collided(position, target, end[0]):
-            return -math.inf  # Who stands against a wall and cannot slide would run into it for ever.
-        return distance - float(pathfinder.geodesic_distance(end, goal[None])[0]) - TURN_COST * abs(turns)
+    def gains(agents: NDArray[np.int64], turns: NDArray[np.int64]) -> Floats:
+        """Metres by which a step after each of the turns [A, K] brings the goals nearer."""
+        heading = (headings[agents, None] + turns * turn_angle).ravel()
+        starts, ends = (np.repeat(points[agents], turns.shape[1], axis=0) for points in (positions, goals))
+        targets = starts - forward_step * np.stack([np.sin(heading), 0 * heading, np.cos(heading)], axis=-1)
+        reached = pathfinder.step(starts, targets, sliding=sliding)
+        left = pathfinder.geodesic_distance(reached, ends)
+        if not sliding:  # who stands against a wall and cannot slide would run into it for ever
+            left[collided(starts, targets, reached)] = np.inf
+        return distances[agents, None] - left.reshape(turns.shape) - TURN_COST * np.abs(turns)
 
-    offset = _first_offset(corners, position)
-    direction = math.atan2(-offset[0], -offset[2]) - heading
-    lower = math.floor(((direction + math.pi) % (2 * math.pi) - math.pi) / turn_angle)  # the same in [-pi, pi)
-    gains = {turns: gain(turns) for turns in (lower, lower + 1)}
-    if max(gains.values()) < USEFUL_SHARE * forward_step:
-        half = round(math.pi / turn_angle)
-        gains |= {turns: gain(turns) for turns in range(-half + 1, half + 1)}
-    best = max(gains, key=lambda turns: (gains[turns], -abs(turns)))
-    if best == 0:
-        return FORWARD
-    return LEFT if best > 0 else RIGHT
+    lower = _turns_to_the_next_corner(pathfinder, positions, headings, goals, turn_angle)
+    everyone = np.arange(len(active))
+    turns = np.stack([lower, lower + 1], axis=1)
+    gained = gains(everyone, turns)
+    best = _best_of(gained, turns)
+    hard = everyone[gained.max(axis=1) < USEFUL_SHARE * forward_step]
+    if len(hard):
+        half = round(np.pi / turn_angle)
+        around = np.broadcast_to(np.arange(-half + 1, half + 1), (len(hard), 2 * half))
+        all_gained = np.hstack([gained[hard], gains(hard, around)])
+        best[hard] = _best_of(all_gained, np.hstack([turns[hard], around]))
+    actions[active] = np.where(best == 0, FORWARD, np.where(best > 0, LEFT, RIGHT))
+    return actions
 
 
-def _first_offset(corners: NDArray[np.float64], position: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Offset [3] to the first corner of a path that is not the position itself."""
-    offsets = (corner - position for corner in corners[1:])
-    return next((offset for offset in offsets if math.hypot(offset[0], offset[2]) > 1e-3), np.array([0.0, 0.0, -1.0]))
+def _best_of(gains: Floats, turns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each row the turns of the largest gain; of equal ones the fewest, then the first."""
+    fewest = np.where(gains == gains.max(axis=1, keepdims=True), np.abs(turns), np.iinfo(np.int64).max)
+    return turns[np.arange(len(turns)), fewest.argmin(axis=1)]
+
+
+def _turns_to_the_next_corner(
+    pathfinder: PathFinder, positions: Floats, headings: Floats, goals: Floats, turn_angle: float
+) -> NDArray[np.int64]:
+    """How many whole turns [N], from -half a circle on, lie before the direction of the path's next corner."""
+    offsets = pathfinder.next_corners(positions, goals) - positions
+    none = np.isnan(offsets[:, 0])
+    directions = np.arctan2(np.where(none, 0.0, -offsets[:, 0]), np.where(none, 1.0, -offsets[:, 2])) - headings
+    return np.floor(((directions + np.pi) % (2 * np.pi) - np.pi) / turn_angle).astype(np.int64)

@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 
 from navprune.errors import UserError
 from navprune.scenes.files.episodes import Episode, read_episodes
-from navprune.tasks.pointnav import Observations, PointNavEnv, Shuffled, TaskConfig
+from navprune.sensors import SENSORS, Sensor
+from navprune.tasks.config import TaskConfig
+from navprune.tasks.engine import Observations
+from navprune.tasks.orders import Shuffled
+from navprune.tasks.pointnav import PointNavEnv
 
 Arrays = dict[str, NDArray]
 
@@ -168,11 +172,16 @@ class VectorPointNav(gymnasium.vector.VectorEnv[Arrays, NDArray, NDArray]):
 
 
 def picture(observations: Arrays) -> NDArray[np.uint8]:
-    """Colour and depth (white is far) of one agent side by side, [H, W or 2 W, 3]; one black pixel for a blind one."""
-    images = [observations["rgb"]] if "rgb" in observations else []
-    if "depth" in observations:
-        images.append(np.repeat((observations["depth"] * 255).astype(np.uint8), 3, axis=2))
+    """What one agent sees, sensors side by side, bytes [H, W or more, 3] (depth: white is far); a blind one black."""
+    images = [_picture(SENSORS[name], observations[name]) for name in SENSORS if name in observations]
     return np.concatenate(images, axis=1) if images else np.zeros((1, 1, 3), np.uint8)
+
+
+def _picture(sensor: Sensor, image: NDArray) -> NDArray[np.uint8]:
+    """Bytes [H, W, 3] of a sensor's image; of one channel grey."""
+    shares = (image - sensor.low) / (sensor.high - sensor.low)
+    shown = image if sensor.is_bytes else (shares * 255).astype(np.uint8)
+    return shown if sensor.channels == 3 else np.repeat(shown[..., :1], 3, axis=2)
 
 
 def _info(episode: Episode | None, measures: dict[str, float]) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def _info(episode: Episode | None, measures: dict[str, float]) -> dict[str, Any]
 
 
 def _arrays(observations: Observations) -> Arrays:
-    return {key: tensor.numpy() for key, tensor in observations.items()}
+    return {key: tensor.cpu().numpy() for key, tensor in observations.items()}
 
 
 def _row(observations: Arrays, env: int) -> Arrays:

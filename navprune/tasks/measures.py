@@ -14,6 +14,11 @@ def heading_of(rotation_xyzw: NDArray[np.float64]) -> float:
     return 2.0 * math.atan2(float(rotation_xyzw[1]), float(rotation_xyzw[3]))
 
 
+def headings_of(rotations: NDArray[np.float32]) -> NDArray[np.float64]:
+    """`heading_of` for rotations [N, 4], in float64."""
+    return 2.0 * np.arctan2(rotations[:, 1], rotations[:, 3], dtype=np.float64)
+
+
 def rotations_of(headings: NDArray[np.float64]) -> NDArray[np.float64]:
     """Quaternions [N, 4] (x, y, z, w) of headings [N] in radians."""
     rotations = np.zeros((len(headings), 4))
@@ -28,7 +33,7 @@ def forward_of(heading: float) -> NDArray[np.float64]:
 
 
 def goal_vectors(
-    positions: NDArray[np.float64], headings: NDArray[np.float64], goals: NDArray[np.float64]
+    positions: NDArray[np.floating], headings: NDArray[np.float64], goals: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """The `pointgoal_with_gps_compass` sensor: [N, 2] of distance (m) and angle (rad, positive to the left).
 
@@ -42,10 +47,10 @@ def goal_vectors(
     return np.stack([np.hypot(ahead, right), -np.arctan2(right, ahead)], axis=1).astype(np.float32)
 
 
-def has_moved(previous: NDArray[np.float64], current: NDArray[np.float64]) -> bool:
-    """Whether Habitat would compute the distance to the goal anew: positions [3] differ beyond numpy's allclose."""
+def has_moved(previous: NDArray[np.float64], current: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where [N] Habitat would measure the distance to the goal anew: positions [N, 3] are not allclose."""
     limit = MOVED_TOLERANCE + 1e-5 * np.abs(current)
-    return bool(np.any(np.abs(previous - current) > limit))
+    return np.any(np.abs(previous - current) > limit, axis=-1)
 
 
 def collided(start: NDArray[np.float64], target: NDArray[np.float64], end: NDArray[np.float64]) -> bool:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from navprune.scenes.files.episodes import Episode
-from navprune.tasks.pointnav import GOAL, Finished, Step
+from navprune.tasks import GOAL
+from navprune.tasks.engine import Finished, Step
 
 STEP, TURN, LIMIT = 0.25, math.radians(10), 20
 

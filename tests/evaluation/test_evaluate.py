@@ -112,8 +112,8 @@ def test_recorder_keeps_the_chosen_episodes_only(episodes, make_env):
     for key, recording in recorder.recordings.items():
         record = next(r for r in result.episodes if (r["scene"], r["episode_id"]) == key)
         steps = int(record["steps"])
-        assert len(recording.positions) == len(recording.headings) == len(recording.depth) == steps
-        assert recording.depth[0].shape == (32, 32)
+        assert len(recording.positions) == len(recording.headings) == len(recording.views["depth"]) == steps
+        assert recording.views["depth"][0].shape == (32, 32, 1)
         np.testing.assert_array_equal(recording.positions[0], recording.episode.start_position)
         moved = np.linalg.norm(np.diff(recording.positions, axis=0), axis=1).sum()
         assert moved == pytest.approx(record["length"])

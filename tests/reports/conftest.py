@@ -41,7 +41,7 @@ def recording():
         TwoRooms(),
         positions,
         list(np.linspace(0, -np.pi, len(positions))),
-        depth=[ramp] * len(positions),
+        views={"depth": [ramp[..., None]] * len(positions)},
         measures={"success": 1.0, "spl": 0.91, "distance_to_goal": 0.1},
     )
 

@@ -10,7 +10,7 @@ from rl.run_folders import run
 
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec, encoder_spec
-from navprune.tasks.pointnav import Finished, Step
+from navprune.tasks.engine import Finished, Step
 
 GOAL = "pointgoal_with_gps_compass"
 STOP, FORWARD, BACK = 0, 1, 2

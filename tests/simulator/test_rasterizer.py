@@ -2,6 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from cameras import BOTH, DEPTH, depth_of, photograph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,7 +11,8 @@ from navprune.scenes.files.mesh import SceneMesh, load_glb
 from navprune.simulator.asset import RenderAsset
 from navprune.simulator.bvh import build_tree
 from navprune.simulator.drawing import NEAR
-from navprune.simulator.rasterizer import Renderer
+from navprune.simulator.rasterizer import Rasterizer
+from navprune.simulator.renderer import Camera
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 LEVEL = np.array([0.0, 0.0, 0.0, 1.0])
@@ -24,14 +27,10 @@ def recorded(request):
         return asset, eyes, images["rotation_xyzw"], images["depth_m"], images["rgb"]
 
 
-def draw(asset, eyes, rotations, width=128, height=128, **options):
+def draw(asset, eyes, rotations, width=128, height=128, *, colour=False, **options):
     """Depth, or depth and colour, of cameras in one scene."""
-    renderer = Renderer(width, height, **options)
-    depth = np.full((len(eyes), height, width), np.nan, np.float32)
-    rgb = np.full((*depth.shape, 3), 77, np.uint8) if renderer.colour else None
-    renderer.render([asset] * len(eyes), eyes, rotations, depth, rgb)
-    renderer.close()
-    return depth if rgb is None else (depth, rgb)
+    seen = photograph(asset, eyes, rotations, width, height, sensors=BOTH if colour else DEPTH, **options)
+    return (seen["depth"][..., 0], seen["rgb"]) if colour else seen["depth"][..., 0]
 
 
 def cast(vertices, eye, rotation, width, height, hfov):
@@ -105,16 +104,17 @@ def test_each_camera_sees_its_own_scene():
         RenderAsset(SceneMesh.from_vertices(np.array([[[-99, -99, -z], [99, -99, -z], [0, 99, -z]]])))
         for z in (2, 5, 3)
     ]
-    depth = np.empty((3, 4, 4), np.float32)
-    Renderer(4, 4).render(walls, np.zeros((3, 3)), np.tile(LEVEL, (3, 1)), depth)
+    depth = depth_of(walls, np.zeros((3, 3)), np.tile(LEVEL, (3, 1)), 4, 4)
     np.testing.assert_allclose(depth, np.broadcast_to([[[2]], [[5]], [[3]]], (3, 4, 4)), rtol=1e-6)
 
 
-def test_far_clips_and_scales(recorded):
+@pytest.mark.parametrize("least", [0.0, 0.5, 3.99])
+def test_depth_is_clipped_and_scaled_as_habitats_sensor_does(recorded, least):
     asset, eyes, rotations, _, _ = recorded
     metres = draw(asset, eyes, rotations)
-    assert metres.max() > 4.0
-    np.testing.assert_allclose(draw(asset, eyes, rotations, far=4.0), np.minimum(metres, 4.0) / 4.0, rtol=1e-6)
+    assert metres.max() > 4.0 and metres.min() < max(least, 1.0)
+    scaled = draw(asset, eyes, rotations, min_depth=least, max_depth=4.0)
+    np.testing.assert_allclose(scaled, (np.clip(metres, least, 4.0) - least) / (4.0 - least), rtol=1e-6, atol=1e-7)
 
 
 @settings(max_examples=60, deadline=None)
@@ -216,18 +216,21 @@ def test_textures_are_upright_and_blur_with_distance():
     assert far[0, 0, 0] > far[1, 0, 0]  # red is still above
 
 
-def test_wrong_output_arrays_are_refused():
-    renderer = Renderer(8, 4, threads=1)
-    camera = ([RenderAsset(SceneMesh.from_vertices(np.zeros((1, 3, 3))))], np.zeros((1, 3)), LEVEL[None])
+def test_wrong_output_tensors_are_refused():
+    renderer = Rasterizer(Camera(8, 4), threads=1)
+    camera = ([RenderAsset(SceneMesh.from_vertices(np.zeros((1, 3, 3))))], torch.zeros(1, 3), torch.eye(4)[3:])
     for wrong in (
-        np.empty((1, 8, 4), np.float32),
-        np.empty((1, 4, 8)),
-        np.empty((1, 4, 16), np.float32)[..., ::2],
+        torch.empty(1, 8, 4, 1),
+        torch.empty(1, 4, 8, 1, dtype=torch.float64),
+        torch.empty(1, 4, 16, 1)[:, :, ::2],
+        torch.empty(1, 4, 8, 1, device="meta"),
     ):
         with pytest.raises(ValueError, match="depth must be"):
-            renderer.render(*camera, wrong)
-    with pytest.raises(ValueError, match="colour=True"):
-        renderer.render(*camera, np.empty((1, 4, 8), np.float32), np.empty((1, 4, 8, 3), np.uint8))
+            renderer.draw(*camera, {"depth": wrong})
+    with pytest.raises(ValueError, match="lacks depth"):
+        renderer.draw(*camera, {})
+    with pytest.raises(ValueError, match="eyes have shape"):
+        renderer.draw(camera[0], torch.zeros(2, 3), camera[2], {"depth": torch.empty(1, 4, 8, 1)})
 
 
 @settings(max_examples=30, deadline=None)

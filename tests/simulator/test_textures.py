@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cameras import BOTH, DEPTH, photograph
 from glb import QUAD, QUAD_FACES, QUAD_UV, GlbFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from navprune.errors import UserError
 from navprune.scenes.files.materials import Sampler
 from navprune.scenes.files.mesh import AlphaMasks, load_glb
 from navprune.simulator.asset import RenderAsset
-from navprune.simulator.rasterizer import Renderer
 from navprune.simulator.surface import texture_levels
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -29,11 +29,10 @@ RANDOM = np.random.default_rng(5).integers(0, 256, (4, 4, 3)).astype(np.uint8)
 
 def look(mesh, size=4, height=1.0, rotation=DOWN, colour=True):
     """Depth, and colour unless it is not wanted, of a square view down; from height 1 it just holds glb.QUAD."""
-    depth = np.empty((1, size, size), np.float32)
-    rgb = np.empty((1, size, size, 3), np.uint8) if colour else None
-    eye = np.array([[0.0, height, 0.0]])
-    Renderer(size, size, colour=colour, threads=1).render([RenderAsset(mesh)], eye, rotation, depth, rgb)
-    return (depth[0], rgb[0].astype(int)) if rgb is not None else depth[0]
+    sensors, eye = BOTH if colour else DEPTH, np.array([[0.0, height, 0.0]])
+    seen = photograph(RenderAsset(mesh), eye, rotation, size, size, sensors=sensors)
+    depth = seen["depth"][0, ..., 0]
+    return (depth, seen["rgb"][0].astype(int)) if colour else depth
 
 
 def textured(folder, pixels, uv=QUAD_UV, **sampler):
@@ -163,11 +162,10 @@ def test_the_code_for_holes_draws_whole_triangles_alike(colour):
         eyes, rotations = images["position"][:6] + np.array([0, 1.25, 0]), images["rotation_xyzw"][:6]
     drawn = []
     for scene in (mesh, holes):
-        depth, rgb = np.empty((6, 64, 64), np.float32), np.empty((6, 64, 64, 3), np.uint8) if colour else None
-        Renderer(64, 64, colour=colour, threads=1).render([RenderAsset(scene)] * 6, eyes, rotations, depth, rgb)
-        drawn.append((depth, rgb))
-    np.testing.assert_array_equal(*(depth for depth, _ in drawn))
-    np.testing.assert_array_equal(*(rgb for _, rgb in drawn))
+        sensors = BOTH if colour else DEPTH
+        drawn.append(photograph(RenderAsset(scene), eyes, rotations, 64, 64, sensors=sensors))
+    for name in drawn[0]:
+        np.testing.assert_array_equal(drawn[0][name], drawn[1][name])
 
 
 # ---- mip levels

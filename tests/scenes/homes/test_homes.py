@@ -4,14 +4,14 @@ import struct
 
 import numpy as np
 import pytest
+from cameras import depth_of
 
 from navprune.scenes.files.mesh import load_glb
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.scenes.homes.build import home_glb, write_home
 from navprune.scenes.homes.floorplan import draw_plan
-from navprune.simulator.asset import RenderAsset
+from navprune.simulator.asset import load_asset
 from navprune.simulator.pathfinder import PathFinder
-from navprune.simulator.rasterizer import Renderer
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,14 @@ def test_views_have_no_holes_and_fit_the_plan(plan, path):
     feet = pathfinder.sample(24, rng)
     yaw = rng.uniform(0, 2 * np.pi, len(feet))
     rotations = np.column_stack([0 * yaw, np.sin(yaw / 2), 0 * yaw, np.cos(yaw / 2)])
-    depth = np.zeros((len(feet), 96, 96), np.float32)
-    asset = RenderAsset(load_glb(path))
+    asset = load_asset(path)
     with_camera = feet + np.array([0, 1.25, 0])
-    Renderer(96, 96).render([asset] * len(feet), with_camera, rotations, depth, None)
+    depth = depth_of(asset, with_camera, rotations, 96, 96)
     assert (depth > 0.0).all()
     diagonal = float(np.hypot(plan.floor.bounds[2], plan.floor.bounds[3]))
     assert depth.max() < diagonal
     down = np.tile([-np.sin(np.pi / 4), 0, 0, np.cos(np.pi / 4)], (len(feet), 1))
-    Renderer(96, 96, hfov=10.0).render([asset] * len(feet), with_camera, down, depth, None)
-    low = depth[:, 48, 48]
+    low = depth_of(asset, with_camera, down, 96, 96, hfov=10.0)[:, 48, 48]
     assert (low >= 1.25 - 0.2 - 1e-3).all() and (low <= 1.25 + 1e-3).all()  # floor, or what can be stepped on
 
 
