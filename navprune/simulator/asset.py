@@ -41,7 +41,7 @@ def load_asset(path: Path, alpha_masks: bool = False) -> "RenderAsset":
 
 
 class RenderAsset:
-    """A scene to draw: `tree` and `strokes` are its shape, `surface` its colours. Read-only, so threads and processes share it."""
+    """A scene to draw: `tree` and `strokes` are its shape, `surface` its colours. Read-only, so that all share it."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ def draw_strokes(strokes, view, closeness, triangles):
 
 @njit(**INNER)
 def _clipped(ends, view):
-    """Column, row and closeness of both ends of what is beyond the near plane, and from which to which share that is."""
+    """Column, row and closeness of both ends of what is beyond the near plane, what shares of the line these are."""
     eye = view.eye
     a = seen_from(view, ends[0, 0] - eye[0], ends[0, 1] - eye[1], ends[0, 2] - eye[2])
     b = seen_from(view, ends[1, 0] - eye[0], ends[1, 1] - eye[1], ends[1, 2] - eye[2])
@@ -63,7 +63,9 @@ def _draw_line(start, end, stroke, closeness, triangles):
             continue  # it begins beyond the middle, outside the diamond
         if i == last and (share > 1 or _in_diamond(end)):
             continue  # it ends before the middle, or within the diamond
-        across = int(np.floor(start[1 - along] + (end[1 - along] - start[1 - along]) * share))
+        place = start[1 - along] + (end[1 - along] - start[1 - along]) * share
+        # Between two pixels, the left and the lower one count.
+        across = int(np.floor(place)) if along == 0 else int(np.ceil(place)) - 1
         nearness = start[2] + (end[2] - start[2]) * min(max(share, 0.0), 1.0)
         column, row = (i, across) if along == 0 else (across, i)
         _put(column, row, nearness, stroke, closeness, triangles)

@@ -18,7 +18,7 @@ class Tree(NamedTuple):
 
     nodes: float32 [M, 7, WIDTH], centre (x, y, z) and half extent of each child's box, and the bits of an int32 that
         says what the child is: a node, or -1 - (8 * first triangle + count - 1) for a leaf.
-    corners: float32 [9 T + WIDTH], leaf after leaf: of all its triangles the first corner's x, its y, ..., the third's z.
+    corners: float32 [9 T + WIDTH], a leaf's after another's: the first corners' x, their y, ..., the third's z.
     places: uint8 [T], 8 * (count of the triangle's leaf - 1) + its place there.
     order: int32 [T], index in the file.
     """
