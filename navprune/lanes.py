@@ -9,37 +9,34 @@ Additions and multiplications are never fused.
 """
 
 import operator
+from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.extending import (
-    intrinsic,
-    lower_cast,
-    models,
-    register_model,
-)
+from numba.core import cgutils, extending, types
+from numba.core.extending import lower_cast, models, register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
+intrinsic: Any = extending.intrinsic  # whose typing argument callers do not give
 WIDTH = 8
 
 
 class Lanes(types.Type):
     """The type of WIDTH numbers."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
         super().__init__(name=f"Lanes({dtype})")
 
     @property
-    def key(self):
+    def key(self) -> Any:
         """What tells such types apart."""
         return self.dtype
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager, lanes):
+    def __init__(self, manager: Any, lanes: Any) -> None:
         super().__init__(manager, lanes, _vector(lanes.dtype))
 
 
@@ -52,11 +49,11 @@ _ELEMENTS = {
 }
 
 
-def _vector(dtype):
+def _vector(dtype: Any) -> Any:
     return ir.VectorType(_ELEMENTS[dtype], WIDTH)
 
 
-def _spread(builder, value, vector):
+def _spread(builder: Any, value: Any, vector: Any) -> Any:
     """A vector of one value."""
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
@@ -64,35 +61,35 @@ def _spread(builder, value, vector):
 
 
 @lower_cast(types.Number, Lanes)
-def _cast_number(context, builder, from_type, to_type, value):
+def _cast_number(context: Any, builder: Any, from_type: Any, to_type: Any, value: Any) -> Any:
     return _spread(builder, context.cast(builder, value, from_type, to_type.dtype), _vector(to_type.dtype))
 
 
-def _operator(function, emit, result=None):
+def _operator(function: Any, emit: Any, result: Any = None) -> Any:
     """Teach numba a binary operator between lanes, or lanes and a number."""
 
     @infer_global(function)
     class Template(AbstractTemplate):
-        def generic(self, args, kws):
+        def generic(self, args: Any, kws: Any) -> Any:
             lanes = [each for each in args if isinstance(each, Lanes)]
             others = [each for each in args if not isinstance(each, Lanes)]
             if len(args) == 2 and lanes and len(set(lanes)) == 1 and all(isinstance(o, types.Number) for o in others):
                 return signature(result or lanes[0], lanes[0], lanes[0])
 
     @lower_builtin(function, Lanes, Lanes)
-    def lower(context, builder, sig, args):
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return emit(builder, sig.args[0].dtype, *args)
 
 
-def _arithmetic(name):
-    def emit(builder, dtype, a, b):
+def _arithmetic(name: Any) -> Any:
+    def emit(builder: Any, dtype: Any, a: Any, b: Any) -> Any:
         return getattr(builder, f"f{name}" if isinstance(dtype, types.Float) else name)(a, b)
 
     return emit
 
 
-def _comparison(sign):
-    def emit(builder, dtype, a, b):
+def _comparison(sign: Any) -> Any:
+    def emit(builder: Any, dtype: Any, a: Any, b: Any) -> Any:
         compare = builder.fcmp_ordered if isinstance(dtype, types.Float) else builder.icmp_signed
         return compare(sign, a, b)
 
@@ -116,38 +113,38 @@ _operator(operator.or_, lambda builder, dtype, a, b: builder.or_(a, b))
 
 @infer_global(operator.neg)
 class _Negation(AbstractTemplate):
-    def generic(self, args, kws):
+    def generic(self, args: Any, kws: Any) -> Any:
         if isinstance(args[0], Lanes):
             return signature(args[0], args[0])
 
 
 @lower_builtin(operator.neg, Lanes)
-def _negate(context, builder, sig, args):
+def _negate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return builder.fneg(args[0])
 
 
 @intrinsic
-def minimum(typing, a, b):
+def minimum(typing: Any, a: Any, b: Any) -> Any:
     """The lesser of each pair."""
     return a(a, a), lambda context, builder, sig, args: builder.select(builder.fcmp_ordered("<", *args), *args)
 
 
 @intrinsic
-def maximum(typing, a, b):
+def maximum(typing: Any, a: Any, b: Any) -> Any:
     """The greater of each pair."""
     return a(a, a), lambda context, builder, sig, args: builder.select(builder.fcmp_ordered(">", *args), *args)
 
 
 @intrinsic
-def choose(typing, which, a, b):
+def choose(typing: Any, which: Any, a: Any, b: Any) -> Any:
     """Lanes of a where which holds, of b elsewhere."""
     return a(which, a, a), lambda context, builder, sig, args: builder.select(*args)
 
 
-def _unary(name):
+def _unary(name: Any) -> Any:
     @intrinsic
-    def function(typing, a):
-        def emit(context, builder, sig, args):
+    def function(typing: Any, a: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             vector = _vector(a.dtype)
             suffix = "f32" if a.dtype == types.float32 else "f64"
             declared = cgutils.get_or_insert_function(
@@ -164,48 +161,48 @@ floor, ceil, absolute = _unary("floor"), _unary("ceil"), _unary("fabs")
 
 
 @intrinsic
-def to_f64(typing, a):
+def to_f64(typing: Any, a: Any) -> Any:
     """Float64 lanes of float32 ones."""
     return F64(F32), lambda context, builder, sig, args: builder.fpext(args[0], _vector(types.float64))
 
 
 @intrinsic
-def to_f32(typing, a):
+def to_f32(typing: Any, a: Any) -> Any:
     """Float32 lanes of float64 ones, rounded."""
     return F32(F64), lambda context, builder, sig, args: builder.fptrunc(args[0], _vector(types.float32))
 
 
 @intrinsic
-def to_i32(typing, a):
+def to_i32(typing: Any, a: Any) -> Any:
     """Integers of float lanes that are whole numbers."""
     return I32(a), lambda context, builder, sig, args: builder.fptosi(args[0], _vector(types.int32))
 
 
 @intrinsic
-def bits(typing, which):
+def bits(typing: Any, which: Any) -> Any:
     """The truth values as the lowest bits of an integer."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.zext(builder.bitcast(args[0], ir.IntType(WIDTH)), ir.IntType(64))
 
     return types.int64(BOOL), emit
 
 
 @intrinsic
-def lowest(typing, number):
+def lowest(typing: Any, number: Any) -> Any:
     """The place of the lowest bit that is set; 64 for none."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.int64), emit
 
 
 @intrinsic
-def highest(typing, number):
+def highest(typing: Any, number: Any) -> Any:
     """The place of the highest bit that is set; -1 for none."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
         return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
 
@@ -213,20 +210,20 @@ def highest(typing, number):
 
 
 @intrinsic
-def get(typing, a, index):
+def get(typing: Any, a: Any, index: Any) -> Any:
     """One lane."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.extract_element(*args)
 
     return a.dtype(a, types.int64), emit
 
 
 @intrinsic
-def first(typing, count):
+def first(typing: Any, count: Any) -> Any:
     """The truth values of the first count lanes."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         integers = ir.VectorType(ir.IntType(32), WIDTH)
         limit = _spread(builder, builder.trunc(args[0], ir.IntType(32)), integers)
         return builder.icmp_signed("<", ir.Constant(integers, list(range(WIDTH))), limit)
@@ -235,10 +232,10 @@ def first(typing, count):
 
 
 @intrinsic
-def greatest(typing, a):
+def greatest(typing: Any, a: Any) -> Any:
     """The greatest of all lanes."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         (value,) = args
         integer = ir.IntType(32)
         for step in (4, 2, 1):
@@ -250,17 +247,17 @@ def greatest(typing, a):
     return a.dtype(a), emit
 
 
-def _address(context, builder, array, value, offset):
+def _address(context: Any, builder: Any, array: Any, value: Any, offset: Any) -> Any:
     """A pointer to a vector in a contiguous array, from an element on."""
     data = context.make_array(array)(context, builder, value).data
     return builder.bitcast(builder.gep(data, [offset]), _vector(array.dtype).as_pointer())
 
 
 @intrinsic
-def load(typing, array, offset):
+def load(typing: Any, array: Any, offset: Any) -> Any:
     """Eight elements of a contiguous array, from an offset on, all dimensions counted as one."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _address(context, builder, array, *args)
         return builder.load(pointer, align=4)
 
@@ -268,10 +265,10 @@ def load(typing, array, offset):
 
 
 @intrinsic
-def load_i32(typing, array, offset):
+def load_i32(typing: Any, array: Any, offset: Any) -> Any:
     """As load, of an array of float32 that holds the bits of integers."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _address(context, builder, array, *args)
         return builder.load(builder.bitcast(pointer, _vector(types.int32).as_pointer()), align=4)
 
@@ -279,10 +276,10 @@ def load_i32(typing, array, offset):
 
 
 @intrinsic
-def store(typing, array, offset, a):
+def store(typing: Any, array: Any, offset: Any, a: Any) -> Any:
     """Write eight elements, as load reads them."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _address(context, builder, array, *args[:2])
         builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
@@ -290,7 +287,7 @@ def store(typing, array, offset, a):
     return types.void(array, types.int64, a), emit
 
 
-def _masked(builder, name, result, arguments, vector, suffix):
+def _masked(builder: Any, name: Any, result: Any, arguments: Any, vector: Any, suffix: Any) -> Any:
     kinds = [each.type for each in arguments]
     declared = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(result, kinds), f"llvm.masked.{name}.v{WIDTH}{suffix}.p0"
@@ -299,10 +296,10 @@ def _masked(builder, name, result, arguments, vector, suffix):
 
 
 @intrinsic
-def load_where(typing, array, offset, which):
+def load_where(typing: Any, array: Any, offset: Any, which: Any) -> Any:
     """As load, but reads only where which holds, and is 0 elsewhere."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         vector = _vector(array.dtype)
         suffix = {types.float32: "f32", types.int32: "i32"}[array.dtype]
         pointer = _address(context, builder, array, *args[:2])
@@ -313,10 +310,10 @@ def load_where(typing, array, offset, which):
 
 
 @intrinsic
-def store_where(typing, array, offset, which, a):
+def store_where(typing: Any, array: Any, offset: Any, which: Any, a: Any) -> Any:
     """Write elements where which holds."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         vector = _vector(array.dtype)
         suffix = {types.float32: "f32", types.int32: "i32"}[array.dtype]
         pointer = _address(context, builder, array, *args[:2])
@@ -328,10 +325,10 @@ def store_where(typing, array, offset, which, a):
 
 
 @intrinsic
-def fetch(typing, array, offset):
+def fetch(typing: Any, array: Any, offset: Any) -> Any:
     """Ask for a place of a contiguous array ahead of its use."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = context.make_array(array)(context, builder, args[0]).data
         byte = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
         integer = ir.IntType(32)
@@ -346,12 +343,12 @@ def fetch(typing, array, offset):
     return types.void(array, types.int64), emit
 
 
-def _constant(lanes):
+def _constant(lanes: Any) -> Any:
     """A function that makes lanes of one number."""
 
     @intrinsic
-    def function(typing, number):
-        def emit(context, builder, sig, args):
+    def function(typing: Any, number: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return _spread(builder, context.cast(builder, args[0], number, lanes.dtype), _vector(lanes.dtype))
 
         return lanes(number), emit
@@ -363,7 +360,7 @@ f32, f64, i32 = _constant(F32), _constant(F64), _constant(I32)
 
 
 @intrinsic
-def count_f64(typing):
+def count_f64(typing: Any) -> Any:
     """0, 1, 2, ..."""
     return F64(), lambda context, builder, sig, args: ir.Constant(
         _vector(types.float64), [float(i) for i in range(WIDTH)]
@@ -371,10 +368,10 @@ def count_f64(typing):
 
 
 @intrinsic
-def put(typing, a, lane, value):
+def put(typing: Any, a: Any, lane: Any, value: Any) -> Any:
     """Lanes with one of them replaced."""
 
-    def emit(context, builder, sig, args):
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         value = context.cast(builder, args[2], sig.args[2], a.dtype)
         if a.dtype == types.boolean:
             value = builder.trunc(value, ir.IntType(1)) if value.type != ir.IntType(1) else value

@@ -188,34 +188,38 @@ def _draw_triangle(tree, triangle, setup, cutout, view, closeness, triangles, sc
         for column in range(first, last + 1, WIDTH):
             x = lanes.count_f64() + (column + x0)
             value = nx * x + base
-            there = lanes.first(last + 1 - column)
-            inside = there & (e0x * x + c0 >= zero) & (e1x * x + c1 >= zero) & (e2x * x + c2 >= zero)
-            inside = inside & (value <= limit)
-            values = lanes.to_f32(value)
-            at = row * width + column
-            shown = lanes.load_where(closeness, at, inside)
-            nearer = inside & (values > shown)
-            if triangles is not None:
-                equal = lanes.bits(inside & (values == shown))
-                while equal != 0:
-                    lane = lanes.lowest(equal)
-                    equal &= equal - 1
-                    other = triangles[row, column + lane]
-                    if other >= 0 and tree.order[triangle] < tree.order[other]:
-                        nearer = lanes.put(nearer, lane, True)
-            if cutout is not None:
-                rest = lanes.bits(nearer)
-                while rest != 0:
-                    lane = lanes.lowest(rest)
-                    rest &= rest - 1
-                    if not is_kept(cutout, tree, triangle, view, column + lane + x0, y):
-                        nearer = lanes.put(nearer, lane, False)
-            lanes.store_where(closeness, at, nearer, values)
-            if triangles is not None:
-                lanes.store_where(triangles, at, nearer, lanes.i32(triangle))
+            inside = (e0x * x + c0 >= zero) & (e1x * x + c1 >= zero) & (e2x * x + c2 >= zero) & (value <= limit)
+            inside = inside & lanes.first(last + 1 - column)
+            _show_where(inside, lanes.to_f32(value), tree, triangle, column, row, cutout, view, closeness, triangles)
     for tile_row in range(row_0 // TILE, row_1 // TILE + 1):
         for tile_column in range(column_0 // TILE, column_1 // TILE + 1):
             scratch.stale[tile_row, tile_column] = True
+
+
+@njit(**INLINE)
+def _show_where(inside, values, tree, triangle, column, row, cutout, view, closeness, triangles):
+    """Let those of eight pixels from a column on that lie inside a triangle show it where it wins."""
+    height, width = closeness.shape
+    at = row * width + column
+    shown = lanes.load_where(closeness, at, inside)
+    nearer = inside & (values > shown)
+    if triangles is not None:
+        equal = lanes.bits(inside & (values == shown))
+        while equal != 0:
+            lane = lanes.lowest(equal)
+            equal &= equal - 1
+            value = lanes.get(values, lane)
+            nearer = lanes.put(nearer, lane, _wins(tree, triangle, value, value, row, column + lane, triangles))
+    if cutout is not None:
+        rest = lanes.bits(nearer)
+        while rest != 0:
+            lane = lanes.lowest(rest)
+            rest &= rest - 1
+            x, y = column + lane + (0.5 - width * 0.5), row + (0.5 - height * 0.5)
+            nearer = lanes.put(nearer, lane, is_kept(cutout, tree, triangle, view, x, y))
+    lanes.store_where(closeness, at, nearer, values)
+    if triangles is not None:
+        lanes.store_where(triangles, at, nearer, lanes.i32(triangle))
 
 
 @njit(**INLINE)

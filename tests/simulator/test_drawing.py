@@ -82,9 +82,7 @@ def sheet(rng, count, size):
     holes=st.booleans(),
     turned=st.booleans(),
 )
-def test_kernels_show_what_trying_every_triangle_shows(
-    seed, kind, count, size, width, height, double, holes, turned
-):
+def test_kernels_show_what_trying_every_triangle_shows(seed, kind, count, size, width, height, double, holes, turned):
     rng = np.random.default_rng(seed)
     vertices = kind(rng, count, size).astype(np.float32)
     if double:
