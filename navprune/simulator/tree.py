@@ -35,7 +35,8 @@ def make_tree(vertices: NDArray) -> Tree:
     nodes = np.zeros((max(1, len(pairs) // 2), 7, WIDTH), np.float32)
     nodes[:, 3:6] = -1e30  # so that nothing lies in the box of no child
     used = _collapse(boxes, pairs, nodes, nodes.view(np.int32)[:, 6])
-    corners, places = _leaves(pairs, order, np.ascontiguousarray(vertices, np.float32).reshape(-1, 9))
+    corners, places = np.zeros(9 * len(order) + WIDTH, np.float32), np.empty(len(order), np.uint8)
+    _write_leaves(pairs, order, np.ascontiguousarray(vertices, np.float32).reshape(-1, 9), corners, places)
     return Tree(nodes[:used].copy(), corners, places, order)
 
 
@@ -86,13 +87,14 @@ def _open(boxes, pairs, root, members):
 
 
 @njit(cache=True)
-def _leaves(pairs, order, triangles):
-    """Corners and places of Tree; triangles [T, 9]. Sorts each leaf's part of order, so that the file's first leads."""
-    corners, places = np.zeros(9 * len(order) + WIDTH, np.float32), np.empty(len(order), np.uint8)
+def _write_leaves(pairs, order, triangles, corners, places):
+    """Write corners and places of Tree, from triangles [T, 9].
+
+    Sorts each leaf's part of order, so that of equally near triangles the file's first leads.
+    """
     for first, count in pairs:
         order[first : first + count].sort()
         for place in range(count):
             places[first + place] = 8 * (count - 1) + place
             for k in range(9):
                 corners[9 * first + k * count + place] = triangles[order[first + place], k]
-    return corners, places
