@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from navprune import lanes
 from navprune.kernels import njit
-from navprune.lanes import WIDTH
+from navprune.simulator import lanes
+from navprune.simulator.lanes import WIDTH
 from navprune.simulator.strokes import draw_strokes
 from navprune.simulator.tree import NODE, WAITING
 from navprune.simulator.triangles import FAR, NEAR, SETUP, TILE, draw_leaf

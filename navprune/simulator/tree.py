@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.kernels import njit
-from navprune.lanes import WIDTH
 from navprune.simulator.bvh import STACK_SIZE, build_tree
+from navprune.simulator.lanes import WIDTH
 
 NODE = 7 * WIDTH  # numbers of a node
 WAITING = STACK_SIZE * WIDTH  # more nodes never wait while the tree is walked: a level adds at most WIDTH

@@ -7,9 +7,9 @@ pixels ends in that same arithmetic, so that they may be mixed: neighbours leave
 
 import numpy as np
 
-from navprune import lanes
 from navprune.kernels import njit
-from navprune.lanes import WIDTH
+from navprune.simulator import lanes
+from navprune.simulator.lanes import WIDTH
 from navprune.simulator.shading import is_kept
 from navprune.simulator.view import INLINE, INNER, cross, seen_from
 

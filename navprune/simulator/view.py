@@ -17,8 +17,10 @@ KERNEL = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"nn
 # What runs for each node, triangle or pixel allocates nothing, so it can do without reference counts, which
 # would take half of the time.
 INNER = {**KERNEL, "_nrt": False}
-# A call hands over every field of every array; what runs for each node is therefore made part of its caller.
-INLINE = {**INNER, "forceinline": True}
+# A call hands over every field of every array; what runs for each node is therefore made part of its caller. It is not
+# kept by itself: what numba keeps of a function names the types of its arguments, such as lanes, which another version
+# of this package may not have.
+INLINE = {**INNER, "cache": False, "forceinline": True}
 
 
 class View(NamedTuple):
@@ -61,7 +63,7 @@ def corner(tree, triangle, k, view):
     return seen_from(view, corners[at] - eye[0], corners[at + count] - eye[1], corners[at + 2 * count] - eye[2])
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def seen_from(view, x, y, z):
     """View coordinates of what is x, y, z away from the eye: numbers or lanes."""
     axes = view.axes
@@ -72,7 +74,7 @@ def seen_from(view, x, y, z):
     )
 
 
-@njit(**INNER)
+@njit(**INLINE)
 def cross(a, b):
     """The cross product of two triples, of numbers or lanes."""
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]

@@ -12,12 +12,13 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, extending, types
+from numba.core import cgutils, types
 from numba.core.extending import lower_cast, models, register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-intrinsic: Any = extending.intrinsic  # whose typing argument callers do not give
+from navprune.kernels import intrinsic
+
 WIDTH = 8
 
 
