@@ -223,7 +223,7 @@ def _add_children(tree, rest, scratch, waiting):
 @njit(**INLINE)
 def _fetch(tree, child):
     """Ask for what a child will need from memory, which takes longer than all the arithmetic."""
-    for line in range(4):
+    for line in range(5):
         if child < 0:
             lanes.fetch(tree.corners, (-1 - np.int64(child)) // 8 * 9 + 16 * line)
         else:
