@@ -5,11 +5,14 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numba
 from numba import njit as njit
 from numba.core.caching import CacheImpl
+from numba.extending import intrinsic as _intrinsic
 
+intrinsic: Any = _intrinsic  # callers leave out its first argument
 IMPORT = b"from navprune.kernels import"
 
 

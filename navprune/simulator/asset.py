@@ -10,7 +10,7 @@ import numpy as np
 from navprune.errors import UserError
 from navprune.progress import say_once
 from navprune.scenes.files.materials import Sampler
-from navprune.scenes.files.mesh import SceneMesh, load_glb
+from navprune.scenes.files.mesh import SceneMesh, Strokes, load_glb
 from navprune.simulator.cache import Arrays, read_only, scene_cache
 from navprune.simulator.surface import Cutout, Surface, texture_levels
 from navprune.simulator.tree import Tree, make_tree
@@ -41,7 +41,7 @@ def load_asset(path: Path, alpha_masks: bool = False) -> "RenderAsset":
 
 
 class RenderAsset:
-    """A scene to draw: `tree` is its shape, `surface` its colours. Read-only, so threads and processes share it."""
+    """A scene to draw: `tree` and `strokes` are its shape, `surface` its colours. Read-only, so that all share it."""
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class RenderAsset:
         self._made = dict[str, Arrays]()
         shape = self._part("shape", self._make_shape)
         self.tree, self._order = _record(Tree, shape), shape["order"]
+        self.strokes = _record(Strokes, shape) if "ends" in shape else None
 
     @cached_property
     def surface(self) -> Surface:
@@ -85,9 +86,10 @@ class RenderAsset:
         return self._made[name]
 
     def _make_shape(self) -> Arrays:
-        vertices = self._load().vertices  # and the rest of the mesh goes
-        tree, order = make_tree(vertices)
-        return _arrays(tree) | {"order": order}
+        mesh = self._load()
+        vertices, strokes = mesh.vertices, {} if mesh.strokes is None else _arrays(mesh.strokes)
+        del mesh  # the rest of it goes
+        return _arrays(make_tree(vertices)) | strokes
 
     def _make_surface(self) -> Arrays:
         mesh, order = self._load(), self._order

@@ -10,6 +10,7 @@ from navprune.kernels import njit
 from navprune.simulator.asset import RenderAsset
 from navprune.simulator.renderer import Camera
 from navprune.simulator.shading import shade
+from navprune.simulator.strokes import colour_strokes
 from navprune.simulator.view import KERNEL, view_of
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -19,8 +20,8 @@ class Shown(NamedTuple):
     """What the pixels of a camera show, which is `number` among many.
 
     closeness: float32 [H, W], 1 / depth in metres, 0 where nothing is.
-    triangles: int32 [H, W], the triangle in the order of the asset, -1 where nothing is; None where no sensor of the
-    camera shows surfaces.
+    triangles: int32 [H, W], the triangle in the order of the asset, -1 where nothing is, -2 - i where stroke i is;
+    None where no sensor of the camera shows surfaces.
     eyes, rotations: poses [N, 3], [N, 4] of all cameras; focal: their length in pixels.
     """
 
@@ -47,7 +48,7 @@ def depth(shown: Shown, image: NDArray[np.float32]) -> None:
 def rgb(shown: Shown, image: NDArray[np.uint8]) -> None:
     """Colours [H, W, 3] without light, black where nothing is."""
     pose = shown.number, shown.eyes, shown.rotations, shown.focal
-    _shade(shown.asset.tree.corners, shown.asset.surface, *pose, shown.triangles, image)
+    _shade(shown.asset.tree, shown.asset.surface, shown.asset.strokes, *pose, shown.triangles, image)
 
 
 IMAGES: dict[str, Callable[[Shown, NDArray], None]] = {"depth": depth, "rgb": rgb}
@@ -66,6 +67,9 @@ def _to_depth(closeness, least, most, scale, image):
 
 
 @njit(**KERNEL)
-def _shade(corners, surface, camera, eyes, rotations, focal, triangles, image):
+def _shade(tree, surface, strokes, camera, eyes, rotations, focal, triangles, image):
     height, width = triangles.shape
-    shade(corners, surface, view_of(eyes[camera], rotations[camera], focal, height, width), triangles, image)
+    view = view_of(eyes[camera], rotations[camera], focal, height, width)
+    shade(tree, surface, view, triangles, image)
+    if strokes is not None:
+        colour_strokes(strokes, view, triangles, image)

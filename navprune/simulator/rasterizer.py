@@ -12,8 +12,7 @@ from navprune.errors import UserError
 from navprune.machine import cores
 from navprune.sensors import SENSORS
 from navprune.simulator.asset import RenderAsset, load_asset
-from navprune.simulator.bvh import STACK_SIZE
-from navprune.simulator.drawing import TILE, Scratch, show
+from navprune.simulator.drawing import Scratch, make_scratch, show
 from navprune.simulator.images import IMAGES, Shown
 from navprune.simulator.renderer import Camera
 
@@ -43,9 +42,7 @@ class Rasterizer:
     def _room(self) -> tuple[NDArray[np.float32], NDArray[np.int32] | None, Scratch]:
         """The working memory of one thread: closeness, triangles, scratch."""
         shape = self.camera.height, self.camera.width
-        tiles = tuple(-(-side // TILE) for side in shape)
-        scratch = Scratch(np.empty(tiles, np.float32), np.empty(tiles, np.bool_), np.empty(STACK_SIZE, np.int32))
-        return np.empty(shape, np.float32), np.empty(shape, np.int32) if self._surface else None, scratch
+        return np.empty(shape, np.float32), np.empty(shape, np.int32) if self._surface else None, make_scratch(*shape)
 
     def draw(self, handles: Sequence[RenderAsset], eyes: Tensor, rotations: Tensor, out: Mapping[str, Tensor]) -> None:
         """Draw as `Renderer.draw` says.
@@ -62,7 +59,7 @@ class Rasterizer:
             closeness, triangles, scratch = self._rooms[thread]
             for i in cameras:
                 asset, pose = handles[i], (i, where, turned, self._focal)
-                show(asset.tree, asset.cutout, *pose, closeness, triangles, scratch)
+                show(asset.tree, asset.cutout, asset.strokes, *pose, closeness, triangles, scratch)
                 shown = Shown(self.camera, asset, *pose, closeness, triangles)
                 for draw, images in drawn:
                     draw(shown, images[i])

@@ -10,7 +10,7 @@ from navprune.simulator.view import INNER, edges_of
 
 
 @njit(**INNER)
-def shade(corners, surface, view, triangles, rgb):
+def shade(tree, surface, view, triangles, rgb):
     """Colour each pixel once, by the triangle it shows: corner colours times texture, without light."""
     height, width = triangles.shape
     known, plain, textured = -1, False, False  # the triangle that these and the edges belong to
@@ -27,7 +27,7 @@ def shade(corners, surface, view, triangles, rgb):
                 known = triangle
                 textured = surface.texture[triangle] >= 0
                 plain = not textured and _is_plain(colours)
-                edges = edges_of(corners[triangle], view)
+                edges = edges_of(tree, triangle, view)
             if plain:
                 for k in range(3):
                     rgb[row, column, k] = _rounded(colours[0, k])
@@ -56,12 +56,12 @@ def _is_plain(colours):
 
 
 @njit(**INNER)
-def is_kept(cutout, triangle, corners, view, x, y):
+def is_kept(cutout, tree, triangle, view, x, y):
     """Whether a triangle covers a pixel: its alpha there is not below its cutoff."""
     cutoff = cutout.cutoff[triangle]
     if cutoff == 0:
         return True
-    edges = edges_of(corners, view)
+    edges = edges_of(tree, triangle, view)
     shares = _shares(edges, x, y)
     alpha = 0.0
     for k in range(3):

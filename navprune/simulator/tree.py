@@ -5,39 +5,96 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from navprune.simulator.bvh import build_tree
+from navprune.kernels import njit
+from navprune.simulator.bvh import STACK_SIZE, build_tree
+from navprune.simulator.lanes import WIDTH
 
-# Metres behind a triangle's plane from which on the plane alone tells; more than rounding costs.
-BEHIND = 1e-3
+NODE = 7 * WIDTH  # numbers of a node
+WAITING = STACK_SIZE * WIDTH  # more nodes never wait while the tree is walked: a level adds at most WIDTH
 
 
 class Tree(NamedTuple):
-    """What the depth of a frame needs; node 0 is the root.
+    """What the depth of a frame needs: a tree of WIDTH children a node; node 0 is the root.
 
-    boxes: float32 [M, 6], centre and half extent of each node.
-    nodes: int32 [M, 2]: (first triangle, count) of a leaf, (first of the two children, 0) of an inner node.
-    corners: float32 [T, 9], the triangles in the order of the leaves.
-    planes: float32 [T, 4], unit normal n and offset d: an eye with n . eye < d sees the back.
+    nodes: float32 [M, 7, WIDTH], centre (x, y, z) and half extent of each child's box, and the bits of an int32 that
+        says what the child is: a node, or -1 - (8 * first triangle + count - 1) for a leaf.
+    corners: float32 [9 T + WIDTH], a leaf's after another's: the first corners' x, their y, ..., the third's z.
+    places: uint8 [T], 8 * (count of the triangle's leaf - 1) + its place there.
+    order: int32 [T], index in the file.
     """
 
-    boxes: NDArray[np.float32]
-    nodes: NDArray[np.int32]
+    nodes: NDArray[np.float32]
     corners: NDArray[np.float32]
-    planes: NDArray[np.float32]
+    places: NDArray[np.uint8]
+    order: NDArray[np.int32]
 
 
-def make_tree(vertices: NDArray) -> tuple[Tree, NDArray[np.int32]]:
-    """The tree over triangles [T, 3, 3], and their order [T] in its leaves."""
-    boxes, nodes, order = build_tree(vertices)
-    corners = np.ascontiguousarray(vertices[order].reshape(-1, 9))
-    return Tree(boxes, nodes, corners, front_planes(vertices[order])), order
+def make_tree(vertices: NDArray) -> Tree:
+    """Build the tree over triangles [T, 3, 3]."""
+    boxes, pairs, order = build_tree(vertices)
+    nodes = np.zeros((max(1, len(pairs) // 2), 7, WIDTH), np.float32)
+    nodes[:, 3:6] = -1e30  # so that nothing lies in the box of no child
+    used = _collapse(boxes, pairs, nodes, nodes.view(np.int32)[:, 6])
+    corners, places = np.zeros(9 * len(order) + WIDTH, np.float32), np.empty(len(order), np.uint8)
+    _write_leaves(pairs, order, np.ascontiguousarray(vertices, np.float32).reshape(-1, 9), corners, places)
+    return Tree(nodes[:used].copy(), corners, places, order)
 
 
-def front_planes(vertices: NDArray) -> NDArray[np.float32]:
-    """Planes as in `Tree` of triangles [T, 3, 3], set back a little so that rounding hides no front."""
-    a, b, c = np.moveaxis(vertices.astype(np.float64), 1, 0)
-    normals = np.cross(b - a, c - a)
-    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
-    # A triangle without area keeps a zero normal, so no eye counts as behind it.
-    normals /= np.where(lengths > 0, lengths, 1.0)
-    return np.column_stack([normals, (normals * a).sum(axis=1) - BEHIND]).astype(np.float32)
+@njit(cache=True)
+def _collapse(boxes, pairs, nodes, children):
+    """Write the wide tree; return its number of nodes. The largest descendants of a node are opened until it has WIDTH.
+
+    What lies below a node comes right behind its children, so that what is near in the scene is near in memory.
+    """
+    todo = np.empty((WAITING, 2), np.int32)  # a node, and which of the pairs it stands for
+    todo[0] = 0
+    waiting, used = 1, 1
+    members = np.empty(WIDTH, np.int32)
+    while waiting > 0:
+        waiting -= 1
+        node, root = todo[waiting]
+        for lane in range(_open(boxes, pairs, root, members)):
+            member = members[lane]
+            nodes[node, :6, lane] = boxes[member]
+            first, count = pairs[member]
+            if count > 0:
+                children[node, lane] = -1 - (8 * first + count - 1)
+            else:
+                children[node, lane] = used
+                todo[waiting, 0], todo[waiting, 1] = used, member
+                used += 1
+                waiting += 1
+    return used
+
+
+@njit(cache=True)
+def _open(boxes, pairs, root, members):
+    """Write the descendants of a node that stand for it to members; return how many."""
+    members[0], count = root, 1
+    while count < WIDTH:
+        largest, area = -1, np.float32(-1)
+        for lane in range(count):
+            if pairs[members[lane], 1] == 0:
+                x, y, z = boxes[members[lane], 3:]
+                if x * y + y * z + z * x > area:
+                    largest, area = lane, x * y + y * z + z * x
+        if largest < 0:
+            break
+        child = pairs[members[largest], 0]
+        members[largest], members[count] = child, child + 1
+        count += 1
+    return count
+
+
+@njit(cache=True)
+def _write_leaves(pairs, order, triangles, corners, places):
+    """Write corners and places of Tree, from triangles [T, 9].
+
+    Sorts each leaf's part of order, so that of equally near triangles the file's first leads.
+    """
+    for first, count in pairs:
+        order[first : first + count].sort()
+        for place in range(count):
+            places[first + place] = 8 * (count - 1) + place
+            for k in range(9):
+                corners[9 * first + k * count + place] = triangles[order[first + place], k]
