@@ -9,7 +9,7 @@ from typing import Any
 
 import numba
 from numba import njit as njit
-from numba.core.caching import CacheImpl
+from numba.core.caching import CacheImpl, IndexDataCacheFile
 from numba.extending import intrinsic as _intrinsic
 
 intrinsic: Any = _intrinsic  # callers leave out its first argument
@@ -62,5 +62,21 @@ def _watch_folders() -> None:
 entry = njit(cache=True, nogil=True)  # what Python calls
 inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only entries call; cached within them
 
+
+def _forgive_damage() -> None:
+    """Let what cannot be read of numba's cache count as absent: names of an earlier version, a file cut off."""
+    own = IndexDataCacheFile._load_index
+    if own.__name__ != "forgiving":
+
+        def forgiving(self):  # type: ignore[no-untyped-def]
+            try:
+                return own(self)
+            except Exception:  # unpickling raises whatever it trips over
+                return {}
+
+        IndexDataCacheFile._load_index = forgiving
+
+
 _watch_folders()
+_forgive_damage()
 FALLBACK = settle_cache()
