@@ -27,7 +27,7 @@ RAYS = 2  # up to so many pixels, what a node holds is looked for along the ray 
 # comes from memory while the others are drawn.
 ROWS, COLUMNS = 4, 4
 WALKS = ROWS * COLUMNS
-PAD = np.float32(2e-6)  # metres a metre; more than rounding moves a box in the world
+ROOM = np.float32(1e-6)  # metres a metre; more than rounding moves a box in the world
 
 
 class Scratch(NamedTuple):
@@ -140,20 +140,24 @@ def _begin(height, width, scratch):
 
 
 @njit(**INLINE)
+def _boxes(tree, node, view):
+    """Centres, from the eye, and half extents of the boxes of a node's children, with room for rounding."""
+    nodes, eye, at = tree.nodes, view.eye32, np.int64(node) * NODE
+    x = lanes.load(nodes, at) - eye[0]
+    y = lanes.load(nodes, at + WIDTH) - eye[1]
+    z = lanes.load(nodes, at + 2 * WIDTH) - eye[2]
+    a, b, c = lanes.load(nodes, at + 3 * WIDTH), lanes.load(nodes, at + 4 * WIDTH), lanes.load(nodes, at + 5 * WIDTH)
+    room = (lanes.absolute(x) + lanes.absolute(y) + lanes.absolute(z) + (a + b + c)) * ROOM
+    room = room + ROOM * (abs(eye[0]) + abs(eye[1]) + abs(eye[2]))
+    return (x, y, z), (a + room, b + room, c + room)
+
+
+@njit(**INLINE)
 def _project_children(tree, node, place, view, closeness, scratch):
     """Find which of a node's children may cover pixels, and write which pixels, and the closeness."""
     height, width = closeness.shape
-    at = np.int64(node) * NODE
-    nodes, eye, axes, spans = tree.nodes, view.eye32, view.axes32, view.spans
-    x, y, z = (
-        lanes.load(nodes, at) - eye[0],
-        lanes.load(nodes, at + WIDTH) - eye[1],
-        lanes.load(nodes, at + 2 * WIDTH) - eye[2],
-    )
-    pad = PAD * (abs(eye[0]) + abs(eye[1]) + abs(eye[2]) + np.float32(1))
-    reach_x = lanes.load(nodes, at + 3 * WIDTH) + pad
-    reach_y = lanes.load(nodes, at + 4 * WIDTH) + pad
-    reach_z = lanes.load(nodes, at + 5 * WIDTH) + pad
+    axes, spans = view.axes32, view.spans
+    (x, y, z), (reach_x, reach_y, reach_z) = _boxes(tree, node, view)
     ahead = axes[2, 0] * x + axes[2, 1] * y + axes[2, 2] * z
     reach = spans[2, 0] * reach_x + spans[2, 1] * reach_y + spans[2, 2] * reach_z
     near, far = lanes.maximum(ahead - reach, lanes.f32(NEAR)), ahead + reach
@@ -175,7 +179,7 @@ def _project_children(tree, node, place, view, closeness, scratch):
         seen = seen & (begin <= end)
         lanes.store(scratch.pixels, 2 * axis * WIDTH, begin)
         lanes.store(scratch.pixels, (2 * axis + 1) * WIDTH, end)
-    lanes.store(scratch.children, 0, lanes.load_i32(nodes, at + 6 * WIDTH))
+    lanes.store(scratch.children, 0, lanes.load_i32(tree.nodes, np.int64(node) * NODE + 6 * WIDTH))
     lanes.store(scratch.pixels, 4 * WIDTH, nearest * np.float32(1 + 4e-6))
     return lanes.bits(seen)
 
@@ -184,17 +188,14 @@ def _project_children(tree, node, place, view, closeness, scratch):
 def _pierce_children(tree, node, column, row, view, closeness, scratch):
     """As _project_children, along the ray of one pixel."""
     height, width = closeness.shape
-    at = np.int64(node) * NODE
     x, y = np.float32(column + (0.5 - width * 0.5)), np.float32(row + (0.5 - height * 0.5))
-    eye, axes, steps = view.eye32, view.axes32, view.steps
+    axes, steps = view.axes32, view.steps
     near, far = lanes.f32(NEAR), lanes.f32(FAR)
-    pad = PAD * (abs(eye[0]) + abs(eye[1]) + abs(eye[2]) + np.float32(1))
+    centres, reaches = _boxes(tree, node, view)
     for axis in range(3):
         direction = axes[2, axis] + x * steps[0, axis] + y * steps[1, axis]
         inverse = np.float32(1) / (direction if abs(direction) > np.float32(1e-12) else np.float32(1e-12))
-        centre = lanes.load(tree.nodes, at + axis * WIDTH) - eye[axis]
-        reach = lanes.load(tree.nodes, at + (3 + axis) * WIDTH) + (lanes.absolute(centre) * np.float32(1e-6) + pad)
-        middle, reach = centre * inverse, reach * abs(inverse)
+        middle, reach = centres[axis] * inverse, reaches[axis] * abs(inverse)
         near, far = lanes.maximum(near, middle - reach), lanes.minimum(far, middle + reach)
     nearest = np.float32(1 + 4e-6) / near
     lanes.store(scratch.pixels, 0, lanes.f32(column))
@@ -202,7 +203,7 @@ def _pierce_children(tree, node, column, row, view, closeness, scratch):
     lanes.store(scratch.pixels, 2 * WIDTH, lanes.f32(row))
     lanes.store(scratch.pixels, 3 * WIDTH, lanes.f32(row))
     lanes.store(scratch.pixels, 4 * WIDTH, nearest)
-    lanes.store(scratch.children, 0, lanes.load_i32(tree.nodes, at + 6 * WIDTH))
+    lanes.store(scratch.children, 0, lanes.load_i32(tree.nodes, np.int64(node) * NODE + 6 * WIDTH))
     return lanes.bits((near <= far) & (nearest > lanes.f32(closeness[row, column])))
 
 
