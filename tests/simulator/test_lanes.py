@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navprune.kernels import njit
@@ -30,6 +30,7 @@ def arithmetic(a, b, out):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(deadline=None)  # the first example compiles
 @given(a=EIGHT, b=EIGHT)
 def test_arithmetic_is_numpys(dtype, a, b):
     x, y = np.array(a, dtype), np.array(b, dtype)
@@ -67,6 +68,7 @@ def places(a, limit, count, out, integers):
     return lanes.bits(which), lanes.lowest(lanes.bits(which)), lanes.highest(lanes.bits(which))
 
 
+@settings(deadline=None)  # the first example compiles
 @given(a=EIGHT, limit=st.floats(-1e6, 1e6, width=32), count=st.integers(0, WIDTH))
 def test_places_bits_and_conversions_are_numpys(a, limit, count):
     x, number = np.array(a, np.float32), np.arange(WIDTH)
