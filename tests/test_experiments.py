@@ -123,7 +123,7 @@ SPEED = FOLDER.parent / "simulator_speed"
 def speed(name):
     """A module of that experiment, under a name of its own."""
     spec = importlib.util.spec_from_file_location(f"simulator_speed_{name}", SPEED / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
