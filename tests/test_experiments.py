@@ -1,5 +1,7 @@
 """The statistics behind experiments/pruning_methods, and that what is written there is what was measured."""
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -111,3 +113,37 @@ def test_a_table_takes_the_place_of_the_one_before(experiment):
     new = "| cut | 25 % |\n|---|---|\n| l1 | new |\n| l2 | new |\n"
     assert figure.renewed(text, new) == f"Before.\n\n{new}\nBehind.\n"
     assert figure.renewed(figure.renewed(text, new), new) == figure.renewed(text, new)
+
+
+# What an image takes --------------------------------------------------------------------------------
+
+SPEED = FOLDER.parent / "simulator_speed"
+
+
+def speed(name):
+    """A module of that experiment, under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"simulator_speed_{name}", SPEED / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_of_images_says_what_was_measured():
+    assert speed("figure").table(json.loads((SPEED / "results.json").read_text())) in (SPEED / "README.md").read_text()
+
+
+def test_a_cut_surface_is_the_same_surface():
+    scenes, vertices = speed("scenes"), np.random.default_rng(1).uniform(-1, 1, (20, 3, 3)).astype(np.float32)
+    pieces = np.empty((scenes.cut_count(vertices, 0.2), 3, 3), np.float32)
+    scenes.write_cut(vertices, 0.2, pieces)
+
+    def areas(triangles):
+        return (
+            np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1) / 2
+        )
+
+    assert np.linalg.norm(pieces - np.roll(pieces, 1, axis=1), axis=2).max() <= 0.2 + 1e-6
+    assert areas(pieces).sum() == pytest.approx(areas(vertices).sum(), rel=1e-4)
+    shaken = scenes.cut_to(vertices, 1000)
+    assert 900 <= len(shaken) <= 1000
+    assert len(np.unique(shaken.reshape(-1, 3), axis=0)) < 0.5 * 3 * len(shaken)  # what was joined still is

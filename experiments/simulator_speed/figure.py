@@ -39,7 +39,7 @@ def table(rows: Rows) -> str:
 
 def draw(rows: Rows) -> None:
     """Write milliseconds.png: one line a size and renderer."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     triangles = [row["triangles"] for row in rows]
     for size, colour in COLOURS.items():
         for kind, style in STYLES.items():
@@ -48,7 +48,7 @@ def draw(rows: Rows) -> None:
             axes.plot(triangles, taken, style, color=colour, marker=".", label=label)
     axes.set(xscale="log", yscale="log", xlabel="triangles", ylabel="milliseconds an image of depth, one thread")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=3)
+    figure.legend(loc="outside upper center", fontsize=7, ncols=3)
     figure.savefig(FOLDER / "milliseconds.png", dpi=120)
 
 

@@ -62,13 +62,13 @@ def cut_to(vertices: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     return (corners + noise).astype(np.float32)[places.ravel()].reshape(-1, 3, 3)
 
 
-@njit(cache=True)
+@njit
 def cut_count(vertices, longest):
     """How many pieces `write_cut` makes."""
     return write_cut(vertices, longest, None)
 
 
-@njit(cache=True)
+@njit
 def write_cut(vertices, longest, pieces):
     """Cut each triangle at the middle of its longest edge until no edge is longer; pieces may be None."""
     todo = np.empty((256, 3, 3), np.float32)
