@@ -17,6 +17,9 @@ NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
 FAR = 990.0  # metres; nothing farther is drawn, as in habitat-sim, whose depth buffer takes it for empty
 TILE = 8  # pixels; side of the squares in which hidden nodes are detected
 SETUP = 20  # numbers that describe a triangle in the image
+EDGE = (
+    1e-6  # pixels; so near beyond an edge a pixel's centre still counts as on it, whatever rounding did to the corners
+)
 PIXELS = 24  # up to so many, all triangles of a leaf are tried at each
 
 
@@ -41,6 +44,7 @@ def draw_leaf(tree, start, count, place, cutout, view, closeness, triangles, scr
         (e0[2] + e1[2] + e2[2]) * scale,
     )
     crosses = (a[2] <= near) | (b[2] <= near) | (c[2] <= near)
+    e0, e1, e2 = _widened(e0), _widened(e1), _widened(e2)
     limit = lanes.choose(crosses, lanes.f64(1 / NEAR), lanes.f64(np.inf))
     column_0, column_1, row_0, row_1 = place
     if (column_1 - column_0 + 1) * (row_1 - row_0 + 1) <= PIXELS:
@@ -56,6 +60,12 @@ def draw_leaf(tree, start, count, place, cutout, view, closeness, triangles, scr
         lane = lanes.lowest(rest)
         rest &= rest - 1
         _draw_triangle(tree, start + lane, scratch.setup[:, lane], cutout, view, closeness, triangles, scratch)
+
+
+@njit(**INLINE)
+def _widened(edge):
+    """An edge function whose zero is moved outwards by EDGE."""
+    return edge[0], edge[1], edge[2] + (lanes.absolute(edge[0]) + lanes.absolute(edge[1])) * EDGE
 
 
 @njit(**INLINE)

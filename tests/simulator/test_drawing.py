@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from navprune.scenes.files.mesh import AlphaMasks, SceneMesh
 from navprune.simulator.asset import RenderAsset
 from navprune.simulator.drawing import make_scratch, show
-from navprune.simulator.triangles import FAR, NEAR
+from navprune.simulator.triangles import EDGE, FAR, NEAR
 from navprune.simulator.view import view_of
 
 LEVEL = np.array([0.0, 0.0, 0.0, 1.0])
@@ -38,7 +38,8 @@ def show_plainly(mesh, eye, rotation, width, height, focal):
         if determinant <= 0 or (depths <= NEAR).all():
             continue
         normal = (edges[0] + edges[1] + edges[2]) * (1.0 / determinant)
-        inside = np.all([each[0] * column + (each[1] * row + each[2]) >= 0 for each in edges], axis=0)
+        wide = [(each[0], each[1], each[2] + (abs(each[0]) + abs(each[1])) * EDGE) for each in edges]
+        inside = np.all([each[0] * column + (each[1] * row + each[2]) >= 0 for each in wide], axis=0)
         value = normal[0] * column + (normal[1] * row + normal[2])
         inside &= (value <= 1 / NEAR) | (depths > NEAR).all()
         if mesh.masks is not None and mesh.masks.cutoff[index] > 0:
