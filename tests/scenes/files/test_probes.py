@@ -23,7 +23,7 @@ FEWER = {  # what the renderer does otherwise, in the shares that it reaches
     "geo_far_plane": (
         0.95,
         0.995,
-    ),  # at 302 m a step of a depth buffer of 24 bits, from 0.01 to 1000 m, is half a metre
+    ),  # at 302 m a step of a 24-bit depth buffer is half a metre
 }
 
 
