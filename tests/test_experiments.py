@@ -132,18 +132,13 @@ def test_the_readme_of_images_says_what_was_measured():
     assert speed("figure").table(json.loads((SPEED / "results.json").read_text())) in (SPEED / "README.md").read_text()
 
 
-def test_a_cut_surface_is_the_same_surface():
-    scenes, vertices = speed("scenes"), np.random.default_rng(1).uniform(-1, 1, (20, 3, 3)).astype(np.float32)
-    pieces = np.empty((scenes.cut_count(vertices, 0.2), 3, 3), np.float32)
-    scenes.write_cut(vertices, 0.2, pieces)
-
-    def areas(triangles):
-        return (
-            np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1) / 2
-        )
-
-    assert np.linalg.norm(pieces - np.roll(pieces, 1, axis=1), axis=2).max() <= 0.2 + 1e-6
-    assert areas(pieces).sum() == pytest.approx(areas(vertices).sum(), rel=1e-4)
-    shaken = scenes.cut_to(vertices, 1000)
-    assert 900 <= len(shaken) <= 1000
-    assert len(np.unique(shaken.reshape(-1, 3), axis=0)) < 0.5 * 3 * len(shaken)  # what was joined still is
+def test_a_home_and_its_scan_are_looked_at_from_the_same_places():
+    scenes = speed("scenes")
+    plan = scenes.make_plan(40.0)
+    places = scenes.look_from(plan, 5)
+    plain, scan = scenes.triangles_of(plan, None), scenes.triangles_of(plan, 2000)
+    assert len(scan) > 2 * len(plain)
+    for triangles in (plain, scan):
+        low, high = triangles.min(axis=(0, 1)), triangles.max(axis=(0, 1))
+        assert ((low < places.eyes) & (places.eyes < high)).all()
+    assert np.allclose(np.linalg.norm(places.rotations, axis=1), 1)

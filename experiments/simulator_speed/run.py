@@ -1,4 +1,4 @@
-"""Measures what an image of depth takes, over how finely a home is cut, beside Embree and beside a former commit.
+"""Measures what an image of depth takes, over how finely a home is scanned, beside Embree and beside a former commit.
 
     git archive c0d2d63 navprune | tar -x -C FORMER
     python experiments/simulator_speed/run.py --former FORMER
@@ -16,14 +16,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from scenes import Home, cut_to, make_home
+from numpy.typing import NDArray
+from scenes import Places, look_from, make_plan, triangles_of
 
 from navprune.files import write_file
 
 FOLDER = Path(__file__).parent
 SIZES = 64, 128, 256
-COUNTS = 50_000, 150_000, 400_000, 1_000_000, 2_500_000, 5_000_000
 AREA = 40.0  # m2
+DENSITIES = 2_000, 4_000, 10_000, 25_000, 60_000, 120_000  # triangles of a scan for each m2 of floor
 IN_TURN = 4  # images of one before the next's
 
 
@@ -55,37 +56,40 @@ class Worker:
         self._process.wait()
 
 
-def measure(home: Home, kinds: dict[str, Path], folder: Path) -> dict[str, dict[str, float]]:
+def measure(
+    triangles: NDArray[np.float32], places: Places, kinds: dict[str, Path], folder: Path
+) -> dict[str, dict[str, float]]:
     """Median milliseconds by size and kind; kinds: each with the folder of its package."""
     scene = folder / "scene.npz"
-    np.savez(scene, vertices=home.vertices, eyes=home.eyes, rotations=home.rotations)
+    np.savez(scene, vertices=triangles, **places._asdict())
     workers = {kind: Worker(kind, scene, package) for kind, package in kinds.items()}
     medians = {}
     for size in SIZES:
         taken: dict[str, list[float]] = {kind: worker.take(size, 0, 2) and [] for kind, worker in workers.items()}
-        for first in range(0, len(home.eyes), IN_TURN):
+        for first in range(0, len(places.eyes), IN_TURN):
             for kind, worker in workers.items():
-                taken[kind] += worker.take(size, first, min(IN_TURN, len(home.eyes) - first))
+                taken[kind] += worker.take(size, first, min(IN_TURN, len(places.eyes) - first))
         medians[str(size)] = {kind: float(np.median(times)) for kind, times in taken.items()}
-        print(len(home.vertices), size, medians[str(size)], flush=True)
+        print(len(triangles), size, medians[str(size)], flush=True)
     for worker in workers.values():
         worker.close()
     return medians
 
 
 def main() -> None:
-    """Measure the plain home and its cuts, write results.json."""
+    """Measure the plain home and its scans, write results.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--former", type=Path, required=True, help="a folder with the former package navprune")
-    parser.add_argument("--poses", type=int, default=100)
+    parser.add_argument("--poses", type=int, default=60)
     options = parser.parse_args()
     kinds = {"navprune": FOLDER.parents[1], "former": options.former, "embree": FOLDER.parents[1]}
-    plain, rows = make_home(AREA, options.poses), []
+    plan, rows = make_plan(AREA), []
+    places = look_from(plan, options.poses)
     with tempfile.TemporaryDirectory() as folder:
-        for count in (None, *COUNTS):
-            home = plain if count is None else plain._replace(vertices=cut_to(plain.vertices, count))
-            medians = measure(home, kinds, Path(folder))
-            rows.append({"triangles": len(home.vertices), "plain": count is None, "milliseconds": medians})
+        for density in (None, *DENSITIES):
+            triangles = triangles_of(plan, density)
+            medians = measure(triangles, places, kinds, Path(folder))
+            rows.append({"triangles": len(triangles), "plain": density is None, "milliseconds": medians})
     write_file(FOLDER / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
 
 
