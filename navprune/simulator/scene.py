@@ -1,9 +1,12 @@
 """Scenes in memory: what is seen and where one can walk, each file loaded once and shared."""
 
+from __future__ import annotations
+
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
 from navprune.machine import memory
@@ -11,10 +14,12 @@ from navprune.scenes.files.places import check_files, existing
 from navprune.scenes.recast.bodies import Body, navmesh_for
 from navprune.simulator.asset import load_asset
 from navprune.simulator.pathfinder import PathFinder
-from navprune.simulator.renderer import Handle, Prepare
+
+if TYPE_CHECKING:  # so that whoever only loads scenes needs no torch
+    from navprune.simulator.renderer import Handle, Prepare
 
 HABITATS = Body()
-Key = tuple[Path, bool, Body, Prepare]
+Key: TypeAlias = "tuple[Path, bool, Body, Prepare]"
 
 
 @dataclass(frozen=True)
