@@ -1,6 +1,7 @@
 """numba's compiler, with a place that can be written for what it compiles."""
 
 import os
+import re
 import sys
 import tempfile
 from functools import cache
@@ -14,6 +15,7 @@ from numba.extending import intrinsic as _intrinsic
 
 intrinsic: Any = _intrinsic  # callers leave out its first argument
 IMPORT = b"from navprune.kernels import"
+FROM = re.compile(r"^from navprune\.([\w.]+) import", re.MULTILINE)
 
 
 def settle_cache() -> Path | None:
@@ -41,9 +43,11 @@ def _temporary() -> Path:
 
 @cache
 def _stamp(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, time of change and size of each file with kernels in a folder."""
+    """Name, time of change and size of each file with kernels in a folder, and of our files that they import from."""
     files = [path for path in sorted(Path(folder).glob("*.py")) if IMPORT in path.read_bytes()]
-    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    modules = sorted({module for path in files for module in FROM.findall(path.read_text(encoding="utf-8"))})
+    files += [Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py") for module in modules]
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file())
 
 
 def _watch_folders() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,13 @@ def compare_images(path: Path, images: Images, settings: Settings, make_renderer
     """
     count, height, width = images.depth.shape
     camera = Camera(width, height, images.hfov, ("depth", "rgb"))
-    renderer = make_renderer(camera)
-    handle = renderer.prepare(path, settings.task.alpha_masks)
     eyes = torch.from_numpy(images.position + motion.rotated(images.rotation, np.array(images.camera)))
     rotations, parts = torch.from_numpy(images.rotation), []
-    for part in torch.arange(count).split(BATCH):
-        parts.append(camera.images(len(part), renderer.device))
-        renderer.draw([handle] * len(part), eyes[part], rotations[part], parts[-1])
-    renderer.close()
+    with closing(make_renderer(camera)) as renderer:
+        handle = renderer.prepare(path, settings.task.alpha_masks)
+        for part in torch.arange(count).split(BATCH):
+            parts.append(camera.images(len(part), renderer.device))
+            renderer.draw([handle] * len(part), eyes[part], rotations[part], parts[-1])
     depth, rgb = (torch.cat([part[name] for part in parts]).cpu().numpy() for name in camera.sensors)
     error = np.abs(np.clip(depth[..., 0], *settings.depth) - images.depth)
     shares: dict = {"depth": {"within_2mm": _share(error <= 2e-3), "within_1cm": _share(error <= 1e-2)}}

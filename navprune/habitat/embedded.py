@@ -22,10 +22,9 @@ from omegaconf import DictConfig
 from navprune.errors import UserError
 from navprune.scenes.recast.bodies import Body
 from navprune.sensors import SENSORS
-from navprune.simulator import renderer
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.rasterizer import Rasterizer
-from navprune.simulator.renderer import Handle, MakeRenderer
+from navprune.simulator.renderer import Camera, Handle, MakeRenderer
 from navprune.simulator.scene import Scene, load_scene
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP, follower, motion
 
@@ -55,7 +54,7 @@ class EmbeddedSimulator(Simulator):
         for sensor in sensors:
             settings = sensor.config
             groups[settings.width, settings.height, settings.hfov, tuple(settings.position)].append(sensor)
-        self._cameras = [Camera(group, self.make_renderer) for group in groups.values()]
+        self._cameras = [LabCamera(group, self.make_renderer) for group in groups.values()]
         self._scene: Scene | None = None
         self._scene_key: tuple[Path, Body] | None = None
         self._collided = False
@@ -134,8 +133,10 @@ class EmbeddedSimulator(Simulator):
         """Nothing moves by itself."""
 
     def close(self, destroy: bool = True) -> None:
-        """Forget the scene."""
+        """Forget the scene and free the cameras."""
         self._scene = None
+        for camera in self._cameras:
+            camera.close()
 
     def _act(self, action: int) -> None:
         config = self.habitat_config
@@ -337,7 +338,7 @@ class LabPathFinder:
         return self._pathfinder.is_navigable(grid.reshape(-1, 3), eps).reshape(rows, columns)
 
 
-class Camera:
+class LabCamera:
     """Draws once for all sensors that share a pose and a size."""
 
     def __init__(self, sensors: Sequence[Sensor], make_renderer: MakeRenderer) -> None:
@@ -345,7 +346,7 @@ class Camera:
         self._offset = np.array(settings.position, np.float64)
         self._names = {sensor.uuid: OURS[sensor.config.type] for sensor in sensors}
         seen = tuple(dict.fromkeys(self._names.values()))
-        self._camera = renderer.Camera(settings.width, settings.height, settings.hfov, seen)  # sensors clip depth
+        self._camera = Camera(settings.width, settings.height, settings.hfov, seen)  # sensors clip depth
         self._renderer = make_renderer(self._camera)
         self.prepare = self._renderer.prepare
 
@@ -360,6 +361,10 @@ class Camera:
             uuid: np.squeeze(images[name], -1) if SENSORS[name].channels == 1 else images[name]
             for uuid, name in self._names.items()
         }
+
+    def close(self) -> None:
+        """Free what draws."""
+        self._renderer.close()
 
 
 def _sensor(name: str, settings: DictConfig) -> Sensor:

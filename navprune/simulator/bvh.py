@@ -144,7 +144,7 @@ def _centre(box, axis):
 
 @njit(cache=True, nogil=True)
 def _bin(box, axis, low, width):
-    return min(BINS - 1, int((_centre(box, axis) - low[axis]) / width[axis] * np.float32(BINS)))
+    return max(0, min(BINS - 1, int((_centre(box, axis) - low[axis]) / width[axis] * np.float32(BINS))))
 
 
 @njit(cache=True, nogil=True)

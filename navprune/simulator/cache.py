@@ -46,7 +46,8 @@ LIBRARIES = ("numpy", "pillow", "DracoPy", "meshopt", "opengl-basisu")
 """Whose versions have a say in what is derived."""
 IMPORT = re.compile(r"^\s*(?:from|import)\s+(navprune[\w.]*)(?:\s+import\s+(?:\(([^)]*)\)|(.*)))?", re.MULTILINE)
 """Every process reads these when it loads a scene; Python's own parser takes seven times as long."""
-ENTRY, PART, NOTE = ".scene", ".part", ".json"
+ENTRY, PART, NOTE = ".navscene", ".navscene.part", ".navscene.json"
+"""Endings of what is the cache's own in its folder; other files there are left alone."""
 MAGIC = b"navscene"
 ALIGNMENT = 64
 FAILED = ctypes.c_void_p(-1).value

@@ -174,12 +174,6 @@ def to_f32(typing: Any, a: Any) -> Any:
 
 
 @intrinsic
-def to_i32(typing: Any, a: Any) -> Any:
-    """Integers of float lanes that are whole numbers."""
-    return I32(a), lambda context, builder, sig, args: builder.fptosi(args[0], _vector(types.int32))
-
-
-@intrinsic
 def bits(typing: Any, which: Any) -> Any:
     """The truth values as the lowest bits of an integer."""
 
@@ -288,7 +282,7 @@ def store(typing: Any, array: Any, offset: Any, a: Any) -> Any:
     return types.void(array, types.int64, a), emit
 
 
-def _masked(builder: Any, name: Any, result: Any, arguments: Any, vector: Any, suffix: Any) -> Any:
+def _masked(builder: Any, name: Any, result: Any, arguments: Any, suffix: Any) -> Any:
     kinds = [each.type for each in arguments]
     declared = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(result, kinds), f"llvm.masked.{name}.v{WIDTH}{suffix}.p0"
@@ -305,7 +299,7 @@ def load_where(typing: Any, array: Any, offset: Any, which: Any) -> Any:
         suffix = {types.float32: "f32", types.int32: "i32"}[array.dtype]
         pointer = _address(context, builder, array, *args[:2])
         align = ir.Constant(ir.IntType(32), 4)
-        return _masked(builder, "load", vector, [pointer, align, args[2], ir.Constant(vector, None)], vector, suffix)
+        return _masked(builder, "load", vector, [pointer, align, args[2], ir.Constant(vector, None)], suffix)
 
     return Lanes(array.dtype)(array, types.int64, which), emit
 
@@ -315,11 +309,10 @@ def store_where(typing: Any, array: Any, offset: Any, which: Any, a: Any) -> Any
     """Write elements where which holds."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vector = _vector(array.dtype)
         suffix = {types.float32: "f32", types.int32: "i32"}[array.dtype]
         pointer = _address(context, builder, array, *args[:2])
         align = ir.Constant(ir.IntType(32), 4)
-        _masked(builder, "store", ir.VoidType(), [args[3], pointer, align, args[2]], vector, suffix)
+        _masked(builder, "store", ir.VoidType(), [args[3], pointer, align, args[2]], suffix)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, which, a), emit

@@ -67,9 +67,11 @@ class Rasterizer:
         helpers = []
         if self._pool is not None:
             helpers = [self._pool.submit(draw_some, 1 + i) for i in range(min(self.threads, len(handles)) - 1)]
-        draw_some(0)
-        for helper in helpers:
-            helper.result()
+        try:
+            draw_some(0)
+        finally:  # whatever happens here, they write into the caller's tensors
+            for helper in helpers:
+                helper.result()
 
     def _pixels(self, name: str, out: Mapping[str, Tensor], count: int) -> NDArray:
         """The caller's tensor as an array; compiled code writes without looking, so a wrong shape is refused."""

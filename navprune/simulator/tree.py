@@ -34,7 +34,7 @@ def make_tree(vertices: NDArray) -> Tree:
     boxes, pairs, order = build_tree(vertices)
     nodes = np.zeros((max(1, len(pairs) // 2), 7, WIDTH), np.float32)
     nodes[:, 3:6] = -1e30  # so that nothing lies in the box of no child
-    used = _collapse(boxes, pairs, nodes, nodes.view(np.int32)[:, 6])
+    used = _collapse(boxes, pairs, nodes, nodes.view(np.int32)[:, 6]) if len(order) else 1
     corners, places = np.zeros(9 * len(order) + WIDTH, np.float32), np.empty(len(order), np.uint8)
     _write_leaves(pairs, order, np.ascontiguousarray(vertices, np.float32).reshape(-1, 9), corners, places)
     return Tree(nodes[:used].copy(), corners, places, order)

@@ -1,8 +1,8 @@
 """Compiled functions that draw the triangles of a leaf, all at once.
 
 A triangle covers a pixel where its three edge functions, in homogeneous coordinates (Olano and Greer, "Triangle scan
-conversion using 2D homogeneous coordinates", 1997), are not negative at the pixel's centre. Each way of finding such
-pixels ends in that same arithmetic, so that they may be mixed: neighbours leave no gap.
+conversion using 2D homogeneous coordinates", 1997), are not negative at the pixel's centre, or at one EDGE nearer. Each
+way of finding such pixels ends in that same arithmetic, so that they may be mixed: neighbours leave no gap.
 """
 
 import numpy as np
@@ -17,9 +17,7 @@ NEAR = 0.01  # metres; nothing nearer is drawn, as in habitat-sim
 FAR = 990.0  # metres; nothing farther is drawn, as in habitat-sim, whose depth buffer takes it for empty
 TILE = 8  # pixels; side of the squares in which hidden nodes are detected
 SETUP = 20  # numbers that describe a triangle in the image
-EDGE = (
-    1e-6  # pixels; so near beyond an edge a pixel's centre still counts as on it, whatever rounding did to the corners
-)
+EDGE = 1e-6  # pixels; a centre so near beyond an edge counts as on it, whatever rounding did to the corners
 PIXELS = 24  # up to so many, all triangles of a leaf are tried at each
 
 

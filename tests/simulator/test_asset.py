@@ -206,7 +206,7 @@ def test_of_several_processes_one_builds_and_the_others_wait(tmp_path, folder):
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sum("built" in answer for answer in answers) == 1
     assert len({answer[-1] for answer in answers}) == 1
-    assert parts(folder) == ["shape"] and not list(folder.glob("*.part"))
+    assert parts(folder) == ["shape"] and not list(folder.glob("*.navscene.part"))
 
 
 def test_a_builder_that_was_killed_is_in_nobodys_way(tmp_path, folder):
@@ -215,8 +215,8 @@ def test_a_builder_that_was_killed_is_in_nobodys_way(tmp_path, folder):
     process = start(LOAD, path, begun, tmp_path / "never")
     while not begun.exists() and process.poll() is None:
         time.sleep(0.01)
-    assert len(list(folder.glob("*.part"))) == 1
+    assert len(list(folder.glob("*.navscene.part"))) == 1
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert load_asset(path).triangles == 120
-    assert parts(folder) == ["shape"] and not list(folder.glob("*.part"))
+    assert parts(folder) == ["shape"] and not list(folder.glob("*.navscene.part"))

@@ -93,6 +93,14 @@ def test_it_is_the_same_for_any_number_of_threads_and_size_of_branches(monkeypat
         np.testing.assert_array_equal(array, again)
 
 
+@pytest.mark.parametrize("size", [1e30, 3e38])
+def test_coordinates_beyond_all_reason_make_a_tree(size):
+    vertices = np.random.default_rng(0).choice(np.array([-size, 0.0, 1.0, size]), (300, 3, 3)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        order = build_tree(vertices)[2]
+    np.testing.assert_array_equal(np.sort(order), np.arange(300))
+
+
 @settings(deadline=None, max_examples=20)
 @given(count=st.integers(1, 2000), seed=st.integers(0, 99), size=st.sampled_from([0.0, 1e-6, 0.3, 30.0]))
 def test_every_box_holds_its_triangles(count, seed, size):

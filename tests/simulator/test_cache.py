@@ -391,6 +391,16 @@ def test_the_command_shows_and_empties_it_and_doctor_knows_it(kept, tmp_path, mo
     assert main(["scenes", "cache"]) == 0
 
 
+def test_other_files_in_its_folder_are_left_alone(kept):
+    put(kept)
+    others = {"mine.json", "film.mkv.part", "my.scene"}
+    for name in others:
+        (kept.folder / name).write_bytes(b"mine")
+    put(kept, "b")  # which looks for what was left unfinished
+    kept.empty()
+    assert set(files(kept)) == others
+
+
 def test_damaged_entries_are_listed_and_emptied_too(kept):
     put(kept)
     (kept.folder / f"x{ENTRY}").write_bytes(b"nonsense")

@@ -90,8 +90,8 @@ class Gltf:
         count, stride = natural(packed["count"]), natural(packed["byteStride"])
         if count * stride > MESHOPT_RATIO * len(data):
             raise ValueError("a buffer view is longer than what was compressed")
-        mode, filter = packed["mode"], packed.get("filter", "NONE")
-        return decoder.decode_gltf_buffer(data, count, stride, mode, filter).tobytes()
+        how = packed["mode"], packed.get("filter", "NONE")
+        return decoder.decode_gltf_buffer(data, count, stride, *how).tobytes()
 
     def _decoder(self, name: str) -> Any:
         """The optional package that decodes Draco or meshopt."""

@@ -8,6 +8,7 @@ import binascii
 import json
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
@@ -101,7 +102,8 @@ def check_scene(path: Path) -> None:
     if chunks(path)[0][0] > 0:
         return
     try:
-        for buffer in read_document(path)[0].get("buffers", []):
+        # A buffer without an address holds what is to be decompressed.
+        for buffer in (each for each in read_document(path)[0].get("buffers", []) if "uri" in each):
             data = resource(path, buffer["uri"])
             if isinstance(data, Place) and data.end < buffer["byteLength"]:
                 raise UserError(f"{path}: its file {data.path} is cut off; copy it again")
@@ -114,17 +116,25 @@ def check_scene(path: Path) -> None:
 def scene_files(path: Path) -> list[Path]:
     """All files that a scene is read from, itself first: its buffers and images, whether they are there or not.
 
-    Reads the JSON part alone. Raises UserError where that is missing or damaged, or names a file elsewhere.
+    Reads the JSON part alone. Raises UserError where that is missing or damaged, or names a buffer elsewhere.
     """
     try:
         document, _ = read_document(path)
-        entries = [*document.get("buffers", []), *document.get("images", [])]
-        uris = [entry["uri"] for entry in entries if not entry.get("uri", "data:").startswith("data:")]
-        return [path, *{beside(path, uri): None for uri in uris}]
+        files = [path, *(beside(path, uri) for uri in _addresses(document, "buffers"))]
+        for uri in _addresses(document, "images"):
+            with suppress(UserError):  # one elsewhere is not read, and the scene shown without it
+                files.append(beside(path, uri))
+        return list(dict.fromkeys(files))
     except UserError:
         raise
     except Exception as error:  # whatever the broken part happens to trip over
         raise damaged(path, error) from error
+
+
+def _addresses(document: dict[str, Any], kind: str) -> list[str]:
+    """Where a document's buffers or images lie that are files of their own."""
+    entries = document.get(kind, [])
+    return [entry["uri"] for entry in entries if not entry.get("uri", "data:").startswith("data:")]
 
 
 def beside(scene: Path, uri: str) -> Path:

@@ -31,7 +31,6 @@ FLAT = (0.7, 1.2)  # edges on the smallest and on the largest surfaces, relative
 DRIFT, RIPPLE, GRAIN = 0.012, 0.003, 0.001  # metres by which vertices move at most along each axis,
 DRIFT_LENGTH, RIPPLE_LENGTH = 3.0, 0.25  # and over how many metres that varies; the grain from vertex to vertex
 ROUND = 0.012  # metres by which a vertex moves at most where edges get round
-MOVED = ROUND + np.sqrt(3) * (DRIFT + RIPPLE + GRAIN)  # metres by which a vertex moves at most in all
 UP, DOWN = 2, 5  # directions, as `surfaces` counts them
 WINDOWS = 9.0  # metres of wall for each hole at the height of windows
 FLOOR_TOP = 0.3  # metres; below, what faces upwards has no holes
@@ -40,10 +39,8 @@ FLAKES = 1.0  # for each m2 of floor
 FLAKE_SHIFT = (0.02, 0.2)  # metres that a flake is off its surface
 FLAKE_BASE = 0.15  # metres over the floor where they begin
 BRIGHTNESS, TINT, SEAMS = 0.12, 0.02, 0.05  # by which baked light varies: smoothly, in colour, and between photographs
-CORNER, CORNER_HEIGHT = (
-    0.2,
-    0.2,
-)  # share of light that is missing at floor and ceiling, and metres over which it returns
+CORNER = 0.2  # share of light that is missing at floor and ceiling
+CORNER_HEIGHT = 0.2  # metres over which it returns
 SPECKLE = 2.5  # standard deviation of a texel's noise, of 255
 BLUR = 0.9  # texels
 

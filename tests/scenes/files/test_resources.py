@@ -13,6 +13,7 @@ from navprune.errors import UserError
 from navprune.scenes.files.mesh import load_glb, load_triangles
 from navprune.scenes.files.resources import check_scene, chunks, scene_files
 from navprune.scenes.files.shapes import LINE_LOOP
+from navprune.simulator.asset import load_asset
 
 
 def test_other_versions_are_refused(tmp_path):
@@ -146,6 +147,27 @@ def test_only_files_below_the_scenes_own_folder_are_read(tmp_path, uri):
         with pytest.raises(UserError, match=r"house\.gltf: names .* outside of its folder") as caught:
             read(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ELSEWHERE)
+def test_an_image_elsewhere_costs_nothing_but_itself(tmp_path, uri):
+    path = scattered(tmp_path)
+    document = json.loads(path.read_text("utf-8-sig"))
+    document["images"][0]["uri"] = uri
+    path.write_text(json.dumps(document))
+    check_scene(path)
+    assert load_asset(path).triangles == len(load_glb(path).vertices)
+    assert (load_asset(path).surface.texels == 255).any()
+    assert scene_files(path) == [path, tmp_path / "house 1.bin"]
+
+
+def test_a_buffer_without_an_address_is_no_fault(tmp_path):
+    path = scattered(tmp_path)
+    document = json.loads(path.read_text("utf-8-sig"))
+    document["buffers"].append({"byteLength": 8, "extensions": {"EXT_meshopt_compression": {"fallback": True}}})
+    path.write_text(json.dumps(document))
+    check_scene(path)
+    assert len(load_glb(path).vertices)
 
 
 def test_missing_and_short_buffers_are_told_before_anything_is_loaded(tmp_path):
