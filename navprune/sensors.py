@@ -46,6 +46,10 @@ def channels_of(names: Iterable[str]) -> int:
 
 
 def with_channels(count: int) -> tuple[str, ...]:
-    """The fewest sensors that have so many channels together, in alphabetical order; () where none have."""
-    choices = chain.from_iterable(combinations(SENSORS, many) for many in range(1, len(SENSORS) + 1))
-    return next((tuple(sorted(names)) for names in choices if channels_of(names) == count), ())
+    """The fewest sensors that have so many channels together, first those that habitat-lab has; () where none have.
+
+    In alphabetical order.
+    """
+    names = sorted(SENSORS, key=lambda name: SENSORS[name].lab is None)
+    choices = chain.from_iterable(combinations(names, many) for many in range(1, len(names) + 1))
+    return next((tuple(sorted(chosen)) for chosen in choices if channels_of(chosen) == count), ())

@@ -114,6 +114,7 @@ def test_generate_then_doctor(tmp_path):
 def test_style_and_density_of_generated_homes_are_checked(tmp_path, capsys):
     arguments = ["scenes", "generate", "--out", tmp_path / "d", "--density", 5]
     assert "density 5 is not within 2000 to 40000" in mistake(capsys, *arguments, "--style", "scan")
+    assert "plain homes have no density" in mistake(capsys, *arguments)
     with pytest.raises(SystemExit):
         main([*map(str, arguments), "--style", "sketch"])
 

@@ -69,7 +69,7 @@ def test_a_phase_can_be_turned_off():
         ("+ppo.lr=1", "unknown key +ppo; did you mean ppo?"),
         ("data.scene_memory=0", "data.scene_memory"),
         ("ppo.clip=-1", "clip"),
-        ("task.sensors=[sonar]", "depth and rgb, not sonar"),
+        ("task.sensors=[sonar]", ", not sonar"),
         ("env=gym", "env is gym; known are embedded, habitat"),
         ("simulator=habitat-sim", "simulator is habitat-sim; known are embedded, habitat_sim"),
         ("gpu=-2", "gpu is -2; it must be a number of at least -1"),

@@ -86,9 +86,9 @@ def test_a_sensor_alone_brings_no_other(toys):
 
 def test_what_no_renderer_draws_is_refused(monkeypatch):
     monkeypatch.setitem(SENSORS, "touch", Sensor("touch", 1, "float32", 0, 1, surface=False))
-    with pytest.raises(UserError, match="the CPU draws no touch; it draws depth, rgb"):
+    with pytest.raises(UserError, match="the CPU draws no touch; it draws depth, "):
         photograph([], np.zeros((0, 3)), np.zeros((0, 4)), sensors=("touch",))
-    with pytest.raises(UserError, match=r"task\.sensors knows depth and rgb and touch, not sonar"):
+    with pytest.raises(UserError, match=r"task\.sensors knows .*touch.*, not sonar"):
         TaskConfig(sensors=("sonar",))
 
 

@@ -27,8 +27,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("data"), help="data folder (default: data)")
     style = "plain, or scan: homes as scanners leave them (default: plain)"
     parser.add_argument("--style", choices=("plain", "scan"), default="plain", help=style)
-    density = "triangles of a scan for each m2 of floor (default: 10000)"
-    parser.add_argument("--density", type=positive, default=10_000, metavar="N", help=density)
+    density = "triangles of a scan for each m2 of floor, from 2000 to 40000 (default: 10000)"
+    parser.add_argument("--density", type=positive, metavar="N", help=density)
     parser.add_argument("--name", help="name of the data set (default: homes, or scans)")
     parser.add_argument("--train", type=positive, default=40, metavar="N", help="training scenes (default: 40)")
     parser.add_argument("--val", type=positive, default=10, metavar="M", help="validation scenes (default: 10)")
@@ -37,8 +37,12 @@ def add_commands(commands: Any) -> None:
         "--area", type=float, nargs=2, metavar=("MIN", "MAX"), default=(40.0, 200.0),
         help="floor area of a home in m2 (default: 40 200)",
     )  # fmt: skip
-    parser.add_argument("--train-episodes", type=positive, default=200, metavar="N", help="episodes a training scene")
-    parser.add_argument("--val-episodes", type=positive, default=20, metavar="N", help="episodes a validation scene")
+    parser.add_argument(
+        "--train-episodes", type=positive, default=200, metavar="N", help="episodes a training scene (default: 200)"
+    )
+    parser.add_argument(
+        "--val-episodes", type=positive, default=20, metavar="N", help="episodes a validation scene (default: 20)"
+    )
 
     parser = command(kinds, "navmesh", _navmesh, "navprune scenes navmesh data/scene_datasets/gibson/*.glb")
     parser.add_argument("scenes", nargs="+", type=Path, metavar="SCENE.glb")

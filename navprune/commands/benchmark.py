@@ -15,13 +15,13 @@ from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig, train
 from navprune.scenes.files.episodes import read_episodes
-from navprune.scenes.homes.dataset import STYLES, generate_dataset
+from navprune.scenes.homes.dataset import generate_dataset
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import PointNavEnv, Shuffled, TaskConfig
 
 # Stops now and then, so that resets count, and mostly walks, so that moving and measuring count.
 ACTION_SHARES = (0.005, 0.595, 0.2, 0.2)
-SCAN_DENSITY = 7_200  # triangles for each m2, about a million in the home of seed 0
+DENSITIES = {"plain": None, "scan": 7_200}  # triangles of a style for each m2, about a million in the home of seed 0
 
 
 def benchmark_simulator(
@@ -68,9 +68,9 @@ def benchmark_simulator(
 def _generated(data: Path, seed: int, report: Callable[[str], None]) -> dict[str, tuple[Path, str]]:
     """Folder and name of a data set with one training scene in each style, all of the same plan."""
     sets = {}
-    for style in STYLES:
+    for style, density in DENSITIES.items():
         report(f"generating one furnished home ({style})")
-        statistics = generate_dataset(data, train=1, val=1, seed=seed, style=style, density=SCAN_DENSITY)
+        statistics = generate_dataset(data, train=1, val=1, seed=seed, style=style, density=density)
         sets[style] = data, statistics.name
     return sets
 

@@ -155,8 +155,8 @@ def _scene_cache() -> Finding:
     except UserError as error:
         return Finding("scene cache", False, *_parts(error))
     size = sum(entry.bytes for entry in cache.entries()) / 2**30
-    existing = next(path for path in (cache.folder, *cache.folder.parents) if path.exists())
-    writable = not cache.limit or (existing.is_dir() and os.access(existing, os.W_OK))
+    existing = next(path for path in (cache.folder, *cache.folder.parents) if os.path.lexists(path))
+    writable = not cache.limit or (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK))
     found = f"{size:.1f} of {cache.limit / 2**30:g} GiB in {cache.folder}"
     advice = f"set {FOLDER} to a folder that can, or each process derives scenes anew and holds its own"
     return Finding("scene cache", writable, found + ("" if writable else ", which cannot be written"), advice)

@@ -112,11 +112,17 @@ def read_settings(folder: Path) -> Settings:
     UserError where the file is broken or says what cannot be.
     """
     path, told = Path(folder) / "settings.json", dict[str, Any]()
-    with _reading(path):
+    try:
         if path.exists():
-            told = dict(json.loads(path.read_text()))
+            told = json.loads(path.read_text())
+            if not isinstance(told, dict):
+                raise ValueError("no object")
         position = told.pop("camera_position", None)
         camera = None if position is None else _camera_position(position)
+    except BROKEN as error:
+        raise UserError(
+            f"{path} holds no settings ({plain(error)}); write an object as docs/habitat.md has it"
+        ) from None
     known = [field.name for field in fields(TaskConfig)]
     if unknown := sorted(told.keys() - set(known)):
         raise UserError(f"{path}: no setting is called {unknown[0]}; there are camera_position, {', '.join(known)}")
@@ -132,6 +138,8 @@ def read_settings(folder: Path) -> Settings:
 
 
 def _camera_position(values: Any) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise ValueError("camera_position is not three numbers")
     x, y, z = map(float, values)
     if not max(abs(x), abs(y), abs(z)) <= MAX_COORDINATE:
         raise ValueError("camera_position is no sensible one in metres")

@@ -124,7 +124,7 @@ class SceneCache:
         """What is kept, the one used longest ago first."""
         found = []
         for path in self.folder.glob(f"*{ENTRY}"):
-            with suppress(FileNotFoundError):  # another process has taken it away
+            with suppress(OSError):  # another process has taken it away, or it is not to be read
                 seen, header = path.stat(), _opened(path)[1]
                 found.append(Entry(path, header.get("scene", ""), header.get("part", ""), seen.st_size, seen.st_mtime))
         return sorted(found, key=lambda entry: entry.used)

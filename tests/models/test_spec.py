@@ -139,7 +139,7 @@ def test_build_with_a_seed_repeats_itself_and_leaves_the_global_generator_alone(
         (lambda: encoder_spec("resnet51"), "resnet51"),
         (lambda: encoder_spec("resneXt50", base_planes=9, groups=3), "even number"),
         (lambda: encoder_spec("resnet18", base_planes=24, groups=16), "24 base planes"),
-        (lambda: encoder_spec("resnet18", (2, 64, 64)), "observations"),
+        (lambda: encoder_spec("resnet18", (99, 64, 64)), "observations"),
         (lambda: encoder_spec("resnet18", (3, 64, 64), observations=("depth",)), "3 channels"),
         (lambda: encoder_spec("simple_cnn", (1, 8, 8)), "too small"),
         (lambda: encoder_spec("resnet18", (1, 0, 64)), "height"),

@@ -140,7 +140,7 @@ def _addresses(document: dict[str, Any], kind: str) -> list[str]:
 def beside(scene: Path, uri: str) -> Path:
     """The file that a relative address (percent-encoded) means; UserError for one outside of the scene's folder."""
     name = os.path.normpath(unquote(uri).replace("\\", "/"))
-    if not uri or ":" in uri.split("/")[0] or os.path.isabs(name) or name.split("/")[0] == "..":
+    if not uri or ":" in uri.split("/")[0] or os.path.isabs(name) or name.split("/")[0] == ".." or "\0" in name:
         raise UserError(f"{scene}: names {uri[:80]!r}, which lies outside of its folder; put it beside the scene")
     return scene.parent / name
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,7 +128,7 @@ def generate_dataset(
     episodes_per_scene: int = 1000,
     val_episodes_per_scene: int = 50,
     style: str = "plain",
-    density: int = DENSITY,
+    density: int | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> DatasetStatistics:
@@ -187,12 +187,15 @@ def _check(area: Range, train: int, val: int, train_episodes: int, val_episodes:
         raise UserError(f"seed {seed} is negative; take 0 or more")
 
 
-def _density(style: str, density: int) -> int | None:
-    """The density of a style's homes; None for plain ones."""
+def _density(style: str, density: int | None) -> int | None:
+    """The density of a style's homes, `DENSITY` for scans where None is asked; None for plain ones."""
     if style not in STYLES:
         raise UserError(f"there is no style {style} of homes; take {' or '.join(STYLES)}")
     if style == "plain":
+        if density is not None:
+            raise UserError("plain homes have no density of triangles; leave it out, or ask for style scan")
         return None
+    density = DENSITY if density is None else density
     if not SPARSEST <= density <= DENSEST:
         raise UserError(f"density {density} is not within {SPARSEST} to {DENSEST} triangles for each m2; change it")
     return density
@@ -204,8 +207,14 @@ def _run(jobs: list[_Job], workers: int) -> Iterable[_Home]:
         yield from map(_make_home, jobs)
         return
     # Forked workers could inherit locks that numerical libraries' threads hold.
+    others = active_children()
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_make_home, jobs)
+        try:
+            yield from pool.map(_make_home, jobs)
+        except BaseException:  # Ctrl-C, too: a scan takes half a minute, for which nobody wants to wait
+            for worker in set(active_children()) - set(others):
+                worker.terminate()
+            raise
 
 
 def _make_home(job: _Job) -> _Home:

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+
+from navprune.errors import UserError
+from navprune.files import write_file
+
+
+def test_a_folder_that_cannot_be_entered_is_one_line(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(UserError, match=r"out\.json: Permission denied"):
+        write_file(tmp_path / "out.json", b"")
