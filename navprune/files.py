@@ -46,10 +46,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file that appears in one piece, synced to disk; raises UserError when it cannot."""
+    if os.path.isdir(path):  # Path's own raises where the folder cannot be entered
+        raise UserError(f"cannot write {path}: it is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        if path.is_dir():
-            raise UserError(f"cannot write {path}: it is a folder; name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(temporary, data)
         temporary.replace(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from navprune.cli import main
+from navprune.commands import benchmark
 from navprune.scenes.homes.dataset import generate_dataset
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
@@ -215,7 +216,7 @@ def test_help_answers_and_lists_every_pruning_method():
 
 
 def test_benchmarks_report_rates_and_phases(tmp_path, monkeypatch):
-    monkeypatch.setattr("navprune.commands.benchmark.SCAN_DENSITY", 2000)
+    monkeypatch.setitem(benchmark.DENSITIES, "scan", 2000)
     small = functools.partial(generate_dataset, area=(40.0, 60.0))
     monkeypatch.setattr("navprune.commands.benchmark.generate_dataset", small)
     arguments = ["--widths", "16", "--environments", 2, "--frames", 400]

@@ -300,9 +300,9 @@ def test_settings_say_whose_body_it_was(copy):
         ({"hfov": 500}, "hfov"),
         ({"min_depth": 3, "max_depth": 2}, "min_depth"),
         ({"sliding": "no"}, "sliding"),
-        ({"camera_position": [1, 2]}, "settings.json is damaged"),
+        ({"camera_position": [1, 2]}, "settings.json holds no settings .*camera_position"),
         ({"camera_position": [0, 1e30, 0]}, "camera_position is no sensible one"),
-        ([1], "settings.json is damaged"),
+        ([1], "settings.json holds no settings"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(copy, told, reason):
