@@ -13,7 +13,7 @@ from navprune.habitat import EmbeddedSimulator, lab_config
 
 
 def test_cameras_draw_by_what_they_are_given(make_lab, monkeypatch):
-    drawn = []
+    drawn, closed = [], []
 
     class Constant:
         device, prepare = torch.device("cpu"), staticmethod(lambda path, alpha_masks=False: path.stem)
@@ -25,9 +25,15 @@ def test_cameras_draw_by_what_they_are_given(make_lab, monkeypatch):
             assert eyes.shape == (1, 3) and rotations.shape == (1, 4) and handles[0] in ("apartment", "duplex")
             out["depth"].fill_(2.5), out["rgb"].fill_(7)
 
+        def close(self):
+            closed.append(self)
+
     monkeypatch.setattr(EmbeddedSimulator, "make_renderer", Constant)
     task = TaskConfig(width=64, height=64, sensors=("depth", "rgb"), min_depth=0.5, max_depth=4.5)
-    seen = make_lab(task).reset()
+    lab = make_lab(task)
+    seen = lab.reset()
+    lab.close()
+    assert len(closed) == 1
     assert [(camera.width, camera.sensors, camera.max_depth) for camera in drawn] == [(64, ("rgb", "depth"), None)]
     assert seen["depth"].shape == (64, 64, 1) and (seen["depth"] == 0.5).all() and (seen["rgb"] == 7).all()
 
