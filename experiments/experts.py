@@ -21,8 +21,9 @@ from navprune.cli import main as command
 from navprune.commands.demo import draw_homes
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import STOP, pointnav
-from navprune.tasks.follower import Abilities, first_action, plan
+from navprune.tasks.follower import Abilities, plan
 from navprune.tasks.measures import rotations_of
+from navprune.tasks.motion import first_actions
 
 OUT = Path("runs/experts")
 FRAMES, SEEDS = 49152, (1, 2)
@@ -42,7 +43,7 @@ def follow(
     able = Abilities(success_distance, **task)
     rotations = rotations_of(headings).astype(np.float32)
     turns, found = plan(pathfinder, able, positions.astype(np.float32), rotations, goals)
-    return np.array([first_action(n) if there else STOP for n, there in zip(turns, found)])
+    return np.where(found, first_actions(turns), STOP)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from numba import njit as njit
 from numba.core.caching import CacheImpl, IndexDataCacheFile
 from numba.extending import intrinsic as _intrinsic
 
+entry = njit(cache=True, nogil=True)  # what Python calls
+inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only entries call; cached within them
 intrinsic: Any = _intrinsic  # callers leave out its first argument
 IMPORT = b"from navprune.kernels import"
 FROM = re.compile(r"^from navprune\.([\w.]+) import", re.MULTILINE)
@@ -53,32 +55,25 @@ def _stamp(folder: str) -> tuple[tuple[str, int, int], ...]:
 def _watch_folders() -> None:
     """Compile anew where any file of kernels in a kernel's own folder has changed, for they call one another."""
     for locator in CacheImpl._locator_classes:
-        own = locator.get_source_stamp
-        if own.__name__ != "watched":
 
-            def watched(self, own=own):  # type: ignore[no-untyped-def]
-                folder = os.path.dirname(getattr(self, "_py_file", ""))
-                return (own(self), _stamp(folder)) if os.path.isdir(folder) else own(self)
+        def watched(self, own=locator.get_source_stamp):  # type: ignore[no-untyped-def]
+            folder = os.path.dirname(getattr(self, "_py_file", ""))
+            return (own(self), _stamp(folder)) if os.path.isdir(folder) else own(self)
 
-            locator.get_source_stamp = watched
-
-
-entry = njit(cache=True, nogil=True)  # what Python calls
-inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # what only entries call; cached within them
+        locator.get_source_stamp = watched
 
 
 def _forgive_damage() -> None:
     """Let what cannot be read of numba's cache count as absent: names of an earlier version, a file cut off."""
     own = IndexDataCacheFile._load_index
-    if own.__name__ != "forgiving":
 
-        def forgiving(self):  # type: ignore[no-untyped-def]
-            try:
-                return own(self)
-            except Exception:  # unpickling raises whatever it trips over
-                return {}
+    def forgiving(self):  # type: ignore[no-untyped-def]
+        try:
+            return own(self)
+        except Exception:  # unpickling raises whatever it trips over
+            return {}
 
-        IndexDataCacheFile._load_index = forgiving
+    IndexDataCacheFile._load_index = forgiving
 
 
 _watch_folders()

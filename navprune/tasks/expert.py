@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.simulator.pathfinder import PathFinder
-from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.motion import collided
+from navprune.tasks import STOP
+from navprune.tasks.motion import collided, first_actions
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ def shortest_path_actions(
         around = np.broadcast_to(np.arange(-half + 1, half + 1), (len(hard), 2 * half))
         all_gained = np.hstack([gained[hard], gains(hard, around)])
         best[hard] = _best_of(all_gained, np.hstack([turns[hard], around]))
-    actions[active] = np.where(best == 0, FORWARD, np.where(best > 0, LEFT, RIGHT))
+    actions[active] = first_actions(best)
     return actions
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navprune.simulator.pathfinder import PathFinder
-from navprune.tasks import FORWARD, LEFT, RIGHT, STOP, motion
+from navprune.tasks import LEFT, RIGHT, STOP, motion
 
 Floats = NDArray[np.float32]
 
@@ -71,14 +71,9 @@ class Follower:
             turns, found = self._kept.pop(agent), True
         if stays and turns:
             self._kept[agent] = turns - int(np.sign(turns))
-        action = first_action(turns) if found else STOP
+        action = int(motion.first_actions(turns)) if found else STOP
         self._taken[agent].append(action)
         return action
-
-
-def first_action(turns: int) -> int:
-    """The action that begins so many turns (to the left where positive) and a step."""
-    return FORWARD if turns == 0 else LEFT if turns > 0 else RIGHT
 
 
 def _is_thrashing(taken: deque[int]) -> bool:

@@ -7,6 +7,8 @@ finder's part, between `aim` and `settle`.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from navprune.tasks import FORWARD, LEFT, RIGHT
+
 COLLISION_TOLERANCE = 1e-5
 Floats = NDArray[np.float32]
 
@@ -22,6 +24,11 @@ def turn(rotations: Floats, angles: ArrayLike) -> Floats:
     turned = np.array([cos * x - z * sin, w * sin + cos * y, cos * z + x * sin, w * cos - y * sin]).T
     x, y, z, w = turned.T
     return turned / np.sqrt(x * x + y * y + z * z + w * w)[..., None]
+
+
+def first_actions(turns: ArrayLike) -> NDArray[np.int64]:
+    """The actions that begin so many turns each, to the left where positive, and a step; shape as `turns`."""
+    return np.where(np.equal(turns, 0), FORWARD, np.where(np.greater(turns, 0), LEFT, RIGHT))
 
 
 def rotated(rotations: NDArray, vector: NDArray) -> NDArray:

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from navprune.evaluation.agents import GoalFollower, PolicyAgent, RandomAgent, choose
 from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
-from navprune.tasks import GOAL
+from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
 from navprune.tasks.config import TaskConfig
-from navprune.tasks.expert import FORWARD, LEFT, RIGHT, STOP
 
 
 def act(agent, goals, draws=None):

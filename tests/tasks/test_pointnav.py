@@ -15,7 +15,7 @@ from navprune.scenes.files.episodes import read_episodes
 from navprune.scenes.recast.bodies import Body, navmesh_for
 from navprune.simulator.pathfinder import PathFinder
 from navprune.simulator.scene import SceneLibrary
-from navprune.tasks.expert import FORWARD, LEFT, STOP
+from navprune.tasks import FORWARD, LEFT, STOP
 from navprune.tasks.pointnav import GOAL, Once, PointNavEnv, Shuffled, TaskConfig
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
