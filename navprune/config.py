@@ -15,9 +15,9 @@ import yaml
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.pruning.gradual import PruningScheduleConfig
-from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig
+from navprune.rl.warm_start import WarmStartConfig
 from navprune.tasks.config import TaskConfig
 
 ENDS = (".yaml", ".yml")

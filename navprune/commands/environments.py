@@ -6,6 +6,8 @@ from pathlib import Path
 from navprune.config import Config
 from navprune.errors import UserError
 from navprune.models.spec import EncoderSpec
+from navprune.rl.group import Group
+from navprune.rl.trainer import threads_of
 from navprune.scenes.files.episodes import Episode, EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.engine import VectorEnv
@@ -41,8 +43,9 @@ def environment(
     order: EpisodeOrder,
     count: int,
     library: SceneLibrary | None = None,
+    threads: int | None = None,
 ) -> VectorEnv:
-    """The kind of environment that a configuration asks for, over episodes of a split."""
+    """The kind of environment that a configuration asks for, over episodes of a split; threads of drawing, None: all."""
     if config.env == "habitat":
         from navprune.habitat.vector import HabitatEnv  # habitat-lab is an extra
 
@@ -51,13 +54,20 @@ def environment(
             episodes, data, split, order, count, task, simulator=config.simulator, gpu=config.gpu, seed=seed
         )
     library = library or SceneLibrary(config.data.scene_memory)
-    return PointNavEnv(episodes, Path(config.data.folder), order, count, config.task, library=library)
+    folder = Path(config.data.folder)
+    return PointNavEnv(episodes, folder, order, count, config.task, library=library, threads=threads)
 
 
-def training_env(config: Config) -> VectorEnv:
-    """The environments that a configuration trains in."""
+def training_env(config: Config, group: Group | None = None) -> VectorEnv:
+    """The environments that a configuration trains in; of a group of workers this one's part of them."""
+    group = group or Group()
     episodes = split_episodes(config, config.data.train)
     # A worker holds one scene, and loading takes it as long as many steps.
     scenes = episodes.scene_numbers if config.env == "habitat" else None
-    order = Shuffled(len(episodes), config.environments, config.trainer.seed, scenes)
-    return environment(config, config.data.train, episodes, order, config.environments)
+    count = config.environments // group.size
+    order = Shuffled(len(episodes), count, config.trainer.seed, scenes, first=group.rank * count)
+    if group.size == 1:
+        return environment(config, config.data.train, episodes, order, count)
+    library = SceneLibrary(config.data.scene_memory, share=1 / group.on_machine)
+    threads = threads_of(config.trainer, group.on_machine)
+    return environment(config, config.data.train, episodes, order, count, library, threads)

@@ -3,10 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from navprune.commands.environments import check_sees, training_env
 from navprune.commands.prune import count_cost, with_costs, write_pruning
 from navprune.config import Config, to_yaml
 from navprune.errors import UserError
+from navprune.machine import cores
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
@@ -14,7 +17,11 @@ from navprune.pruning.gradual import GradualPruning
 from navprune.pruning.recover import Distillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import read_spec
+from navprune.rl.group import Group
+from navprune.rl.phases import phases_of
 from navprune.rl.trainer import TrainerConfig, TrainingResult, train
+from navprune.rl.warm_start import WarmStartConfig
+from navprune.rl.workers import handed_over, workers
 from navprune.source import FOLDER, Source, agent_spec
 
 
@@ -33,19 +40,59 @@ def initial_policy(config: Config) -> PointNavPolicy:
 
 
 def run_training(config: Config) -> TrainingResult:
-    """Train as configured into `config.run`; what it does where that holds a run is up to `trainer.start`."""
+    """Train as configured into `config.run`; what it does where that holds a run is up to `trainer.start`.
+
+    Begins further workers, or is one itself where torchrun began it; the result is then that of the whole run.
+    """
     policy = initial_policy(config)
     check_sees(policy.spec.encoder, config)
+    count = worker_count(config)
+    with workers(count, config.trainer.timeout, "navprune.commands.train:work", config) as group:
+        return _train(config, policy, group)
+
+
+def work() -> None:
+    """Be a worker of a run that another process began."""
+    run_training(handed_over())
+
+
+def worker_count(config: Config) -> int:
+    """How many workers `trainer.workers` asks for on this machine; UserError where they cannot share the work."""
+    asked, parts = config.trainer.workers, config.ppo.minibatches
+    fits = [
+        count
+        for count in range(1, config.environments + 1)
+        if count == 1 or (config.environments % (count * parts) == 0 and _shares(config.warm_start, count))
+    ]
+    if not asked:
+        # habitat-lab's environments are processes of their own, which keep the cores busy.
+        there = torch.cuda.device_count() or (cores() if config.env == "embedded" else 1)
+        return max(count for count in fits if count <= there)
+    if asked not in fits:
+        batch = f" and {config.warm_start.batch} sequences (warm_start.batch)" if config.warm_start else ""
+        raise UserError(
+            f"trainer.workers is {asked}, which cannot share out {config.environments} environments in {parts} "
+            f"mini-batches{batch}; use {' or '.join(map(str, fits))}, or set environments to a multiple of {asked * parts}"
+        )
+    return asked
+
+
+def _shares(warm_start: WarmStartConfig | None, count: int) -> bool:
+    return warm_start is None or warm_start.batch % count == 0
+
+
+def _train(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResult:
     cuts, lessons = gradual_pruning(config, policy), distillation(config, policy.spec)
     callbacks: list[Callback] = [callback for callback in (cuts, lessons) if callback]
     # What is written down is for going on, or for other runs: it must not move this one aside.
     written = to_yaml(replace(config, trainer=replace(config.trainer, start=TrainerConfig.start)))
-    env = training_env(config)
+    phases = phases_of(config.ppo, config.warm_start, callbacks)
+    env = training_env(config, group)
     try:
-        result = train(policy, env, config.trainer, config.ppo, config.warm_start, Path(config.run), written, callbacks)
+        result = train(policy, env, config.trainer, phases, Path(config.run), written, group)
     finally:
         env.close()
-    if cuts:
+    if cuts and group.leads:
         write_pruning(result.latest, with_costs(cuts.to_json(), cuts.dense, read_spec(result.latest)))
     return result
 

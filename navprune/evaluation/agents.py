@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from navprune.models.policy import PointNavPolicy
+from navprune.rl.rollouts import choose
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
 from navprune.tasks.config import TaskConfig
 from navprune.tasks.engine import VectorEnv
@@ -72,18 +73,6 @@ class PolicyAgent(Agent):
         output = self.policy(seen, pick(self.state), pick(self.previous), pick(masks))
         self.state[rows[:count].to(self.device)] = output.state[:count]
         return output.logits[:count].float().cpu()
-
-
-def choose(logits: Tensor, draws: Tensor | None) -> Tensor:
-    """Turn `logits` [R, A] into actions int64 [R]: the largest, or by inversion of the distribution function.
-
-    With `draws` float64 [R] in [0, 1), action a is taken when the draw falls into the a-th of the intervals
-    that softmax(logits) cuts [0, 1) into.
-    """
-    if draws is None:
-        return logits.argmax(dim=-1)
-    below = logits.double().softmax(dim=-1).cumsum(dim=-1)[:, :-1]
-    return (draws[:, None] >= below).sum(dim=-1)
 
 
 class RandomAgent(Agent):

@@ -38,10 +38,10 @@ def read_spec_file(path: Path) -> Spec:
         raise UserError(f"spec {path}: {error}") from None
 
 
-def known_format(path: Path, data: Any) -> Any:
+def known_format(path: Path, data: Any, newest: int = FORMAT) -> Any:
     """What a file holds but the version of its format; raises UserError for one that is not known yet."""
-    version = data.pop("format", FORMAT) if isinstance(data, dict) else FORMAT
-    if version != FORMAT:
+    version = data.pop("format", 1) if isinstance(data, dict) else 1
+    if version not in range(1, newest + 1):
         raise UserError(f"{path} was written by a newer navprune (its format is {version}); update this one")
     return data
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -87,8 +87,12 @@ class Encoder(nn.Module):
 
 
 class RunningMeanAndVar(nn.Module):
-    """Standardises each channel by statistics over all images seen in training (Chan et al., 1979)."""
+    """Standardises each channel by statistics over all images seen in training (Chan et al., 1979).
 
+    Where several workers learn together, `sum` adds up a tensor over them, and the images are those of all.
+    """
+
+    sum: Callable[[Tensor], Tensor] | None = None
     _mean: Tensor
     _var: Tensor
     _count: Tensor
@@ -108,11 +112,17 @@ class RunningMeanAndVar(nn.Module):
 
     def _update(self, x: Tensor) -> None:
         var, mean = torch.var_mean(x, dim=(0, 2, 3), keepdim=True, correction=0)
-        share = len(x) / (self._count + len(x))  # of the new images among all
+        count = torch.tensor(float(len(x)), device=x.device)
+        if self.sum is not None:
+            moments = torch.stack([torch.ones_like(mean), mean, var + mean**2]).double() * count
+            total, mean, squares = self.sum(moments)
+            mean, var = mean / total, squares / total - (mean / total) ** 2
+            count, mean, var = total.flatten()[0].float(), mean.float(), var.float()
+        share = count / (self._count + count)  # of the new images among all
         step = mean - self._mean
         self._var += share * (var - self._var) + share * (1 - share) * step**2
         self._mean += share * step
-        self._count += len(x)
+        self._count += count
 
 
 class Conv2d(nn.Conv2d):

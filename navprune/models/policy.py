@@ -89,6 +89,10 @@ class PointNavPolicy(nn.Module):
         layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1)
         return next(self.parameters()).new_zeros(n, layers, self.spec.hidden_size)
 
+    def prepare(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raw observations [N, ...] -> those that the policy reads."""
+        return {key: observations[key] for key in (*self.spec.encoder.observations, GOAL)}
+
     def encode(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Observations [B, ...] -> visual features [B, F] (F = 0 for a blind agent).
 

@@ -203,11 +203,13 @@ class GradualPruning(Callback):
 
     def _choose(self, ppo: PPO, policy: PointNavPolicy, cut: int) -> Keep:
         """The units of `policy` to keep at a cut, scored on the latest rollout by PPO's own loss."""
-        rows = torch.arange(ppo.actor.env.num_envs, device=ppo.actor.device)
+        actor = ppo.actor
+        rows = torch.arange(actor.env.num_envs, device=actor.device)
         generator, batches = torch.Generator().manual_seed(self.seed + cut), rows.tensor_split(ppo.config.minibatches)
         evidence = Evidence(generator, batches, lambda model, batch: ppo.loss(cast(PointNavPolicy, model), batch).total)
         with torch.compiler.set_stance("force_eager"):  # compiled code would not call the hooks that scores need
-            scores = SCORES[self.config.method](policy, evidence)
+            own = SCORES[self.config.method](policy, evidence)
+        scores = {name: actor.group.sum(score) / actor.group.size for name, score in own.items()}
         config = self.config
         budget = {name: share_after(cut, config.cuts, final, config.schedule) for name, final in self.budget.items()}
         for self.tolerance, looser in pairwise(TOLERANCES):

@@ -26,7 +26,7 @@ from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import encoder_in
 from navprune.pruning.scores import outputs
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.monitor import Timers
 from navprune.rl.ppo import PPO, PPOConfig
 from navprune.rl.rollouts import Actor
 from navprune.tasks import GOAL
@@ -84,14 +84,14 @@ class PPOTask:
         """Indices [K] of the environments of each mini-batch, acting in between; UserError unless a policy acts."""
         if not isinstance(model, PointNavPolicy):
             raise UserError(f"PPO's loss needs a whole policy, not {type(model).__name__}: prune the policy")
-        device, window, timers = next(model.parameters()).device, EpisodeWindow(1), Timers()
-        actor = Actor(self.env, model, device=device, generator=self.generator, window=window, timers=timers)
+        device, timers = next(model.parameters()).device, Timers()
+        actor = Actor(self.env, model, device=device, generator=self.generator, timers=timers)
         actor.reset()
-        self.ppo = PPO(model, actor, self.config)
+        self.ppo = PPO(actor, self.config)
         for _ in range(self.updates):
             self.ppo.collect()
             for _ in range(self.config.epochs):
-                yield from self.ppo.rollout.minibatches(self.config.minibatches, self.generator)
+                yield from actor.minibatches(self.config.minibatches)
 
     def loss(self, model: Any, rows: Tensor) -> Tensor:
         """The loss of a mini-batch, a scalar."""

@@ -25,6 +25,7 @@ from navprune.models.spec import PolicySpec
 from navprune.pruning.slim import slim
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_policy, read_spec
+from navprune.rl.group import ENVIRONMENTS, Group
 from navprune.rl.ppo import PPO
 
 
@@ -58,10 +59,11 @@ class Distillation(Callback):
         """Whether the teacher has seen the running episode from its beginning, bool [N]."""
         self.sums = torch.zeros(3)
         self.answered: Tensor | None = None
+        self.group = Group()
 
     def attach(self, ppo: PPO) -> None:
         """Listen to the student's features."""
-        device, count = ppo.actor.device, ppo.actor.env.num_envs
+        device, count, self.group = ppo.actor.device, ppo.actor.env.num_envs, ppo.actor.group
         self.teacher.to(device)
         self.weights = self.weights.to(device)
         if self.state is None or self.seen is None:
@@ -94,29 +96,30 @@ class Distillation(Callback):
         self.sums = torch.zeros(3)
 
     def loss(self, rows: Tensor, output: PolicyOutput) -> Tensor:
-        """Both terms, weighted: means over the steps [T, B] whose episode the teacher has seen from its beginning."""
+        """Both terms, weighted, this worker's part: means over the steps [T, B] whose episode the teacher saw begin."""
         assert self.answered is not None
         known = self.known[:, rows]
         answered, self.answered = self.answered.unflatten(0, known.shape).float(), None
         policy = policy_divergence(self.logits[:, rows], output.logits.float())
         features = (answered - self.features[:, rows]).square().mean(-1)
-        terms = torch.stack([policy[known].sum(), features[known].sum()]) / known.sum().clamp_min(1)
+        count = self.group.sum(known.sum()).clamp_min(1)
+        terms = torch.stack([policy[known].sum(), features[known].sum()]) / count
         self.sums += torch.cat([terms.detach().cpu(), torch.ones(1)])
         return (self.weights * terms).sum()
 
     def scalars(self) -> dict[str, float]:
         """The terms, unweighted, over the latest update."""
-        policy, features = (self.sums[:2] / self.sums[2].clamp_min(1)).tolist()
+        policy, features = (self.group.sum(self.sums[:2]) / self.sums[2].clamp_min(1)).tolist()
         return {"distillation/policy": policy, "distillation/features": features}
 
     def state_dict(self) -> dict[str, Any]:
         """What the teacher remembers."""
-        return {"state": self.state, "seen": self.seen}
+        return {ENVIRONMENTS: {"state": self.state, "seen": self.seen}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        if state["state"] is not None:
-            self.state, self.seen = (state[name].to(self.weights.device) for name in ("state", "seen"))
+        if (own := state[ENVIRONMENTS])["state"] is not None:
+            self.state, self.seen = (own[name].to(self.weights.device) for name in ("state", "seen"))
 
 
 def policy_divergence(teacher: Tensor, student: Tensor) -> Tensor:

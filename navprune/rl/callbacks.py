@@ -40,7 +40,10 @@ class Callback:
         """See what was collected, before anything is learnt from it."""
 
     def loss(self, rows: Tensor, output: PolicyOutput) -> Tensor | float:
-        """Return what to add to the loss of a mini-batch: the environments `rows`, answered by `output` [T, B]."""
+        """Return what to add to the loss of a mini-batch: the environments `rows`, answered by `output` [T, B].
+
+        Of several workers it is each one's part, of which the sum over them is the loss.
+        """
         return 0.0
 
     def on_update(self, ppo: PPO, frames: int) -> Replacement | None:
@@ -52,7 +55,10 @@ class Callback:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that is needed to go on from here bit for bit: plain data, tensors and arrays."""
+        """Return all that is needed to go on from here bit for bit: plain data, tensors and arrays.
+
+        What has an entry for each of this worker's environments stands below the key `environments`.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
 from navprune.progress import say_once
+from navprune.rl.group import ENVIRONMENTS
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
@@ -36,6 +37,8 @@ CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 BEST_FRAMES = "best_frames"
 """In the metrics of a run's checkpoint: the frames of the best one by then."""
 ARRAY = "__ndarray__"
+TRAINER_FORMAT = 2
+"""Version of `trainer.pt`; 1 had the state of one worker's environments beside everything else."""
 
 
 class DamagedCheckpoint(UserError):
@@ -78,7 +81,7 @@ def save_checkpoint(
     }
     if trainer is not None:
         stream = io.BytesIO()
-        torch.save(pack({"format": FORMAT, **trainer}), stream)
+        torch.save(pack({"format": TRAINER_FORMAT, **trainer}), stream)
         files[TRAINER] = stream.getvalue()
     check_replaceable(folder)
     write_folder(folder, files)
@@ -217,7 +220,25 @@ def load_weights(folder: Path, policy: PointNavPolicy | Classifier) -> None:
 def read_trainer(folder: Path) -> dict[str, Any]:
     """Read the trainer's state as it was given to `save_checkpoint`; raises UserError when it is missing or cut off."""
     path, load = folder / TRAINER, partial(torch.load, map_location="cpu", weights_only=True)
-    return known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))))
+    state = known_format(path, _read(path, lambda data: unpack(load(io.BytesIO(data)))), TRAINER_FORMAT)
+    return state if "starts" in state else _of_format_1(state)
+
+
+def _of_format_1(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a trainer of format 1 as one of format 2."""
+    old = state["learner"]
+    if state["phase"] == "warm_start":
+        own = {name: torch.stack(old[name]).movedim(2, 0) for name in ("states", "returns")}
+        learner = {name: old[name] for name in ("optimiser", "collected")}
+        learner[ENVIRONMENTS] = {**own, "drivers": old["drivers"]}
+        starts = {"warm_start": 0}
+    else:
+        learner = {**old, "callbacks": state.get("callbacks", {})}
+        if taught := learner["callbacks"].get("distillation"):
+            learner["callbacks"] = {**learner["callbacks"], "distillation": {ENVIRONMENTS: taught}}
+        starts = ({"warm_start": 0} if state["phase_start"] else {}) | {"ppo": state["phase_start"]}
+    later = {"schedule_start": state["phase_start"], **state}
+    return {**later, "starts": starts, "actor": {ENVIRONMENTS: state["actor"]}, "learner": learner}
 
 
 def numbered(run: Path) -> list[int]:

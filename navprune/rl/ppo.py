@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.rl.callbacks import Callback
+from navprune.rl.group import Group
+from navprune.rl.learner import Update
 from navprune.rl.rollouts import Actor, NotFinite, Rollout, collect, log_probability
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ class PPOConfig:
     critic_updates: int = bounded(0, 0)
     """First updates that train the critic's own layer alone, so that a policy which is good already
     is not spoilt by a critic that is not; 0 or more."""
+    preempt: float = bounded(0.0, 0, 1)
+    """Share of the workers after which the others stop collecting, a quarter of a rollout at least (DD-PPO: 0.6, Wijmans
+    et al. 2020); 0 lets all of them end; such a run cannot be repeated exactly; from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_fields("ppo", self)
@@ -121,21 +126,33 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1).mean()
 
 
-def gradient_step(policy: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> None:
-    """Move the weights once against the gradient of `loss`, scaled down to `max_norm`.
+def gradient_step(
+    policy: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: Tensor,
+    max_norm: float,
+    group: Group | None = None,
+    parts: Tensor | None = None,
+) -> Tensor:
+    """Move the weights once against the gradient of `loss`, scaled down to `max_norm`; returns `parts` [K].
 
-    Raises NotFinite before it moves them where the loss or its gradient is not finite.
+    Of a group of workers, losses, gradients and parts are first summed over all of them. Raises NotFinite before it
+    moves the weights where the loss or its gradient is not finite.
     """
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    told = loss.detach()[None] if parts is None else torch.cat([loss.detach()[None], parts.detach()])
+    if group is not None:
+        told = group.sum_gradients(policy, told)
     norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
-    value, slope = torch.stack([loss.detach(), norm]).tolist()  # together, since a GPU is waited for
+    value, slope = torch.stack([told[0], norm.to(told.dtype)]).tolist()  # together, since a GPU is waited for
     if not (math.isfinite(value) and math.isfinite(slope)):
         raise NotFinite(
             f"the loss is {value:g} and the norm of its gradient {slope:g}; lower lr, value_coefficient or whatever "
             "else enters the loss"
         )
     optimiser.step()
+    return told[1:]
 
 
 class Loss(NamedTuple):
@@ -151,20 +168,23 @@ class PPO:
 
     name = "ppo"
 
-    def __init__(
-        self, policy: PointNavPolicy, actor: Actor, config: PPOConfig, callbacks: Sequence[Callback] = ()
-    ) -> None:
-        if config.minibatches > actor.env.num_envs:
+    def __init__(self, actor: Actor, config: PPOConfig, callbacks: Sequence[Callback] = ()) -> None:
+        parts = config.minibatches * actor.group.size
+        if actor.environments % parts if actor.group.size > 1 else actor.environments < parts:
+            workers = f" by {actor.group.size} workers" if actor.group.size > 1 else ""
             raise UserError(
-                f"{config.minibatches} mini-batches cannot be made of {actor.env.num_envs} environments; "
-                "ask for as many environments or fewer mini-batches"
-            )
+                f"{config.minibatches} mini-batches cannot be made of {actor.environments} environments{workers}; "
+                + ("ask for as many environments or fewer mini-batches" if not workers else f"ask for {parts} or more, "
+                   f"a multiple of {parts}")
+            )  # fmt: skip
         self.actor, self.config, self.callbacks = actor, config, tuple(callbacks)
-        self.rollout = Rollout.like(actor, config.steps)
+        self.room = self.rollout = Rollout.like(actor, config.steps)
         self.advantage = self.returns = torch.zeros_like(self.rollout.values)
+        self.share = 1 / actor.group.size
+        """Of the frames of all workers that this one collected."""
         self.clip = config.clip
         self.updates = 0
-        self.replace(policy, None)
+        self.replace(actor.policy, None)
 
     def replace(self, policy: PointNavPolicy, optimiser: dict[str, Any] | None) -> None:
         """Go on with another network and its optimiser's state (None: a fresh one)."""
@@ -182,55 +202,78 @@ class PPO:
 
     @property
     def frames_per_update(self) -> int:
-        """Environment steps that one update takes in."""
-        return self.config.steps * self.actor.env.num_envs
+        """Environment steps of all workers that one update takes in at most."""
+        return self.config.steps * self.actor.environments
 
-    def update(self, progress: float) -> dict[str, float]:
-        """Collect a rollout, learn from it, return mean losses; schedules are at `progress` in [0, 1]."""
+    def update(self, progress: float, frames: int) -> Update:
+        """Collect a rollout, learn from it, let the callbacks act; schedules are at `progress` in [0, 1]."""
         config = self.config
         lr = config.lr * (1 - progress) if config.linear_lr else config.lr
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        self.collect()
+        gained = self.collect()
         with self.actor.timers("learn"):
             self.clip = config.clip * (1 - progress) if config.linear_clip else config.clip
             critic_only = self.updates < config.critic_updates
             with only_critic(self.policy) if critic_only else nullcontext():
                 losses = self._learn(critic_only=critic_only)
         self.updates += 1
-        return {**losses, "learning_rate": lr}
+        renewed = restart = False
+        for callback in self.callbacks:  # each on what the one before it left
+            with self.actor.timers("callbacks"):
+                replacement = callback.on_update(self, frames + gained)
+            if replacement is not None:
+                self.replace(replacement.policy, replacement.optimiser)
+                renewed, restart = True, restart or replacement.restart
+        scalars = {name: value for callback in self.callbacks for name, value in callback.scalars().items()}
+        return Update(gained, {**losses, "learning_rate": lr}, scalars, renewed, restart)
 
-    def collect(self) -> None:
-        """Act for one rollout, and work out its advantages and returns: what `loss` needs."""
-        seen, config = self.rollout, self.config
-        collect(self.actor, seen)
+    def collect(self) -> int:
+        """Act for one rollout, and work out its advantages and returns: what `loss` needs; returns all workers' frames."""
+        config, actor = self.config, self.actor
+        seen = self.rollout = collect(actor, self.room, self._enough)
         ended = seen.terminated if config.bootstrap_time_limits else seen.terminated | seen.truncated
         steps = (seen.rewards, seen.values, seen.next_values, ended, seen.truncated)
         self.advantage = advantages(*steps, gamma=config.gamma, gae_lambda=config.gae_lambda)
         self.returns = self.advantage + seen.values
+        if config.preempt:
+            actor.group.count(f"done {self.updates}")
+        moments = torch.stack([torch.ones_like(self.advantage), self.advantage, self.advantage**2]).double().sum((1, 2))
+        count, total, squares = actor.group.sum(moments)
         if config.normalise_advantages:
-            self.advantage = (self.advantage - self.advantage.mean()) / (self.advantage.std() + 1e-5)
+            mean = total / count
+            deviation = ((squares - count * mean**2) / (count - 1).clamp_min(1)).clamp_min(0).sqrt()
+            self.advantage = (self.advantage - mean.float()) / (deviation.float() + 1e-5)
+        frames = round(count.item())
+        self.share = self.advantage.numel() / frames
+        return frames
+
+    def _enough(self, steps: int) -> bool:
+        """Whether so many workers are done that this one, `steps` into its rollout, need not go on."""
+        if not self.config.preempt or 4 * steps < self.config.steps or self.actor.group.size == 1:
+            return False
+        return self.actor.group.count(f"done {self.updates}", add=0) >= self.config.preempt * self.actor.group.size
 
     def _learn(self, *, critic_only: bool) -> dict[str, float]:
-        config = self.config
+        config, actor = self.config, self.actor
         self.policy.train()
         for callback in self.callbacks:
             callback.on_rollout(self)
-        sums = torch.zeros(3, device=self.actor.device)
+        sums = torch.zeros(3, device=actor.device)
         for _ in range(config.epochs):
-            for rows in self.rollout.minibatches(config.minibatches, self.actor.generator):
+            for rows in actor.minibatches(config.minibatches):
                 loss = self.loss(self.policy, rows, critic_only=critic_only)
-                total = loss.total
+                total = self.share * loss.total
                 if not critic_only:
                     for callback in self.callbacks:
                         total = total + callback.loss(rows, loss.output)
-                gradient_step(self.policy, self.optimiser, total, config.max_grad_norm)
-                sums += loss.parts.detach()
+                parts = self.share * loss.parts.detach()
+                sums += gradient_step(self.policy, self.optimiser, total, config.max_grad_norm, actor.group, parts)
         value, action, spread = (sums / (config.epochs * config.minibatches)).tolist()
         return {"value_loss": value, "action_loss": action, "dist_entropy": spread}
 
     def loss(self, policy: PointNavPolicy, rows: Tensor, *, critic_only: bool = False) -> Loss:
-        """Return the loss of `policy` on the collected rollout's environments `rows`, indices [K]."""
+        """Return the loss of `policy` on the collected rollout's environments `rows`, indices [K] of this worker's."""
         config, rollout = self.config, self.rollout
         with self.actor.autocast():
             output = policy.sequence(
@@ -253,14 +296,21 @@ class PPO:
             total = total + action - config.entropy_coefficient * spread
         return Loss(total, torch.stack([value, action, spread]), output)
 
+    def store(self) -> None:
+        """Nothing here is too large for a state."""
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state and the number of updates; the actor keeps the rest."""
-        return {"optimiser": self.optimiser.state_dict(), "updates": self.updates}
+        """Return the optimiser's state, the number of updates and what callbacks keep; the actor keeps the rest."""
+        kept = {callback.name: callback.state_dict() for callback in self.callbacks}
+        return {"optimiser": self.optimiser.state_dict(), "updates": self.updates, "callbacks": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Take over what `state_dict` returned, and what callbacks kept that were there."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.updates = state["updates"]
+        for callback in self.callbacks:
+            if callback.name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][callback.name])
 
 
 @contextmanager

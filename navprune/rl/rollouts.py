@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.group import ENVIRONMENTS, Group, part_of
+from navprune.rl.monitor import Timers
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy, PolicyOutput
@@ -25,8 +26,10 @@ class NotFinite(UserError):
 class Actor:
     """N agents in mid-run: what they see, what they remember, and what they did last.
 
-    `state` is the recurrent state [N, layers, hidden] before the next step, `previous` the last actions [N],
-    `masks` [N] is False where an episode begins. Nothing here records gradients.
+    `observations` are what the policy reads of what is seen; others' stand there as they are. `state` is the recurrent
+    state [N, layers, hidden] before the next step, `previous` the last actions [N], `masks` [N] is False where an
+    episode begins. `ended` are the measures of episodes, each with the step and the environment in which it ended,
+    until someone takes them. Nothing here records gradients.
     """
 
     def __init__(
@@ -36,16 +39,24 @@ class Actor:
         *,
         device: torch.device,
         generator: torch.Generator,
-        window: EpisodeWindow,
         timers: Timers,
         bf16: bool = False,
+        group: Group | None = None,
     ) -> None:
+        """`env` holds the environments of one worker of `group`; `generator` is in the same state in all of them."""
         self.env, self.policy, self.device = env, policy, device
-        self.generator, self.window, self.timers, self.bf16 = generator, window, timers, bf16
+        self.generator, self.timers, self.bf16 = generator, timers, bf16
+        self.group = group or Group()
+        self.rows = self.group.rows(env.num_envs)
+        """Where its environments stand among those of all workers."""
+        self.environments = env.num_envs * self.group.size
+        """Of all workers together."""
         self.observations: dict[str, Tensor] = {}
         self.state = policy.initial_state(env.num_envs).to(device)
         self.previous = torch.zeros(env.num_envs, dtype=torch.int64, device=device)
         self.masks = torch.zeros(env.num_envs, dtype=torch.bool, device=device)
+        self.steps = 0
+        self.ended: list[tuple[int, int, dict[str, float]]] = []
 
     def reset(self) -> None:
         """Begin new episodes everywhere."""
@@ -58,6 +69,23 @@ class Actor:
         """Return the context in which the network runs: bfloat16 where asked for."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def draw(self) -> Tensor:
+        """Return a uniform number in [0, 1) for each environment, float64 [N] on the device."""
+        drawn = torch.rand(self.environments, generator=self.generator, dtype=torch.float64)
+        return drawn[self.rows].to(self.device, non_blocking=True)
+
+    def minibatches(self, count: int) -> Iterator[Tensor]:
+        """Split the environments at random into `count` groups, as even as can be; yields indices of this worker's.
+
+        Of `count` neighbours each goes to another group, so that all workers have as many in each.
+        """
+        neighbours = -(-self.environments // count)
+        keys = torch.rand(neighbours, count, generator=self.generator)
+        keys.view(-1)[self.environments :] = 2  # what is not there comes last, so that no group lacks two
+        place = keys.argsort(dim=1).argsort(dim=1).flatten()[: self.environments]
+        for group in range(count):
+            yield (place[self.rows] == group).nonzero().squeeze(-1).to(self.device)
+
     @torch.no_grad()
     def forward(self) -> PolicyOutput:
         """Run the policy on the present observations of all agents."""
@@ -65,61 +93,83 @@ class Actor:
             return self.policy(self.observations, self.state, self.previous, self.masks)
 
     def sample(self, logits: Tensor) -> Tensor:
-        """Draw an action for each row of `logits` [K, A]; returns int64 [K]."""
+        """Draw an action for each row of `logits` [N, A]; returns int64 [N], below 0 where they are not finite."""
         with self.timers("policy"):
-            # On the CPU whatever the device, so that one generator serves and its state is easily kept.
-            probabilities = logits.float().softmax(-1).cpu()
-            if not probabilities.isfinite().all():
-                seen = [name for name, value in self.observations.items() if not value.isfinite().all()]
-                what = f"the observation {seen[0]}" if seen else "the policy's answer"
-                raise NotFinite(f"{what} is not finite; {'mend what makes it' if seen else 'use other weights'}")
-            drawn = torch.multinomial(probabilities, 1, generator=self.generator)
-            return drawn.squeeze(-1).to(self.device)
+            return torch.where(logits.isfinite().all(-1), choose(logits, self.draw()), -1)
 
     def step(self, actions: Tensor, state: Tensor) -> Step:
         """Carry out `actions` [N]; `state` [N, layers, hidden] is what the agents remember from now on."""
+        with self.timers("policy"):
+            chosen = actions.cpu()  # the one point of a step at which a GPU is waited for
+        if (chosen < 0).any():
+            seen = [name for name, value in self.observations.items() if not value.isfinite().all()]
+            what = f"the observation {seen[0]}" if seen else "the policy's answer"
+            raise NotFinite(f"{what} is not finite; {'mend what makes it' if seen else 'use other weights'}")
         with self.timers("environment"):
-            step = self.env.step(actions.cpu())
+            step = self.env.step(chosen)
             if not step.reward.isfinite().all():
                 raise NotFinite(f"the reward {step.reward[~step.reward.isfinite()][0]:g} is not finite; mend the task")
             self._see(step.observations)
         self.state, self.previous = state, actions
-        self.masks = ~(step.terminated | step.truncated).to(self.device)
+        self.masks = ~(step.terminated | step.truncated).to(self.device, non_blocking=True)
+        self.steps += 1
         return step
+
+    def count(self, env: int, measures: Mapping[str, float]) -> None:
+        """Note the measures of an episode that ended in an environment of this worker."""
+        self.ended.append((self.steps, self.rows.start + env, dict(measures)))
 
     @torch.no_grad()
     def final_values(self, step: Step) -> Tensor:
         """Return the values [K] of the last observations of the K episodes that `step` cut off, in order."""
         rows = step.truncated.nonzero().squeeze(-1).to(self.device)
         assert step.final_observations is not None
-        seen = {name: value.to(self.device) for name, value in step.final_observations.items()}
+        seen = self._read(step.final_observations)
         alive = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         with self.timers("policy"), self.autocast():
             return self.policy(seen, self.state[rows], self.previous[rows], alive).values.float()
 
     def _see(self, observations: dict[str, Tensor]) -> None:
-        self.observations = {name: value.to(self.device) for name, value in observations.items()}
+        self.observations = self._read(observations)
+
+    def _read(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen = {name: value.to(self.device, non_blocking=True) for name, value in observations.items()}
+        return seen | self.policy.prepare(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on from here bit for bit."""
-        return {
-            "env": self.env.state_dict(),
-            "state": self.state.cpu(),
-            "previous": self.previous.cpu(),
-            "masks": self.masks.cpu(),
-        }
+        own = {"env": self.env.state_dict()}
+        own |= {name: getattr(self, name).cpu() for name in ("state", "previous", "masks")}
+        return {ENVIRONMENTS: own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned; raises UserError for another number of environments."""
-        if len(state["masks"]) != self.env.num_envs:
+        """Take over what the `state_dict` of all workers joined; UserError for another number of environments."""
+        count = len(state[ENVIRONMENTS]["masks"])
+        if count != self.environments:
             raise UserError(
-                f"the checkpoint was written with {len(state['masks'])} environments and this run has "
-                f"{self.env.num_envs}; use the same number, or another run folder"
+                f"the checkpoint was written with {count} environments and this run has {self.environments}; "
+                "use the same number, or another run folder"
             )
-        self._see(self.env.load_state_dict(state["env"]))
-        self.state = state["state"].to(self.device)
-        self.previous = state["previous"].to(self.device)
-        self.masks = state["masks"].to(self.device)
+        own = self.part_of(state)[ENVIRONMENTS]
+        self._see(self.env.load_state_dict(own["env"]))
+        for name in ("state", "previous", "masks"):
+            setattr(self, name, own[name].to(self.device))
+
+    def part_of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what belongs to this worker's environments of a state of all."""
+        return state if self.group.size == 1 else part_of(state, self.rows)
+
+
+def choose(logits: Tensor, draws: Tensor | None) -> Tensor:
+    """Turn `logits` [R, A] into actions int64 [R]: the largest, or by inversion of the distribution function.
+
+    With `draws` float64 [R] in [0, 1), action a is taken when the draw falls into the a-th of the intervals
+    that softmax(logits) cuts [0, 1) into.
+    """
+    if draws is None:
+        return logits.argmax(dim=-1)
+    below = logits.double().softmax(dim=-1).cumsum(dim=-1)[:, :-1]
+    return (draws[:, None] >= below).sum(dim=-1)
 
 
 @dataclass
@@ -164,37 +214,41 @@ class Rollout:
             truncated=room(torch.bool),
         )
 
-    def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Split the agents at random into `count` groups of whole sequences; yields their indices."""
-        order = torch.randperm(self.masks.shape[1], generator=generator)
-        yield from order.to(self.masks.device).tensor_split(count)
+    def first(self, steps: int) -> Rollout:
+        """Return the first `steps` steps, without a copy."""
+        names = [field.name for field in fields(self) if field.name not in ("observations", "state")]
+        seen = {name: value[:steps] for name, value in self.observations.items()}
+        return replace(self, observations=seen, **{name: getattr(self, name)[:steps] for name in names})
 
 
 @torch.no_grad()
-def collect(actor: Actor, rollout: Rollout) -> None:
-    """Let the agents act by their policy and fill `rollout`; adds ended episodes to the actor's window."""
+def collect(actor: Actor, rollout: Rollout, enough: Callable[[int], bool] = lambda steps: False) -> Rollout:
+    """Let the agents act by their policy and fill `rollout`, until `enough` of its steps are taken; returns these."""
     actor.policy.eval()  # running statistics are learnt from the rollout, not while it is collected
     rollout.state.copy_(actor.state)
     cut_off: list[tuple[int, Tensor, Tensor]] = []
-    for t in range(len(rollout.rewards)):
+    steps = 0
+    while steps < len(rollout.rewards) and not enough(steps):
+        t, steps = steps, steps + 1
         for name, value in actor.observations.items():
             rollout.observations[name][t] = value
         rollout.previous[t], rollout.masks[t] = actor.previous, actor.masks
         output = actor.forward()
         actions = actor.sample(output.logits)
-        rollout.actions[t] = actions
-        rollout.log_probs[t] = log_probability(output.logits, actions)
-        rollout.values[t] = output.values
         step = actor.step(actions, output.state)
+        rollout.actions[t], rollout.values[t] = actions, output.values
+        rollout.log_probs[t] = log_probability(output.logits, actions)
         rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = (step.reward, step.terminated, step.truncated)
         if step.truncated.any():
             cut_off.append((t, step.truncated, actor.final_values(step)))
         for finished in step.finished:
-            actor.window.add(finished.measures)
-    rollout.next_values[:-1] = rollout.values[1:]
-    rollout.next_values[-1] = actor.forward().values
+            actor.count(finished.env, finished.measures)
+    taken = rollout.first(steps)
+    taken.next_values[:-1] = taken.values[1:]
+    taken.next_values[-1] = actor.forward().values
     for t, truncated, values in cut_off:
-        rollout.next_values[t, truncated.to(values.device)] = values
+        taken.next_values[t, truncated.to(values.device)] = values
+    return taken
 
 
 def log_probability(logits: Tensor, actions: Tensor) -> Tensor:

@@ -1,36 +1,39 @@
-"""Training runs: an optional expert warm start, then PPO, with checkpoints to go on from.
+"""Training runs: phases one after the other, with checkpoints to go on from.
 
-A run folder holds `checkpoints/FRAMES/`, the links `latest` and `best`, `configs/`, `tensorboard/`, and during the
-warm start `warm_start/`, its buffer.
+A run folder holds `checkpoints/FRAMES/`, the links `latest` and `best`, `configs/`, `tensorboard/`, and what phases keep
+in folders of their names. All workers of a run go through the same code; the first of them writes and speaks.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
-from navprune.checks import bounded, check_fields, chosen
+from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.machine import compile_fault
+from navprune.machine import compile_fault, cores
 from navprune.models.build import build
+from navprune.models.encoders import RunningMeanAndVar
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
 from navprune.progress import ProgressLine, say_once
 from navprune.rl import checkpoints, runs
-from navprune.rl.callbacks import Callback
-from navprune.rl.imitation import WarmStart, WarmStartConfig, forget_rounds, rounds_after
+from navprune.rl.group import Group, joined
+from navprune.rl.learner import Learner, Update
 from navprune.rl.monitor import EpisodeWindow, Scalars, Timers
-from navprune.rl.ppo import PPO, PPOConfig
+from navprune.rl.phases import Phase
 from navprune.rl.rollouts import Actor, NotFinite
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals on which a run saves and stops: Ctrl-C, and those of batch systems before time is up."""
-COUNTED = ("frames", "updates", "phase_start", "schedule_start", "best_spl", "best_frames")
+COUNTED = ("frames", "updates", "starts", "schedule_start", "best_spl", "best_frames")
 """What a trainer counts, and keeps in checkpoints."""
 
 
@@ -63,8 +66,15 @@ class TrainerConfig:
     """Episodes that reported measures and the choice of the best checkpoint average over; 1 or more."""
     device: str = "auto"
     """`cpu`, `cuda` or another of torch's devices; `auto` is CUDA where there is some."""
+    workers: int = bounded(0, 0)
+    """Processes of this machine that share the environments and learn together; 0 is one for each GPU or, without any,
+    each core, as far as the environments can be shared out; under `torchrun` its number counts; 0 or more."""
     threads: int = bounded(0, 0)
-    """Threads of torch on the CPU; 0 leaves torch's choice; 0 or more."""
+    """Threads of each worker on the CPU; 0 shares out the cores; 0 or more."""
+    timeout: float = bounded(600.0, TINY)
+    """Seconds that workers wait for one another before the run ends and says for whom; above 0."""
+    requeue: bool = False
+    """Whether a run that SLURM stops by SIGUSR1 (`--signal=USR1@120`) asks it for another turn."""
     bf16: bool = False
     """Whether the network runs in bfloat16 where that is safe (autocast)."""
     compile: bool = False
@@ -92,43 +102,40 @@ def train(
     policy: PolicySpec | PointNavPolicy,
     env: VectorEnv,
     trainer: TrainerConfig,
-    ppo: PPOConfig,
-    warm_start: WarmStartConfig | None,
+    phases: Sequence[Phase],
     run_dir: Path | str,
     config_yaml: str = "",
-    callbacks: Sequence[Callback] = (),
+    group: Group | None = None,
 ) -> TrainingResult:
     """Train `policy` (its present weights, or seeded ones of a spec) in `env`, which the caller closes.
 
-    `callbacks` go along with PPO. Goes on from the newest whole checkpoint in `run_dir`, unless `trainer.start` says
-    otherwise. Ctrl-C, SIGTERM and SIGUSR1 end the running update, write a checkpoint and exit with status 128 + signal.
-    Raises UserError for a run folder, checkpoint or configuration that cannot be used, when a checkpoint cannot be
-    written, and before a step that is not finite.
+    Goes on from the newest whole checkpoint in `run_dir`, unless `trainer.start` says otherwise. Ctrl-C, SIGTERM and
+    SIGUSR1 end the running update, write a checkpoint and exit with status 128 + signal. Each worker of `group` calls
+    this with environments of its own; see `group`. Raises UserError for a run folder, checkpoint or configuration that
+    cannot be used, when a checkpoint cannot be written, and before a step that is not finite.
     """
-    with runs.taken(Path(run_dir), trainer.start):
-        return Trainer(policy, env, trainer, ppo, warm_start, run_dir, config_yaml, callbacks).run()
+    group = group or Group()
+    with runs.taken(Path(run_dir), trainer.start) if group.leads else nullcontext():
+        return Trainer(policy, env, trainer, phases, run_dir, config_yaml, group).run()
 
 
 class Trainer:
-    """One run; see `train` for the arguments."""
+    """One worker of a run; see `train` for the arguments."""
 
     def __init__(
         self,
         policy: PolicySpec | PointNavPolicy,
         env: VectorEnv,
         config: TrainerConfig,
-        ppo: PPOConfig,
-        warm_start: WarmStartConfig | None,
+        phases: Sequence[Phase],
         run_dir: Path | str,
         config_yaml: str = "",
-        callbacks: Sequence[Callback] = (),
+        group: Group | None = None,
     ) -> None:
-        self.config, self.ppo, self.warm_start, self.config_yaml = config, ppo, warm_start, config_yaml
-        self.callbacks = callbacks
+        self.config, self.phases, self.config_yaml, self.group = config, phases, config_yaml, group or Group()
         self.folder = Path(run_dir)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        device = device_of(config.device)
+        torch.set_num_threads(threads_of(config, self.group.on_machine))
+        device = device_of(config.device, self.group.local_rank)
         if config.compile and device.type == "cpu" and (fault := compile_fault()):
             raise UserError(f"trainer.compile cannot be used here: {fault}, or leave it out")
         policy = cast(PointNavPolicy, build(policy, config.seed)) if isinstance(policy, PolicySpec) else policy
@@ -137,26 +144,35 @@ class Trainer:
         self.window, self.timers = EpisodeWindow(config.window), Timers()
         self.actor = Actor(
             env, policy.to(device), device=device, generator=self.generator,
-            window=self.window, timers=self.timers, bf16=config.bf16,
+            timers=self.timers, bf16=config.bf16, group=self.group,
         )  # fmt: skip
-        self.frames = self.updates = self.phase_start = self.schedule_start = 0
+        self.frames = self.updates = self.schedule_start = 0
+        self.starts = {phases[0].name: 0}
+        """Frames at which each phase began, those to come left out."""
         self.best_spl, self.best_frames = -1.0, 0
         self.changes: list[str] = []
-        self.learner: PPO | WarmStart
-        if written := checkpoints.numbered(self.folder):
-            checkpoints.first_whole(self.folder, written, self._resume)
-        else:
-            self.actor.reset()
-            self.learner = self._learner(WarmStart.name if warm_start else PPO.name)
+        self.learner: Learner
+        self._begin()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
         self.stop = 0
-        if config.compile:
-            self.policy.encoder.compile()
+        self._network_is_new()
 
     @property
     def policy(self) -> PointNavPolicy:
-        """The network that acts and learns: callbacks may have replaced the one that the run began with."""
+        """The network that acts and learns: its learner may have replaced the one that the run began with."""
         return self.actor.policy
+
+    def _begin(self) -> None:
+        """Go on from the newest whole checkpoint, which the first worker chooses, or begin."""
+        found: int | None = None
+        if self.group.leads and (written := checkpoints.numbered(self.folder)):
+            found = int(checkpoints.first_whole(self.folder, written, self._resume).name)
+        found = self.group.lead(found)
+        if found is None:
+            self.actor.reset()
+            self.learner = self._learner(self.phases[0])
+        elif not self.group.leads:
+            self._resume(self._checkpoint(found))
 
     def _resume(self, folder: Path) -> None:
         self.changes = runs.changed_settings(folder, self.config_yaml)
@@ -167,150 +183,172 @@ class Trainer:
         state = checkpoints.read_trainer(folder)
         if PolicySpec.from_json(state.get("initial", spec.to_json())) != self.initial:
             raise UserError(f"{folder} is of a run that began with another spec; use another run folder or that spec")
-        state = {"schedule_start": state["phase_start"], **state}  # which checkpoints of earlier versions lack
         vars(self).update({name: state[name] for name in COUNTED})
         self.generator.set_state(state["generator"])
         self.window.load_state_dict(state["window"])
         self.actor.load_state_dict(state["actor"])
-        self.learner = self._learner(state["phase"])
-        self.learner.load_state_dict(state["learner"])
-        for callback in self.callbacks:
-            if callback.name in state.get("callbacks", {}):
-                callback.load_state_dict(state["callbacks"][callback.name])
+        name = [*self.starts][-1]
+        phase = next((phase for phase in self.phases if phase.name == name), None)
+        if phase is None:
+            raise UserError(
+                f"{self.folder} stopped in its {name.replace('_', ' ')}, which this configuration does not have; "
+                "add it, or use another run folder"
+            )
+        self.learner = self._learner(phase)
+        self.learner.load_state_dict(self.actor.part_of(state["learner"]))
         if not self._checkpoint(self.best_frames).exists():  # a later one was better, and is lost
             self.best_spl, self.best_frames = -1.0, self.frames
-        self._tidy()
+        if self.group.leads:
+            self._tidy()
 
-    def _learner(self, phase: str) -> PPO | WarmStart:
-        if phase == WarmStart.name:
-            if self.warm_start is None:
-                raise UserError(
-                    f"{self.folder} stopped in its warm start, which this configuration does not have; "
-                    "add it, or use another run folder"
-                )
-            return WarmStart(self.policy, self.actor, self.warm_start, self.folder / "warm_start")
-        return PPO(self.policy, self.actor, self.ppo, self.callbacks)
+    def _learner(self, phase: Phase) -> Learner:
+        self.phase = phase
+        return phase.begin(self.actor, self.folder / phase.name)
 
     @property
-    def warm_end(self) -> int:
-        """Frames at which the warm start ends."""
-        return min(self.warm_start.frames, self.config.total_frames) if self.warm_start else 0
+    def phase_end(self) -> int:
+        """Frames at which the running phase ends."""
+        total = self.config.total_frames
+        return total if self.phase.frames is None else min(self.starts[self.phase.name] + self.phase.frames, total)
 
     @property
     def progress(self) -> float:
         """Share of the running phase's schedules that is done, in [0, 1]."""
-        end = self.warm_end if isinstance(self.learner, WarmStart) else self.config.total_frames
-        return (self.frames - self.schedule_start) / max(end - self.schedule_start, 1)
+        return (self.frames - self.schedule_start) / max(self.phase_end - self.schedule_start, 1)
 
     def run(self) -> TrainingResult:
         """Train to the end; says where it goes on, or that there is nothing to do, and which settings are new."""
         first, total = self.frames, self.config.total_frames
         if first >= total:
             more = f"trainer.total_frames={2 * first} or the like trains longer"
-            print(f"{self.folder} is complete at {first:,} frames, nothing to train; {more}", file=sys.stderr)
+            self._say(f"{self.folder} is complete at {first:,} frames, nothing to train; {more}")
             return self._result(first)
         if first:
             what = "".join(f"\n  {change}" for change in self.changes)
-            print(f"{self.folder} goes on at {first:,} frames of {total:,}{what}", file=sys.stderr)
-        runs.keep_config(self.folder, first, self.config_yaml)
-        line = ProgressLine("training", total, "frames", first)
-        # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
-        with self._signals(), closing(Scalars(self.folder / "tensorboard", purge_step=first + 1)) as writer:
+            self._say(f"{self.folder} goes on at {first:,} frames of {total:,}{what}")
+        with ExitStack() as closing_stack:
+            closing_stack.enter_context(self._signals())
+            line = writer = None
+            if self.group.leads:
+                runs.keep_config(self.folder, first, self.config_yaml)
+                line = ProgressLine("training", total, "frames", first)
+                # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
+                scalars = Scalars(self.folder / "tensorboard", purge_step=first + 1)
+                writer = closing_stack.enter_context(closing(scalars))
             while self.frames < total and not self.stop:
-                losses = self._update()
-                if self.updates % self.config.log_updates == 0:
-                    self._log(writer, losses, first)
-                line.show(self.frames, self._note(), last=False)
-                if time.monotonic() - self.saved_time >= self.config.checkpoint_seconds:
-                    writer.flush()
-                    self.save()
-            writer.flush()
-            self.save()
-        line.show(self.frames, self._note(), last=True)
+                update = self._update()
+                due = self._exchange(update)
+                if writer and self.updates % self.config.log_updates == 0:
+                    self._log(writer, update, first)
+                if line:
+                    line.show(self.frames, self._note(), last=False)
+                if due:
+                    self.save(writer)
+            self.save(writer)
+            if line:
+                line.show(self.frames, self._note(), last=True)
         if self.stop:
-            start = "" if self.config.start == runs.RESUME else f" without trainer.start={self.config.start}"
-            saved = self._checkpoint(self.frames)
-            print(f"stopped and saved; the same command{start} goes on from {saved}", file=sys.stderr)
+            self._say_stopped()
             raise SystemExit(128 + self.stop)
         return self._result(first)
 
-    def _update(self) -> dict[str, float]:
-        if isinstance(self.learner, WarmStart) and self.frames >= self.warm_end:
-            self.phase_start = self.schedule_start = self.frames
-            self.learner = self._learner(PPO.name)
-            self._forget_episodes()
+    def _update(self) -> Update:
+        if self.frames >= self.phase_end:
+            self._next_phase()
         try:
-            losses = self.learner.update(self.progress)
+            update = self.learner.update(self.progress, self.frames)
         except NotFinite as error:
             saved = f"goes on from {self._checkpoint(self.saved_frames)}" if self.saved_frames else "begins anew"
-            where = f"update {self.updates + 1} ({self.learner.name}, at {self.frames:,} frames)"
+            where = f"update {self.updates + 1} ({self.phase.name}, at {self.frames:,} frames)"
             raise UserError(f"{where}: {error}; nothing of it is saved, the next run {saved}") from None
-        self.frames += self.learner.frames_per_update
+        self.frames += update.frames
         self.updates += 1
-        if isinstance(self.learner, PPO):
-            self._call_back(self.learner)
-        return losses
+        if update.restart:
+            self.schedule_start = self.frames
+        return update
 
-    def _call_back(self, learner: PPO) -> None:
-        """Let the callbacks act between two updates, each on what the one before it left."""
-        for callback in self.callbacks:
-            with self.timers("callbacks"):
-                replacement = callback.on_update(learner, self.frames)
-            if replacement is not None:
-                learner.replace(replacement.policy, replacement.optimiser)
-                self._forget_episodes()
-                if replacement.restart:
-                    self.schedule_start = self.frames
-                if self.config.compile:
-                    self.policy.encoder.compile()
+    def _next_phase(self) -> None:
+        following = self.phases[self.phases.index(self.phase) + 1]
+        self.starts[following.name] = self.schedule_start = self.frames
+        self.learner = self._learner(following)
+        self._forget_episodes()
+
+    def _exchange(self, update: Update) -> bool:
+        """Bring together what the workers have to say between two updates; returns whether a checkpoint is due."""
+        if update.renewed:
+            self._forget_episodes()
+            self._network_is_new()
+        due = time.monotonic() - self.saved_time >= self.config.checkpoint_seconds
+        told = self.group.gather((self.actor.ended, self.stop, due))
+        self.actor.ended = []
+        for _, _, measures in sorted((end for ended, _, _ in told for end in ended), key=lambda end: end[:2]):
+            self.window.add(measures)
+        self.stop = next((stop for _, stop, _ in told if stop), 0)
+        return told[0][2]
+
+    def _network_is_new(self) -> None:
+        if self.group.size > 1:
+            for module in self.policy.modules():
+                if isinstance(module, RunningMeanAndVar):
+                    module.sum = self.group.sum
+        if self.config.compile:
+            self.policy.encoder.compile()
 
     def _forget_episodes(self) -> None:
         """What other drivers or another network achieved says little of this one."""
         self.window.clear()
+        self.actor.ended = []
         self.best_spl, self.best_frames = -1.0, 0
+
+    def _say(self, line: str) -> None:
+        if self.group.leads:
+            print(line, file=sys.stderr)
 
     def _note(self) -> str:
         means = self.window.mean()
         shown = (f"{name} {means[name]:.3f}" for name in ("success", "spl", "reward") if name in means)
-        return "  ".join((self.learner.name, *shown))
+        return "  ".join((self.phase.name, *shown))
 
-    def _log(self, writer: Scalars, losses: dict[str, float], first: int) -> None:
+    def _log(self, writer: Scalars, update: Update, first: int) -> None:
         """Write TensorBoard's scalars under the names that habitat-baselines gives them."""
         scalars = {name if name == "reward" else f"metrics/{name}": x for name, x in self.window.mean().items()}
-        scalars |= {name if name == "learning_rate" else f"learner/{name}": x for name, x in losses.items()}
-        for callback in self.callbacks:
-            scalars |= callback.scalars()
+        scalars |= {name if name == "learning_rate" else f"learner/{name}": x for name, x in update.losses.items()}
+        scalars |= update.scalars
         scalars["perf/fps"] = (self.frames - first) / self.timers.total
         scalars |= {f"perf/{name}": seconds for name, seconds in self.timers.phases().items()}
         writer.add(scalars, self.frames)
 
-    def save(self) -> None:
-        """Write a checkpoint unless there is one of this state; `latest` and `best` follow."""
+    def save(self, writer: Scalars | None = None) -> None:
+        """Write a checkpoint unless there is one of this state; `latest` and `best` follow. All workers call it."""
+        if writer:
+            writer.flush()
         if self.frames == self.saved_frames:
             return
         with self.timers("checkpoint"):
             spl = self.window.mean().get("spl", -1.0)
             if not self.best_frames or (self.window.full and spl >= self.best_spl):
                 self.best_spl, self.best_frames = (spl if self.window.full else -1.0), self.frames
-            if isinstance(self.learner, WarmStart):
-                self.learner.store()
-            metrics = {"frames": self.frames, "updates": self.updates, "phase": self.learner.name}
-            metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
-            folder, state = self._checkpoint(self.frames), self._state()
-            checkpoints.save_checkpoint(folder, self.policy, config=self.config_yaml, metrics=metrics, trainer=state)
-            self._tidy()
+            self.learner.store()
+            state = self._state()
+            if state is not None:
+                metrics = {"frames": self.frames, "updates": self.updates, "phase": self.phase.name}
+                metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
+                told = {"config": self.config_yaml, "metrics": metrics, "trainer": state}
+                checkpoints.save_checkpoint(self._checkpoint(self.frames), self.policy, **told)
+                self._tidy()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any] | None:
+        """All that is needed to go on, of all workers, in the first of them; None in the others."""
+        told = self.group.gather_first({"actor": self.actor.state_dict(), "learner": self.learner.state_dict()})
+        if told is None:
+            return None
         return {
             **{name: getattr(self, name) for name in COUNTED},
             "initial": self.initial.to_json(),
             "generator": self.generator.get_state(),
             "window": self.window.state_dict(),
-            "actor": self.actor.state_dict(),
-            "phase": self.learner.name,
-            "learner": self.learner.state_dict(),
-            "callbacks": {callback.name: callback.state_dict() for callback in self.callbacks},
+            **(told[0] if len(told) == 1 else joined(told)),
         }
 
     def _checkpoint(self, frames: int) -> Path:
@@ -329,17 +367,23 @@ class Trainer:
                 shutil.rmtree(folder)
             except UserError as error:
                 say_once(f"not deleted: {str(error).partition(';')[0]}")
-        needed: set[int] = set()
-        if self.warm_start:
-            end = self.frames if isinstance(self.learner, WarmStart) else self.phase_start
-            rounds = (rounds_after(f, self.actor.env.num_envs, self.warm_start) for f in kept if f <= end)
-            needed = needed.union(*rounds)
-        forget_rounds(self.folder / "warm_start", needed)
+        for phase, end in zip(self.phases, [*self.starts.values()][1:] + [self.frames]):
+            if phase.tidy:
+                begun = self.starts[phase.name]
+                frames = [each - begun for each in kept if begun <= each <= end]
+                phase.tidy(self.folder / phase.name, self.actor.environments, frames)
 
     def _result(self, first: int) -> TrainingResult:
         rate = (self.frames - first) / self.timers.total
         latest, best = (self._checkpoint(frames).resolve() for frames in (self.frames, self.best_frames))
         return TrainingResult(self.frames, rate, self.timers.phases(), self.window.mean(), latest, best)
+
+    def _say_stopped(self) -> None:
+        start = "" if self.config.start == runs.RESUME else f" without trainer.start={self.config.start}"
+        saved = self._checkpoint(self.frames)
+        self._say(f"stopped and saved; the same command{start} goes on from {saved}")
+        if self.config.requeue and self.group.leads and self.stop == getattr(signal, "SIGUSR1", None):
+            ask_for_another_turn()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -349,7 +393,7 @@ class Trainer:
             if self.stop and signum == signal.SIGINT:
                 raise KeyboardInterrupt
             if not self.stop:
-                print("\nstopping after this update; Ctrl-C again stops at once", file=sys.stderr)
+                self._say("\nstopping after this update; Ctrl-C again stops at once")
             self.stop = self.stop or signum
 
         if threading.current_thread() is not threading.main_thread():
@@ -363,17 +407,40 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def ask_for_another_turn() -> None:
+    """Tell SLURM to run this job again; where it cannot be told, say so."""
+    job = os.environ.get("SLURM_JOB_ID")
+    try:
+        if job is None:
+            raise OSError("SLURM_JOB_ID is not set")
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+        print(f"asked SLURM for another turn of job {job}", file=sys.stderr)
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = getattr(error, "stderr", None) or error
+        print(f"no other turn was asked for: {' '.join(str(told).split())}; submit the job again", file=sys.stderr)
+
+
+def threads_of(config: TrainerConfig, workers: int) -> int:
+    """Threads of one of so many workers on this machine."""
+    return config.threads or max(1, cores() // workers)
+
+
 def default_device() -> str:
     """Return `cuda` where there is some, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device that `trainer.device` names; raises UserError where torch cannot use it."""
+def device_of(name: str, worker: int = 0) -> torch.device:
+    """Return the device that `trainer.device` names, of several workers on a machine each its own GPU.
+
+    Raises UserError where torch cannot use it.
+    """
     try:
         device = torch.device(default_device() if name == "auto" else name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", worker % torch.cuda.device_count())
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"trainer.device is {name}, which cannot be used here ({reason}); use auto or cpu") from error
     return device

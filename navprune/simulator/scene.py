@@ -47,9 +47,12 @@ class SceneLibrary:
     A scene stays as long as anyone uses it; of the others, those used last, within a limit.
     """
 
-    def __init__(self, limit: float | None = None) -> None:
-        """limit: GiB of scenes to keep, by default a quarter of the memory that this process may fill."""
-        self._limit = memory() / 4 if limit is None else limit * 2**30
+    def __init__(self, limit: float | None = None, share: float = 1.0) -> None:
+        """limit: GiB of scenes to keep, by default a quarter of the memory that this process may fill.
+
+        share: of that, this library's part, where several processes have one each.
+        """
+        self._limit = share * (memory() / 4 if limit is None else limit * 2**30)
         self._used: WeakValueDictionary[Key, Scene] = WeakValueDictionary()
         self._kept: OrderedDict[Key, Scene] = OrderedDict()
         self._lock = threading.Lock()

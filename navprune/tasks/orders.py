@@ -25,9 +25,14 @@ class EpisodeOrder(Protocol):
 class Shuffled:
     """Each environment runs through permutations of its own, for ever; a function of seed, environment and count."""
 
-    def __init__(self, episodes: int, num_envs: int, seed: int, scenes: NDArray[np.integer] | None = None) -> None:
-        """Number of episodes; with the scene's number of each [E], an environment runs STAY of a scene in a row."""
-        self._episodes, self._seed, self._scenes = episodes, seed, scenes
+    def __init__(
+        self, episodes: int, num_envs: int, seed: int, scenes: NDArray[np.integer] | None = None, first: int = 0
+    ) -> None:
+        """Number of episodes; with the scene's number of each [E], an environment runs STAY of a scene in a row.
+
+        first: what the first environment is counted as, where others run elsewhere.
+        """
+        self._episodes, self._seed, self._scenes, self._first = episodes, seed, scenes, first
         self._counts = [0] * num_envs
         self._permutations: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -36,7 +41,7 @@ class Shuffled:
         epoch, position = divmod(self._counts[env], self._episodes)
         self._counts[env] += 1
         if self._permutations.get(env, (None,))[0] != epoch:
-            rng = np.random.default_rng([self._seed, env, epoch])
+            rng = np.random.default_rng([self._seed, self._first + env, epoch])
             permutation = rng.permutation(self._episodes)
             if self._scenes is not None:
                 permutation = permutation[grouped(self._scenes[permutation], STAY)]

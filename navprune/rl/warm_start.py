@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.files import write_file
 from navprune.rl.checkpoints import load_tensors
+from navprune.rl.group import ENVIRONMENTS
+from navprune.rl.learner import Update
 from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
@@ -142,34 +145,43 @@ class WarmStart:
 
     The recurrent state before a sequence is the one that the agent had when it was collected; each time a sequence
     is trained on, its last state replaces the stored one of the sequence after it. Rounds needed to go on are kept
-    in `folder`, a file each.
+    in `folder`, a file each and for each worker, named NUMBER.FIRST after the worker's first environment.
     """
 
     name = "warm_start"
 
-    def __init__(self, policy: PointNavPolicy, actor: Actor, config: WarmStartConfig, folder: Path) -> None:
-        self.policy, self.actor, self.config, self.folder = policy, actor, config, folder
+    def __init__(self, actor: Actor, folder: Path, config: WarmStartConfig) -> None:
+        self.actor, self.folder, self.config = actor, folder, config
         if config.capacity < self.frames_per_update:
             raise UserError(
                 f"warm_start.capacity is {config.capacity}; it must hold a round of "
-                f"{config.steps} steps of {actor.env.num_envs} environments, {self.frames_per_update} frames"
+                f"{config.steps} steps of {actor.environments} environments, {self.frames_per_update} frames"
             )
-        self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=1e-5)
+        if config.batch % actor.group.size:
+            raise UserError(
+                f"warm_start.batch is {config.batch}; {actor.group.size} workers need a multiple of {actor.group.size}"
+            )
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
         self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
         self.drivers = Drivers(actor.env.num_envs, config.patience)
         self.collected = 0
         self.on_disk: set[int] = set()
 
     @property
+    def policy(self) -> PointNavPolicy:
+        """The network that acts and learns."""
+        return self.actor.policy
+
+    @property
     def frames_per_update(self) -> int:
-        """Environment steps that one update takes in."""
-        return self.config.steps * self.actor.env.num_envs
+        """Environment steps of all workers that one update takes in."""
+        return self.config.steps * self.actor.environments
 
     def beta(self, progress: float) -> float:
         """Return the probability that an episode at `progress` in [0, 1] begins with the expert."""
         return 1.0 - progress * (1.0 - self.config.beta_final)
 
-    def update(self, progress: float) -> dict[str, float]:
+    def update(self, progress: float, frames: int) -> Update:
         """Collect a round, learn from the buffer, return mean losses; schedules are at `progress` [0, 1]."""
         lr = self.config.lr * (1 - progress)
         for group in self.optimiser.param_groups:
@@ -179,16 +191,14 @@ class WarmStart:
         with self.actor.timers("learn"):
             self._revise_returns()
             losses = self._learn()
-        return {**losses, "learning_rate": lr, "beta": beta}
+        return Update(self.frames_per_update, {**losses, "learning_rate": lr, "beta": beta})
 
     @torch.no_grad()
     def _collect(self, beta: float) -> Round:
         actor, frames, states = self.actor, [], []
         self.policy.eval()
         for t in range(self.config.steps):
-            begins = ~actor.masks.cpu()
-            draws = torch.rand(len(begins), generator=actor.generator)
-            self.drivers.choose(begins, draws, beta)
+            self.drivers.choose(~actor.masks.cpu(), actor.draw().cpu(), beta)
             if t % self.config.sequence == 0:
                 states.append(actor.state.cpu())
             with actor.timers("environment"):
@@ -210,17 +220,17 @@ class WarmStart:
         actor = self.actor
         output = actor.forward()
         own = actor.sample(output.logits)
-        strays = torch.rand(len(own), generator=actor.generator).to(actor.device) < self.config.stray
-        leads = self.drivers.expert.to(actor.device) & ~(strays & (own != STOP))
+        strays = actor.draw() < self.config.stray
+        leads = self.drivers.expert.to(actor.device) & ~(strays & (own != STOP)) & (own >= 0)
         return torch.where(leads, expert, own), output.state
 
     def _count(self, finished: list[Finished]) -> None:
-        """Take the measures of the policy's episodes into the window; one that it handed over is a failure."""
+        """Count the policy's episodes; one that it handed over is a failure."""
         for end in finished:
             if self.drivers.handed_over[end.env]:
-                self.actor.window.add({**end.measures, "success": 0.0, "spl": 0.0, "soft_spl": 0.0})
+                self.actor.count(end.env, {**end.measures, "success": 0.0, "spl": 0.0, "soft_spl": 0.0})
             elif not self.drivers.expert[end.env]:
-                self.actor.window.add(end.measures)
+                self.actor.count(end.env, end.measures)
 
     def _revise_returns(self) -> None:
         """Bring the returns up to date with the episodes that ended in the latest round."""
@@ -242,14 +252,23 @@ class WarmStart:
         return {"imitation_loss": action, "value_loss": value, "expert_agreement": accuracy}
 
     def _draw(self) -> list[tuple[int, int, int]]:
-        """Draw the sequences of a batch: (round, sequence within it, environment) each."""
-        sequences, n = self.config.steps // self.config.sequence, self.actor.env.num_envs
-        drawn = torch.randint(len(self.rounds) * sequences * n, (self.config.batch,), generator=self.actor.generator)
-        return [(i // (sequences * n), i // n % sequences, i % n) for i in drawn.tolist()]
+        """Draw this worker's sequences of a batch: (round, sequence within it, environment of the worker) each.
+
+        The batch is spread evenly over all environments: its i-th sequence is of the i-th share of them.
+        """
+        config, actor, generator = self.config, self.actor, self.actor.generator
+        sequences, shares = config.steps // config.sequence, torch.arange(config.batch + 1) * actor.environments
+        first, end = shares[:-1] // config.batch, shares[1:] // config.batch
+        rooms = (end - first).clamp_min(1)
+        drawn = torch.randint(len(self.rounds) * sequences, (config.batch,), generator=generator)
+        within = (torch.rand(config.batch, generator=generator, dtype=torch.float64) * rooms).long()
+        mine = actor.group.rows(config.batch // actor.group.size)
+        places = zip(drawn[mine].tolist(), (first + within - actor.rows.start)[mine].tolist())
+        return [(i // sequences, i % sequences, n) for i, n in places]
 
     def _gradient_step(self, places: list[tuple[int, int, int]]) -> Tensor:
         """Take one gradient step; returns [3]: imitation loss, value loss, agreement with the expert."""
-        config, device = self.config, self.actor.device
+        config, group = self.config, self.actor.group
         data, state, returns = self._batch(places)
         previous, masks, expert = data["previous"], data["masks"], data["expert"]
         observations = {
@@ -264,13 +283,14 @@ class WarmStart:
         loss = functional.cross_entropy(logits.flatten(0, 1), expert.flatten(), reduction="none")
         inflection = ((expert != previous) | ~masks).flatten()
         weights = torch.where(inflection, config.inflection_weight, 1.0)
-        action = (weights * loss).sum() / weights.sum()
         known = returns.isfinite()
-        errors = (output.values.float() - returns.nan_to_num())[known].square()
-        value = errors.mean() if len(errors) else torch.zeros((), device=device)
-        gradient_step(self.policy, self.optimiser, action + config.value_coefficient * value, config.max_grad_norm)
-        agreement = (logits.argmax(-1) == expert).float().mean()
-        return torch.stack([action, value, agreement]).detach()
+        errors = (output.values.float() - returns.nan_to_num()).square() * known
+        agreement = (logits.argmax(-1) == expert).float().sum()
+        counts = group.sum(torch.stack([weights.sum(), known.sum().float(), torch.ones_like(loss).sum()])).clamp_min(1)
+        action, value, agreement = torch.stack([(weights * loss).sum(), errors.sum(), agreement]) / counts
+        total = action + config.value_coefficient * value
+        parts = torch.stack([action, value, agreement])
+        return gradient_step(self.policy, self.optimiser, total, config.max_grad_norm, group, parts)
 
     def _batch(self, places: list[tuple[int, int, int]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Gather sequences from the buffer: data [sequence, batch, ...], states [batch, ...], returns."""
@@ -295,33 +315,53 @@ class WarmStart:
         """Write the rounds that are not in the folder yet; what is written never changes."""
         for past in self.rounds:
             if past.number not in self.on_disk:
-                write_file(self._file(past.number), safetensors.torch.save(past.data))
+                file = self.folder / f"{past.number:06}.{self.actor.rows.start:06}.safetensors"
+                write_file(file, safetensors.torch.save(past.data))
                 self.on_disk.add(past.number)
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f"{number:06}.safetensors"
+    def _read(self, number: int) -> dict[str, Tensor]:
+        """This worker's part of a round, whoever wrote it."""
+        # A worker writes NUMBER.FIRST; earlier versions, which had but one, NUMBER.
+        files = sorted(self.folder.glob(f"{number:06}.*safetensors")) or [self.folder / f"{number:06}.safetensors"]
+        parts = [load_tensors(file) for file in files]
+        whole = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        if (found := len(whole["expert"][0])) != self.actor.environments:
+            raise UserError(
+                f"{files[0]} and its like hold {found} of {self.actor.environments} environments; restore them, or use "
+                "another run folder"
+            )
+        return {name: value[:, self.actor.rows] for name, value in whole.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all but the rounds' data, which `store` keeps."""
-        return {
-            "optimiser": self.optimiser.state_dict(),
+        own = {
             "drivers": self.drivers.state_dict(),
-            "collected": self.collected,
-            "states": [past.states for past in self.rounds],
-            "returns": [past.returns for past in self.rounds],
+            "states": torch.stack([past.states for past in self.rounds]).movedim(2, 0),
+            "returns": torch.stack([past.returns for past in self.rounds]).movedim(2, 0),
         }
+        return {"optimiser": self.optimiser.state_dict(), "collected": self.collected, ENVIRONMENTS: own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, with the data that `store` wrote."""
+        own = state[ENVIRONMENTS]
         self.optimiser.load_state_dict(state["optimiser"])
-        self.drivers.load_state_dict(state["drivers"])
+        self.drivers.load_state_dict(own["drivers"])
         self.collected = state["collected"]
-        first = self.collected - len(state["states"]) + 1
+        states, returns = (own[name].movedim(0, 2).contiguous() for name in ("states", "returns"))
         self.rounds.clear()
-        for number, states, returns in zip(range(first, self.collected + 1), state["states"], state["returns"]):
-            data = load_tensors(self._file(number))
-            self.rounds.append(Round(number, data, states, returns))
+        for number, *known in zip(range(self.collected - len(states) + 1, self.collected + 1), states, returns):
+            self.rounds.append(Round(number, self._read(number), *known))
         self.on_disk = {past.number for past in self.rounds}
+
+    @staticmethod
+    def tidy(config: WarmStartConfig, folder: Path, environments: int, frames: Iterable[int]) -> None:
+        """Delete the rounds that none of the checkpoints at these frames needs, and `folder` with the last one."""
+        needed = set[int]().union(*(rounds_after(each, environments, config) for each in frames))
+        for path in folder.glob("*.safetensors"):
+            if int(path.name.split(".")[0]) not in needed:
+                path.unlink()
+        if not needed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def rounds_after(frames: int, environments: int, config: WarmStartConfig) -> set[int]:
@@ -329,15 +369,6 @@ def rounds_after(frames: int, environments: int, config: WarmStartConfig) -> set
     a_round = config.steps * environments
     latest = frames // a_round
     return set(range(max(1, latest - config.capacity // a_round + 1), latest + 1))
-
-
-def forget_rounds(folder: Path, needed: set[int]) -> None:
-    """Delete the files of all but the `needed` rounds, and `folder` with the last one."""
-    for path in folder.glob("*.safetensors"):
-        if int(path.stem) not in needed:
-            path.unlink()
-    if not needed:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def compact(value: Tensor) -> Tensor:
