@@ -90,8 +90,8 @@ class Config:
 
     run: str = "runs/pointnav"
     """Folder of the run; an existing one is resumed."""
-    environments: int = 6
-    """Environments in lockstep."""
+    environments: int = 8
+    """Environments in lockstep, of all workers together."""
     env: str = chosen("embedded", ("embedded", "habitat"))
     """Where they run: embedded (in this process) or habitat (in habitat-lab's worker processes)."""
     simulator: str = chosen("embedded", ("embedded", "habitat_sim"))

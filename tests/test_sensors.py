@@ -11,7 +11,7 @@ from navprune.config import load_config
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.spec import encoder_spec
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.monitor import Timers
 from navprune.rl.rollouts import Actor, Rollout, collect
 from navprune.scenes.files.episodes import read_episodes
 from navprune.sensors import SENSORS, Sensor, channels_of, with_channels
@@ -64,7 +64,7 @@ def test_new_sensors_go_from_the_scene_to_the_rollout(toys):
     assert policy.spec.encoder.observations == ("depth", "facets", "nearness", "rgb")
     assert policy.spec.encoder.input == (8, 32, 32) and policy.spec.encoder.normalise
     how = {"device": torch.device("cpu"), "generator": torch.Generator().manual_seed(0)}
-    actor = Actor(env, policy, **how, window=EpisodeWindow(10), timers=Timers())
+    actor = Actor(env, policy, **how, timers=Timers())
     actor.reset()
     rollout = Rollout.like(actor, 4)
     collect(actor, rollout)

@@ -40,10 +40,10 @@ from navprune.pruning.prune import prune, weights_hash
 from navprune.pruning.recover import Distillation
 from navprune.pruning.search import SearchConfig
 from navprune.rl.checkpoints import load_policy
-from navprune.rl.imitation import WarmStart, WarmStartConfig
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.monitor import Timers
 from navprune.rl.ppo import PPO
 from navprune.rl.rollouts import Actor
+from navprune.rl.warm_start import WarmStart, WarmStartConfig
 from navprune.scenes.files.episodes import EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import EpisodeOrder, Once, PointNavEnv, Shuffled
@@ -204,7 +204,6 @@ def train(policy: PointNavPolicy, cell: Cell) -> None:
         policy,
         device=torch.device("cpu"),
         generator=torch.Generator().manual_seed(cell.seed),
-        window=EpisodeWindow(100),
         timers=Timers(),
     )
     actor.reset()

@@ -54,7 +54,7 @@ def _add_benchmark(commands: Any) -> None:
     simulator.add_argument("--threads", type=positive, help="rendering threads (default: all cores)")
     frames = "agent steps at each width (default: 100000)"
     simulator.add_argument("--frames", type=positive, default=100_000, help=frames)
-    example = "navprune benchmark training --encoder resnet18 --width 128 --environments 6"
+    example = "navprune benchmark training --encoder resnet18 --width 128 --workers 1,2"
     training = command(kinds, "training", _benchmark_training, example)
     for parser, generated in (
         (simulator, "one home is generated, plain and as a scan"),
@@ -65,7 +65,8 @@ def _add_benchmark(commands: Any) -> None:
     training.add_argument("--encoder", default="resnet18")
     training.add_argument("--base-planes", type=positive, default=32)
     training.add_argument("--width", type=positive, default=128, help="image width (default: 128)")
-    training.add_argument("--environments", type=positive, default=6)
+    training.add_argument("--environments", type=positive, default=8)
+    training.add_argument("--workers", help="numbers of workers (default: 1, 2, 4, ... to all cores)")
     training.add_argument("--epochs", type=positive, default=4, help="PPO epochs (default: 4)")
     training.add_argument("--updates", type=positive, default=3, help="measured updates of 128 steps (default: 3)")
 
@@ -131,11 +132,12 @@ def _benchmark_simulator(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
-    """Frames per second of PPO training, and the seconds that each phase takes."""
+    """Frames per second of PPO training by so many workers, and the seconds that each phase takes the first of them."""
     from navprune.commands.benchmark import benchmark_training
     from navprune.reports.tables import rows_table
 
-    answer = benchmark_training(**given(options, benchmark_training, report=note))
+    workers = numbers("--workers", options.workers) if options.workers else None
+    answer = benchmark_training(**given(options, benchmark_training, report=note, workers=workers))
     flat = [{**row, **{f"{k} s": v for k, v in row["seconds"].items()}} for row in answer["rows"]]
     print(rows_table([{k: v for k, v in row.items() if k != "seconds"} for row in flat]).text())
     return answer

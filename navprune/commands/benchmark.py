@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from navprune.commands.train import run_training, worker_count
+from navprune.config import AgentConfig, Config, DataConfig
 from navprune.machine import cores, resident
-from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.rl.ppo import PPOConfig
-from navprune.rl.trainer import TrainerConfig, train
+from navprune.rl.trainer import TrainerConfig
 from navprune.scenes.files.episodes import read_episodes
 from navprune.scenes.homes.dataset import generate_dataset
 from navprune.simulator.scene import SceneLibrary
@@ -101,32 +103,44 @@ def benchmark_training(
     encoder: str = "resnet18",
     base_planes: int = 32,
     width: int = 128,
-    environments: int = 6,
+    environments: int = 8,
     epochs: int = 4,
     updates: int = 3,
     seed: int = 0,
+    workers: Sequence[int] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train with PPO (GRU 512, rollouts of 128 steps) for a few updates after one that warms up.
 
-    The JSON form has the frames/s and the seconds of each phase; `network_share` is what acting and learning
-    take of the wall time.
+    By each of these numbers of workers, by default 1, 2, 4 and so on to as many as there are cores. The JSON form has
+    the frames/s and the seconds of each phase; `network_share` is what acting and learning take of the wall time.
     """
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
             data = Path(folder)
             report("generating one furnished home")
             generate_dataset(data, name=name, train=1, val=1, seed=seed)
-        env = make_benchmark_env(data, name, width, environments, None, seed, SceneLibrary())
-        spec = PolicySpec(encoder_spec(encoder, (1, width, width), base_planes))
-        ppo = PPOConfig(epochs=epochs)
-        frames = ppo.steps * environments
-        report(f"training {encoder} on {environments} environments at {width} x {width}")
-        run = Path(folder) / "run"
-        train(spec, env, TrainerConfig(total_frames=frames, seed=seed), ppo, None, run)
-        result = train(spec, env, TrainerConfig(total_frames=(1 + updates) * frames, seed=seed), ppo, None, run)
-        env.close()
-    share = (result.seconds["policy"] + result.seconds["learn"]) / sum(result.seconds.values())
-    row = {"encoder": encoder, "base_planes": base_planes, "width": width, "environments": environments}
-    row |= {"frames_per_second": result.frames_per_second, "network_share": share, "seconds": result.seconds}
-    return {"rows": [row]}
+        agent = AgentConfig(encoder=encoder, base_planes=base_planes)
+        ppo, task = PPOConfig(epochs=epochs), TaskConfig(width=width, height=width)
+        base = Config(
+            environments=environments, data=DataConfig(folder=str(data), name=name), task=task, agent=agent, ppo=ppo
+        )
+        rows = []
+        for count in workers or _powers(worker_count(base)):
+            report(f"training {encoder} on {environments} environments at {width} x {width} with workers={count}")
+            frames, run = ppo.steps * environments, f"{folder}/run{count}"
+            results = [
+                run_training(replace(base, run=run, trainer=TrainerConfig(total_frames=n, seed=seed, workers=count)))
+                for n in (frames, (1 + updates) * frames)
+            ]
+            seconds = results[-1].seconds
+            row = {"encoder": encoder, "base_planes": base_planes, "width": width, "environments": environments}
+            row |= {"workers": count, "frames_per_second": results[-1].frames_per_second}
+            rows.append(row | {"network_share": (seconds["policy"] + seconds["learn"]) / sum(seconds.values()),
+                               "seconds": seconds})  # fmt: skip
+    return {"rows": rows}
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, ... and the most."""
+    return sorted({*(2**power for power in range(most.bit_length())), most})

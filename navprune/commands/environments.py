@@ -45,7 +45,7 @@ def environment(
     library: SceneLibrary | None = None,
     threads: int | None = None,
 ) -> VectorEnv:
-    """The kind of environment that a configuration asks for, over episodes of a split; threads of drawing, None: all."""
+    """The kind of environment that a configuration asks for, over episodes of a split; None draws on all cores."""
     if config.env == "habitat":
         from navprune.habitat.vector import HabitatEnv  # habitat-lab is an extra
 

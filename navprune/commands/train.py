@@ -72,7 +72,7 @@ def worker_count(config: Config) -> int:
         batch = f" and {config.warm_start.batch} sequences (warm_start.batch)" if config.warm_start else ""
         raise UserError(
             f"trainer.workers is {asked}, which cannot share out {config.environments} environments in {parts} "
-            f"mini-batches{batch}; use {' or '.join(map(str, fits))}, or set environments to a multiple of {asked * parts}"
+            f"mini-batches{batch}; use {' or '.join(map(str, fits))}, or a multiple of {asked * parts} environments"
         )
     return asked
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 class Update(NamedTuple):
     """What an update came to.
 
-    `frames` are the environment steps of all workers that it took in, `losses` means by name, `scalars` what TensorBoard
-    shall show beside them by its whole name. `renewed` says that another network acts from now on, `restart` that the
-    schedules begin anew.
+    `frames` are the environment steps of all workers that it took in, `losses` means by name, `scalars` what
+    TensorBoard shall show beside them by its whole name. `renewed` says that another network acts from now on,
+    `restart` that the schedules begin anew.
     """
 
     frames: int

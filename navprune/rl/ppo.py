@@ -62,8 +62,8 @@ class PPOConfig:
     """First updates that train the critic's own layer alone, so that a policy which is good already
     is not spoilt by a critic that is not; 0 or more."""
     preempt: float = bounded(0.0, 0, 1)
-    """Share of the workers after which the others stop collecting, a quarter of a rollout at least (DD-PPO: 0.6, Wijmans
-    et al. 2020); 0 lets all of them end; such a run cannot be repeated exactly; from 0 to 1."""
+    """Share of the workers after which the others stop collecting, a quarter of a rollout at least (DD-PPO: 0.6,
+    Wijmans et al. 2020), so that no run can be repeated exactly; 0 lets all of them end; from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_fields("ppo", self)
@@ -229,7 +229,7 @@ class PPO:
         return Update(gained, {**losses, "learning_rate": lr}, scalars, renewed, restart)
 
     def collect(self) -> int:
-        """Act for one rollout, and work out its advantages and returns: what `loss` needs; returns all workers' frames."""
+        """Act for one rollout, and work out advantages and returns, which `loss` needs; returns all workers' frames."""
         config, actor = self.config, self.actor
         seen = self.rollout = collect(actor, self.room, self._enough)
         ended = seen.terminated if config.bootstrap_time_limits else seen.terminated | seen.truncated

@@ -1,7 +1,7 @@
 """Training runs: phases one after the other, with checkpoints to go on from.
 
-A run folder holds `checkpoints/FRAMES/`, the links `latest` and `best`, `configs/`, `tensorboard/`, and what phases keep
-in folders of their names. All workers of a run go through the same code; the first of them writes and speaks.
+A run folder holds `checkpoints/FRAMES/`, the links `latest` and `best`, `configs/`, `tensorboard/`, and what phases
+keep in folders of their names. All workers of a run go through the same code; the first of them writes and speaks.
 """
 
 from __future__ import annotations
@@ -333,8 +333,8 @@ class Trainer:
             if state is not None:
                 metrics = {"frames": self.frames, "updates": self.updates, "phase": self.phase.name}
                 metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
-                told = {"config": self.config_yaml, "metrics": metrics, "trainer": state}
-                checkpoints.save_checkpoint(self._checkpoint(self.frames), self.policy, **told)
+                folder, config = self._checkpoint(self.frames), self.config_yaml
+                checkpoints.save_checkpoint(folder, self.policy, config=config, metrics=metrics, trainer=state)
                 self._tidy()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
 
@@ -367,7 +367,7 @@ class Trainer:
                 shutil.rmtree(folder)
             except UserError as error:
                 say_once(f"not deleted: {str(error).partition(';')[0]}")
-        for phase, end in zip(self.phases, [*self.starts.values()][1:] + [self.frames]):
+        for phase, end in zip(self.phases, [*[*self.starts.values()][1:], self.frames]):
             if phase.tidy:
                 begun = self.starts[phase.name]
                 frames = [each - begun for each in kept if begun <= each <= end]

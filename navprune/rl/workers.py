@@ -212,4 +212,3 @@ def _begun(count: int, entry: str, task: bytes) -> Iterator[list[subprocess.Pope
 def handed_over() -> Any:
     """What the first worker gave this one to do."""
     return pickle.load(sys.stdin.buffer)
-

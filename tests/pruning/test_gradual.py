@@ -33,6 +33,7 @@ from navprune.pruning.recover import rewound_checkpoint
 from navprune.pruning.scores import SCORES
 from navprune.pruning.slim import slim
 from navprune.rl.checkpoints import load_policy
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import Trainer, TrainerConfig, train
 from navprune.tasks import GOAL
@@ -67,7 +68,7 @@ def run(folder, callback, *, lost=None, run=RUN, others=()):
     env = Corridor(size=SIDE)
     if lost:
         env.fail_at = (lost, lose_power)
-    return train(SPEC, env, run, PPO, None, folder, callbacks=(callback, *others))
+    return train(SPEC, env, run, phases_of(PPO, None, (callback, *others)), folder)
 
 
 def lose_power():
@@ -150,7 +151,7 @@ def test_each_loosening_of_a_cuts_tolerance_is_told_and_written(tmp_path, capsys
     config = replace(CUTS, budget=budget, cuts=1, end=0.4, method="uniform")
     callback = GradualPruning(config, build(coarse, 0), count, frames=(0, RUN.total_frames), update=UPDATE)
     train(
-        coarse, Corridor(size=SIDE), replace(RUN, total_frames=5 * UPDATE), PPO, None, tmp_path, callbacks=(callback,)
+        coarse, Corridor(size=SIDE), replace(RUN, total_frames=5 * UPDATE), phases_of(PPO, None, (callback,)), tmp_path
     )
     said = [line for line in capsys.readouterr().err.splitlines() if " may miss by " in line]
     assert [cut["tolerance"] for cut in callback.to_json()["cuts"]] == [TOLERANCES[loosened]]
@@ -233,7 +234,7 @@ def test_the_learning_rate_begins_anew_where_asked_for(tmp_path):
 def test_kept_weights_go_back_to_the_early_checkpoint(tmp_path):
     early = build(SPEC, 7)
     callback = pruning(replace(CUTS, cuts=2, end=0.8), early=early)
-    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, PPO, None, tmp_path, callbacks=[callback])
+    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, phases_of(PPO, None, [callback]), tmp_path)
     for _ in range(8):
         trainer._update()
     expected = slim(early, callback.kept)
@@ -244,7 +245,7 @@ def test_kept_weights_go_back_to_the_early_checkpoint(tmp_path):
 def test_a_run_that_began_with_another_network_is_refused(whole):
     other = replace(SPEC, hidden_size=24)
     with pytest.raises(UserError, match="began with another spec"):
-        train(other, Corridor(size=SIDE), RUN, PPO, None, whole[0])
+        train(other, Corridor(size=SIDE), RUN, phases_of(PPO), whole[0])
 
 
 # Penalties ---------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def test_doomed_units_fade_to_what_the_strength_says_and_are_those_that_go(tmp_p
     factors = []
     monkeypatch.setattr("navprune.pruning.gradual.fade", lambda model, doomed, factor: factors.append(factor))
     callback = pruning(replace(CUTS, cuts=1, end=0.8, penalty="growing", strength=3.0))
-    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, PPO, None, tmp_path, callbacks=[callback])
+    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, phases_of(PPO, None, [callback]), tmp_path)
     for _ in range(2):
         trainer._update()
     assert callback.doomed and not factors
@@ -293,7 +294,7 @@ def test_doomed_units_fade_to_what_the_strength_says_and_are_those_that_go(tmp_p
 
 def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
     config = replace(CUTS, cuts=1, end=0.8, penalty="group-lasso", strength=1e4, method="group-lasso")
-    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, PPO, None, tmp_path, callbacks=[pruning(config)])
+    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, phases_of(PPO, None, [pruning(config)]), tmp_path)
     for _ in range(2):
         trainer._update()
     weights = [trainer.policy.get_parameter(f"{g.producers[0]}.weight") for g in groups_of(trainer.policy)]
@@ -345,11 +346,22 @@ def test_an_early_checkpoint_of_another_network_is_refused():
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 TINY = [
-    "task.width=32", "task.height=32", "task.max_steps=30", "agent.encoder=resnet18", "agent.base_planes=8",
-    "agent.visual_features=16", "agent.hidden_size=16", "environments=2", "ppo.steps=8", "warm_start=null",
-    f"data.folder={REFERENCE}", "data.name=reference", "data.train=val", "trainer.threads=1",
+    "task.width=32",
+    "task.height=32",
+    "task.max_steps=30",
+    "agent.encoder=resnet18",
+    "agent.base_planes=8",
+    "agent.visual_features=16",
+    "agent.hidden_size=16",
+    "environments=2",
+    "ppo.steps=8",
+    "warm_start=null",
+    f"data.folder={REFERENCE}",
+    "data.name=reference",
+    "data.train=val",
+    "trainer.threads=1",
     "trainer.total_frames=96",
-]  # fmt: skip
+]
 
 
 def test_a_schedule_is_configured_and_survives_a_round_trip(tmp_path):

@@ -16,9 +16,10 @@ from navprune.pruning.groups import groups_of, units
 from navprune.pruning.recover import Distillation, policy_divergence, rewound, rewound_checkpoint
 from navprune.pruning.slim import slim
 from navprune.rl.checkpoints import load_policy, save_checkpoint
-from navprune.rl.imitation import WarmStartConfig
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import Trainer, TrainerConfig, train
+from navprune.rl.warm_start import WarmStartConfig
 
 SPEC = tiny_spec()
 LSTM = tiny_spec(rnn="lstm", rnn_layers=2, hidden_size=24)  # a teacher may remember otherwise than its student
@@ -39,7 +40,7 @@ def lessons(spec=LSTM, seed=3, policy=1.0, features=1.0):
 
 
 def trainer(folder, callback, warm_start=None, spec=SPEC):
-    return Trainer(spec, Corridor(limit=5), RUN, PPO, warm_start, folder, callbacks=[callback])
+    return Trainer(spec, Corridor(limit=5), RUN, phases_of(PPO, warm_start, [callback]), folder)
 
 
 @settings(max_examples=20, deadline=None)
@@ -102,8 +103,9 @@ def test_steps_whose_episode_the_teacher_did_not_see_begin_are_left_out(tmp_path
 
 def test_a_teacher_that_is_the_student_has_nothing_to_teach(tmp_path):
     callback = lessons(SPEC)
-    run = Trainer(build(SPEC, 3), Corridor(), RUN, replace(PPO, epochs=1, minibatches=1), None, tmp_path,
-                  callbacks=[callback])  # fmt: skip
+    run = Trainer(
+        build(SPEC, 3), Corridor(), RUN, phases_of(replace(PPO, epochs=1, minibatches=1), None, [callback]), tmp_path
+    )
     run._update()
     assert callback.scalars() == pytest.approx({"distillation/policy": 0, "distillation/features": 0}, abs=1e-6)
 
@@ -112,8 +114,13 @@ def test_the_student_comes_nearer_to_its_teacher_which_stays_as_it_is(tmp_path):
     callback = lessons(SPEC, policy=10.0, features=10.0)
     callback.teacher.action_distribution["linear"].weight.mul_(100)  # fresh ones have no opinion
     before = {name: value.clone() for name, value in callback.teacher.state_dict().items()}
-    run = Trainer(build(SPEC, 4), Corridor(), replace(RUN, total_frames=12 * 28), replace(PPO, lr=5e-3), None,
-                  tmp_path, callbacks=[callback])  # fmt: skip
+    run = Trainer(
+        build(SPEC, 4),
+        Corridor(),
+        replace(RUN, total_frames=12 * 28),
+        phases_of(replace(PPO, lr=5e-3), None, [callback]),
+        tmp_path,
+    )
     run._update()
     first = callback.scalars()
     for _ in range(11):
@@ -124,7 +131,7 @@ def test_the_student_comes_nearer_to_its_teacher_which_stays_as_it_is(tmp_path):
 
 def test_what_the_teacher_remembers_survives_an_interruption(tmp_path):
     def run(name, env):
-        return train(SPEC, env, RUN, PPO, None, tmp_path / name, callbacks=[lessons()])
+        return train(SPEC, env, RUN, phases_of(PPO, None, [lessons()]), tmp_path / name)
 
     run("whole", Corridor())
     env = Corridor()

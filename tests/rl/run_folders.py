@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from navprune.config import Config, to_yaml
 from navprune.rl.checkpoints import find_checkpoint, load_policy
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig, train
 
@@ -15,7 +16,7 @@ CONFIG = Config(ppo=PPO, trainer=RUN)
 def run(toys, folder, config=CONFIG, *, frames=None, start="resume", env=None):
     trainer = replace(config.trainer, total_frames=frames or config.trainer.total_frames, start=start)
     config = replace(config, trainer=trainer, run=str(folder))
-    return train(toys.spec(), env or toys.Corridor(), trainer, config.ppo, None, folder, to_yaml(config))
+    return train(toys.spec(), env or toys.Corridor(), trainer, phases_of(config.ppo), folder, to_yaml(config))
 
 
 def best(folder):

@@ -9,9 +9,10 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.rl.callbacks import Callback, Replacement
 from navprune.rl.checkpoints import load_policy
-from navprune.rl.imitation import WarmStartConfig
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import Trainer, TrainerConfig, train
+from navprune.rl.warm_start import WarmStartConfig
 
 PPO = PPOConfig(steps=6, epochs=1, linear_lr=True)
 RUN = TrainerConfig(total_frames=5 * 24, threads=1, checkpoint_seconds=0, window=1)
@@ -75,20 +76,26 @@ def wider(spec):
 
 
 def run(toys, folder, callback, env=None, **options):
-    return train(toys.spec(), env or toys.Corridor(), RUN, PPO, options.pop("warm_start", None), folder,
-                 callbacks=[callback], **options)  # fmt: skip
+    return train(
+        toys.spec(),
+        env or toys.Corridor(),
+        RUN,
+        phases_of(PPO, options.pop("warm_start", None), [callback]),
+        folder,
+        **options,
+    )
 
 
 def test_hooks_are_called_in_their_order(toys, tmp_path):
     diary = Diary()
-    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, PPO, None, tmp_path, callbacks=[diary])
+    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(PPO, None, [diary]), tmp_path)
     trainer._update()
     assert diary.calls == ["attach", "rollout", "loss 2", "loss 2", "update 24"]
 
 
 def test_the_warm_start_goes_without_them(toys, tmp_path):
     diary = Diary()
-    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, PPO, WARM, tmp_path, callbacks=[diary])
+    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(PPO, WARM, [diary]), tmp_path)
     trainer._update()
     assert diary.calls == []
     trainer._update()
@@ -97,20 +104,20 @@ def test_the_warm_start_goes_without_them(toys, tmp_path):
 
 def test_only_the_critic_learns_nothing_from_them(toys, tmp_path):
     diary, ppo = Diary(), replace(PPO, critic_updates=1)
-    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, ppo, None, tmp_path, callbacks=[diary])
+    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(ppo, None, [diary]), tmp_path)
     trainer._update()
     assert diary.calls == ["attach", "rollout", "update 24"]
 
 
 def test_one_that_does_nothing_changes_nothing(toys, tmp_path):
     run(toys, tmp_path / "with", Diary())
-    train(toys.spec(), toys.Corridor(), RUN, PPO, None, tmp_path / "without")
+    train(toys.spec(), toys.Corridor(), RUN, phases_of(PPO), tmp_path / "without")
     ours, theirs = (load_policy(tmp_path / name).policy.state_dict() for name in ("with", "without"))
     assert all(value.equal(theirs[name]) for name, value in ours.items())
 
 
 def test_what_they_add_to_the_loss_is_learnt(toys, tmp_path):
-    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, replace(PPO, lr=0.1), None, tmp_path, callbacks=[Pull()])
+    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(replace(PPO, lr=0.1), None, [Pull()]), tmp_path)
     before = trainer.policy.action_distribution["linear"].bias.detach().clone()
     trainer._update()
     moved = trainer.policy.action_distribution["linear"].bias.detach() - before
@@ -152,7 +159,7 @@ def test_the_best_checkpoint_is_of_the_network_that_took_over(toys, tmp_path):
 @pytest.mark.parametrize("restart", [True, False])
 def test_schedules_begin_anew_where_asked_for(toys, tmp_path, restart):
     diary = Diary(wider(toys.spec()), restart=restart)
-    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, PPO, None, tmp_path, callbacks=[diary])
+    trainer = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(PPO, None, [diary]), tmp_path)
     progress = []
     for _ in range(5):
         progress.append(trainer.progress)
@@ -163,7 +170,7 @@ def test_schedules_begin_anew_where_asked_for(toys, tmp_path, restart):
 def test_a_run_that_began_otherwise_is_refused(toys, tmp_path):
     run(toys, tmp_path, Diary(wider(toys.spec())))
     with pytest.raises(UserError, match="began with another spec"):
-        train(wider(toys.spec()), toys.Corridor(), RUN, PPO, None, tmp_path)
+        train(wider(toys.spec()), toys.Corridor(), RUN, phases_of(PPO), tmp_path)
 
 
 def test_a_checkpoint_from_before_there_were_callbacks_is_resumed(toys, tmp_path):
@@ -174,5 +181,5 @@ def test_a_checkpoint_from_before_there_were_callbacks_is_resumed(toys, tmp_path
         del state[name]
     torch.save(state, file)
     longer = replace(RUN, total_frames=144)
-    train(toys.spec(), toys.Corridor(), longer, PPO, None, tmp_path, callbacks=[diary := Diary()])
+    train(toys.spec(), toys.Corridor(), longer, phases_of(PPO, None, [diary := Diary()]), tmp_path)
     assert diary.calls[-1] == "update 144"

@@ -8,9 +8,10 @@ import torch
 from navprune.errors import UserError
 from navprune.machine import compile_fault
 from navprune.rl.checkpoints import load_policy
-from navprune.rl.imitation import WarmStartConfig
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import Trainer, TrainerConfig, train
+from navprune.rl.warm_start import WarmStartConfig
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 PPO = PPOConfig(steps=6, epochs=1, minibatches=2)
@@ -22,7 +23,7 @@ needs_compiler = pytest.mark.skipif(compile_fault() is not None, reason=f"torch.
 
 def run(toys, folder, device, warm_start=WARM, **settings):
     config = replace(RUN, device=device, **settings)
-    result = train(toys.spec(), toys.Corridor(), config, PPO, warm_start, folder)
+    result = train(toys.spec(), toys.Corridor(), config, phases_of(PPO, warm_start), folder)
     return load_policy(result.latest).policy
 
 
@@ -32,7 +33,9 @@ def weights(policy):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_bfloat16_runs_the_encoder_in_halves_and_keeps_whole_weights(toys, tmp_path, device):
-    trainer = Trainer(toys.spec(), toys.Corridor(), replace(RUN, device=device, bf16=True), PPO, WARM, tmp_path / "a")
+    trainer = Trainer(
+        toys.spec(), toys.Corridor(), replace(RUN, device=device, bf16=True), phases_of(PPO, WARM), tmp_path / "a"
+    )
     seen = set()
     encoder = trainer.policy.encoder
     encoder.register_forward_hook(lambda _, __, output: seen.add((output.dtype, output.device.type)))
@@ -40,7 +43,7 @@ def test_bfloat16_runs_the_encoder_in_halves_and_keeps_whole_weights(toys, tmp_p
     assert seen == {(torch.bfloat16, device)}
     half, single = load_policy(tmp_path / "a" / "latest").policy, run(toys, tmp_path / "b", device)
     assert {p.dtype for p in half.parameters()} == {torch.float32}
-    begun = Trainer(toys.spec(), toys.Corridor(), RUN, PPO, WARM, tmp_path / "c").policy
+    begun = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(PPO, WARM), tmp_path / "c").policy
     learned, difference = weights(single) - weights(begun), weights(half) - weights(single)
     assert 0 < difference.norm() < learned.norm()
 

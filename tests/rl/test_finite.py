@@ -15,9 +15,10 @@ from navprune.rl.checkpoints import (
     numbered,
     save_checkpoint,
 )
-from navprune.rl.imitation import WarmStartConfig
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig, train
+from navprune.rl.warm_start import WarmStartConfig
 
 PPO = PPOConfig(steps=6, epochs=1)
 WARM = WarmStartConfig(frames=48, steps=6, sequence=6, batch=2, capacity=48)
@@ -27,7 +28,7 @@ HUGE = 1e39  # more than float32 holds
 
 def run(toys, folder, env=None, *, ppo=PPO, warm_start=None, frames=72, policy=None):
     config = replace(RUN, total_frames=frames)
-    return train(policy or toys.spec(), env or toys.Corridor(), config, ppo, warm_start, folder)
+    return train(policy or toys.spec(), env or toys.Corridor(), config, phases_of(ppo, warm_start), folder)
 
 
 def weights(path):

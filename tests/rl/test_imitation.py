@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
-from navprune.rl.imitation import STOP, Drivers, WarmStart, WarmStartConfig, compact, discounted_returns
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.monitor import Timers
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.rollouts import Actor
 from navprune.rl.trainer import TrainerConfig, train
+from navprune.rl.warm_start import STOP, Drivers, WarmStart, WarmStartConfig, compact, discounted_returns
 
 
 @pytest.fixture
@@ -24,7 +25,6 @@ def start(toys, tmp_path):
             policy,
             device=torch.device("cpu"),
             generator=torch.Generator().manual_seed(0),
-            window=EpisodeWindow(20),
             timers=Timers(),
         )
         actor.reset()
@@ -185,7 +185,7 @@ def test_the_expert_of_the_corridor_is_imitated(toys, tmp_path):
     warm = WarmStartConfig(frames=frames, steps=16, sequence=16, batch=16, epochs=24.0, lr=1e-2, value_coefficient=0.5)
     config = TrainerConfig(total_frames=frames, threads=1)
     policy = toys.blind_policy()
-    result = train(policy, toys.Corridor(num_envs=32), config, PPOConfig(), warm, tmp_path)
+    result = train(policy, toys.Corridor(num_envs=32), config, phases_of(PPOConfig(), warm), tmp_path)
     assert result.metrics["success"] > 0.9
     # The critic has learnt what an episode's beginning is worth: distance and success, discounted.
     env = toys.Corridor(num_envs=64)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig, advantages, entropy, only_critic, policy_loss, value_loss
 from navprune.rl.trainer import TrainerConfig, train
 
@@ -94,7 +95,7 @@ def test_critic_updates_leave_the_policy_as_it_was(toys, tmp_path):
     policy = toys.policy()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     config = PPOConfig(steps=8, critic_updates=2)
-    train(policy, toys.Corridor(), TrainerConfig(total_frames=64, threads=1), config, None, tmp_path)
+    train(policy, toys.Corridor(), TrainerConfig(total_frames=64, threads=1), phases_of(config), tmp_path)
     moved = {name for name, value in policy.state_dict().items() if not value.equal(before[name])}
     assert moved == {"critic.fc.weight", "critic.fc.bias"}
 
@@ -102,7 +103,7 @@ def test_critic_updates_leave_the_policy_as_it_was(toys, tmp_path):
 def test_a_corridor_is_learnt(toys, tmp_path):
     run = TrainerConfig(total_frames=16_000, threads=1, seed=3)
     config = PPOConfig(steps=8, lr=3e-3, linear_lr=True)
-    result = train(toys.blind_spec(), toys.Corridor(num_envs=64), run, config, None, tmp_path)
+    result = train(toys.blind_spec(), toys.Corridor(num_envs=64), run, phases_of(config), tmp_path)
     assert result.metrics["success"] > 0.9
 
 
@@ -114,4 +115,4 @@ def test_values_out_of_range_are_named(field):
 
 def test_more_minibatches_than_environments(toys, tmp_path):
     with pytest.raises(UserError, match="5 mini-batches"):
-        train(toys.spec(), toys.Corridor(), TrainerConfig(), PPOConfig(minibatches=5), None, tmp_path)
+        train(toys.spec(), toys.Corridor(), TrainerConfig(), phases_of(PPOConfig(minibatches=5)), tmp_path)

@@ -16,8 +16,8 @@ from navprune.pruning.gradual import PruningScheduleConfig
 from navprune.reports.plots import read_curve
 from navprune.rl import monitor, runs
 from navprune.rl.checkpoints import find_checkpoint, numbered, read_any_spec, read_config
-from navprune.rl.imitation import WarmStartConfig
 from navprune.rl.trainer import TrainerConfig
+from navprune.rl.warm_start import WarmStartConfig
 from navprune.tasks.pointnav import TaskConfig
 
 # What a run was trained with ------------------------------------------------------------------------------

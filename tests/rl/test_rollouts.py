@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.monitor import Timers
 from navprune.rl.rollouts import Actor, Rollout, collect, log_probability
 
 
@@ -11,7 +11,6 @@ def actor_of(policy, env, seed=0):
         policy,
         device=torch.device("cpu"),
         generator=torch.Generator().manual_seed(seed),
-        window=EpisodeWindow(10),
         timers=Timers(),
     )
     actor.reset()

@@ -16,9 +16,10 @@ from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.rl import checkpoints
 from navprune.rl.checkpoints import load_policy
-from navprune.rl.imitation import WarmStartConfig
+from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import Trainer, TrainerConfig, train
+from navprune.rl.warm_start import WarmStartConfig
 
 PPO = PPOConfig(steps=6, epochs=2, linear_lr=True, linear_clip=True)
 # 12 steps x 4 environments an update: seven updates of warm start, the buffer keeps the last three.
@@ -35,7 +36,7 @@ def lose_power():
 
 
 def run(toys, folder, env=None, config=RUN, warm_start=WARM, **options):
-    return train(toys.spec(), env or toys.Corridor(), config, PPO, warm_start, folder, **options)
+    return train(toys.spec(), env or toys.Corridor(), config, phases_of(PPO, warm_start), folder, **options)
 
 
 def weights(folder):
@@ -98,7 +99,7 @@ def test_weights_given_are_where_training_begins(toys, tmp_path):
     policy = toys.policy(seed=8)
     before = policy.critic["fc"].weight.clone()
     config = TrainerConfig(total_frames=24, threads=1)
-    train(policy, toys.Corridor(), config, PPOConfig(steps=6, lr=1e-9), None, tmp_path)
+    train(policy, toys.Corridor(), config, phases_of(PPOConfig(steps=6, lr=1e-9)), tmp_path)
     torch.testing.assert_close(policy.critic["fc"].weight, before)
 
 
@@ -208,7 +209,7 @@ def test_folders_that_are_no_runs_are_left_alone(toys, tmp_path):
 
 
 def test_ppo_is_judged_by_its_own_episodes(toys, whole, tmp_path):
-    trainer = Trainer(toys.spec(), toys.Corridor(), replace(RUN, total_frames=360), PPO, WARM, tmp_path)
+    trainer = Trainer(toys.spec(), toys.Corridor(), replace(RUN, total_frames=360), phases_of(PPO, WARM), tmp_path)
     trainer.window.add({"success": 2.0, "spl": 2.0, "reward": 2.0})  # more than any episode is worth
     trainer.best_spl, trainer.frames = 2.0, trainer.warm_end
     trainer._update()
@@ -222,7 +223,7 @@ def test_running_statistics_are_learnt_from_what_is_trained_on(toys, tmp_path, w
     spec = toys.spec()
     policy = PointNavPolicy(replace(spec, encoder=replace(spec.encoder, normalise=True)))
     config, ppo = replace(RUN, total_frames=48), replace(PPO, steps=12)
-    train(policy, toys.Corridor(limit=3), config, ppo, warm_start, tmp_path)
+    train(policy, toys.Corridor(limit=3), config, phases_of(ppo, warm_start), tmp_path)
     assert [value.item() for name, value in policy.state_dict().items() if name.endswith("_count")] == [learnt_from]
 
 
@@ -237,7 +238,7 @@ def test_a_run_of_another_make_is_refused(toys, whole, tmp_path):
     with pytest.raises(UserError, match="4 environments and this run has 5"):
         run(toys, whole[0], toys.Corridor(num_envs=5))
     with pytest.raises(UserError, match="another spec"):
-        train(toys.blind_spec(), toys.Corridor(), RUN, PPO, WARM, whole[0])
+        train(toys.blind_spec(), toys.Corridor(), RUN, phases_of(PPO, WARM), whole[0])
     config = TrainerConfig(total_frames=48, threads=1)
     run(toys, tmp_path, config=config)
     with pytest.raises(UserError, match="stopped in its warm start"):

@@ -8,7 +8,7 @@ import torch
 
 from navprune.comparisons.parity import compare_images
 from navprune.comparisons.recordings import read_images, read_settings
-from navprune.rl.monitor import EpisodeWindow, Timers
+from navprune.rl.monitor import Timers
 from navprune.rl.rollouts import Actor
 from navprune.scenes.files.episodes import read_episodes
 from navprune.simulator.scene import SceneLibrary
@@ -64,7 +64,7 @@ class Seeing(torch.nn.Module):
 def test_what_was_drawn_reaches_the_rollout_uncopied():
     env = make_env()
     how = {"device": torch.device("cpu"), "generator": torch.Generator()}
-    actor = Actor(env, Seeing(), **how, window=EpisodeWindow(1), timers=Timers())
+    actor = Actor(env, Seeing(), **how, timers=Timers())
     actor.reset()
     for _ in range(2):
         actor.step(torch.tensor([FORWARD, STOP, FORWARD]), actor.state)
