@@ -189,7 +189,7 @@ class PPO:
     def replace(self, policy: PointNavPolicy, optimiser: dict[str, Any] | None) -> None:
         """Go on with another network and its optimiser's state (None: a fresh one)."""
         self.actor.policy = policy
-        self.optimiser = torch.optim.Adam(policy.parameters(), lr=self.config.lr, eps=self.config.eps)
+        self.optimiser = torch.optim.Adam(policy.parameters(), lr=self.config.lr, eps=self.config.eps, fused=True)
         if optimiser is not None:
             self.optimiser.load_state_dict(optimiser)
         for callback in self.callbacks:

@@ -161,7 +161,7 @@ class WarmStart:
             raise UserError(
                 f"warm_start.batch is {config.batch}; {actor.group.size} workers need a multiple of {actor.group.size}"
             )
-        self.optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5, fused=True)
         self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
         self.drivers = Drivers(actor.env.num_envs, config.patience)
         self.collected = 0
