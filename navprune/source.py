@@ -183,7 +183,7 @@ def grouped(texts: Sequence[str]) -> dict[str, dict[str, Source]]:
 def _name_and_pattern(text: str) -> tuple[str, str]:
     """NAME and what stands behind its sign; no name where there is none, or where the text is a path that is there."""
     name, sign, pattern = text.partition("=")
-    named = sign and NAME.fullmatch(name) and not Path(text).expanduser().exists()
+    named = sign and pattern and NAME.fullmatch(name) and not Path(text).expanduser().exists()
     return (name, pattern) if named else ("", text)
 
 

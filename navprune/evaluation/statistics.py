@@ -25,6 +25,8 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 LEVEL = 0.05
 """Of p-values, below which something is called shown."""
+ROUNDING = 1e-12
+"""Means of the same numbers in another order differ by less."""
 RUNS, EPISODES, SCENES = 0, 1, 2
 """Streams of random numbers."""
 Floats = NDArray[np.float64]
@@ -58,17 +60,17 @@ class Estimate:
         low, high = np.quantile(self.figures[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return Spread(self.value, float(low), float(high))
 
-    def at_least(self, confidence: float = CONFIDENCE) -> float:
-        """What the true value lies above with a confidence: the one-sided lower limit."""
-        return float(np.quantile(self.figures[1:], 1 - confidence))
+    def at_least(self) -> float:
+        """What the true value lies above with `CONFIDENCE`: the one-sided lower limit."""
+        return float(np.quantile(self.figures[1:], 1 - CONFIDENCE))
 
     def p(self) -> float:
         """How often resamples depart from the value by at least as much as that does from 0: two-sided."""
-        return _share(np.abs(self.figures[1:] - self.value) >= abs(self.value))
+        return _share(np.abs(self.figures[1:] - self.value) >= abs(self.value) - ROUNDING)
 
     def p_not_above(self, limit: float) -> float:
         """How often resamples do not exceed a limit: the one-sided p of "the true value is at most that"."""
-        return _share(self.figures[1:] <= limit)
+        return _share(self.figures[1:] <= limit + ROUNDING)
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def against_table(comparisons: Mapping, measure: str = "spl") -> Table:
     cells = []
     for each in comparisons["measures"][measure]:
         difference, wins, inferior = each["difference"], each["improvement"], each["non_inferiority"]
-        verdict = f"{'' if inferior['shown'] else 'not '}shown, p {inferior['p']:.3f}"
-        change = f"{difference['mean']:+.3f}", reach(difference, "+.3f"), f"{difference['p']:.3f}"
+        verdict = f"{'' if inferior['shown'] else 'not '}shown, p {chance(inferior['p'])}"
+        change = f"{difference['mean']:+.3f}", reach(difference, "+.3f"), chance(difference["p"])
         better = f"{100 * wins['mean']:.0f} %", f"{100 * wins['low']:.0f} to {100 * wins['high']:.0f} %"
         cells.append((each["name"], *change, *better, f"{inferior['at_least']:+.3f}", verdict))
     head = f"{measure.upper()} against {comparisons['reference']}"
@@ -143,6 +143,11 @@ def few_runs(rows: Sequence[EncoderRow]) -> list[str]:
 def reach(spread: Mapping | None, form: str = ".3f") -> str:
     """Write an interval, from {"low", "high"}."""
     return f"{spread['low']:{form}} to {spread['high']:{form}}" if spread else MISSING
+
+
+def chance(p: float) -> str:
+    """Write a p-value."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:

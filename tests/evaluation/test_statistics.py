@@ -58,7 +58,7 @@ def test_the_same_scenes_give_the_same_draws(measured):
 @given(st.floats(-1e3, 1e3), st.integers(1, 30), st.integers(1, 4))
 def test_constant_data_has_no_spread(value, episodes, runs):
     spread = mean(np.full((runs, episodes), value)).spread()
-    np.testing.assert_allclose(spread, value, rtol=1e-12)
+    np.testing.assert_allclose(spread, value, rtol=1e-12, atol=1e-12)
 
 
 @given(measurements())
@@ -227,8 +227,20 @@ def test_what_is_there_is_shown():
     assert found["worse"].difference.high < 0 < found["better"].difference.low
     assert found["worse"].improvement.high < 0.5 < found["better"].improvement.low
     assert found["alike"].at_least > -0.15 > found["worse"].at_least
-    alone = against(first, {"alike": second}, SCENES, margin=0.15)["alike"]
-    assert alone.p_inferior <= found["alike"].p_inferior <= 3 * alone.p_inferior  # Holm's, of three
+
+
+def test_several_agents_are_corrected_together_and_drawn_from_streams_of_their_own():
+    first, second = two_agents(np.random.default_rng(3), 3, 0.03)
+    others = {"a": second, "b": second - 0.03, "c": first - 0.05}
+    found = against(first, others, SCENES, MARGIN, FEW)
+    streams = {name: stream for stream, name in enumerate(others, start=1)}
+    apart = {name: mean(others[name], SCENES, streams[name]) - mean(first, SCENES, 0) for name in others}
+    assert {name: each.p for name, each in found.items()} == holm({name: each.p() for name, each in apart.items()})
+    inferior = holm({name: each.p_not_above(-MARGIN) for name, each in apart.items()})
+    assert {name: each.p_inferior for name, each in found.items()} == inferior
+    for name, each in found.items():
+        assert each.difference == apart[name].spread()
+        assert each.improvement == improvement(others[name], first, SCENES, (streams[name], 0), FEW).spread()
 
 
 @given(measurements(agents=2), st.floats(0, 1))
@@ -244,6 +256,13 @@ def test_a_difference_that_is_there_is_found():
     found = mean(0.15 + np.random.default_rng(0).normal(0, 0.4, (3, 120)), resamples=10_000)
     assert found.p() < 0.01 and 0 < found.spread().low < found.value < found.spread().high
     assert Estimate(np.zeros(11)).p() == 1 and Estimate(np.ones(11)).p() == pytest.approx(1 / 11)
+
+
+@pytest.mark.parametrize("runs", [(1, 2), (3, 5), (4, 7)])
+def test_rounding_is_no_difference(runs):
+    first, second = (np.full((count, 120), 0.1) for count in runs)
+    found = against(first, {"other": second}, SCENES, 0.0, FEW)["other"]
+    assert found.p == 1 and found.p_inferior == 1 and found.improvement.mean == pytest.approx(0.5)
 
 
 def test_a_cut_by_luck_is_called_better_than_luck_at_five_per_cent():
