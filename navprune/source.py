@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +28,8 @@ DEFAULT_RECIPE = "pointnav"
 CONTROL, ENCODER, CLASSIFIER = "control agent", "encoder", "classifier"
 SPEC_FILE, WEIGHTS_FILE, FOLDER = "spec.json", "file of weights", "checkpoint or run folder"
 NAMED = {ENCODER: NAMES, CLASSIFIER: CLASSIFIERS, CONTROL: CONTROLS}
+NAME = re.compile(r"\w[\w.+-]*")
+"""What a user may call several runs; it names a folder, too."""
 SUFFIXES = {".json": SPEC_FILE} | dict.fromkeys((".pth", ".pt", ".ckpt", ".safetensors"), WEIGHTS_FILE)
 
 
@@ -152,3 +156,44 @@ def named(texts: Sequence[str]) -> dict[str, Source]:
         if len(names) == len(sources):
             return names
     raise UserError(f"{max(texts, key=list(texts).count)} is named twice; name each run once")
+
+
+def grouped(texts: Sequence[str]) -> dict[str, dict[str, Source]]:
+    """Sources by the name that NAME=PATTERN gives them, each under what tells it from the others of that name.
+
+    A pattern is a path, perhaps with *, ? and [...]; the same NAME may be given several times. A text without NAME
+    stands for itself, under the name that `named` finds. Raises UserError for a repetition, and where nothing matches.
+    """
+    split = [_name_and_pattern(text) for text in texts]
+    lone = [pattern for name, pattern in split if not name]
+    alone = named(lone) if lone else {}
+    left = iter(alone.items())
+    groups: dict[str, dict[str, Source]] = {}
+    several: dict[str, list[str]] = {}
+    for name, pattern in split:
+        if name:
+            several.setdefault(name, []).extend(_matching(pattern))
+        label, source = (name, None) if name else next(left)
+        groups[label] = {label: source} if source else {}
+    if twice := several.keys() & alone.keys():
+        raise UserError(f"two things are called {min(twice)}; give one of them another name: NAME=RUN")
+    return groups | {name: named(paths) for name, paths in several.items()}
+
+
+def _name_and_pattern(text: str) -> tuple[str, str]:
+    """NAME and what stands behind its sign; no name where there is none, or where the text is a path that is there."""
+    name, sign, pattern = text.partition("=")
+    named = sign and pattern and NAME.fullmatch(name) and not Path(text).expanduser().exists()
+    return (name, pattern) if named else ("", text)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The paths that a pattern stands for, without files beside runs and without RUN.1, which a restart moved aside."""
+    if not glob.has_magic(pattern) or Path(pattern).expanduser().exists():
+        return [pattern]
+    found = sorted(glob.glob(os.path.expanduser(pattern)))
+    paths = [path for path in found if Path(path).is_dir() or Path(path).suffix.lower() in SUFFIXES]
+    kept = [path for path in paths if not (re.search(r"\.\d+$", path) and path.rpartition(".")[0] in paths)]
+    if not kept:
+        raise UserError(f"no run matches {pattern}; give the folders of runs that exist")
+    return kept

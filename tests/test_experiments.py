@@ -1,4 +1,4 @@
-"""The statistics behind experiments/pruning_methods, and that what is written there is what was measured."""
+"""What is written of experiments is what was measured."""
 
 import importlib.util
 import json
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "pruning_methods"
 
@@ -26,58 +24,6 @@ def experiment():
         sys.path.remove(str(FOLDER))
         for name in ("figure", "grid"):
             sys.modules.pop(name, None)
-
-
-@pytest.mark.parametrize(("seed_effect", "bounds"), [(0.0, (0, 6)), (0.05, (1, 9)), (0.1, (9, 25))])
-def test_how_often_noise_is_called_a_difference(experiment, seed_effect, bounds):
-    """Of 100 comparisons at 5 %. Three seeds are too few to know their own effects: README.md says what that means."""
-    figure, _ = experiment
-    rng = np.random.default_rng(0)
-    found = 0
-    for _ in range(300):
-        first, second = (
-            np.clip(0.5 + rng.normal(0, 0.4, (3, 120)) + rng.normal(0, seed_effect, (3, 1)), 0, 1) for _ in range(2)
-        )
-        found += figure.bootstrap(first - second).p < 0.05
-    assert bounds[0] <= found / 3 <= bounds[1]
-
-
-def test_a_cut_by_luck_is_called_better_than_luck_at_five_per_cent(experiment):
-    figure, _ = experiment
-    rng = np.random.default_rng(0)
-    p = np.array([figure.by_luck(rng.normal(0.5, 0.07, 1), rng.normal(0.5, 0.07, 20)) for _ in range(1000)])
-    assert 0.035 <= np.mean(p < 0.05) <= 0.065
-    assert 0.45 <= np.mean(p < 0.5) <= 0.55
-    assert figure.by_luck(np.array([0.9]), rng.normal(0.5, 0.07, 20)) < 1e-3
-
-
-def test_luck_takes_more_than_one_draw_to_know(experiment):
-    figure, _ = experiment
-    assert figure.by_luck(np.array([0.9]), np.array([0.1])) == 1.0
-
-
-def test_a_difference_that_is_there_is_found(experiment):
-    figure, _ = experiment
-    spread = figure.bootstrap(0.15 + np.random.default_rng(0).normal(0, 0.4, (3, 120)))
-    assert spread.p < 0.01 and 0 < spread.low < spread.mean < spread.high
-    same = figure.bootstrap(np.full((3, 4), 0.25))
-    assert (same.mean, same.low, same.high) == pytest.approx((0.25, 0.25, 0.25))
-
-
-def test_holm_on_a_worked_example(experiment):
-    figure, _ = experiment
-    corrected = figure.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert corrected == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
-def test_holm_corrects_upwards_and_keeps_the_order(experiment, p):
-    figure, _ = experiment
-    named = {str(i): value for i, value in enumerate(p)}
-    corrected = figure.holm(named)
-    assert all(named[name] <= value <= 1 for name, value in corrected.items())
-    assert all(corrected[a] <= corrected[b] for a in named for b in named if named[a] < named[b])
-    assert min(corrected.values()) == pytest.approx(min(1, len(p) * min(p)))  # Bonferroni's for the smallest
 
 
 def test_comparisons_are_of_the_same_seeds(experiment):

@@ -15,7 +15,18 @@ from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.models.weights import foreign_bytes
 from navprune.rl.checkpoints import save_checkpoint
-from navprune.source import CLASSIFIER, CONTROL, ENCODER, FOLDER, SPEC_FILE, WEIGHTS_FILE, Source, agent_spec, named
+from navprune.source import (
+    CLASSIFIER,
+    CONTROL,
+    ENCODER,
+    FOLDER,
+    SPEC_FILE,
+    WEIGHTS_FILE,
+    Source,
+    agent_spec,
+    grouped,
+    named,
+)
 
 SPEC = PolicySpec(encoder_spec("resnet18", (1, 64, 64), 2), 8, 8)
 POLICY = build(SPEC, seed=3)
@@ -211,3 +222,56 @@ def test_weights_of_another_network_than_the_spec_beside_them_are_refused(tmp_pa
     with pytest.raises(UserError, match=r"mine\.safetensors does not fit the network") as caught:
         Source.parse(str(tmp_path / "mine.safetensors")).load()
     assert "\n" not in str(caught.value)
+
+
+# Several by name --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Four runs, one of them moved aside, and what a shell left beside them."""
+    for name in ("r50_s1", "r50_s10", "r50_s1.1", "p=50"):
+        save_checkpoint(tmp_path / "runs" / name, POLICY)
+    for name in ("r50_s1.log", "r50_s2.out"):
+        (tmp_path / "runs" / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+def texts_of(groups):
+    return {name: [source.text for source in group.values()] for name, group in groups.items()}
+
+
+def test_a_pattern_stands_for_all_runs_that_match(runs):
+    both = ["runs/r50_s1", "runs/r50_s10"]
+    assert texts_of(grouped(["dense=runs/r50_s*"])) == {"dense": both}
+    assert texts_of(grouped([f"dense={path}" for path in both])) == {"dense": both}
+    assert texts_of(grouped(["dense=runs/r50_s1", "random", "dense=runs/r50_s10"])) == {
+        "dense": both,
+        "random": ["random"],
+    }
+    assert texts_of(grouped(["random", *both])) == {"random": ["random"], "r50_s1": both[:1], "r50_s10": both[1:]}
+    assert list(grouped(["dense=runs/r50_s*"])["dense"]) == ["r50_s1", "r50_s10"]
+
+
+def test_a_path_with_a_sign_of_equality_is_a_path_where_it_is_there(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    assert texts_of(grouped(["p=50"])) == {"p=50": ["p=50"]}
+    assert texts_of(grouped(["../runs/p=50"])) == {"p=50": ["../runs/p=50"]}
+    assert texts_of(grouped(["x=p=50"])) == {"x": ["p=50"]}
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["dense=runs/r18_s*"], "no run matches runs/r18_s"),
+        (["dense=runs/r50_s1", "dense=runs/r50_s1"], "named twice"),
+        (["r50_s1=runs/r50_s10", "runs/r50_s1"], "two things are called r50_s1"),
+        (["dense=runs/r50"], "no file or folder runs/r50"),
+        (["dense="], "neither a name"),
+        (["a/b=runs/r50_s1"], "no file or folder a/b=runs/r50_s1"),
+    ],
+)
+def test_what_stands_for_nothing_or_for_two_things_is_told(runs, texts, words):
+    with pytest.raises(UserError, match=words):
+        grouped(texts)

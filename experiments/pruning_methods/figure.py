@@ -8,18 +8,15 @@ is one observation). The p-values of all methods at one share are corrected toge
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from grid import CONTROLS, DENSE, HERE, PROTOCOLS, RANDOM, SHARES, Cell, grid, read_results
 from matplotlib.ticker import PercentFormatter
 
+from navprune.evaluation.statistics import LEVEL, Spread, by_luck, holm, sample
 from navprune.reports import style
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-LEVEL = 0.05
 COLUMNS = 5
 AGAINST = (*CONTROLS, DENSE)
 COLOURS = dict(zip(CONTROLS, ("#8a9299", "#e08e45")))
@@ -28,15 +25,6 @@ TOGETHER = 0.0
 Measured = dict[tuple[str, float], dict[int, np.ndarray]]
 """SPL of every episode, {(method, share): {seed: [episodes]}}, in one protocol."""
 Records = Mapping[Cell, dict]
-
-
-class Spread(NamedTuple):
-    """A mean, its interval, and how likely so large a mean were if the true one were 0."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
 
 
 class Compared(NamedTuple):
@@ -63,35 +51,10 @@ def measured(records: Records, protocol: str) -> Measured:
     return found
 
 
-@cache
-def resamples(count: int, seed: int) -> np.ndarray:
-    """How often each of `count` things is drawn, [RESAMPLES, count], as shares."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
-
-
-def bootstrap(values: np.ndarray) -> Spread:
-    """The spread of the mean of `values` [seeds, episodes] over both."""
-    seeds, episodes = values.shape
-    means = ((resamples(seeds, 0) @ values) * resamples(episodes, 1)).sum(1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    mean = float(values.mean())
-    beyond = np.count_nonzero(np.abs(means - mean) >= abs(mean))
-    return Spread(mean, float(low), float(high), (1 + beyond) / (1 + RESAMPLES))
-
-
 def paired(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> np.ndarray | None:
     """Differences [seeds, episodes] over the seeds that both have."""
     seeds = sorted(first.keys() & second.keys())
     return np.stack([first[seed] - second[seed] for seed in seeds]) if seeds else None
-
-
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for their number (Holm 1979)."""
-    corrected, floor = {}, 0.0
-    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
-        floor = max(floor, min(1.0, (len(p) - rank) * p[name]))
-        corrected[name] = floor
-    return corrected
 
 
 def choices(records: Records, protocol: str, method: str, share: float) -> np.ndarray:
@@ -108,23 +71,6 @@ def choices(records: Records, protocol: str, method: str, share: float) -> np.nd
     return np.array(found if method == RANDOM else [np.mean(found)])
 
 
-def by_luck(first: np.ndarray, second: np.ndarray) -> float:
-    """p of so large a difference between the means of two samples, [n] and [m] (Student's t-test, n may be 1)."""
-    freedom = len(first) + len(second) - 2
-    if freedom < 1:
-        return 1.0
-    variance = sum(((each - each.mean()) ** 2).sum() for each in (first, second)) / freedom
-    error = np.sqrt(variance * (1 / len(first) + 1 / len(second)))
-    beyond = np.count_nonzero(students(freedom) >= abs(first.mean() - second.mean()) / error)
-    return (1 + beyond) / (1 + len(students(freedom)))
-
-
-@cache
-def students(freedom: int) -> np.ndarray:
-    """|t| of that many degrees of freedom, drawn."""
-    return np.abs(np.random.default_rng(0).standard_t(freedom, 10**6))
-
-
 def comparisons(found: Measured, records: Records, protocol: str, share: float, control: str) -> dict[str, Compared]:
     """The difference of each method to a control or the whole network, with Holm's p-values."""
     compared = {}
@@ -138,8 +84,8 @@ def comparisons(found: Measured, records: Records, protocol: str, share: float, 
             second = choices(records, protocol, control, other)
             compared[method] = Compared(first.mean() - second.mean(), by_luck(first, second))
         else:
-            spread = bootstrap(differences)
-            compared[method] = Compared(spread.mean, spread.p)
+            difference = sample(differences).mean()
+            compared[method] = Compared(difference.value, difference.p())
     corrected = holm({method: each.p for method, each in compared.items()})
     return {method: each._replace(p=corrected[method]) for method, each in compared.items()}
 
@@ -183,7 +129,7 @@ def mark(difference: Compared | None, control: str) -> str:
 
 def spread_of(seeds: dict[int, np.ndarray]) -> Spread:
     """The spread of one network's SPL."""
-    return bootstrap(np.stack([seeds[seed] for seed in sorted(seeds)]))
+    return sample(np.stack([seeds[seed] for seed in sorted(seeds)])).mean().spread()
 
 
 def draw(spreads: Spreads, records: Records, protocol: str) -> None:

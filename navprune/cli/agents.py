@@ -107,7 +107,6 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.demo import run_demo
     from navprune.config import load_config
 
-    table, page, answer = run_demo(options.out, load_config(options.config, options.settings), note)
-    print(table.text())
-    print(f"\n{page}")
+    text, page, answer = run_demo(options.out, load_config(options.config, options.settings), note)
+    print(f"{text}\n\n{page}")
     return answer

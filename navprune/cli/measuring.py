@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from navprune.cli.parsers import command, given, note, numbers, positive
+from navprune.cli.parsers import command, given, note, numbers, positive, share
 
 
 def add_commands(commands: Any) -> None:
@@ -24,13 +24,16 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--runs", type=positive, default=30, help="timed runs of each (default: 30)")
 
     parser = command(
-        commands, "compare", _compare, "navprune compare runs/r50 runs/slim runs/r18 --out runs/comparison"
+        commands, "compare", _compare, "navprune compare dense='runs/r50_s*' pruned='runs/slim_s*' runs/r18"
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or whatever else holds an agent")
+    runs = "run folders, or whatever else holds an agent; NAME=PATTERN takes all that match as one agent's trainings"
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
     parser.add_argument("--split", help="split to compare on (default: the runs' data.val)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
     parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
+    margin = "of SPL that may be lost against the first without being called worse (default: 0.02)"
+    parser.add_argument("--margin", type=share, default=0.02, metavar="X", help=margin)
     own = "measure each run on its own data and task where they differ; table and page say how"
     parser.add_argument("--each-its-own", action="store_true", help=own)
 
@@ -106,15 +109,16 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare runs: costs, SPL with intervals, success, reward and latency in one table, figures and a page.
+    """Compare agents: costs, SPL with intervals, success, reward and latency in tables, figures and a page.
     Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).
+    dense='runs/r50_s*' stands for the trainings of one agent, which differ in their seed; intervals are over runs,
+    scenes and episodes then. All are held against the first agent: difference, how often better, not worse by --margin.
     """
     from navprune.commands.compare import run_comparison
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
-    table, page, answer = run_comparison(**given(options, run_comparison, batch_sizes=sizes))
-    print("\n".join([table.text(), *(f"* {line}" for line in answer["differences"].values())]))
-    print(f"\n{page}")
+    text, page, answer = run_comparison(**given(options, run_comparison, batch_sizes=sizes))
+    print(f"{text}\n\n{page}")
     return answer
 
 

@@ -75,6 +75,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """For argparse: a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 1")
+    return number
+
+
 def note(line: str) -> None:
     """Tell the user what is going on, beside the result on standard output."""
     print(line, file=sys.stderr, flush=True)

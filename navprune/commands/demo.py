@@ -13,7 +13,6 @@ from navprune.errors import UserError
 from navprune.files import write_file
 from navprune.progress import ProgressLine
 from navprune.pruning.gates import GateConfig
-from navprune.reports.tables import Table
 from navprune.rl.checkpoints import PRUNING
 from navprune.scenes.homes.dataset import generate_dataset
 from navprune.source import CONTROLS
@@ -33,7 +32,7 @@ BUDGET = {"macs": 0.488}
 """Table 1's reduction: 51.2 % of the multiply-accumulates."""
 
 
-def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[Table, Path, dict[str, Any]]:
+def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[str, Path, dict[str, Any]]:
     """Generate, prune, train, evaluate and report below `out`; a part that is done already is not done again."""
     data = out / "data"
     config = replace(config, data=replace(config.data, folder=str(data)))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.evaluation.agents import Agent
+from navprune.evaluation.statistics import Estimate, sample
 from navprune.files import write_file
 from navprune.progress import ProgressLine
 from navprune.scenes.files.episodes import Episode
@@ -32,7 +33,7 @@ class Evaluation:
     """What an agent did on a split.
 
     `episodes` has one record for each episode in the order of the data set: scene, episode_id and measures.
-    `measures` is {name: {"mean", "low", "high"}} with the 95 % bootstrap interval of the mean.
+    `measures` is {name: {"mean", "low", "high"}} with the 95 % interval of the mean over scenes and episodes.
     """
 
     episodes: list[dict]
@@ -120,7 +121,7 @@ def evaluate(
     for episode in episodes:
         measures = {name: float(value) for name, value in results[key_of(episode)].items()}
         records.append({"scene": episode.scene_id, "episode_id": episode.episode_id} | measures)
-    return Evaluation(records, summarise(records, seed), rate)
+    return Evaluation(records, summarise([records]), rate)
 
 
 def _steps(env: VectorEnv, agent: Agent, seed: int, recorder: Recorder | None) -> Iterator[tuple[int, list[Finished]]]:
@@ -158,28 +159,19 @@ def episode_generator(seed: int, episode: Episode) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:16], "little"))
 
 
-def summarise(records: Sequence[dict], seed: int = 0) -> dict[str, dict[str, float]]:
-    """Return {measure: {"mean", "low", "high"}} over episode `records`."""
-    names = [name for name in records[0] if name not in ("scene", "episode_id")]
-    values = np.array([[record[name] for name in names] for record in records], dtype=np.float64)
-    figures = np.stack([values.mean(axis=0), *bootstrap(values, np.random.default_rng(seed))], axis=1)
-    return {name: dict(zip(("mean", "low", "high"), row)) for name, row in zip(names, figures.tolist())}
+def in_order(records: Iterable[dict]) -> list[dict]:
+    """Episode `records` in an order that depends on their scenes and ids alone, the same for all runs."""
+    return sorted(records, key=lambda record: (record["scene"], record["episode_id"]))
 
 
-def bootstrap(
-    values: np.ndarray, rng: np.random.Generator, resamples: int = 10_000, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile bootstrap interval (low [M], high [M]) of the means of `values` [episodes, M].
+def summarise(runs: Sequence[Sequence[dict]]) -> dict[str, dict[str, float]]:
+    """Return {measure: {"mean", "low", "high"}} over the episode records of `runs` in the same episodes.
 
-    Efron 1979: the episodes are drawn anew with replacement, and the interval is cut from the quantiles of
-    the means. All measures share the same resamples.
+    The interval is `statistics.sample`'s, over runs, scenes and episodes.
     """
-    count = len(values)
-    means = np.empty((resamples, values.shape[1]))
-    block = max(1, 1_000_000 // count)
-    for first in range(0, resamples, block):
-        part = means[first : first + block]
-        part[:] = values[rng.integers(0, count, (len(part), count))].mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return low, high
+    runs = [in_order(run) for run in runs]
+    first = [run[0] for run in runs]
+    names = [name for name in first[0] if name not in ("scene", "episode_id") and all(name in run for run in first)]
+    values = np.array([[[record[name] for record in run] for run in runs] for name in names], dtype=np.float64)
+    means = sample(values, [record["scene"] for record in runs[0]]).means()
+    return {name: Estimate(figures).spread()._asdict() for name, figures in zip(names, means.T)}

@@ -18,7 +18,7 @@ from navprune.evaluation.latency import device_name
 from navprune.files import write_file
 from navprune.reports import plots
 from navprune.reports.plots import Curve
-from navprune.reports.tables import EncoderRow, cost_table, encoder_table, latency_table
+from navprune.reports.tables import EncoderRow, comparison_tables, cost_table, latency_table
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -50,6 +50,8 @@ class Report:
     """What `navprune prune --json` said, by the name of the pruned encoder."""
     episodes: Sequence[Picture] = ()
     """Maps and videos."""
+    comparisons: Mapping[str, Any] = field(default_factory=dict)
+    """Every agent against the first, as `navprune compare --json` says it."""
     runtime: str = "eager"
     """The runtime whose milliseconds stand in the table of encoders."""
 
@@ -65,14 +67,14 @@ class Report:
 
 
 def write_report(out: Path, report: Report) -> Path:
-    """Write `out`/report.html, the figures beside it and the table as table.md; return the page's path."""
+    """Write `out`/report.html, the figures beside it and the tables as table.md; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    table = encoder_table(report.rows, report.runtime)
-    write_file(out / "table.md", (table.markdown() + "\n").encode())
+    tables = comparison_tables(report.rows, report.comparisons, report.runtime)
+    write_file(out / "table.md", ("\n\n".join(table.markdown() for table in tables) + "\n").encode())
     jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
-        table=table,
+        tables=tables,
         costs=cost_table({row.name: row.cost for row in report.rows if row.cost}),
         latency=latency_table(report.latency()),
         figures=draw_figures(out / "figures", report),

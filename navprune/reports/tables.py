@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MISSING = "–"
+FEW = 5
+"""Runs from which on intervals and tests err about as often as they say (docs/statistics.md)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class EncoderRow:
     """What `navprune evaluate --json` says of the agent."""
     latency: Sequence[dict] = ()
     """Those rows of `navprune latency --json` that are this encoder's."""
+    runs: Sequence[str] = ()
+    """The trainings that it was evaluated in; of a control none."""
+    statistics: dict | None = None
+    """{"scenes": count, measure: {"iqm": {"mean", "low", "high"}, "worst_scene": {"scene", "mean"}}}."""
 
     def macs(self) -> float | None:
         """Return multiply-accumulates in Gi by the convention of table 1."""
@@ -76,13 +83,71 @@ def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
                 "saving": percent(saving_of(row, baseline)),
                 "parameters (Mi)": significant(row.parameters()),
                 "SPL": f"{spl['mean']:.3f}" if spl else MISSING,
-                "95 % interval": f"{spl['low']:.3f} to {spl['high']:.3f}" if spl else MISSING,
+                "95 % interval": reach(spl),
                 "success": percent(success["mean"]) if success else MISSING,
                 "reward": f"{reward['mean']:.2f}" if reward else MISSING,
             }
             | {f"ms, batch {size}": significant(row.milliseconds(size, runtime)) for size in sizes}
         )
     return rows_table(cells)
+
+
+def comparison_tables(rows: Sequence[EncoderRow], comparisons: Mapping, runtime: str = "eager") -> list[Table]:
+    """Return all tables of `navprune compare`: of encoders, of their runs and scenes, and against the first one."""
+    spread = [spread_table(rows)] if any(row.statistics for row in rows) else []
+    return [encoder_table(rows, runtime), *spread, *([against_table(comparisons)] if comparisons else [])]
+
+
+def spread_table(rows: Sequence[EncoderRow]) -> Table:
+    """Return how the SPL of each agent spreads over its runs and scenes."""
+    cells = []
+    for row in rows:
+        if row.statistics:
+            middle, worst = row.statistics["spl"]["iqm"], row.statistics["spl"]["worst_scene"]
+            scene = Path(worst["scene"]).stem.partition(".")[0], f"{worst['mean']:.3f}"
+            runs = str(len(row.runs)) if row.runs else MISSING
+            cells.append((row.name, runs, f"{middle['mean']:.3f}", reach(middle), *scene))
+    return Table(("SPL", "runs", "interquartile mean", "95 % interval", "worst scene", "SPL there"), cells)
+
+
+def against_table(comparisons: Mapping, measure: str = "spl") -> Table:
+    """Return every agent against the reference, from what `navprune compare --json` calls comparisons."""
+    cells = []
+    for each in comparisons["measures"][measure]:
+        difference, wins, inferior = each["difference"], each["improvement"], each["non_inferiority"]
+        verdict = f"{'' if inferior['shown'] else 'not '}shown, p {chance(inferior['p'])}"
+        change = f"{difference['mean']:+.3f}", reach(difference, "+.3f"), chance(difference["p"])
+        better = f"{100 * wins['mean']:.0f} %", f"{100 * wins['low']:.0f} to {100 * wins['high']:.0f} %"
+        cells.append((each["name"], *change, *better, f"{inferior['at_least']:+.3f}", verdict))
+    head = f"{measure.upper()} against {comparisons['reference']}"
+    wins_head, test = ("better in", "95 % interval"), f"worse by less than {comparisons['margin']:g}"
+    return Table((head, "difference", "95 % interval", "p", *wins_head, "at least", test), cells)
+
+
+def few_runs(rows: Sequence[EncoderRow]) -> list[str]:
+    """Return what a reader must know of intervals over few runs or a single scene."""
+    counts = sorted({len(row.runs) for row in rows if row.runs and row.statistics})
+    lines = []
+    if 1 in counts:
+        lines.append("Of one run, intervals and tests speak of scenes and episodes alone, not of other trainings.")
+    if few := [str(count) for count in counts if 1 < count < FEW]:
+        lines.append(
+            f"Of {' or '.join(few)} runs, intervals are too narrow where trainings differ by more than episodes do "
+            "(docs/statistics.md)."
+        )
+    if any(row.statistics and row.statistics["scenes"] == 1 for row in rows):
+        lines.append("Of one scene, intervals and tests speak of its episodes alone, not of other scenes.")
+    return lines
+
+
+def reach(spread: Mapping | None, form: str = ".3f") -> str:
+    """Write an interval, from {"low", "high"}."""
+    return f"{spread['low']:{form}} to {spread['high']:{form}}" if spread else MISSING
+
+
+def chance(p: float) -> str:
+    """Write a p-value."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
@@ -129,10 +194,7 @@ def latency_table(rows: Sequence[dict]) -> Table:
 
 def measure_table(evaluation: dict) -> Table:
     """Return the means of what `navprune evaluate --json` says, with their intervals."""
-    cells = [
-        (name.replace("_", " "), f"{m['mean']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}")
-        for name, m in evaluation["measures"].items()
-    ]
+    cells = [(name.replace("_", " "), f"{m['mean']:.3f}", reach(m)) for name, m in evaluation["measures"].items()]
     return Table(("measure", "mean", "95 % interval"), cells)
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from navprune.cli import main
@@ -21,9 +22,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def checkpoint(folder, *settings):
+def checkpoint(folder, *settings, seed=0):
     config = load_config("pointnav", [*TINY, *settings])
-    return str(save_checkpoint(folder, build(agent_spec(config), 0), config=to_yaml(config)))
+    return str(save_checkpoint(folder, build(agent_spec(config), seed), config=to_yaml(config)))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,109 @@ def test_a_run_that_cannot_be_read_is_told_before_any_is_evaluated(usual, tmp_pa
     (broken / "weights.safetensors").write_bytes(b"")
     assert main(["compare", usual, str(broken), "--out", str(tmp_path / "out")]) == 2
     assert "weights.safetensors" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# Several trainings of an agent ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Trainings: three of one agent, two of another, which has a larger memory."""
+    folder = tmp_path_factory.mktemp("seeds")
+    for seed in range(3):
+        checkpoint(folder / f"small_s{seed}", seed=seed)
+    for seed in range(2):
+        checkpoint(folder / f"large_s{seed}", "agent.hidden_size=16", seed=seed)
+    (folder / "small.log").write_text("what the shell kept of the output")
+    return folder
+
+
+def episodes_of(folder, *names):
+    lines = [(folder / "out" / "evaluation" / name / "episodes.jsonl").read_text().splitlines() for name in names]
+    return [[json.loads(line) for line in each] for each in lines]
+
+
+def test_trainings_of_an_agent_are_one_row_and_are_held_against_the_first(seeds, tmp_path, capsys, monkeypatch):
+    evaluated = compare.run_evaluation
+
+    def as_if_learned(agent, config, **options):
+        """Fresh agents fail everywhere: give each a little of its own."""
+        result, shown = evaluated(agent, config, **options)
+        of_the_agent = 0.1 * (sum(map(ord, Path(agent.source.text).name)) % 7)
+        for number, record in enumerate(result.episodes):
+            record["spl"] = of_the_agent + number % 3 / 10
+        result.write_episodes(options["out"] / "episodes.jsonl")
+        return result, shown
+
+    monkeypatch.setattr(compare, "run_evaluation", as_if_learned)
+    named = f"small={seeds}/small*", f"large={seeds}/large_s0", f"large={seeds}/large_s1"
+    answer = compared(tmp_path, *named, "random", "--margin", "0.05")
+    small, large, control = answer["rows"]
+    runs = ["small_s0", "small_s1", "small_s2"]
+    assert [row["name"] for row in answer["rows"]] == ["small", "large", "random"]
+    assert [Path(run).name for run in small["runs"]] == runs and len(large["runs"]) == 2 and control["runs"] == []
+    assert not answer["differences"]
+
+    folders = [f"small/{run}" for run in runs], ["large/large_s0", "large/large_s1"]
+    values = [np.array([[r["spl"] for r in run] for run in episodes_of(tmp_path, *names)]) for names in folders]
+    spl = [row["evaluation"]["measures"]["spl"] for row in (small, large)]
+    assert [each["mean"] for each in spl] == pytest.approx([each.mean() for each in values])
+    assert spl[0]["low"] < values[0].mean(1).min() + 0.1 and spl[0]["high"] > spl[0]["mean"] > spl[0]["low"]
+
+    comparisons = answer["comparisons"]
+    assert comparisons["reference"] == "small" and comparisons["margin"] == 0.05
+    for measure in ("spl", "success"):
+        (each,) = comparisons["measures"][measure]  # a control is no encoder
+        assert each["name"] == "large" and each.keys() == {"name", "difference", "improvement", "non_inferiority"}
+    each = comparisons["measures"]["spl"][0]
+    assert each["difference"]["mean"] == pytest.approx(values[1].mean() - values[0].mean())
+    assert each["difference"]["low"] < each["difference"]["mean"] < each["difference"]["high"]
+
+    said, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+    table = (tmp_path / "out" / "table.md").read_text()
+    for words in ("SPL against small", "worse by less than 0.05", "worst scene", "interquartile mean"):
+        assert words in said and words in page and words in table
+    assert "Of 2 or 3 runs" in said and "Of 2 or 3 runs" in page and "Of one run" not in said
+
+
+def test_a_single_run_is_compared_as_one_of_several_would_be(seeds, tmp_path, capsys):
+    first, second = compared(tmp_path, f"a={seeds}/small_s0", str(seeds / "small_s1"))["rows"]
+    assert (first["name"], second["name"]) == ("a", "small_s1") and len(first["runs"]) == 1
+    assert (tmp_path / "out" / "evaluation" / "a" / "summary.json").is_file()
+    assert "Of one run" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "evaluation" / "a" / "summary.json").read_text())
+    assert summary["measures"] == first["evaluation"]["measures"]
+
+
+def test_trainings_of_one_name_are_of_one_architecture_and_not_twice_the_same(seeds, tmp_path, capsys):
+    copy = shutil.copytree(seeds / "small_s1", tmp_path / "copy")
+    for arguments, words in {
+        (f"mixed={seeds}/*_s0",): "large_s0 and small_s0 differ in architecture",
+        (f"agents={seeds}/small_s1", f"agents={copy}"): "small_s1 and copy of agents are the same network",
+        ("agents=random", "agents=goal-follower"): "random and goal-follower differ in architecture",
+        (f"agents={seeds}/none*",): "no run matches",
+    }.items():
+        assert main(["compare", *arguments, "--out", str(tmp_path / "out")]) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert words in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("own", [[], ["--each-its-own"]])
+def test_trainings_of_one_name_are_measured_alike_always(seeds, tmp_path, capsys, own):
+    other = checkpoint(tmp_path / "other", "task.max_steps=4", seed=5)
+    arguments = [str(seeds / "large_s0"), f"a={seeds}/small_s0", f"a={other}", "--out", str(tmp_path / "out"), *own]
+    assert main(["compare", *arguments]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    first = "small_s0 of a" if own else "large_s0"
+    assert f"other of a is measured with max_steps 4 instead of 3, unlike {first}" in said
+
+
+def test_what_is_measured_otherwise_is_held_against_nothing(seeds, tmp_path):
+    other = checkpoint(tmp_path / "other", "task.max_steps=4")
+    three = str(seeds / "small_s0"), str(seeds / "large_s0"), other
+    answer = compared(tmp_path, *three, "--each-its-own")
+    assert [each["name"] for each in answer["comparisons"]["measures"]["spl"]] == ["large_s0"]
+    assert compared(tmp_path, *three[::2], "--each-its-own")["comparisons"] == {}
 
 
 @pytest.mark.parametrize(("options", "same"), [(["task.width=64"], True), (["--episodes", "2"], False)])

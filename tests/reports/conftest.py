@@ -71,7 +71,10 @@ def row(name, spl, reward, macs=None, parameters=None, milliseconds=()):
         "measures": measures(spl, reward),
         "frames_per_second": 900.0,
     }
-    return EncoderRow(name, cost, evaluation, latency)
+    score = {"iqm": {"mean": spl + 0.01, "low": spl, "high": spl + 0.02}}
+    score["worst_scene"] = {"scene": "gibson/Cantwell.glb", "mean": spl / 2}
+    statistics = {"scenes": 14, "spl": score, "success": score}
+    return EncoderRow(name, cost, evaluation, latency, [f"{name}_s1", f"{name}_s2"] if cost else [], statistics)
 
 
 @pytest.fixture
@@ -81,6 +84,22 @@ def rows():
         row("ResNet50, pruned", 0.901, 7.1, 0.6, 2.43, (25.5, 115.2)),
         row("goal follower", 0.31, 1.5),
     ]
+
+
+@pytest.fixture
+def comparisons():
+    """Two agents against ResNet50, as `navprune compare --json` says it."""
+    found = [("ResNet50, pruned", 0.004, 0.4, 0.012), ("goal follower", -0.587, 0.0002, 1.0)]
+    lines = [
+        {
+            "name": name,
+            "difference": {"mean": mean, "low": mean - 0.02, "high": mean + 0.02, "p": p},
+            "improvement": {"mean": 0.52, "low": 0.487, "high": 0.553},
+            "non_inferiority": {"at_least": mean - 0.0175, "p": inferior, "shown": inferior < 0.05},
+        }
+        for name, mean, p, inferior in found
+    ]
+    return {"reference": "ResNet50", "margin": 0.02, "measures": {"spl": lines, "success": lines}}
 
 
 @pytest.fixture

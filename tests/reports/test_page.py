@@ -16,7 +16,7 @@ from navprune.errors import UserError
 from navprune.reports.maps import episode_map
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, plot_learning_curves, read_curve, running_mean, widths_figure
-from navprune.reports.tables import encoder_table
+from navprune.reports.tables import comparison_tables
 
 
 class Outline(HTMLParser):
@@ -40,7 +40,7 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture
-def report(rows, pruning, recording, tmp_path):
+def report(rows, comparisons, pruning, recording, tmp_path):
     episode_map(recording, 300).save(tmp_path / "map.png")
     frames = np.linspace(0, 1e6, 50)
     return Report(
@@ -48,6 +48,7 @@ def report(rows, pruning, recording, tmp_path):
         rows=rows,
         lead="Half the work & the same way.",
         limits=["One seed."],
+        comparisons=comparisons,
         commands=["navprune train", "navprune compare a b"],
         curves={"ResNet50": Curve(frames, frames / 400, frames / 1e6)},
         prunings={"ResNet50, pruned": pruning},
@@ -59,7 +60,7 @@ def test_page_holds_everything_in_one_file(report, tmp_path):
     path = write_report(tmp_path / "out", report)
     outline = Outline(path.read_text())
     assert outline.open == []
-    for row in encoder_table(report.rows).rows:
+    for row in (row for table in comparison_tables(report.rows, report.comparisons) for row in table.rows):
         assert all(cell in outline.texts for cell in row)
     for text in (report.title, report.lead, *report.limits, report.episodes[0].caption, "28.6 %"):
         assert text in outline.texts
@@ -85,10 +86,10 @@ def test_figures_are_pictures_that_show_something(report, tmp_path):
 
 
 def test_empty_parts_are_left_out(rows, tmp_path):
-    bare = [replace(row, cost=None, latency=()) for row in rows]
+    bare = [replace(row, cost=None, latency=(), statistics=None) for row in rows]
     page = write_report(tmp_path, Report("Bare", bare)).read_text()
     assert "<h2>" in page
-    for heading in ("Figures", "Episodes", "Latency", "Cost", "What limits", "How to repeat"):
+    for heading in ("Runs, scenes", "Figures", "Episodes", "Latency", "Cost", "What limits", "How to repeat"):
         assert f"<h2>{heading}" not in page
 
 

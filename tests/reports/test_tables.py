@@ -6,14 +6,18 @@ from hypothesis import strategies as st
 from navprune.reports.tables import (
     MISSING,
     Table,
+    against_table,
+    comparison_tables,
     cost_table,
     encoder_table,
+    few_runs,
     latency_table,
     measure_table,
     percent,
     pruning_table,
     rows_table,
     significant,
+    spread_table,
 )
 
 
@@ -52,6 +56,41 @@ def test_latency_table_sets_realised_beside_theoretical(rows):
     assert table.rows[2] == ("ResNet50, pruned", "eager", "1", "25.5", "28.1", "28.6 %", "51.3 %")
     failed = dict(rows[0].latency[0], median_ms=None, p95_ms=None, saving_realised=None)
     assert latency_table([failed]).rows[0][3:6] == (MISSING,) * 3
+
+
+def test_runs_and_scenes_are_shown(rows):
+    table = spread_table(rows)
+    assert table.rows[0] == ("ResNet50", "2", "0.907", "0.897 to 0.917", "Cantwell", "0.449")
+    assert table.rows[2][:2] == ("goal follower", MISSING)
+
+
+def test_agents_are_shown_against_the_first(comparisons):
+    table = against_table(comparisons)
+    assert table.columns[0] == "SPL against ResNet50" and table.columns[-1] == "worse by less than 0.02"
+    interval, wins = "-0.016 to +0.024", "49 to 55 %"
+    pruned = ("ResNet50, pruned", "+0.004", interval, "0.400", "52 %", wins, "-0.014", "shown, p 0.012")
+    assert table.rows[0] == pruned
+    assert table.rows[1][3] == "< 0.001" and table.rows[1][-1] == "not shown, p 1.000"
+
+
+def test_what_was_not_measured_has_no_table(rows, comparisons):
+    bare = [replace(row, statistics=None) for row in rows]
+    assert [table.columns[0] for table in comparison_tables(rows, comparisons)] == [
+        "encoder",
+        "SPL",
+        "SPL against ResNet50",
+    ]
+    assert len(comparison_tables(rows, {})) == 2 and len(comparison_tables(bare, {})) == 1
+
+
+def test_few_runs_and_a_single_scene_are_told(rows):
+    def said(count, scenes=14):
+        runs = [str(i) for i in range(count)]
+        return " ".join(few_runs([replace(rows[0], runs=runs, statistics={**rows[0].statistics, "scenes": scenes})]))
+
+    assert said(5) == said(10) == "" and few_runs([rows[2], replace(rows[0], statistics=None)]) == []
+    assert "Of one run" in said(1) and "Of 2 runs" in said(2) and "Of 4 runs" in said(4)
+    assert "Of one scene" in said(5, scenes=1)
 
 
 def test_other_tables_hold_their_numbers(rows, pruning):
