@@ -83,8 +83,7 @@ def together(size, act):
 
     with ThreadPoolExecutor(size) as threads:
         futures = [threads.submit(work, rank) for rank in range(size)]
-    faults = [future.exception() for future in futures if future.exception()]
-    raise_first = [fault for fault in faults if not isinstance(fault, threading.BrokenBarrierError)] or faults
-    if raise_first:
-        raise raise_first[0]
+    faults = [fault for future in futures if (fault := future.exception())]
+    for fault in sorted(faults, key=lambda fault: isinstance(fault, threading.BrokenBarrierError)):
+        raise fault
     return [future.result() for future in futures]

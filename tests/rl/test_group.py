@@ -18,7 +18,7 @@ from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPO, PPOConfig
 from navprune.rl.rollouts import Actor
 from navprune.rl.trainer import Trainer, TrainerConfig
-from navprune.rl.warm_start import WarmStart, WarmStartConfig
+from navprune.rl.warm_start import Round, WarmStart, WarmStartConfig
 
 SIZES = (1, 2, 4)
 RUN = TrainerConfig(total_frames=16 * 24, threads=1, checkpoint_seconds=0, window=12)
@@ -192,6 +192,9 @@ def test_checkpoints_are_those_of_one_process_and_any_number_goes_on(toys, tmp_p
 # What is drawn ------------------------------------------------------------------------------------------
 
 
+EMPTY = Round(1, {}, torch.zeros(0), torch.zeros(0))
+
+
 def bare_actor(policy, environments, group, seed):
     env, generator = SimpleNamespace(num_envs=environments // group.size), torch.Generator().manual_seed(seed)
     return Actor(env, policy, device=torch.device("cpu"), generator=generator, timers=Timers(), group=group)
@@ -234,7 +237,7 @@ def test_sequences_are_spread_over_environments_and_workers(toys, tmp_path_facto
     def drawn(rank, workers):
         actor = bare_actor(policy, environments, place(rank, workers), seed)
         warm = WarmStart(actor, tmp_path_factory.getbasetemp(), config)
-        warm.rounds.extend([None] * rounds)
+        warm.rounds.extend([EMPTY] * rounds)
         places = [warm._draw() for _ in range(3)]
         assert all(0 <= n < actor.env.num_envs for step in places for _, _, n in step)
         return [[(r, k, n + actor.rows.start) for r, k, n in step] for step in places]
@@ -253,7 +256,7 @@ def test_sequences_are_spread_over_environments_and_workers(toys, tmp_path_facto
 def test_every_place_can_be_drawn(toys, tmp_path, environments, batch):
     config = WarmStartConfig(steps=8, sequence=4, batch=batch, capacity=8 * environments * 2)
     warm = WarmStart(bare_actor(toys.blind_policy(), environments, place(0, 1), 0), tmp_path, config)
-    warm.rounds.extend([None] * 2)
+    warm.rounds.extend([EMPTY] * 2)
     seen = {place for _ in range(300) for place in warm._draw()}
     assert seen == {(r, k, n) for r in range(2) for k in range(2) for n in range(environments)}
 
