@@ -31,6 +31,8 @@ from navprune.rl.trainer import STOPPING
 T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds in which a worker that failed has said why or is gone, and one that did not has said so."""
+STARTING = 120.0
+"""Seconds in which workers come, where `trainer.timeout` is less: they import what they need first."""
 HERE = "127.0.0.1"
 BEGUN, FAULT, ALIVE = "begun", "fault", "alive"
 """Keys of what workers tell: how many have come, why one ends, that a worker misses others."""
@@ -58,7 +60,7 @@ class Workers(Group):
         self.timeout, self.children, self.store = timeout, children, store
         patience = timedelta(seconds=timeout)
         with self._others():
-            self.store = store or next(dist.rendezvous("env://", timeout=patience))[0]
+            self.store = store or next(dist.rendezvous("env://", timeout=max(patience, timedelta(seconds=STARTING))))[0]
             self._wait_for_all(self.store)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=patience)
@@ -66,7 +68,7 @@ class Workers(Group):
 
     def _wait_for_all(self, store: dist.Store) -> None:
         """Return when all workers have come: a child that is gone before would be waited for in vain."""
-        end, come = time.monotonic() + self.timeout, store.add(BEGUN, 1)
+        end, come = time.monotonic() + max(self.timeout, STARTING), store.add(BEGUN, 1)
         while come < self.size:
             if time.monotonic() > end or self._dead():
                 raise RuntimeError(f"timed out: {come} of {self.size} workers have come")
@@ -113,7 +115,7 @@ class Workers(Group):
         try:
             yield
         except (RuntimeError, OSError) as error:
-            raise Lost(f"{self._fault(error)}; the same command goes on from the last checkpoint") from error
+            raise Lost(self._fault(error)) from error
 
     def tell(self, fault: str) -> None:
         """Leave the others a line that says why this worker ends."""
@@ -123,23 +125,25 @@ class Workers(Group):
 
     def _fault(self, error: Exception) -> str:
         """Why the others do not answer; those that live find out too, and tell the first worker that they do."""
-        late, missing = "timed out" in str(error).lower(), list[int]()
+        told, again = dict[int, bytes](), "the same command goes on from the last checkpoint"
         with suppress(RuntimeError, OSError):
             assert self.store is not None
-            self.store.set(f"{ALIVE} {self.rank}", "")
+            self.store.set(f"{ALIVE} {self.rank}", "waited" if "timed out" in str(error).lower() else "lost")
             end = time.monotonic() + PATIENCE
             while self.leads and time.monotonic() < end:
                 dead = self._dead()  # asked before the line is looked for, which is written before the end
                 if self.store.check([FAULT]):
                     return self.store.get(FAULT).decode()
                 if dead:
-                    return dead
+                    return f"{dead}; {again}"
                 time.sleep(0.1)
-            missing = [rank for rank in range(self.size) if not self.store.check([f"{ALIVE} {rank}"])]
-        who = f"worker{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "a worker"
-        if late:
-            return f"{who} did not answer for {self.timeout:g} seconds (trainer.timeout)"
-        return f"{who} is gone ({' '.join(str(error).split())[:120]})"
+            keys = {rank: f"{ALIVE} {rank}" for rank in range(self.size)}
+            told = {rank: self.store.get(key) for rank, key in keys.items() if self.store.check([key])}
+        missing = [str(rank) for rank in range(self.size) if told and rank not in told]
+        who = f"worker{'s' * (len(missing) > 1)} {', '.join(missing)}" if missing else "a worker"
+        if b"waited" in told.values():  # of those that waited the first one to give up breaks the others' connections
+            return f"{who} did not answer for {self.timeout:g} seconds (trainer.timeout); {again}"
+        return f"{who} is gone ({' '.join(str(error).split())[:120]}); {again}"
 
     def _dead(self) -> str | None:
         """A child that has ended, and not because others did."""

@@ -79,5 +79,5 @@ def work():
 
 
 if __name__ == "__main__":
-    agents._train = lambda options: be_a_worker(json.loads(sys.argv[1]))  # type: ignore[assignment]
+    agents._train = lambda options: be_a_worker(json.loads(sys.argv[1]))
     sys.exit(main(["train"]))

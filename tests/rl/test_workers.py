@@ -121,8 +121,8 @@ def children_of(process):
 
 
 def test_a_worker_that_hangs_is_named_after_the_time_limit(tmp_path):
-    status, said = run(tmp_path / "run", workers=4, trainer={"timeout": 3}, rank=2, what="SIGSTOP")
-    assert status == 2 and said == [f"navprune: worker 2 did not answer for 3 seconds (trainer.timeout); {GO_ON}"]
+    status, said = run(tmp_path / "run", workers=4, trainer={"timeout": 8}, rank=2, what="SIGSTOP")
+    assert status == 2 and said == [f"navprune: worker 2 did not answer for 8 seconds (trainer.timeout); {GO_ON}"]
     assert numbered(tmp_path / "run")[0] == 192
 
 
@@ -140,7 +140,7 @@ def test_a_mistake_that_one_worker_meets_is_told_once(tmp_path, what, told):
 
 def test_a_fault_in_the_code_of_a_worker_shows_where(tmp_path):
     status, said = run(tmp_path / "run", rank=1, what="error")
-    assert status == 2 and "ZeroDivisionError" in said
+    assert status == 2 and any(line.endswith("ZeroDivisionError") for line in said)
     assert re.fullmatch(r"navprune: worker 1 \(process \d+\) has ended with status 1; .*", said[-1])
 
 
@@ -171,10 +171,8 @@ def test_slurm_is_asked_for_another_turn(tmp_path):
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path / "asked"}\n')
     scontrol.chmod(0o755)
     slurm = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
-    trainer = {"requeue": True, "total_frames": 192}
-    status, said = end(
-        begin_run(tmp_path / "run", trainer=trainer, rank=1, what="group SIGUSR1", at=6, _environment=slurm)
-    )
+    task = {"trainer": {"requeue": True}, "rank": 1, "what": "group SIGUSR1"}
+    status, said = end(begin_run(tmp_path / "run", **task, _environment=slurm))
     assert status == 138 and said[-1] == "asked SLURM for another turn of job 42"
     assert (tmp_path / "asked").read_text() == "requeue 42\n"
 
