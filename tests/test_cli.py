@@ -225,10 +225,13 @@ def test_benchmarks_report_rates_and_phases(tmp_path, monkeypatch):
     assert (plain["style"], scan["style"]) == ("plain", "scan") and plain["scene"] == scan["scene"]
     assert 20_000 <= plain["triangles"] < scan["triangles"] and plain["frames_per_second"] > 0
     assert len(result["memory_mib"]) == 2
-    arguments = ["--base-planes", 4, "--width", 32, "--environments", 2, "--epochs", 1, "--updates", 1]
-    (row,) = answer(tmp_path, "benchmark", "training", *arguments)["rows"]
-    assert 0 < row["network_share"] < 1
-    assert {"policy", "learn", "environment"} <= set(row["seconds"])
+    monkeypatch.setattr("navprune.commands.train.cores", lambda: 3)
+    arguments = ["--base-planes", 4, "--width", 32, "--environments", 4, "--epochs", 1, "--updates", 1]
+    rows = answer(tmp_path, "benchmark", "training", *arguments)["rows"]
+    assert [row["workers"] for row in rows] == [1, 2]  # and not 3, which cannot share 4 environments
+    for row in rows:
+        assert 0 < row["network_share"] < 1 and row["frames_per_second"] > 0
+        assert {"policy", "learn", "environment"} <= set(row["seconds"])
 
 
 def test_settings_may_stand_anywhere_and_options_must_be_known(data, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def add_commands(commands: Any) -> None:
     add_overrides(parser, "demo")
 
 
-def _train(options: argparse.Namespace) -> dict[str, Any]:
+def _train(options: argparse.Namespace) -> dict[str, Any] | None:
     """Train an agent: expert warm start (if asked for), then PPO. Where the run folder holds a run it goes on;
     trainer.start=restart moves that aside and begins anew, trainer.start=new refuses. Seed, init, task, data,
     cuts stay what they were; schedules and lengths may change. Ctrl-C, SIGTERM and SIGUSR1 save and stop.
@@ -51,6 +52,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.config import load_config
 
     result = run_training(load_config(options.config, options.settings))
+    if os.environ.get("RANK", "0") != "0":
+        return None  # of the workers that torchrun began the first one speaks
     measures = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
     rate = f" at {result.frames_per_second:,.0f} frames/s" if result.frames_per_second else ""  # had it been complete
     print(f"{result.frames:,} frames{rate}  {measures}")

@@ -1,5 +1,6 @@
 """`navprune train`: a training run as configured."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +58,9 @@ def work() -> None:
 
 
 def worker_count(config: Config) -> int:
-    """How many workers `trainer.workers` asks for on this machine; UserError where they cannot share the work."""
-    asked, parts = config.trainer.workers, config.ppo.minibatches
+    """How many workers `trainer.workers` asks for, or torchrun began; UserError where they cannot share the work."""
+    begun, parts = int(os.environ.get("WORLD_SIZE", 0)), config.ppo.minibatches
+    asked = begun or config.trainer.workers
     fits = [
         count
         for count in range(1, config.environments + 1)
@@ -70,8 +72,9 @@ def worker_count(config: Config) -> int:
         return max(count for count in fits if count <= there)
     if asked not in fits:
         batch = f" and {config.warm_start.batch} sequences (warm_start.batch)" if config.warm_start else ""
+        what = f"torchrun began {begun} workers" if begun else f"trainer.workers is {asked}"
         raise UserError(
-            f"trainer.workers is {asked}, which cannot share out {config.environments} environments in {parts} "
+            f"{what}, which cannot share out {config.environments} environments in {parts} "
             f"mini-batches{batch}; use {' or '.join(map(str, fits))}, or a multiple of {asked * parts} environments"
         )
     return asked

@@ -236,7 +236,7 @@ class PPO:
         steps = (seen.rewards, seen.values, seen.next_values, ended, seen.truncated)
         self.advantage = advantages(*steps, gamma=config.gamma, gae_lambda=config.gae_lambda)
         self.returns = self.advantage + seen.values
-        if config.preempt:
+        if self.preempts:
             actor.group.count(f"done {self.updates}")
         moments = torch.stack([torch.ones_like(self.advantage), self.advantage, self.advantage**2]).double().sum((1, 2))
         count, total, squares = actor.group.sum(moments)
@@ -248,9 +248,14 @@ class PPO:
         self.share = self.advantage.numel() / frames
         return frames
 
+    @property
+    def preempts(self) -> bool:
+        """Whether some workers end the rollouts of others."""
+        return self.config.preempt > 0 and self.actor.group.size > 1
+
     def _enough(self, steps: int) -> bool:
         """Whether so many workers are done that this one, `steps` into its rollout, need not go on."""
-        if not self.config.preempt or 4 * steps < self.config.steps or self.actor.group.size == 1:
+        if not self.preempts or 4 * steps < self.config.steps:
             return False
         return self.actor.group.count(f"done {self.updates}", add=0) >= self.config.preempt * self.actor.group.size
 

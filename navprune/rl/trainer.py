@@ -154,7 +154,8 @@ class Trainer:
         self.learner: Learner
         self._begin()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
-        self.stop = 0
+        self.asked = self.stop = 0
+        """The signal that asked this worker to stop, and the one on which all of them do."""
         self._network_is_new()
 
     @property
@@ -279,11 +280,11 @@ class Trainer:
             self._forget_episodes()
             self._network_is_new()
         due = time.monotonic() - self.saved_time >= self.config.checkpoint_seconds
-        told = self.group.gather((self.actor.ended, self.stop, due))
+        told = self.group.gather((self.actor.ended, self.asked, due))
         self.actor.ended = []
         for _, _, measures in sorted((end for ended, _, _ in told for end in ended), key=lambda end: end[:2]):
             self.window.add(measures)
-        self.stop = next((stop for _, stop, _ in told if stop), 0)
+        self.stop = next((asked for _, asked, _ in told if asked), 0)
         return told[0][2]
 
     def _network_is_new(self) -> None:
@@ -390,11 +391,11 @@ class Trainer:
         """Let a signal of `STOPPING` stop the run after the present update, and a second Ctrl-C at once."""
 
         def stop(signum: int, frame: Any) -> None:
-            if self.stop and signum == signal.SIGINT:
+            if self.asked and signum == signal.SIGINT and self.group.leads:
                 raise KeyboardInterrupt
-            if not self.stop:
+            if not self.asked:
                 self._say("\nstopping after this update; Ctrl-C again stops at once")
-            self.stop = self.stop or signum
+            self.asked = self.asked or signum
 
         if threading.current_thread() is not threading.main_thread():
             yield

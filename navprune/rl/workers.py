@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,9 +30,14 @@ from navprune.rl.trainer import STOPPING
 
 T = TypeVar("T")
 PATIENCE = 5.0
-"""Seconds in which a worker that failed has said why or is gone."""
+"""Seconds in which a worker that failed has said why or is gone, and one that did not has said so."""
+STARTING = 120.0
+"""Seconds in which workers come, where `trainer.timeout` is less: they import what they need first."""
 HERE = "127.0.0.1"
-FAULT, CALLS = "fault", "calls"
+BEGUN, FAULT, ALIVE = "begun", "fault", "alive"
+"""Keys of what workers tell: how many have come, why one ends, that a worker misses others."""
+LOST = 75
+"""Exit status of a worker that ends because others do (`EX_TEMPFAIL`)."""
 
 
 class Lost(UserError):
@@ -42,19 +47,33 @@ class Lost(UserError):
 class Workers(Group):
     """One of several workers, over gloo and, for tensors on GPUs, NCCL."""
 
-    def __init__(self, timeout: float, children: Sequence[subprocess.Popen[bytes]] = ()) -> None:
-        """Meet the others as the environment says (RANK, WORLD_SIZE, ...); `timeout` in seconds."""
+    def __init__(
+        self, timeout: float, children: Sequence[subprocess.Popen[bytes]] = (), store: dist.Store | None = None
+    ) -> None:
+        """Meet the others as the environment says (RANK, WORLD_SIZE, ...); `timeout` in seconds.
+
+        `children` and `store` are for the first worker, where it began the others.
+        """
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        self.timeout, self.children, self.calls = timeout, children, 0
-        self.store: dist.Store | None = None
+        self.timeout, self.children, self.store = timeout, children, store
         patience = timedelta(seconds=timeout)
         with self._others():
-            self.store = next(dist.rendezvous("env://", timeout=patience))[0]
+            self.store = store or next(dist.rendezvous("env://", timeout=max(patience, timedelta(seconds=STARTING))))[0]
+            self._wait_for_all(self.store)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=patience)
             self.objects = dist.new_group(backend="gloo", timeout=patience)
+
+    def _wait_for_all(self, store: dist.Store) -> None:
+        """Return when all workers have come: a child that is gone before would be waited for in vain."""
+        end, come = time.monotonic() + max(self.timeout, STARTING), store.add(BEGUN, 1)
+        while come < self.size:
+            if time.monotonic() > end or self._dead():
+                raise RuntimeError(f"timed out: {come} of {self.size} workers have come")
+            time.sleep(0.05)
+            come = store.add(BEGUN, 0)
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of the workers' tensors of one shape."""
@@ -93,10 +112,7 @@ class Workers(Group):
     @contextmanager
     def _others(self) -> Iterator[None]:
         """Say which worker it is where the others do not answer."""
-        self.calls += 1
         try:
-            if self.store is not None:
-                self.store.set(f"{CALLS} {self.rank}", str(self.calls))
             yield
         except (RuntimeError, OSError) as error:
             raise Lost(self._fault(error)) from error
@@ -108,36 +124,34 @@ class Workers(Group):
                 self.store.set(FAULT, f"worker {self.rank}: {fault}")
 
     def _fault(self, error: Exception) -> str:
-        """Why the others do not answer, and what to do."""
-        again = "the same command goes on from the last checkpoint"
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and not (dead := self._dead()):
-            time.sleep(0.1)
-            with suppress(RuntimeError, OSError):
-                if self.store is not None and self.store.check([FAULT]):
+        """Why the others do not answer; those that live find out too, and tell the first worker that they do."""
+        told, again = dict[int, bytes](), "the same command goes on from the last checkpoint"
+        with suppress(RuntimeError, OSError):
+            assert self.store is not None
+            self.store.set(f"{ALIVE} {self.rank}", "waited" if "timed out" in str(error).lower() else "lost")
+            end = time.monotonic() + PATIENCE
+            while self.leads and time.monotonic() < end:
+                dead = self._dead()  # asked before the line is looked for, which is written before the end
+                if self.store.check([FAULT]):
                     return self.store.get(FAULT).decode()
-        if dead:
-            return f"{dead}; {again}"
-        if "timed out" in str(error).lower() and (late := self._late()):
-            return f"{late} has not answered for {self.timeout:g} seconds (trainer.timeout); {again}"
-        return f"worker {self.rank} lost the others ({' '.join(str(error).split())[:120]}); {again}"
+                if dead:
+                    return f"{dead}; {again}"
+                time.sleep(0.1)
+            keys = {rank: f"{ALIVE} {rank}" for rank in range(self.size)}
+            told = {rank: self.store.get(key) for rank, key in keys.items() if self.store.check([key])}
+        missing = [str(rank) for rank in range(self.size) if told and rank not in told]
+        who = f"worker{'s' * (len(missing) > 1)} {', '.join(missing)}" if missing else "a worker"
+        if b"waited" in told.values():  # of those that waited the first one to give up breaks the others' connections
+            return f"{who} did not answer for {self.timeout:g} seconds (trainer.timeout); {again}"
+        return f"{who} is gone ({' '.join(str(error).split())[:120]}); {again}"
 
     def _dead(self) -> str | None:
+        """A child that has ended, and not because others did."""
         for rank, child in enumerate(self.children, start=1):
-            if (status := child.poll()) is not None:
+            if (status := child.poll()) not in (None, LOST):
                 how = signal.Signals(-status).name if status < 0 else f"status {status}"
                 return f"worker {rank} (process {child.pid}) has ended with {how}"
         return None
-
-    def _late(self) -> str | None:
-        """The workers that have spoken least."""
-        calls = {}
-        with suppress(RuntimeError, OSError):
-            assert self.store is not None
-            keys = {rank: f"{CALLS} {rank}" for rank in range(self.size)}
-            calls = {rank: int(self.store.get(key)) if self.store.check([key]) else 0 for rank, key in keys.items()}
-        late = [str(rank) for rank, number in calls.items() if number == min(calls.values()) < max(calls.values())]
-        return f"worker{'s' * (len(late) > 1)} {', '.join(late)}" if late else None
 
 
 @contextmanager
@@ -148,46 +162,48 @@ def workers(count: int, timeout: float, entry: str, task: Any) -> Iterator[Group
     here in its turn. They end with the block, at once where it fails. Raises UserError for what another one raised.
     """
     if "WORLD_SIZE" not in os.environ and count > 1:
-        with _begun(count, entry, pickle.dumps(task)) as children:
-            yield from _meet(timeout, children)
+        with _begun(count, timeout, entry, pickle.dumps(task)) as (children, store):
+            yield from _meet(timeout, children, store)
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        yield from _meet(timeout, ())
+        yield from _meet(timeout)
     else:
         yield Group()
 
 
-def _meet(timeout: float, children: Sequence[subprocess.Popen[bytes]]) -> Iterator[Group]:
-    group = Workers(timeout, children)
+def _meet(
+    timeout: float, children: Sequence[subprocess.Popen[bytes]] = (), store: dist.Store | None = None
+) -> Iterator[Group]:
+    group, leads = None, os.environ["RANK"] == "0"
     try:
+        group = Workers(timeout, children, store)
         yield group
-    except Lost:
-        if group.leads:
-            raise
-        raise SystemExit(1) from None  # the first one says it
     except UserError as error:
-        group.tell(str(error))
-        if group.leads:
+        if group and not isinstance(error, Lost):
+            group.tell(str(error))
+        if leads:
             raise
-        raise SystemExit(2) from None
+        raise SystemExit(LOST if isinstance(error, Lost) else 2) from None  # the first worker says it
     finally:
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+        if dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
 
 
 @contextmanager
-def _begun(count: int, entry: str, task: bytes) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The workers but the first, with an environment in which they meet it."""
-    with socket.socket() as listener:
-        listener.bind((HERE, 0))
-        port = str(listener.getsockname()[1])
-    meeting = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": HERE, "MASTER_PORT": port}
+def _begun(
+    count: int, timeout: float, entry: str, task: bytes
+) -> Iterator[tuple[list[subprocess.Popen[bytes]], dist.Store]]:
+    """The workers but the first, with an environment in which they meet it, and the store that it has for them."""
+    store = dist.TCPStore(HERE, 0, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+    meeting = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    meeting |= {"MASTER_ADDR": HERE, "MASTER_PORT": str(store.port)}
     module, function = entry.split(":")
     # The first worker is asked to stop, and tells them: they ignore what reaches a whole group of processes.
     ignoring = f"import signal; [signal.signal(s, signal.SIG_IGN) for s in {[int(s) for s in STOPPING]}]"
     command = [sys.executable, "-c", f"{ignoring}; from {module} import {function}; {function}()"]
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    children = []
+    children: list[subprocess.Popen[bytes]] = []
     before = {name: os.environ.get(name) for name in (*meeting, "RANK", "LOCAL_RANK")}
     try:
         for rank in range(1, count):
@@ -195,12 +211,14 @@ def _begun(count: int, entry: str, task: bytes) -> Iterator[list[subprocess.Pope
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=own)
             children.append(child)
             assert child.stdin is not None
-            with suppress(BrokenPipeError), child.stdin:
-                child.stdin.write(task)
+            with suppress(BrokenPipeError):
+                child.stdin.write(len(task).to_bytes(8, "big") + task)
+                child.stdin.flush()  # and left open, see `handed_over`
         os.environ.update(meeting, RANK="0", LOCAL_RANK="0")
-        yield children
-        for child in children:
-            child.wait(PATIENCE)
+        yield children, store
+        with suppress(subprocess.TimeoutExpired):
+            for child in children:
+                child.wait(PATIENCE)
     finally:
         for child in children:
             child.kill()
@@ -210,5 +228,13 @@ def _begun(count: int, entry: str, task: bytes) -> Iterator[list[subprocess.Pope
 
 
 def handed_over() -> Any:
-    """What the first worker gave this one to do."""
-    return pickle.load(sys.stdin.buffer)
+    """What the first worker gave this one to do; from then on this process ends at once when that one does."""
+    stream = sys.stdin.buffer
+    task = pickle.loads(stream.read(int.from_bytes(stream.read(8), "big")))
+
+    def follow() -> None:
+        os.read(stream.fileno(), 1)  # there is never more: it ends with the process that holds the other end
+        os._exit(LOST)
+
+    threading.Thread(target=follow, daemon=True).start()
+    return task

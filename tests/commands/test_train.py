@@ -1,14 +1,26 @@
-"""A run through the command line: what resuming says, spoilt weights, and a folder that was copied."""
+"""A run through the command line: what resuming says, spoilt weights, a folder that was copied, and workers."""
 
 import json
 import os
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
+from rl.run_folders import same, weights
 
 from navprune.cli import main
+from navprune.commands import train as commands
+from navprune.config import Config
+from navprune.errors import UserError
+from navprune.rl.checkpoints import read_trainer
+from navprune.rl.ppo import PPOConfig
+from navprune.rl.trainer import TrainerConfig
+from navprune.rl.warm_start import WarmStartConfig
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 TINY = [
@@ -128,3 +140,109 @@ def test_a_control_has_no_checkpoint(tmp_path):
     assert evaluate("random", *TINY, "--out", str(tmp_path)) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["agent"] == "random" and summary["checkpoint"] is None and summary["frames"] is None
+
+
+# Workers ------------------------------------------------------------------------------------------------
+
+SHARED = [
+    *(setting for setting in TINY if setting != "warm_start=null"), "environments=8", "ppo.steps=8",
+    "ppo.minibatches=2", "task.max_steps=6", "trainer.window=10", "warm_start.frames=128", "warm_start.steps=8",
+    "warm_start.sequence=4", "warm_start.batch=4", "warm_start.capacity=256", "trainer.total_frames=256",
+]  # fmt: skip
+
+
+def share(folder, workers, *settings):
+    """Train a warm start of two updates and two of PPO."""
+    command = ["train", "--config", "pointnav", f"run={folder}", *SHARED, f"trainer.workers={workers}", *settings]
+    assert main(command) == 0
+    return read_trainer(folder / "latest")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "two"
+    share(folder, 2)
+    return folder
+
+
+def close(folder, others):
+    """Whether two runs are the same but for rounding."""
+    ours, theirs = (read_trainer(path / "latest") for path in (folder, others))
+    assert ours["window"] == theirs["window"] and len(ours["window"]) == 10
+    assert ours["generator"].equal(theirs["generator"]) and ours["starts"] == theirs["starts"]
+    ours, theirs = weights(folder), weights(others)
+    return all(torch.allclose(value, theirs[name], rtol=1e-3, atol=1e-4) for name, value in ours.items())
+
+
+def test_two_workers_are_one_run(two, tmp_path):
+    share(tmp_path / "one", 1)
+    assert close(two, tmp_path / "one")
+    assert (two / "latest" / "metrics.json").read_text() == (tmp_path / "one" / "latest" / "metrics.json").read_text()
+    assert {path.name for path in two.iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.parametrize("stopped", [64, 192])
+def test_any_number_of_workers_goes_on(two, tmp_path, stopped):
+    """In the middle of the warm start, whose rounds are files of several workers then, and of PPO."""
+    half = tmp_path / "half"
+    assert share(half, 2, f"trainer.total_frames={stopped}")["frames"] == stopped
+    assert len(list(half.glob("warm_start/*"))) == 2 * min(stopped, 128) // 64
+    for workers in (2, 1, 4) if stopped == 64 else (2, 1):
+        folder = shutil.copytree(half, tmp_path / str(workers), symlinks=True)
+        assert share(folder, workers)["frames"] == 256
+        assert same(weights(folder), weights(two)) if workers == 2 else close(folder, two)
+
+
+def test_torchrun_is_another_way_to_begin_them(two, tmp_path):
+    folder, package = tmp_path / "run", str(Path(commands.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
+    begin = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "navprune", "train"]
+    rest = ["--config", "pointnav", f"run={folder}", *SHARED, "--json", str(tmp_path / "answer.json")]
+    done = subprocess.run([sys.executable, *begin, *rest], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("256 frames") == 1 and json.loads((tmp_path / "answer.json").read_text())["frames"] == 256
+    assert same(weights(folder), weights(two))
+
+
+def configured(workers=0, environments=12, minibatches=2, batch=None, **changes):
+    warm = None if batch is None else WarmStartConfig(batch=batch)
+    ppo, trainer = PPOConfig(minibatches=minibatches), TrainerConfig(workers=workers)
+    return Config(environments=environments, ppo=ppo, warm_start=warm, trainer=trainer, **changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "cores", "expected"),
+    [
+        (configured(), 1, 1),
+        (configured(), 2, 2),
+        (configured(), 5, 3),
+        (configured(), 64, 6),
+        (configured(batch=8), 64, 2),
+        (configured(environments=5), 64, 1),
+        (configured(env="habitat"), 64, 1),
+        (configured(workers=6), 1, 6),
+        (configured(workers=1, environments=3), 64, 1),
+    ],
+)
+def test_as_many_workers_as_cores_that_can_share_the_work(monkeypatch, config, cores, expected):
+    monkeypatch.setattr(commands, "cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert commands.worker_count(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "begun", "told"),
+    [
+        (configured(workers=4), None, "trainer.workers is 4, .* 12 environments in 2 mini-batches; use 1 or 2 or 3 or "
+         "6, or a multiple of 8 environments"),
+        (configured(workers=3, batch=8), None, r"and 8 sequences \(warm_start.batch\); use 1 or 2"),
+        (configured(environments=5), "2", "torchrun began 2 workers, which cannot share out 5 environments"),
+    ],
+)  # fmt: skip
+def test_workers_that_cannot_share_the_work_are_refused(monkeypatch, config, begun, told):
+    if begun:
+        monkeypatch.setenv("WORLD_SIZE", begun)
+    with pytest.raises(UserError, match=told) as error:
+        commands.worker_count(config)
+    assert "\n" not in str(error.value)
+    assert commands.worker_count(replace(config, environments=24, warm_start=None)) in (2, 3, 4)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rl.conftest import Corridor
+from rl.groups import Lanes, together
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -238,7 +239,7 @@ def test_kept_weights_go_back_to_the_early_checkpoint(tmp_path):
     for _ in range(8):
         trainer._update()
     expected = slim(early, callback.kept)
-    assert trainer.policy.spec == expected.spec != SPEC and not trainer.learner.optimiser.state
+    assert trainer.policy.spec == expected.spec != SPEC and not trainer.learner.state_dict()["optimiser"]["state"]
     assert all(value.equal(trainer.policy.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
@@ -246,6 +247,38 @@ def test_a_run_that_began_with_another_network_is_refused(whole):
     other = replace(SPEC, hidden_size=24)
     with pytest.raises(UserError, match="began with another spec"):
         train(other, Corridor(size=SIDE), RUN, phases_of(PPO), whole[0])
+
+
+# Workers -----------------------------------------------------------------------------------------
+
+
+def cut_by(size, folder, config):
+    callbacks, policies = [pruning(config) for _ in range(size)], [build(SPEC, 0) for _ in range(size)]
+
+    def act(group):
+        env = Lanes(4 // size, group.rank * 4 // size, torch.float32, size=SIDE)
+        phases = phases_of(PPO, None, [callbacks[group.rank]])
+        trainer = Trainer(policies[group.rank], env, RUN, phases, folder, group=group)
+        trainer.run()
+        return trainer, callbacks[group.rank]
+
+    return together(size, act)
+
+
+@pytest.mark.parametrize("method", ["taylor", "uniform"])
+def test_workers_cut_the_same_units(tmp_path, method):
+    """Of scores that differ between them; those of weights alone are those of one process."""
+    config = replace(CUTS, method=method)
+    (first, cuts), (second, others) = cut_by(2, tmp_path / "two", config)
+    assert cuts.history == others.history and len(cuts.history) == 3
+    assert first.policy.spec == second.policy.spec != SPEC
+    ours, theirs = first.policy.state_dict(), second.policy.state_dict()
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+    if method == "uniform":
+        ((alone, _),) = cut_by(1, tmp_path / "one", config)
+        assert alone.policy.spec == first.policy.spec
+        for name, value in alone.policy.state_dict().items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
 
 
 # Penalties ---------------------------------------------------------------------------------------

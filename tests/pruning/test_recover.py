@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl.conftest import Corridor, tiny_spec
+from rl.groups import Lanes, together
 from torch.distributions import Categorical, kl_divergence
 
 from navprune.errors import UserError
@@ -192,3 +193,61 @@ def test_files_that_do_not_fit_are_named(pruned, text, message):
     with pytest.raises(UserError, match=message) as error:
         rewound_checkpoint(pruned, pruned.parent / "early")
     assert "\n" not in str(error.value)
+
+
+# Workers -----------------------------------------------------------------------------------------
+
+
+def test_workers_learn_from_one_teacher_what_one_does(tmp_path):
+    """The parts of the loss add up, and so do the terms that are told."""
+
+    def learnt(size):
+        callbacks, policies = [lessons() for _ in range(size)], [build(SPEC, 0) for _ in range(size)]
+
+        def act(group):
+            env = Lanes(8 // size, group.rank * 8 // size, torch.float32, limit=5)
+            phases = phases_of(replace(PPO, minibatches=2), None, [callbacks[group.rank]])
+            config = replace(RUN, total_frames=3 * 56)
+            run = Trainer(policies[group.rank], env, config, phases, tmp_path / str(size), group=group)
+            told = []
+            for _ in range(3):
+                update = run._update()
+                run._exchange(update)
+                told.append(dict(update.scalars))
+            run.save()
+            return run.policy.state_dict(), told
+
+        return together(size, act)
+
+    ((alone, expected),) = learnt(1)
+    for size in (2, 4):
+        shared = learnt(size)
+        for policy, told in shared:
+            assert all(value.equal(shared[0][0][name]) for name, value in policy.items())
+            for update, of_one in zip(told, expected):
+                assert update == pytest.approx(of_one, rel=1e-3) and min(of_one.values()) > 0
+        for name, value in alone.items():
+            torch.testing.assert_close(shared[0][0][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_teacher_remembers_goes_on_with_any_number_of_workers(tmp_path):
+    """Two workers stop, one goes on with all that it remembers of all environments."""
+
+    def go_on(size, frames, folder):
+        callbacks, policies = [lessons() for _ in range(size)], [build(SPEC, 0) for _ in range(size)]
+
+        def act(group):
+            env = Lanes(8 // size, group.rank * 8 // size, torch.float32, limit=5)
+            phases, config = phases_of(PPO, None, [callbacks[group.rank]]), replace(RUN, total_frames=frames)
+            before = Trainer(policies[group.rank], env, config, phases, folder, group=group)
+            state = callbacks[group.rank].state.clone()
+            before.run()
+            return state, callbacks[group.rank].state
+
+        return together(size, act)
+
+    left = torch.cat([after for _, after in go_on(2, 112, tmp_path)])
+    assert left.abs().sum() > 0
+    for size in (1, 4, 2):
+        found = torch.cat([before for before, _ in go_on(size, 112, tmp_path)])
+        assert found.equal(left)

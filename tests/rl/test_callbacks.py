@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rl.run_folders import write_as_format_1
 
 from navprune.errors import UserError
 from navprune.models.build import build
@@ -176,7 +177,7 @@ def test_a_run_that_began_otherwise_is_refused(toys, tmp_path):
 def test_a_checkpoint_from_before_there_were_callbacks_is_resumed(toys, tmp_path):
     run(toys, tmp_path, Diary(), env=None)
     file = tmp_path / "latest" / "trainer.pt"
-    state = torch.load(file, weights_only=True)
+    state = write_as_format_1(file)
     for name in ("initial", "schedule_start", "callbacks"):
         del state[name]
     torch.save(state, file)

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from navprune import files
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
+from navprune.pruning.recover import Distillation
 from navprune.rl.checkpoints import (
     load_classifier,
     load_policy,
@@ -22,6 +25,10 @@ from navprune.rl.checkpoints import (
     save_checkpoint,
     unpack,
 )
+from navprune.rl.phases import phases_of
+from navprune.rl.ppo import PPOConfig
+from navprune.rl.trainer import Trainer, TrainerConfig, train
+from navprune.rl.warm_start import WarmStartConfig
 
 
 @pytest.fixture
@@ -101,6 +108,7 @@ def test_everything_a_trainer_needs_loads_without_unpickling_code(policy, tmp_pa
         "arrays": [np.arange(6).reshape(2, 3), np.array(2.5), np.zeros((0, 4), np.float32), np.array([True])],
         "number": np.float64(0.1),
         "optimiser": torch.optim.Adam(policy.parameters()).state_dict(),
+        "starts": {"ppo": 0},
     }
     folder = save_checkpoint(tmp_path / "c", policy, trainer=state)
     back = read_trainer(folder)
@@ -178,3 +186,27 @@ def test_a_slim_classifier_comes_back_as_it_was(tmp_path, saved):
         load_policy(folder)
     with pytest.raises(UserError, match="holds no classifier"):
         load_classifier(saved)
+
+
+# Format 1 -----------------------------------------------------------------------------------------------
+
+RECORDED = Path(__file__).parents[1] / "data" / "format_1"  # written before there were workers; a Distillation at work
+
+
+@pytest.mark.parametrize(("name", "frames", "updates"), [("warm_start", 48, 1), ("ppo", 144, 4)])
+def test_runs_of_format_1_go_on(toys, tmp_path, name, frames, updates):
+    spec, folder = toys.spec(hidden_size=4), shutil.copytree(RECORDED / name, tmp_path / "run")
+    warm = WarmStartConfig(frames=96, steps=12, sequence=6, batch=4, capacity=96)
+    lessons = Distillation(build(toys.spec(rnn="lstm", hidden_size=4), 3), spec, policy=1.0, features=1.0)
+    phases = phases_of(PPOConfig(steps=6, epochs=1, minibatches=2), warm, [lessons])
+    config = TrainerConfig(total_frames=frames, threads=1, window=2)
+    trainer = Trainer(spec, toys.Corridor(), config, phases, folder)
+    assert (trainer.frames, trainer.updates, trainer.phase.name) == (frames, updates, name)
+    kept = trainer.learner.state_dict()
+    assert kept["optimiser"]["state"]
+    if name == "ppo":
+        assert trainer.schedule_start == 96 and lessons.seen.all() and lessons.state.abs().sum() > 0
+    else:
+        assert kept["collected"] == 1 and kept["environments"]["drivers"]["expert"].any()
+    result = train(spec, toys.Corridor(), replace(config, total_frames=192), phases, folder)
+    assert result.frames == 192 and read_trainer(result.latest)["starts"] == {"warm_start": 0, "ppo": 96}

@@ -25,7 +25,7 @@ def test_a_recorded_rollout_replays_as_sequences(toys, core):
     collect(actor, rollout)  # so that the one looked at begins in mid-episode
     collect(actor, rollout)
     assert not rollout.masks.all() and rollout.state.abs().sum() > 0
-    for rows in rollout.minibatches(2, actor.generator):
+    for rows in actor.minibatches(2):
         with torch.no_grad():
             output = policy.sequence(
                 {name: value[:, rows] for name, value in rollout.observations.items()},
@@ -41,9 +41,9 @@ def test_a_recorded_rollout_replays_as_sequences(toys, core):
 
 def test_minibatches_take_each_environment_once(toys):
     actor = actor_of(toys.policy(), toys.Corridor(num_envs=7))
-    groups = list(Rollout.like(actor, 2).minibatches(3, actor.generator))
+    groups = list(actor.minibatches(3))
     assert sorted(torch.cat(groups).tolist()) == list(range(7))
-    assert [len(group) for group in groups] == [3, 2, 2]
+    assert sorted(len(group) for group in groups) == [2, 2, 3]
 
 
 def test_masks_and_previous_actions_follow_the_episodes(toys):
@@ -88,11 +88,24 @@ def test_next_values_are_those_of_the_same_episode(toys):
             assert rollout.next_values[t, n].item() == pytest.approx(output.values[-1, 0].item(), abs=1e-5)
 
 
-def test_the_window_holds_the_latest_episodes(toys):
+def test_every_episode_that_ended_is_noted_where_it_did(toys):
     actor = actor_of(toys.policy(), toys.Corridor())
     rollout = Rollout.like(actor, 60)
     collect(actor, rollout)
-    ended = int((rollout.terminated | rollout.truncated).sum())
-    assert ended > 10 and actor.window.full and len(actor.window.episodes) == 10
-    mean = sum(e["reward"] for e in actor.window.episodes) / 10
-    assert actor.window.mean()["reward"] == pytest.approx(mean)
+    ends = (rollout.terminated | rollout.truncated).nonzero().tolist()
+    assert len(ends) > 10 and [[step - 1, env] for step, env, _ in actor.ended] == ends
+    assert all(measures["reward"] == rollout.rewards[t, n] for (t, n), (*_, measures) in zip(ends, actor.ended))
+
+
+@pytest.mark.parametrize("enough", [1, 7])
+def test_a_rollout_that_ends_early_is_the_beginning_of_the_whole_one(toys, enough):
+    whole, early = (actor_of(toys.policy(), toys.Corridor(limit=3)) for _ in range(2))
+    complete = collect(whole, Rollout.like(whole, 12))
+    part = collect(early, Rollout.like(early, 12), lambda steps: steps >= enough)
+    assert len(part.rewards) == enough and early.steps == enough
+    for name, value in vars(part).items():
+        if name == "observations":
+            assert all(seen.equal(complete.observations[key][:enough]) for key, seen in value.items())
+        else:
+            expected = complete.state if name == "state" else getattr(complete, name)[:enough]
+            torch.testing.assert_close(value, expected)

@@ -60,6 +60,9 @@ class Seeing(torch.nn.Module):
     def initial_state(self, n):
         return torch.zeros(n, 1)
 
+    def prepare(self, observations):
+        return observations
+
 
 def test_what_was_drawn_reaches_the_rollout_uncopied():
     env = make_env()

@@ -29,7 +29,7 @@ def start(toys, tmp_path):
         )
         actor.reset()
         config = WarmStartConfig(**{"steps": 8, "sequence": 4, "batch": 2, "capacity": 96, **options})
-        return WarmStart(policy, actor, config, tmp_path / "rounds")
+        return WarmStart(actor, tmp_path / "rounds", config)
 
     return build
 
@@ -53,7 +53,7 @@ def test_returns_are_discounted_sums_to_the_end_of_the_episode(seed, steps, gamm
 def test_while_the_expert_drives_nothing_is_counted(start):
     warm = start(stray=0.0)
     past = warm._collect(beta=1.0)
-    assert not warm.actor.window.episodes
+    assert not warm.actor.ended
     assert past.data["done"].any()
     # What was done at one step is the previous action of the next.
     assert past.data["previous"][1:].equal(past.data["expert"][:-1])
@@ -101,9 +101,9 @@ def test_a_policy_that_makes_progress_keeps_the_wheel():
 
 def test_an_episode_that_was_handed_over_counts_as_failed(start):
     warm = start(patience=1, stray=0.0)
-    while not (warm.drivers.handed_over.any() and warm.actor.window.episodes):
+    while not (warm.drivers.handed_over.any() and warm.actor.ended):
         warm._collect(beta=0.0)
-    assert any(episode["success"] == 0 for episode in warm.actor.window.episodes)
+    assert any(measures["success"] == 0 for *_, measures in warm.actor.ended)
 
 
 def test_beta_falls_to_its_final_value(start):
@@ -113,7 +113,7 @@ def test_beta_falls_to_its_final_value(start):
 def test_the_buffer_is_bounded_and_keeps_the_latest_rounds(start):
     warm = start()
     for _ in range(5):
-        warm.update(0.5)
+        warm.update(0.5, 0)
     assert [past.number for past in warm.rounds] == [3, 4, 5]
     frames = sum(past.data["expert"].numel() for past in warm.rounds)
     assert frames == warm.config.capacity
@@ -173,7 +173,7 @@ def test_the_inflection_weight_counts_changes_of_action_more(start):
     losses = []
     for weight in (1.0, 1e9):
         warm = start(inflection_weight=weight, lr=1e-12, epochs=20)
-        losses.append((warm, warm.update(0.0)["imitation_loss"]))
+        losses.append((warm, warm.update(0.0, 0).losses["imitation_loss"]))
     warm, loss = losses[1]
     assert loss != pytest.approx(losses[0][1], rel=1e-6)
     past = warm.rounds[0].data
