@@ -37,7 +37,12 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
     By oneDNN, which uses all of AVX-512 where MKL, on a processor that is not Intel's, does not: twice as fast.
     """
-    return a @ b.t() if _product is None else _product(a, b, None, "none", [], "")
+    return a @ b.t() if _product is None else _product(_dense(a), _dense(b), None, "none", [], "")
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """Row by row or column by column without gaps: for others oneDNN has but its slow reference."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 class _Linear(torch.autograd.Function):
