@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from navprune.models.fast import eager, linear, plain_on_cpu, stack
+from navprune.models.fast import linear, plain_on_cpu, stack
 from navprune.models.spec import Conv, EncoderSpec, Layer, convolutions, trunk_name
 
 VARIANCE_FLOOR = 1e-2  # of habitat-baselines' running variance
@@ -135,17 +135,21 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, source, h, w] -> [B, target, ceil(h / stride), ceil(w / stride)]."""
-        many = len(input) >= MANY and plain_on_cpu(input)
-        if self.groups == 1 and max(input.shape[-2:]) <= (self.centre + 1 if many else 1):
-            return self._linear(input)
-        if many and self.kernel_size == (1, 1) and self.stride != (1, 1) and torch.is_grad_enabled():
-            step = self.stride[0]  # the gradient of a stride is slow, that of a choice of pixels is not
-            return F.conv2d(input[:, :, ::step, ::step], self.weight)
-        return super().forward(input)
+        if self.groups == 1 and plain_on_cpu(input) and len(input) >= MANY:
+            return self._of_many(input)
+        if self.groups > 1 or input.shape[-2:] != (1, 1):
+            return super().forward(input)
+        return F.linear(input.flatten(1), self.weight[:, :, self.centre, self.centre])[:, :, None, None]
 
-    def _linear(self, input: Tensor) -> Tensor:
-        """As `forward`: each pixel of the result is a product with the window of the taps that meet the map."""
-        (height, width), stride, weight = input.shape[-2:], self.stride[0], self.weight.permute(0, 2, 3, 1)
+    def _of_many(self, input: Tensor) -> Tensor:
+        """As `forward`; on small maps each pixel of the result is a product with the taps that meet the map."""
+        (height, width), stride = input.shape[-2:], self.stride[0]
+        if max(height, width) > self.centre + 1:
+            if stride == 1 or self.centre > 0 or not torch.is_grad_enabled():
+                return super().forward(input)
+            # The gradient of a stride is slow, that of a choice of pixels is not.
+            return F.conv2d(input[:, :, ::stride, ::stride], self.weight)
+        weight = self.weight.permute(0, 2, 3, 1)
         tops = range(self.centre, self.centre - height, -stride)
         lefts = range(self.centre, self.centre - width, -stride)
         windows = [weight[:, top : top + height, left : left + width] for top in tops for left in lefts]
@@ -235,7 +239,8 @@ class ResNetEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W], or their 2 x 2 averages as `prepare` makes them -> [B, *output_shape]."""
         if images.shape[-2:] != self.spec.pooled:
-            images = _halved(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if eager(images) else F.avg_pool2d(images, 2)
+            last = images.permute(0, 2, 3, 1)
+            images = _halved(last).permute(0, 3, 1, 2) if plain_on_cpu(images) else F.avg_pool2d(images, 2)
         return stack(self.compression, self.backbone(self.running_mean_and_var(images)))
 
 
@@ -277,8 +282,10 @@ def build_encoder(spec: EncoderSpec) -> Encoder:
 
 
 def _scaled(image: Tensor) -> Tensor:
-    """Values as float32; bytes become 0 to 1."""
-    return image / 255.0 if image.dtype == torch.uint8 else image.float()
+    """Bytes as 0 to 1, and halves as float32, as convolutions on a CPU want them."""
+    if image.dtype == torch.uint8:
+        return image / 255.0
+    return image.float() if image.dtype == torch.float16 else image
 
 
 def _halved(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 from navprune.models import norms
 
 LAST = torch.channels_last
-LARGEST = 1 << 16  # values of an image beyond which it leaves the cache between a kernel's passes
+NOTHING = np.empty(0, np.float32)
+FEWEST, SMALLEST = 4, 1 << 14  # images and values of a batch, below which calling kernels takes longer than torch
+LARGEST = 1 << 15  # values of an image beyond which it leaves the cache between a kernel's passes
 _product = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -69,20 +72,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, other: Tensor | None, layer: nn.GroupNorm, relu: bool, *_: Tensor) -> Tensor:
         x = x.contiguous(memory_format=LAST)
-        y = torch.empty_like(x)
-        images, channels, height, width = x.shape
-        ctx.sizes = height * width, channels // groups
-        ctx.added, ctx.relu = other is not None, relu
-        blocks = -(-channels // max(channels // groups, norms.WIDTH))
-        statistics = x.new_empty(images, blocks, 2, norms.WIDTH)
-        others = _flat(other.contiguous(memory_format=LAST) if other is not None else x[:0])
-        parameters = weight.numpy(), bias.numpy()
-        norms.forward(_flat(x), others, *parameters, _flat(y), statistics.numpy(), *ctx.sizes, eps, ctx.added, relu)
-        ctx.save_for_backward(x, weight, statistics, y if relu else None)
+        y, statistics = _norm(x, other, layer, relu)
+        ctx.sizes = x[0, 0].numel(), layer.num_channels // layer.num_groups, other is not None, relu
+        ctx.save_for_backward(x, layer.weight, statistics, y if relu else None)
         return y
 
     @staticmethod
@@ -90,26 +84,38 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, statistics, y = ctx.saved_tensors
         dy = dy.contiguous(memory_format=LAST)
-        dx = torch.empty_like(x)
-        dother = torch.empty_like(x) if ctx.added else None
+        dx = torch.empty_like(x, memory_format=LAST)
+        dother = torch.empty_like(x, memory_format=LAST) if ctx.sizes[2] else None
         dparameters = x.new_zeros(2, len(weight))
-        seen = _flat(dy), _flat(x), _flat(x[:0] if y is None else y), weight.numpy(), statistics.numpy()
-        found = _flat(dx), _flat(x[:0] if dother is None else dother), *dparameters.numpy()
-        norms.backward(*seen, *found, *ctx.sizes, ctx.added, ctx.relu)
-        return dx, dother, *dparameters, None, None, None
+        seen = _flat(dy), _flat(x), _flat(y), weight.detach().numpy(), statistics.numpy()
+        norms.backward(*seen, _flat(dx), _flat(dother), *dparameters.numpy(), *ctx.sizes)
+        return dx, dother, None, None, *dparameters
 
 
-def _flat(x: Tensor) -> Any:
-    """The values of images [B, C, h, w] in channels-last order."""
-    return x.permute(0, 2, 3, 1).numpy().reshape(-1)
+def _norm(x: Tensor, other: Tensor | None, layer: nn.GroupNorm, relu: bool) -> tuple[Tensor, Tensor]:
+    """relu(norm(x) + other), with what its gradient needs; `x` lies in channels-last order."""
+    y = torch.empty_like(x, memory_format=LAST)
+    others = None if other is None else other.contiguous(memory_format=LAST)
+    images, channels, height, width = x.shape
+    group = channels // layer.num_groups
+    statistics = x.new_empty(images, -(-channels // max(group, norms.WIDTH)), 2, norms.WIDTH)
+    arrays = _flat(x), _flat(others), layer.weight.detach().numpy(), layer.bias.detach().numpy(), _flat(y)
+    norms.forward(*arrays, statistics.numpy(), height * width, group, other is not None, relu, layer.eps)
+    return y, statistics
+
+
+def _flat(x: Tensor | None) -> Any:
+    """The values of images [B, C, h, w] in channels-last order, in which they lie; none of None."""
+    return NOTHING if x is None else x.detach().permute(0, 2, 3, 1).numpy().reshape(-1)
 
 
 def stack(layers: nn.Sequential, x: Tensor, other: Callable[[], Tensor] | None = None) -> Tensor:
     """`layers(x)`, or relu(layers(x) + other()), where norms take along the sum and the ReLU that follow them."""
-    rest = list(layers) if plain_on_cpu(x) and torch.get_num_threads() == 1 and not _hooked(layers) else [layers]
+    kernels = plain_on_cpu(x) and len(x) >= FEWEST and x.numel() >= SMALLEST and torch.get_num_threads() == 1
+    rest = list(layers) if kernels and not _hooked(layers) else [layers]
     while rest:
         layer = rest.pop(0)
-        if not _takes(layer, x):
+        if not isinstance(layer, nn.GroupNorm) or not _takes(layer, x):
             x = layer(x)
         elif rest and type(rest[0]) is nn.ReLU and not _hooked(rest[0]):
             x = _normed(layer, x, None, relu=True)
@@ -121,20 +127,20 @@ def stack(layers: nn.Sequential, x: Tensor, other: Callable[[], Tensor] | None =
     return x if other is None else F.relu(x + other(), inplace=True)
 
 
-def _normed(layer: nn.Module, x: Tensor, other: Tensor | None, *, relu: bool) -> Tensor:
-    return _Norm.apply(x, other, layer.weight, layer.bias, layer.num_groups, layer.eps, relu)
+def _normed(layer: nn.GroupNorm, x: Tensor, other: Tensor | None, *, relu: bool) -> Tensor:
+    if torch.is_grad_enabled():
+        return _Norm.apply(x, other, layer, relu, layer.weight, layer.bias)
+    return _norm(x.contiguous(memory_format=LAST), other, layer, relu)[0]
 
 
-def _takes(layer: nn.Module, x: Tensor) -> bool:
+def _takes(layer: nn.GroupNorm, x: Tensor) -> bool:
     """Whether the kernels can compute this norm, and nobody listens to it alone."""
     if type(layer) is not nn.GroupNorm or layer.bias is None or layer.weight.dtype != torch.float32 or _hooked(layer):
         return False
     channels, group = layer.num_channels, layer.num_channels // layer.num_groups
     fits = channels >= norms.WIDTH and (group in (1, 2, 4) or group % norms.WIDTH == 0)
-    return fits and x.ndim == 4 and x.shape[1] == channels and 0 < x[0].numel() <= LARGEST
+    return fits and x.ndim == 4 and x.numel() >= SMALLEST and x[0].numel() <= LARGEST
 
 
 def _hooked(layer: nn.Module) -> bool:
-    return bool(
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    )
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

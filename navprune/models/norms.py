@@ -57,7 +57,7 @@ def _moment(x: Any, start: Any, size: Any, pixels: Any, channels: Any, mean: Any
 @entry
 def forward(
     x: Any, other: Any, weight: Any, bias: Any, y: Any, statistics: Any,
-    pixels: Any, group: Any, eps: Any, added: Any, rectified: Any,
+    pixels: Any, group: Any, added: Any, rectified: Any, eps: Any,
 ) -> None:  # fmt: skip
     """y = norm(x), plus `other` if `added`, and its positive part if `rectified`.
 

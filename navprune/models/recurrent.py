@@ -24,12 +24,14 @@ class StateEncoder(nn.Module):
     def forward(self, x: Tensor, state: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [T, N, F], state [N, L, H], masks bool [T, N] -> outputs [T, N, H], state [N, L, H].
 
-        The state of an environment is cleared before a step whose mask is False: multiplied by 0, elsewhere by 1, which
-        is exact. A sequence is computed in float32; a single step is torch's layer, so that it can be exported.
+        The state of an environment is cleared before a step whose mask is False: multiplied by 0, elsewhere by 1,
+        which is exact. A sequence is computed in the weights' precision, under autocast too; a single step is
+        torch's layer, so that it can be exported.
         """
         if len(masks) > 1 and eager(x):
+            dtype = self.rnn.weight_ih_l0.dtype
             with torch.autocast(x.device.type, enabled=False):
-                return self._sequence(x.float(), state.float(), masks)
+                return self._sequence(x.to(dtype), state.to(dtype), masks)
         hidden, outputs = state.transpose(0, 1), []
         for step, mask in zip(x, masks):
             hidden = (hidden * mask.to(hidden.dtype)[:, None]).contiguous()
