@@ -80,9 +80,9 @@ def forward(
             store(statistics, place + WIDTH, scale)
             for c in range(0, size, WIDTH):
                 slope = scale * load(weight, low + c)
-                offset = load(bias, low + c) - mean * slope
+                offset = load(bias, low + c)
                 for at in range(start + c, start + c + pixels * channels, channels):
-                    value = load(x, at) * slope + offset
+                    value = (load(x, at) - mean) * slope + offset
                     if added:
                         value = value + load(other, at)
                     if rectified:
