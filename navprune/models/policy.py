@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from navprune.models.encoders import Encoder, build_encoder
+from navprune.models.recurrent import StateEncoder, orthogonal
 from navprune.models.spec import PolicySpec
 from navprune.tasks import GOAL
 
@@ -22,36 +23,6 @@ class PolicyOutput(NamedTuple):
     logits: Tensor
     values: Tensor
     state: Tensor
-
-
-class StateEncoder(nn.Module):
-    """A GRU or LSTM with its state in one tensor [N, L, H]; of an LSTM the hidden layers, then the cells."""
-
-    def __init__(self, spec: PolicySpec, inputs: int):
-        super().__init__()
-        self.rnn = {"gru": nn.GRU, "lstm": nn.LSTM}[spec.rnn](inputs, spec.hidden_size, spec.rnn_layers)
-        for name, parameter in self.rnn.named_parameters():
-            _orthogonal(parameter) if "weight" in name else nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, state: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [T, N, F], state [N, L, H], masks bool [T, N] -> outputs [T, N, H], state [N, L, H].
-
-        The state of an environment is cleared before a step whose mask is False. Between such steps time is
-        handed to the recurrent layer whole, which is far faster than step by step. A single step asks for no values,
-        so that it can be exported.
-        """
-        steps = len(masks)
-        begins = (~masks[1:]).any(dim=1).tolist() if steps > 1 else []
-        cuts = [t for t, begin in enumerate(begins, start=1) if begin]
-        hidden = state.transpose(0, 1)
-        outputs = []
-        for start, end in zip([0, *cuts], [*cuts, steps]):
-            hidden = (hidden * masks[start].to(hidden.dtype)[:, None]).contiguous()  # by 1, which is exact, or by 0
-            lstm = isinstance(self.rnn, nn.LSTM)
-            output, after = self.rnn(x[start:end], hidden.chunk(2) if lstm else hidden)
-            outputs.append(output)
-            hidden = torch.cat(after) if lstm else after
-        return torch.cat(outputs), hidden.transpose(0, 1)
 
 
 class Net(nn.Module):
@@ -99,6 +70,14 @@ class PointNavPolicy(nn.Module):
         Where the encoder is frozen, these can be computed once and handed to `forward` and `sequence`.
         """
         return self.net.visual_fc(self.encoder(self.encoder.images(observations)))
+
+    def prepare(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of raw observations [N, ...] what the policy reads, as small as is exact enough, under the same names.
+
+        `forward`, `sequence` and `encode` take either. A rollout that keeps these needs an eighth of the memory, and
+        its images are pooled once instead of in each epoch; they are rounded to float16.
+        """
+        return {**self.encoder.prepare(observations), GOAL: observations[GOAL]}
 
     def forward(
         self,
@@ -150,16 +129,6 @@ class PointNavPolicy(nn.Module):
 
 def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:
     head = nn.Linear(inputs, outputs)
-    _orthogonal(head.weight, gain)
+    orthogonal(head.weight, gain)
     nn.init.zeros_(head.bias)
     return head
-
-
-def _orthogonal(weight: Tensor, gain: float = 1.0) -> None:
-    """Orthogonal weights, by one thread: how the decomposition rounds would depend on the number of threads."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        nn.init.orthogonal_(weight, gain)
-    finally:
-        torch.set_num_threads(threads)

@@ -158,7 +158,25 @@ def _unary(name: Any) -> Any:
     return function
 
 
-floor, ceil, absolute = _unary("floor"), _unary("ceil"), _unary("fabs")
+floor, ceil, absolute, root = (_unary(name) for name in ("floor", "ceil", "fabs", "sqrt"))
+
+
+def _swapped(distance: Any) -> Any:
+    """A function that exchanges the lanes that lie as far apart, a power of two."""
+
+    @intrinsic
+    def function(typing: Any, a: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            places = [lane ^ distance for lane in range(WIDTH)]
+            indices = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), places)
+            return builder.shuffle_vector(args[0], args[0], indices)
+
+        return a(a), emit
+
+    return function
+
+
+swapped_1, swapped_2, swapped_4 = _swapped(1), _swapped(2), _swapped(4)
 
 
 @intrinsic

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -185,3 +187,28 @@ def test_clearing_the_state_is_exact_bit_for_bit(rnn):
     assert torch.equal(masked.view(torch.int32), plain.view(torch.int32))
     cleared, _ = core(x, state, torch.tensor([[True, False, True]]))
     assert torch.equal(cleared[:, ::2].view(torch.int32), plain[:, ::2].view(torch.int32))
+
+
+@pytest.mark.parametrize("encoder", [*ENCODERS, "rgb"])
+def test_prepared_observations_give_the_answers_of_raw_ones(encoder):
+    """But for the rounding of pooled images to float16, whose size they have; and what is prepared stays as it is."""
+    spec = ENCODERS.get(encoder) or encoder_spec("resnet18", (4, 32, 32), 8, output=16)
+    policy = build(PolicySpec(spec, visual_features=24, hidden_size=16), 0)
+    observations, actions, masks = _inputs(size=spec.input[1] or 32)
+    prepared = policy.prepare({key: value.flatten(0, 1) for key, value in observations.items()})
+    assert set(prepared) == {*spec.observations, "pointgoal_with_gps_compass"}
+    again = policy.prepare(prepared)
+    assert all(again[key] is value for key, value in prepared.items())
+    prepared = {key: value.unflatten(0, (T, N)) for key, value in prepared.items()}
+    halves = {key: prepared[key] for key in spec.observations if spec.family == "resnet"}
+    assert all(x.dtype == torch.float16 and x.shape[2:4] == spec.pooled for x in halves.values())
+    answers, statistics = [], []
+    for seen in (observations, prepared):
+        twin = copy.deepcopy(policy)  # in training the running statistics of colours move
+        answers.append(tuple(twin.sequence(seen, twin.initial_state(N), actions, masks)))
+        statistics.append(list(twin.buffers()))
+    torch.testing.assert_close(*answers, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(*statistics, atol=1e-3, rtol=1e-3)
+    step = {key: value[0] for key, value in prepared.items()}
+    one = policy.eval()(step, policy.initial_state(N), actions[0], masks[0])
+    assert torch.isfinite(one.logits).all()
