@@ -24,9 +24,11 @@ from torch.nn import functional
 from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.files import write_file
+from navprune.progress import say_once
 from navprune.rl.checkpoints import load_tensors
 from navprune.rl.group import ENVIRONMENTS
 from navprune.rl.learner import Update
+from navprune.rl.muon import Muon
 from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
@@ -53,7 +55,7 @@ class WarmStartConfig:
     capacity: int = 65_536
     """Frames in the buffer, the oldest leave first; images take 2 bytes a value; at least `steps` x N."""
     lr: float = bounded(1e-3, TINY, 1)
-    """Adam's learning rate at the beginning, falling linearly to 0; above 0."""
+    """Learning rate at the beginning, falling linearly to 0; above 0. Matrices learn at ten times as much, by Muon."""
     max_grad_norm: float = bounded(1.0, TINY)
     """Gradients are scaled down to this norm; above 0."""
     beta_final: float = bounded(0.3, 0, 1)
@@ -161,7 +163,7 @@ class WarmStart:
             raise UserError(
                 f"warm_start.batch is {config.batch}; {actor.group.size} workers need a multiple of {actor.group.size}"
             )
-        self.optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5, fused=True)
+        self.optimiser = Muon(self.policy, config.lr)
         self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
         self.drivers = Drivers(actor.env.num_envs, config.patience)
         self.collected = 0
@@ -344,7 +346,10 @@ class WarmStart:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, with the data that `store` wrote."""
         own = state[ENVIRONMENTS]
-        self.optimiser.load_state_dict(state["optimiser"])
+        try:
+            self.optimiser.load_state_dict(state["optimiser"])
+        except ValueError:
+            say_once("the warm start was begun by an earlier navprune, with another optimiser; this one begins afresh")
         self.drivers.load_state_dict(own["drivers"])
         self.collected = state["collected"]
         states, returns = (own[name].movedim(0, 2).contiguous() for name in ("states", "returns"))

@@ -76,6 +76,7 @@ def test_next_values_are_those_of_the_same_episode(toys):
     assert rollout.next_values[:-1][going_on[:-1]].equal(rollout.values[1:][going_on[:-1]])
     # Replay each stream up to the time limit and let it see the last observation.
     for t, (truncated, observations) in enumerate(final):
+        observations = policy.prepare(observations) if truncated.any() else {}
         for k, n in enumerate(truncated.nonzero().squeeze(-1).tolist()):
             seen = {
                 name: torch.cat([value[: t + 1, n], observations[name][k : k + 1]])[:, None]
