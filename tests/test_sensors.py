@@ -67,8 +67,12 @@ def test_new_sensors_go_from_the_scene_to_the_rollout(toys):
     actor = Actor(env, policy, **how, timers=Timers())
     actor.reset()
     rollout = Rollout.like(actor, 4)
+    raw, step = [env.reset()], env.step
+    env.step = lambda actions: [raw.append((taken := step(actions)).observations), taken][1]
     collect(actor, rollout)
-    seen = {name: rollout.observations[name][2].numpy() for name in config.task.sensors}
+    for name in config.task.sensors:
+        assert rollout.observations[name][2].equal(policy.prepare(raw[2])[name])
+    seen = {name: raw[2][name].numpy() for name in config.task.sensors}
     for row in range(3):
         assert all(env.observation_space[name].contains(image[row]) for name, image in seen.items())
     depth = seen["depth"] * config.task.max_depth
