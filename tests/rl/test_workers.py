@@ -106,6 +106,12 @@ def test_signals_save_and_stop_all_workers(whole, tmp_path, number, rank, status
         assert run(folder)[0] == 0 and is_whole(folder, whole)
 
 
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    status, said = run(tmp_path / "run", rank=0, what="twice group SIGINT")
+    assert status == 130 and said[-1] == "navprune: interrupted" and len(said) == 2
+    assert numbered(tmp_path / "run")[0] == 192
+
+
 def test_a_signal_while_workers_are_begun_leaves_none(tmp_path):
     process = begin_run(tmp_path / "run")
     end_of_wait = time.monotonic() + 60
