@@ -169,9 +169,8 @@ def main() -> None:
                     taken.append(1e3 * (time.thread_time() - start))
         medians = {way: [statistics.median(taken[1:]) for taken in both] for way, both in times.items()}
         first = next(iter(medians))
-        print(
-            f"\n| {name} | gradient step | times as fast | acting | times as fast | logits differ by |\n|---|---|---|---|---|---|"
-        )
+        print(f"\n| {name} | gradient step | times as fast | acting | times as fast | logits differ by |")
+        print("|---|---|---|---|---|---|")
         for way, (learning, acting) in medians.items():
             gains = medians[first][0] / learning, medians[first][1] / acting
             error = f"{(logits[way] - logits[first]).abs().max():.0e}" if way in logits else ""
