@@ -150,6 +150,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
     parser.add_argument("--compiled", action="store_true", help="torch.compile the encoder, too (minutes)")
     parser.add_argument("--keep-memory", action="store_true", help="let glibc keep freed memory")
     arguments = parser.parse_args()
@@ -157,8 +158,8 @@ def main() -> None:
     if arguments.keep_memory:
         libc = ctypes.CDLL("libc.so.6")
         assert libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    for name, setting in SETTINGS.items():
-        each = ways(setting, compiled=arguments.compiled)
+    for name in arguments.settings:
+        each = ways(SETTINGS[name], compiled=arguments.compiled)
         logits = {way: copy.deepcopy(one).learn() for way, one in each.items() if "compiled" not in way}
         times: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in each}
         for _ in range(arguments.repeats + 1):  # the first is left out
@@ -169,9 +170,8 @@ def main() -> None:
                     taken.append(1e3 * (time.thread_time() - start))
         medians = {way: [statistics.median(taken[1:]) for taken in both] for way, both in times.items()}
         first = next(iter(medians))
-        print(
-            f"\n| {name} | gradient step | times as fast | acting | times as fast | logits differ by |\n|---|---|---|---|---|---|"
-        )
+        print(f"\n| {name} | gradient step | times as fast | acting | times as fast | logits differ by |")
+        print("|---|---|---|---|---|---|")
         for way, (learning, acting) in medians.items():
             gains = medians[first][0] / learning, medians[first][1] / acting
             error = f"{(logits[way] - logits[first]).abs().max():.0e}" if way in logits else ""

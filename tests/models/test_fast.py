@@ -52,6 +52,8 @@ def test_a_norm_with_what_follows_it_is_torchs(group, groups, height, width, add
     layers = nn.Sequential(norm, nn.ReLU()) if relu and not added else nn.Sequential(norm)
     y = fast.stack(layers, x, (lambda: other) if added else None)
     assert fast._takes(norm, x) == (channels >= 8)
+    if channels < 8:
+        return
     gradients = _gradients(y, [x, *norm.parameters()])
     layers.double()
     expected = layers(x.double())

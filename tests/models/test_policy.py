@@ -1,5 +1,6 @@
 import copy
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -243,3 +244,17 @@ def test_prepared_observations_give_the_answers_of_raw_ones(encoder):
     step = {key: value[0] for key, value in prepared.items()}
     one = policy.eval()(step, policy.initial_state(N), actions[0], masks[0])
     assert torch.isfinite(one.logits).all()
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_nothing_waits_for_a_value(encoder, rnn, monkeypatch):
+    """Tensors without values suffice, so that a GPU is never waited for and acting can be recorded as a CUDA graph."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none without values
+    policy = _policy(encoder, rnn, 2).to("meta")
+    observations, actions, masks = _inputs(size=policy.spec.encoder.input[1] or 32)
+    seen = {key: value.to("meta") for key, value in observations.items()}
+    actions, masks, state = actions.to("meta"), masks.to("meta"), policy.initial_state(N)
+    assert policy.sequence(seen, state, actions, masks).logits.shape == (T, N, 4)
+    prepared = policy.prepare({key: value[0] for key, value in seen.items()})
+    assert policy(prepared, state, actions[0], masks[0]).state.shape == state.shape
