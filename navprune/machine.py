@@ -1,5 +1,7 @@
 """What this machine, or the container around this process, lets it use."""
 
+import contextlib
+import ctypes
 import importlib.util
 import math
 import os
@@ -43,6 +45,17 @@ def resident() -> int:
     import resource  # Windows has none
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def keep_memory() -> None:
+    """Let this process keep what it frees, where its C library is glibc: returned, it would come back page by page.
+
+    A gradient step frees and takes again what is as large as its activations (experiments/learner_speed).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no block of memory is a mapping of its own
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is not returned
 
 
 def compile_fault() -> str | None:

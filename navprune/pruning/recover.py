@@ -109,7 +109,7 @@ class Distillation(Callback):
 
     def scalars(self) -> dict[str, float]:
         """The terms, unweighted, over the latest update."""
-        policy, features = (self.group.sum(self.sums[:2]) / self.sums[2].clamp_min(1)).tolist()
+        policy, features = (self.group.sum(self.sums[:2].clone()) / self.sums[2].clamp_min(1)).tolist()
         return {"distillation/policy": policy, "distillation/features": features}
 
     def state_dict(self) -> dict[str, Any]:

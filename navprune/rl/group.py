@@ -31,7 +31,7 @@ class Group:
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of the workers' tensors of one shape."""
+        """Return the sum of the workers' tensors of one shape, which may stand in the place of `value`."""
         return value
 
     def gather(self, value: T) -> list[T]:

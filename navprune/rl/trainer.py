@@ -6,15 +6,11 @@ keep in folders of their names. All workers of a run go through the same code; t
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -23,7 +19,7 @@ import torch
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.machine import compile_fault, cores
+from navprune.machine import compile_fault, cores, keep_memory
 from navprune.models.build import build
 from navprune.models.encoders import RunningMeanAndVar
 from navprune.models.policy import PointNavPolicy
@@ -35,12 +31,11 @@ from navprune.rl.learner import Learner, Update
 from navprune.rl.monitor import EpisodeWindow, Scalars, Timers
 from navprune.rl.phases import Phase
 from navprune.rl.rollouts import Actor, NotFinite
+from navprune.rl.stopping import TIME_IS_UP, Asked, ask_for_another_turn
 
 if TYPE_CHECKING:
     from navprune.tasks.engine import VectorEnv
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals on which a run saves and stops: Ctrl-C, and those of batch systems before time is up."""
 COUNTED = ("frames", "updates", "starts", "schedule_start", "best_spl", "best_frames")
 """What a trainer counts, and keeps in checkpoints."""
 
@@ -135,6 +130,7 @@ class Trainer:
         self.config, self.phases, self.config_yaml, self.group = config, phases, config_yaml, group or Group()
         self.folder = Path(run_dir)
         torch.set_num_threads(threads_of(config, self.group.on_machine))
+        keep_memory()
         device = device_of(config.device, self.group.local_rank)
         if config.compile and device.type == "cpu" and (fault := compile_fault()):
             raise UserError(f"trainer.compile cannot be used here: {fault}, or leave it out")
@@ -154,8 +150,9 @@ class Trainer:
         self.learner: Learner
         self._begin()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
-        self.asked = self.stop = 0
-        """The signal that asked this worker to stop, and the one on which all of them do."""
+        self.asked = Asked(self.group.leads)
+        self.stop = 0
+        """The signal on which all workers stop."""
         self._network_is_new()
 
     @property
@@ -227,15 +224,15 @@ class Trainer:
         if first:
             what = "".join(f"\n  {change}" for change in self.changes)
             self._say(f"{self.folder} goes on at {first:,} frames of {total:,}{what}")
-        with ExitStack() as closing_stack:
-            closing_stack.enter_context(self._signals())
+        with ExitStack() as stack:
+            stack.enter_context(self.asked)
             line = writer = None
             if self.group.leads:
                 runs.keep_config(self.folder, first, self.config_yaml)
                 line = ProgressLine("training", total, "frames", first)
                 # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
                 scalars = Scalars(self.folder / "tensorboard", purge_step=first + 1)
-                writer = closing_stack.enter_context(closing(scalars))
+                writer = stack.enter_context(closing(scalars))
             while self.frames < total and not self.stop:
                 update = self._update()
                 due = self._exchange(update)
@@ -280,7 +277,7 @@ class Trainer:
             self._forget_episodes()
             self._network_is_new()
         due = time.monotonic() - self.saved_time >= self.config.checkpoint_seconds
-        told = self.group.gather((self.actor.ended, self.asked, due))
+        told = self.group.gather((self.actor.ended, self.asked.by, due))
         self.actor.ended = []
         for _, _, measures in sorted((end for ended, _, _ in told for end in ended), key=lambda end: end[:2]):
             self.window.add(measures)
@@ -383,42 +380,8 @@ class Trainer:
         start = "" if self.config.start == runs.RESUME else f" without trainer.start={self.config.start}"
         saved = self._checkpoint(self.frames)
         self._say(f"stopped and saved; the same command{start} goes on from {saved}")
-        if self.config.requeue and self.group.leads and self.stop == getattr(signal, "SIGUSR1", None):
+        if self.config.requeue and self.group.leads and self.stop == TIME_IS_UP:
             ask_for_another_turn()
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let a signal of `STOPPING` stop the run after the present update, and a second Ctrl-C at once."""
-
-        def stop(signum: int, frame: Any) -> None:
-            if self.asked and signum == signal.SIGINT and self.group.leads:
-                raise KeyboardInterrupt
-            if not self.asked:
-                self._say("\nstopping after this update; Ctrl-C again stops at once")
-            self.asked = self.asked or signum
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def ask_for_another_turn() -> None:
-    """Tell SLURM to run this job again; where it cannot be told, say so."""
-    job = os.environ.get("SLURM_JOB_ID")
-    try:
-        if job is None:
-            raise OSError("SLURM_JOB_ID is not set")
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
-        print(f"asked SLURM for another turn of job {job}", file=sys.stderr)
-    except (OSError, subprocess.CalledProcessError) as error:
-        told = getattr(error, "stderr", None) or error
-        print(f"no other turn was asked for: {' '.join(str(told).split())}; submit the job again", file=sys.stderr)
 
 
 def threads_of(config: TrainerConfig, workers: int) -> int:

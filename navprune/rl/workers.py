@@ -26,7 +26,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.rl.group import Group
-from navprune.rl.trainer import STOPPING
+from navprune.rl.stopping import STOPPING
 
 T = TypeVar("T")
 PATIENCE = 5.0
@@ -76,9 +76,8 @@ class Workers(Group):
             come = store.add(BEGUN, 0)
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of the workers' tensors of one shape."""
+        """Return the sum of the workers' tensors of one shape, in the place of `value`."""
         with self._others():
-            value = value.clone()
             dist.all_reduce(value)
             return value
 
@@ -197,6 +196,8 @@ def _begun(
     store = dist.TCPStore(HERE, 0, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
     meeting = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     meeting |= {"MASTER_ADDR": HERE, "MASTER_PORT": str(store.port)}
+    if sys.platform.startswith("linux"):  # whatever the host's name leads to
+        meeting["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     module, function = entry.split(":")
     # The first worker is asked to stop, and tells them: they ignore what reaches a whole group of processes.
     ignoring = f"import signal; [signal.signal(s, signal.SIG_IGN) for s in {[int(s) for s in STOPPING]}]"
