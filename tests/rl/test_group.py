@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rl.groups import Lanes, together
 
 from navprune.errors import UserError
+from navprune.models import encoders, fast, recurrent
 from navprune.models.build import build
 from navprune.rl.group import ENVIRONMENTS, Group, joined, part_of
 from navprune.rl.monitor import Timers
@@ -31,6 +32,8 @@ def exact(monkeypatch):
     """The learner in float64 throughout, so that only what is really different differs."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch, "float32", torch.float64)
+    for module in (encoders, fast, recurrent):
+        monkeypatch.setattr(module, "plain_on_cpu", lambda x: False)  # which knows float32 by its name
     return torch.float64
 
 
