@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     draw(options.homes)
     settings = [f"data.folder={DATA}", f"data.name={options.homes}", f"trainer.seed={options.seed}", *options.settings]
