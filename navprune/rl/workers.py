@@ -34,8 +34,8 @@ PATIENCE = 5.0
 STARTING = 120.0
 """Seconds in which workers come, where `trainer.timeout` is less: they import what they need first."""
 HERE = "127.0.0.1"
-BEGUN, FAULT, ALIVE = "begun", "fault", "alive"
-"""Keys of what workers tell: how many have come, why one ends, that a worker misses others."""
+HELLO, COME, FAULT, ALIVE = "hello", "come", "fault", "alive"
+"""Keys of what workers tell: who they are, how many have come, why one ends, that one misses others."""
 LOST = 75
 """Exit status of a worker that ends because others do (`EX_TEMPFAIL`)."""
 
@@ -57,23 +57,41 @@ class Workers(Group):
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        self.timeout, self.children, self.store = timeout, children, store
-        patience = timedelta(seconds=timeout)
+        self.timeout, self.children = timeout, children
+        self.store: dist.Store | None = None
+        patience, starting = timedelta(seconds=timeout), timedelta(seconds=max(timeout, STARTING))
         with self._others():
-            self.store = store or next(dist.rendezvous("env://", timeout=max(patience, timedelta(seconds=STARTING))))[0]
-            self._wait_for_all(self.store)
+            self._meet_all(store or next(dist.rendezvous("env://", timeout=starting))[0])
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=patience)
             self.objects = dist.new_group(backend="gloo", timeout=patience)
 
-    def _wait_for_all(self, store: dist.Store) -> None:
-        """Return when all workers have come: a child that is gone before would be waited for in vain."""
-        end, come = time.monotonic() + max(self.timeout, STARTING), store.add(BEGUN, 1)
-        while come < self.size:
-            if time.monotonic() > end or self._dead():
-                raise RuntimeError(f"timed out: {come} of {self.size} workers have come")
+    def _meet_all(self, store: dist.Store) -> None:
+        """Wait until all workers have come, and have a part of `store` that no others ever saw.
+
+        torchrun may hand one store on from attempt to attempt, so that what is found in it can be of workers that are
+        gone. Hence each worker says hello with a name that nobody had, and the first one answers to that name.
+        """
+        end, name = time.monotonic() + max(self.timeout, STARTING), os.urandom(8).hex()
+        if self.leads:
+            self.store = dist.PrefixStore(name, store)
+            self.store.add(COME, 1)
+        else:
+            store.set(f"{HELLO} {self.rank}", name)
+        while time.monotonic() < end and not self._dead():
+            if not self.leads:
+                if store.check([name]):
+                    self.store = dist.PrefixStore(store.get(name).decode(), store)
+                    self.store.add(COME, 1)
+                    return
+            elif self.store.add(COME, 0) == self.size:  # type: ignore[union-attr]
+                return
+            else:
+                for key in (f"{HELLO} {rank}" for rank in range(1, self.size)):
+                    if store.check([key]):
+                        store.set(store.get(key).decode(), name)
             time.sleep(0.05)
-            come = store.add(BEGUN, 0)
+        raise RuntimeError("timed out: workers have not come")
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of the workers' tensors of one shape, in the place of `value`."""
@@ -125,8 +143,9 @@ class Workers(Group):
     def _fault(self, error: Exception) -> str:
         """Why the others do not answer; those that live find out too, and tell the first worker that they do."""
         told, again = dict[int, bytes](), "the same command goes on from the last checkpoint"
+        if self.store is None:
+            return f"the first worker does not answer; {again}"
         with suppress(RuntimeError, OSError):
-            assert self.store is not None
             self.store.set(f"{ALIVE} {self.rank}", "waited" if "timed out" in str(error).lower() else "lost")
             end = time.monotonic() + PATIENCE
             while self.leads and time.monotonic() < end:
