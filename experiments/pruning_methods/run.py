@@ -199,21 +199,16 @@ def evidence(cell: Cell) -> Iterator[dict[str, Any]]:
 def train(policy: PointNavPolicy, cell: Cell) -> None:
     """From scratch: the library's warm start. Else: PPO, the trained agent teaching on its pupil's path."""
     env, frames = training_env(cell.seed), FRAMES[cell.protocol]
-    actor = Actor(
-        env,
-        policy,
-        device=torch.device("cpu"),
-        generator=torch.Generator().manual_seed(cell.seed),
-        timers=Timers(),
-    )
+    generator = torch.Generator().manual_seed(cell.seed)
+    actor = Actor(env, policy, device=torch.device("cpu"), generator=generator, timers=Timers())
     actor.reset()
     if cell.protocol == SCRATCH:
-        learner: WarmStart | PPO = WarmStart(policy, actor, IMITATION, DATA)
+        learner: WarmStart | PPO = WarmStart(actor, DATA, IMITATION)
     else:
         teacher = Distillation(load_policy(AGENT).policy, policy.spec, policy=LESSON, features=LESSON)
-        learner = PPO(policy, actor, TUNING, [teacher])
+        learner = PPO(actor, TUNING, [teacher])
     for done in range(0, frames, learner.frames_per_update):
-        learner.update(done / frames)
+        learner.update(done / frames, done)
     env.close()
 
 
