@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NUMBA_NUM_THREADS"] = "1"
 
+import fields
 import numpy as np
 import torch
 
@@ -45,12 +46,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     if not (DATA / "datasets/pointnav/small_homes/v1/statistics.json").is_file():
         generate_dataset(DATA, name="small_homes", **HOMES)
     settings = [f"data.folder={DATA}", f"trainer.seed={options.seed}", *options.settings]
-    config = load_config("demo", settings)
+    own = dict(each.removeprefix("proto.").split("=") for each in settings if each.startswith("proto."))
+    fields.use({key: float(value) for key, value in own.items()})
+    config = load_config("demo", [each for each in settings if not each.startswith("proto.")])
     library = SceneLibrary()
     env = training_env(config)
     policy = build(agent_spec(config), config.trainer.seed)
@@ -85,11 +88,17 @@ def main() -> None:
     episodes = split_episodes(config, "val")
     record = {"name": options.name, "seed": options.seed, "settings": options.settings, "share": options.share}
     record |= {"cpu_seconds": round(spent, 1), "frames": by_phase, "seconds": {k: round(v, 1) for k, v in timers.phases().items()}}
-    for greedy in (False, True):
+    for way in ("sampled", "greedy", "cool"):
+        if way == "cool":  # sampled from probabilities squared
+            for parameter in policy.action_distribution.parameters():
+                parameter.data.mul_(2)
         judge = environment(config, "val", episodes, Once(len(episodes)), 48, library)
-        result = evaluate(judge, PolicyAgent(policy, greedy, chunk=48), episodes, seed=0)
-        way = "greedy" if greedy else "sampled"
+        result = evaluate(judge, PolicyAgent(policy, way == "greedy", chunk=48), episodes, seed=0)
         record[way] = {k: round(v["mean"], 4) for k, v in result.measures.items()}
+        failed = [each for each in result.episodes if not each["success"]]
+        stuck = [each for each in failed if each["steps"] >= config.task.max_steps]
+        pushing = [each for each in stuck if each["collisions"] > 50]
+        record[way] |= {"failed": len(failed), "time_limit": len(stuck), "pushing": len(pushing)}
         record[way] |= {"spl_low": round(result.measures["spl"]["low"], 3), "spl_high": round(result.measures["spl"]["high"], 3)}
     record["curve"] = [row[:3] for row in curve[:: max(1, len(curve) // 20)]]
     with (HERE / "results.jsonl").open("a") as stream:

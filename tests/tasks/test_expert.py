@@ -11,7 +11,7 @@ from navprune.scenes.files.episodes import read_episodes, scene_path
 from navprune.scenes.files.navmesh import read_navmesh
 from navprune.simulator.pathfinder import PathFinder
 from navprune.tasks import FORWARD, LEFT, RIGHT, STOP
-from navprune.tasks.expert import TURN_COST, USEFUL_SHARE, shortest_path_actions
+from navprune.tasks.expert import CLOSE, CLOSE_COST, SIDE, TURN_COST, USEFUL_SHARE, shortest_path_actions
 from navprune.tasks.motion import collided
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
@@ -71,14 +71,16 @@ def plain_action(pathfinder, position, heading, goal, distance, success_distance
         end = pathfinder.step(position[None], target[None], sliding=sliding)[0]
         if not sliding and collided(position, target, end):
             return -math.inf
-        return distance - distance_between(pathfinder, end, goal) - TURN_COST * abs(turns)
+        nearness = max(1 - float(pathfinder.obstacle_distance(end[None], CLOSE)[0]) / CLOSE, 0)
+        cost = TURN_COST * abs(turns) + CLOSE_COST * min(distance, 1.0) * nearness
+        return distance - distance_between(pathfinder, end, goal) - cost
 
     offsets = (corner - position for corner in pathfinder.find_path(position, goal).points[1:])
     offset = next((offset for offset in offsets if math.hypot(offset[0], offset[2]) > 1e-3), np.array([0.0, 0.0, -1.0]))
     direction = math.atan2(-offset[0], -offset[2]) - heading
     lower = math.floor(((direction + math.pi) % (2 * math.pi) - math.pi) / turn_angle)
-    gains = {turns: gain(turns) for turns in (lower, lower + 1)}
-    if max(gains.values()) < USEFUL_SHARE * forward_step:
+    gains = {turns: gain(turns) for turns in range(lower + 1 - SIDE, lower + 1 + SIDE)}
+    if max(gains.values()) < USEFUL_SHARE * forward_step - CLOSE_COST:
         half = round(math.pi / turn_angle)
         gains |= {turns: gain(turns) for turns in range(-half + 1, half + 1)}
     best = max(gains, key=lambda turns: (gains[turns], -abs(turns)))
@@ -102,3 +104,30 @@ def test_a_batch_acts_as_one_agent_after_the_other(scene, sliding):
     assert (
         shortest_path_actions(pathfinder, *(x[:0] for x in (positions, headings, goals, distances)), **task).size == 0
     )
+
+
+@pytest.mark.parametrize("scene", ["apartment", "duplex"])
+def test_keeps_clearer_of_obstacles_than_the_shortest_way_and_arrives_as_often(scene, monkeypatch):
+    def walk():
+        places, arrived = [], 0
+        for episode in [e for e in read_episodes(REFERENCE, "reference", "val") if scene in e.scene_id]:
+            position, goal = np.array(episode.start_position), np.array(episode.goal_position)
+            heading = heading_of(np.array(episode.start_rotation))
+            for _ in range(500):
+                action = act(pathfinder, position, heading, goal, True)
+                if action == STOP:
+                    arrived += 1
+                    break
+                heading += {LEFT: TURN, RIGHT: -TURN}.get(action, 0.0)
+                if action == FORWARD:
+                    target = position + STRIDE * forward_of(heading)
+                    position = pathfinder.step(position[None], target[None], sliding=True)[0]
+                    places.append(position)
+        return np.mean(pathfinder.obstacle_distance(np.array(places), CLOSE) < CLOSE / 2), arrived
+
+    pathfinder = pathfinder_of(scene)
+    close, arrived = walk()
+    monkeypatch.setattr("navprune.tasks.expert.CLOSE_COST", 0.0)
+    closer, before = walk()
+    assert close < 0.8 * closer
+    assert arrived == before
