@@ -137,6 +137,10 @@ def use(settings):
     from navprune.tasks import pointnav
 
     P.update(settings)
+    if settings.get("plain"):
+        from navprune.tasks import expert
+
+        expert.CLOSE_COST, expert.SIDE = 0.0, 1
     if settings.get("wary"):
         import wary
 
