@@ -15,8 +15,6 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NUMBA_NUM_THREADS"] = "1"
 
-import fields
-import numpy as np
 import torch
 
 from navprune.commands.environments import environment, split_episodes, training_env
@@ -35,11 +33,26 @@ from navprune.tasks.orders import Once
 
 HERE = Path(__file__).parent
 DATA = Path("runs/tuning/data")
-HOMES = {"train": 60, "val": 24, "seed": 101, "area": (40.0, 50.0), "episodes_per_scene": 100, "val_episodes_per_scene": 10}
+HOMES = {
+    "train": 60,
+    "val": 24,
+    "seed": 101,
+    "area": (40.0, 50.0),
+    "episodes_per_scene": 100,
+    "val_episodes_per_scene": 10,
+}
 """Of other seeds than the demo's, on which nothing is chosen."""
 
 
+def tuning_data() -> Path:
+    """The folder of the homes, which are made where they are not there."""
+    if not (DATA / "datasets/pointnav/small_homes/v1/statistics.json").is_file():
+        generate_dataset(DATA, name="small_homes", **HOMES)
+    return DATA
+
+
 def main() -> None:
+    """Train, evaluate, write the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--seconds", type=float, default=240)
@@ -48,12 +61,8 @@ def main() -> None:
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    if not (DATA / "datasets/pointnav/small_homes/v1/statistics.json").is_file():
-        generate_dataset(DATA, name="small_homes", **HOMES)
-    settings = [f"data.folder={DATA}", f"trainer.seed={options.seed}", *options.settings]
-    own = dict(each.removeprefix("proto.").split("=") for each in settings if each.startswith("proto."))
-    fields.use({key: float(value) for key, value in own.items()})
-    config = load_config("demo", [each for each in settings if not each.startswith("proto.")])
+    settings = [f"data.folder={tuning_data()}", f"trainer.seed={options.seed}", *options.settings]
+    config = load_config("demo", settings)
     library = SceneLibrary()
     env = training_env(config)
     policy = build(agent_spec(config), config.trainer.seed)
@@ -66,7 +75,10 @@ def main() -> None:
         actor.step(torch.ones(env.num_envs, dtype=torch.int64), actor.state)
     actor.reset()
     began = time.process_time()
-    clock = lambda: time.process_time() - began
+
+    def clock() -> float:
+        return time.process_time() - began
+
     frames, curve = 0, []
     phases = [(options.share, lambda: WarmStart(policy, actor, config.warm_start, Path("runs/tuning/unused")))]
     phases.append((1 - options.share, lambda: PPO(policy, actor, config.ppo)))
@@ -79,7 +91,14 @@ def main() -> None:
         while clock() < end:
             losses = learner.update(min((clock() - start) / (end - start), 1.0))
             frames += learner.frames_per_update
-            curve.append([round(clock(), 1), frames, round(window.mean().get("spl", 0.0), 3), {k: round(v, 4) for k, v in losses.items()}])
+            curve.append(
+                [
+                    round(clock(), 1),
+                    frames,
+                    round(window.mean().get("spl", 0.0), 3),
+                    {k: round(v, 4) for k, v in losses.items()},
+                ]
+            )
             if len(curve) % 10 == 0:
                 print(options.name, options.seed, *curve[-1], flush=True)
         by_phase[learner.name] = frames - first
@@ -87,7 +106,11 @@ def main() -> None:
     spent = clock()
     episodes = split_episodes(config, "val")
     record = {"name": options.name, "seed": options.seed, "settings": options.settings, "share": options.share}
-    record |= {"cpu_seconds": round(spent, 1), "frames": by_phase, "seconds": {k: round(v, 1) for k, v in timers.phases().items()}}
+    record |= {
+        "cpu_seconds": round(spent, 1),
+        "frames": by_phase,
+        "seconds": {k: round(v, 1) for k, v in timers.phases().items()},
+    }
     for way in ("sampled", "greedy", "cool"):
         if way == "cool":  # sampled from probabilities squared
             for parameter in policy.action_distribution.parameters():
@@ -99,7 +122,10 @@ def main() -> None:
         stuck = [each for each in failed if each["steps"] >= config.task.max_steps]
         pushing = [each for each in stuck if each["collisions"] > 50]
         record[way] |= {"failed": len(failed), "time_limit": len(stuck), "pushing": len(pushing)}
-        record[way] |= {"spl_low": round(result.measures["spl"]["low"], 3), "spl_high": round(result.measures["spl"]["high"], 3)}
+        record[way] |= {
+            "spl_low": round(result.measures["spl"]["low"], 3),
+            "spl_high": round(result.measures["spl"]["high"], 3),
+        }
     record["curve"] = [row[:3] for row in curve[:: max(1, len(curve) // 20)]]
     with (HERE / "results.jsonl").open("a") as stream:
         stream.write(json.dumps(record) + "\n")

@@ -8,15 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from navprune.models.encoders import Encoder, build_encoder
 from navprune.models.spec import PolicySpec
-from navprune.tasks import FORWARD, GOAL
+from navprune.tasks import GOAL
 
-EMBEDDING = 32  # values each for the goal, the previous action and the goal's details
-FULL_STEP = 0.25
-"""Metres of a step forward that nothing hinders, Habitat's; the unit of how far one went."""
+EMBEDDING = 32  # values each for the goal and the previous action
 
 
 class PolicyOutput(NamedTuple):
@@ -69,9 +66,7 @@ class Net(nn.Module):
         visual = spec.visual_features if flat else 0
         seen = (nn.Linear(flat, visual), nn.ReLU(inplace=True)) if flat else ()
         self.visual_fc = nn.Sequential(nn.Flatten(), *seen)
-        if spec.goal_details:
-            self.goal_details = nn.Linear(5, EMBEDDING)
-        self.state_encoder = StateEncoder(spec, visual + (3 if spec.goal_details else 2) * EMBEDDING)
+        self.state_encoder = StateEncoder(spec, visual + 2 * EMBEDDING)
 
 
 class PointNavPolicy(nn.Module):
@@ -90,8 +85,8 @@ class PointNavPolicy(nn.Module):
         return self.net.visual_encoder
 
     def initial_state(self, n: int) -> Tensor:
-        """Zeros [n, layers (twice for an LSTM), hidden] on the policy's device; one more row with goal details."""
-        layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1) + self.spec.goal_details
+        """Zeros [n, layers (twice for an LSTM), hidden] on the policy's device."""
+        layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1)
         return next(self.parameters()).new_zeros(n, layers, self.spec.hidden_size)
 
     def encode(self, observations: Mapping[str, Tensor]) -> Tensor:
@@ -140,34 +135,13 @@ class PointNavPolicy(nn.Module):
         rho, angle = observations[GOAL].unbind(-1)
         goal = self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))  # no jump at pi
         inputs = [features, goal, self.net.prev_action_embedding(previous)]
-        if self.spec.goal_details:
-            details, last = _goal_details(observations[GOAL], state[:, -1, :2], previous == FORWARD + 1)
-            inputs.append(self.net.goal_details(details))
-            state, carried = state[:, :-1], F.pad(last, (0, self.spec.hidden_size - 2))[:, None]
         outputs, state = self.net.state_encoder(torch.cat(inputs, dim=-1), state, masks)
-        if self.spec.goal_details:
-            state = torch.cat([state, carried], dim=1)
         # Under autocast, ratios of probabilities and the state handed on need more than bfloat16's 8 bits.
         with torch.autocast(outputs.device.type, enabled=False):
             dtype = next(self.critic.parameters()).dtype
             outputs = outputs.to(dtype)
             logits = self.action_distribution["linear"](outputs)
             return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state.to(dtype))
-
-
-def _goal_details(goals: Tensor, before: Tensor, forward: Tensor) -> tuple[Tensor, Tensor]:
-    """How near the goal is on a fine scale and how far the last step ahead took the agent; and where the goal is now.
-
-    `goals` [T, N, 2] as the sensor tells, `before` [N, 2] where the goal was a step before the first, in metres ahead
-    and to the right, `forward` bool [T, N] whether the action before was FORWARD. Returns [T, N, 5], whose last two are
-    steps ahead and to the right, 0 unless `forward`, and [N, 2]. A turn moves the goal in the agent's axes though the
-    agent stays, so only steps ahead are told.
-    """
-    rho, angle = goals.unbind(-1)
-    where = torch.stack([rho * angle.cos(), -rho * angle.sin()], dim=-1)
-    moved = (torch.cat([before[None], where[:-1]]) - where) / FULL_STEP * forward[..., None]
-    nearness = torch.stack([(rho + 0.1).log(), rho.clamp(max=1.0), (-rho).exp()], dim=-1)
-    return torch.cat([nearness, moved], dim=-1), where[-1]
 
 
 def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:

@@ -24,7 +24,6 @@ from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.files import write_file
 from navprune.rl.checkpoints import load_tensors
-from navprune.rl.muon import Muon
 from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
@@ -54,9 +53,10 @@ class WarmStartConfig:
     """Adam's learning rate at the beginning, falling linearly to 0; above 0."""
     max_grad_norm: float = bounded(1.0, TINY)
     """Gradients are scaled down to this norm; above 0."""
-    beta_final: float = bounded(0.3, 0, 1)
+    beta_final: float = bounded(0.6, 0, 1)
     """Probability that an episode begins with the expert at the end of the phase, falling linearly from 1;
-    from 0 to 1."""
+    from 0 to 1. The expert sees what the agent does not, so that its choices along the policy's own path contradict
+    one another, and the policy learns to waver; along its own path it keeps to what it chose."""
     patience: int = bounded(15, 1)
     """Steps without getting nearer to the goal after which the policy hands over to the expert; 1 or more.
     Without it a policy that hesitates fills the buffer with the places where it is stuck."""
@@ -105,14 +105,6 @@ class Drivers:
     def choose(self, begins: Tensor, draws: Tensor, beta: float) -> None:
         """Choose anew where an episode begins, bool [N], by uniform `draws` [N]; hand over where one is stuck."""
         stuck = ~begins & ~self.expert & (self._stalled >= self.patience)
-        import fields
-
-        if fields.P["burst"]:
-            redraw = torch.rand(len(draws)) < 1 / fields.P["burst"]
-            self._stalled = torch.where(stuck, 0.0, self._stalled)
-            self.expert = torch.where(begins | (redraw & ~stuck), draws < beta, self.expert | stuck)
-            self.handed_over = ~begins & (self.handed_over | self.expert)
-            return
         self.expert = torch.where(begins, draws < beta, self.expert | stuck)
         self.handed_over = ~begins & (self.handed_over | stuck)
 
@@ -163,7 +155,7 @@ class WarmStart:
                 f"warm_start.capacity is {config.capacity}; it must hold a round of "
                 f"{config.steps} steps of {actor.env.num_envs} environments, {self.frames_per_update} frames"
             )
-        self.optimiser = Muon(policy, config.lr)
+        self.optimiser = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=1e-5)
         self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
         self.drivers = Drivers(actor.env.num_envs, config.patience)
         self.collected = 0
@@ -204,8 +196,6 @@ class WarmStart:
                 expert = actor.env.expert_actions()
             frame = {f"observations.{name}": compact(value) for name, value in actor.observations.items()}
             frame |= {"previous": actor.previous.cpu(), "masks": actor.masks.cpu(), "expert": expert.cpu()}
-            if hasattr(actor.env.task, "q"):
-                frame["q"] = torch.from_numpy(actor.env.task.q).float()
             step = actor.step(*self._act(expert.to(actor.device)))
             reward, done = step.reward.cpu(), (step.terminated | step.truncated).cpu()
             frames.append({**frame, "rewards": reward, "done": done})
@@ -220,9 +210,7 @@ class WarmStart:
         """Return the actions to take [N] and the policy's recurrent states after them."""
         actor = self.actor
         output = actor.forward()
-        import fields
-
-        own = actor.sample(output.logits * fields.P["sharp"])
+        own = actor.sample(output.logits)
         strays = torch.rand(len(own), generator=actor.generator).to(actor.device) < self.config.stray
         leads = self.drivers.expert.to(actor.device) & ~(strays & (own != STOP))
         return torch.where(leads, expert, own), output.state
@@ -275,14 +263,6 @@ class WarmStart:
         self._pass_on_states(places, output.state.detach().float().cpu())
         logits = output.logits.float()
         loss = functional.cross_entropy(logits.flatten(0, 1), expert.flatten(), reduction="none")
-        import fields
-
-        if fields.P["temperature"]:
-            target = (data["q"] / fields.P["temperature"]).softmax(-1)
-            loss = -(target * logits.log_softmax(-1)).sum(-1).flatten()
-        if fields.P["regret"]:
-            lost = (data["q"].amax(-1, keepdim=True) - data["q"]).clamp(max=0.5)
-            loss = loss + fields.P["regret"] * (logits.softmax(-1) * lost).sum(-1).flatten()
         inflection = ((expert != previous) | ~masks).flatten()
         weights = torch.where(inflection, config.inflection_weight, 1.0)
         action = (weights * loss).sum() / weights.sum()

@@ -13,7 +13,8 @@ Floats = NDArray[np.float64]
 USEFUL_SHARE = 0.2
 # Metres that one turn is worth when headings compete: a tie-break, far below a step's length.
 TURN_COST = 0.01
-# Metres to an obstacle below which a place costs, in metres of way where it touches; less so within a metre of the goal.
+# Metres to an obstacle below which a place costs; the cost where they touch, in metres of way, and less of it within a
+# metre of the goal, which may lie at an obstacle.
 CLOSE, CLOSE_COST = 0.2, 0.1
 # Headings that compete to either side of the direction of the next corner.
 SIDE = 3
@@ -34,10 +35,11 @@ def shortest_path_actions(
     """The actions [N] by which agents of one scene follow short paths that keep clear of obstacles.
 
     Each simulates a step along the headings (multiples of the turn from the present one) nearest to the direction of
-    the next corner, and takes the one that brings the goal nearest, less what the nearness of obstacles costs: who
-    learns from it makes mistakes, and beside furniture these end at it. Where none helps, all headings compete. positions and goals [N, 3], headings [N] and turn_angle in radians, distances [N] = geodesic distances to
-    the goals in metres, sliding as the task has it. 0 stop, 1 forward, 2 left, 3 right; stop where no path leads to
-    the goal.
+    the next corner, and takes the one that brings the goal nearest, less what the nearness of obstacles costs: whoever
+    learns from it makes mistakes, and beside furniture these end at it. Where none helps, all headings compete.
+
+    positions and goals [N, 3], headings [N] and turn_angle in radians, distances [N] = geodesic distances to the goals
+    in metres, sliding as the task has it. 0 stop, 1 forward, 2 left, 3 right; stop where no path leads to the goal.
     """
     actions = np.full(len(positions), STOP)
     active = np.flatnonzero((distances >= success_distance) & np.isfinite(distances))
