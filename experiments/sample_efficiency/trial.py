@@ -18,10 +18,11 @@ os.environ["NUMBA_NUM_THREADS"] = "1"
 import torch
 
 from navprune.commands.environments import environment, split_episodes, training_env
-from navprune.config import load_config
+from navprune.config import Config, load_config
 from navprune.evaluation.agents import PolicyAgent
 from navprune.evaluation.evaluate import evaluate
 from navprune.models.build import build
+from navprune.models.policy import PointNavPolicy
 from navprune.rl.imitation import WarmStart
 from navprune.rl.monitor import EpisodeWindow, Timers
 from navprune.rl.ppo import PPO
@@ -61,75 +62,64 @@ def main() -> None:
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    settings = [f"data.folder={tuning_data()}", f"trainer.seed={options.seed}", *options.settings]
-    config = load_config("demo", settings)
-    library = SceneLibrary()
-    env = training_env(config)
+    config = load_config("demo", [f"data.folder={tuning_data()}", f"trainer.seed={options.seed}", *options.settings])
     policy = build(agent_spec(config), config.trainer.seed)
+    record = {"name": options.name, "seed": options.seed, "settings": options.settings, "share": options.share}
+    record |= train(policy, config, options.seconds, options.share)
+    record |= judge(policy, config)
+    with (HERE / "results.jsonl").open("a") as stream:
+        stream.write(json.dumps(record) + "\n")
+    print({k: v for k, v in record.items() if k != "curve"})
+
+
+def train(policy: PointNavPolicy, config: Config, seconds: float, share: float) -> dict:
+    """Spend `seconds` of CPU, the warm start's `share` first; what it went into (by the wall clock) and the curve."""
+    env, window, timers = training_env(config), EpisodeWindow(100), Timers()
     generator = torch.Generator().manual_seed(config.trainer.seed)
-    window, timers = EpisodeWindow(100), Timers()
     actor = Actor(env, policy, device=torch.device("cpu"), generator=generator, window=window, timers=timers)
     actor.reset()
     for _ in range(3):  # whatever is compiled at its first call
         env.expert_actions()
         actor.step(torch.ones(env.num_envs, dtype=torch.int64), actor.state)
     actor.reset()
+    phases = [(share, lambda: WarmStart(policy, actor, config.warm_start, Path("runs/tuning/unused")))]
+    phases.append((1 - share, lambda: PPO(policy, actor, config.ppo)))
     began = time.process_time()
-
-    def clock() -> float:
-        return time.process_time() - began
-
-    frames, curve = 0, []
-    phases = [(options.share, lambda: WarmStart(policy, actor, config.warm_start, Path("runs/tuning/unused")))]
-    phases.append((1 - options.share, lambda: PPO(policy, actor, config.ppo)))
-    start, by_phase = 0.0, {}
-    for share, make in phases:
-        if share <= 0:
+    frames, curve, by_phase, start, end = 0, [], {}, 0.0, 0.0
+    for part, make in phases:
+        if part <= 0:
             continue
-        learner, end, first = make(), start + share * options.seconds, frames
+        learner, end, first = make(), end + part * seconds, frames
         window.clear()
-        while clock() < end:
-            losses = learner.update(min((clock() - start) / (end - start), 1.0))
+        while (now := time.process_time() - began) < end:
+            losses = learner.update((now - start) / (end - start))
             frames += learner.frames_per_update
-            curve.append(
-                [
-                    round(clock(), 1),
-                    frames,
-                    round(window.mean().get("spl", 0.0), 3),
-                    {k: round(v, 4) for k, v in losses.items()},
-                ]
-            )
+            spl = round(window.mean().get("spl", 0.0), 3)
+            curve.append([round(time.process_time() - began, 1), frames, spl])
             if len(curve) % 10 == 0:
-                print(options.name, options.seed, *curve[-1], flush=True)
-        by_phase[learner.name] = frames - first
-        start = clock()
-    spent = clock()
-    episodes = split_episodes(config, "val")
-    record = {"name": options.name, "seed": options.seed, "settings": options.settings, "share": options.share}
-    record |= {
-        "cpu_seconds": round(spent, 1),
-        "frames": by_phase,
-        "seconds": {k: round(v, 1) for k, v in timers.phases().items()},
-    }
+                print(*curve[-1], {name: round(value, 4) for name, value in losses.items()}, flush=True)
+        by_phase[learner.name], start = frames - first, now
+    spent = {k: round(v, 1) for k, v in timers.phases().items()}
+    cpu = round(time.process_time() - began, 1)
+    return {"cpu_seconds": cpu, "frames": by_phase, "seconds": spent, "curve": curve[:: max(1, len(curve) // 20)]}
+
+
+def judge(policy: PointNavPolicy, config: Config) -> dict:
+    """Measures of all unseen episodes, and how many failed in which way: sampled, greedy, sampled of squares."""
+    episodes, library, found = split_episodes(config, "val"), SceneLibrary(), {}
     for way in ("sampled", "greedy", "cool"):
-        if way == "cool":  # sampled from probabilities squared
+        if way == "cool":  # from the squares of the probabilities
             for parameter in policy.action_distribution.parameters():
                 parameter.data.mul_(2)
-        judge = environment(config, "val", episodes, Once(len(episodes)), 48, library)
-        result = evaluate(judge, PolicyAgent(policy, way == "greedy", chunk=48), episodes, seed=0)
-        record[way] = {k: round(v["mean"], 4) for k, v in result.measures.items()}
+        env = environment(config, "val", episodes, Once(len(episodes)), 48, library)
+        result = evaluate(env, PolicyAgent(policy, way == "greedy", chunk=48), episodes, seed=0)
         failed = [each for each in result.episodes if not each["success"]]
-        stuck = [each for each in failed if each["steps"] >= config.task.max_steps]
-        pushing = [each for each in stuck if each["collisions"] > 50]
-        record[way] |= {"failed": len(failed), "time_limit": len(stuck), "pushing": len(pushing)}
-        record[way] |= {
-            "spl_low": round(result.measures["spl"]["low"], 3),
-            "spl_high": round(result.measures["spl"]["high"], 3),
-        }
-    record["curve"] = [row[:3] for row in curve[:: max(1, len(curve) // 20)]]
-    with (HERE / "results.jsonl").open("a") as stream:
-        stream.write(json.dumps(record) + "\n")
-    print({k: v for k, v in record.items() if k != "curve"})
+        late = [each for each in failed if each["steps"] >= config.task.max_steps]
+        pushing = [each for each in late if each["collisions"] > 50]
+        found[way] = {k: round(v["mean"], 4) for k, v in result.measures.items()}
+        found[way] |= {"spl_" + k: round(result.measures["spl"][k], 3) for k in ("low", "high")}
+        found[way] |= {"failed": len(failed), "time_limit": len(late), "pushing": len(pushing)}
+    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The expert: the actions that agents with a map would take."""
+"""The shortest-path expert: the actions that agents with a map would take."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,6 @@ Floats = NDArray[np.float64]
 USEFUL_SHARE = 0.2
 # Metres that one turn is worth when headings compete: a tie-break, far below a step's length.
 TURN_COST = 0.01
-# Metres to an obstacle below which a place costs; the cost where they touch, in metres of way, and less of it within a
-# metre of the goal, which may lie at an obstacle.
-CLOSE, CLOSE_COST = 0.2, 0.1
-# Headings that compete to either side of the direction of the next corner.
-SIDE = 3
 
 
 def shortest_path_actions(
@@ -32,14 +27,13 @@ def shortest_path_actions(
     turn_angle: float,
     sliding: bool,
 ) -> NDArray[np.int64]:
-    """The actions [N] by which agents of one scene follow short paths that keep clear of obstacles.
+    """The actions [N] by which agents of one scene follow their shortest paths with one step of foresight.
 
-    Each simulates a step along the headings (multiples of the turn from the present one) nearest to the direction of
-    the next corner, and takes the one that brings the goal nearest, less what the nearness of obstacles costs: whoever
-    learns from it makes mistakes, and beside furniture these end at it. Where none helps, all headings compete.
-
-    positions and goals [N, 3], headings [N] and turn_angle in radians, distances [N] = geodesic distances to the goals
-    in metres, sliding as the task has it. 0 stop, 1 forward, 2 left, 3 right; stop where no path leads to the goal.
+    Each simulates a step along the two headings (multiples of the turn from the present one) that enclose the
+    direction of the next corner, and takes the one after which the goal is nearer; where neither helps, all headings
+    compete. positions and goals [N, 3], headings [N] and turn_angle in radians, distances [N] = geodesic distances to
+    the goals in metres, sliding as the task has it. 0 stop, 1 forward, 2 left, 3 right; stop where no path leads to
+    the goal.
     """
     actions = np.full(len(positions), STOP)
     active = np.flatnonzero((distances >= success_distance) & np.isfinite(distances))
@@ -48,7 +42,7 @@ def shortest_path_actions(
     positions, headings, goals, distances = positions[active], headings[active], goals[active], distances[active]
 
     def gains(agents: NDArray[np.int64], turns: NDArray[np.int64]) -> Floats:
-        """What a step after each of the turns [A, K] is worth: metres that it brings the goals nearer, less costs."""
+        """Metres by which a step after each of the turns [A, K] brings the goals nearer."""
         heading = (headings[agents, None] + turns * turn_angle).ravel()
         starts, ends = (np.repeat(points[agents], turns.shape[1], axis=0) for points in (positions, goals))
         targets = starts - forward_step * np.stack([np.sin(heading), 0 * heading, np.cos(heading)], axis=-1)
@@ -56,16 +50,14 @@ def shortest_path_actions(
         left = pathfinder.geodesic_distance(reached, ends)
         if not sliding:  # who stands against a wall and cannot slide would run into it for ever
             left[collided(starts, targets, reached)] = np.inf
-        far = np.repeat(np.minimum(distances[agents], 1.0), turns.shape[1])
-        left += CLOSE_COST * far * np.maximum(1 - pathfinder.obstacle_distance(reached, CLOSE) / CLOSE, 0)
         return distances[agents, None] - left.reshape(turns.shape) - TURN_COST * np.abs(turns)
 
     lower = _turns_to_the_next_corner(pathfinder, positions, headings, goals, turn_angle)
     everyone = np.arange(len(active))
-    turns = lower[:, None] + np.arange(1 - SIDE, 1 + SIDE)
+    turns = np.stack([lower, lower + 1], axis=1)
     gained = gains(everyone, turns)
     best = _best_of(gained, turns)
-    hard = everyone[gained.max(axis=1) < USEFUL_SHARE * forward_step - CLOSE_COST]
+    hard = everyone[gained.max(axis=1) < USEFUL_SHARE * forward_step]
     if len(hard):
         half = round(np.pi / turn_angle)
         around = np.broadcast_to(np.arange(-half + 1, half + 1), (len(hard), 2 * half))
