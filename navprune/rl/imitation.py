@@ -55,8 +55,7 @@ class WarmStartConfig:
     """Gradients are scaled down to this norm; above 0."""
     beta_final: float = bounded(0.6, 0, 1)
     """Probability that an episode begins with the expert at the end of the phase, falling linearly from 1;
-    from 0 to 1. The expert sees what the agent does not, so that its choices along the policy's own path contradict
-    one another, and the policy learns to waver; along its own path it keeps to what it chose."""
+    from 0 to 1."""
     patience: int = bounded(15, 1)
     """Steps without getting nearer to the goal after which the policy hands over to the expert; 1 or more.
     Without it a policy that hesitates fills the buffer with the places where it is stuck."""
