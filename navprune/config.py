@@ -82,6 +82,9 @@ class AgentConfig:
     """gru or lstm."""
     rnn_layers: int = 1
     """Layers of the recurrent core."""
+    goal_details: bool = False
+    """Whether the core is also told how near the goal is on a fine scale and how far the last step ahead took the
+    agent, which the goal sensor says; habitat-baselines' networks have no such input."""
 
 
 @dataclass(frozen=True, kw_only=True)

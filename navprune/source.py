@@ -125,7 +125,8 @@ def agent_spec(config: Config) -> PolicySpec:
     agent, task = config.agent, config.task
     shape, seen = (channels_of(task.sensors), task.height, task.width), tuple(sorted(task.sensors))
     encoder = encoder_spec(agent.encoder, shape, agent.base_planes, output=agent.compression, observations=seen)
-    return PolicySpec(encoder, agent.visual_features, agent.hidden_size, agent.rnn, agent.rnn_layers)
+    core = agent.visual_features, agent.hidden_size, agent.rnn, agent.rnn_layers
+    return PolicySpec(encoder, *core, goal_details=agent.goal_details)
 
 
 def _unknown(text: str, path: Path) -> str:

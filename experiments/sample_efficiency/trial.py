@@ -82,13 +82,8 @@ def main() -> None:
         by_phase[learner.name] = frames - first
         start = clock()
     spent = clock()
-    if "DUMP" in os.environ:
-        torch.save([past.data for past in learner.rounds], os.environ["DUMP"])
-    if getattr(learner, "ema", None) is not None:
-        policy = learner.ema.eval()
     episodes = split_episodes(config, "val")
     record = {"name": options.name, "seed": options.seed, "settings": options.settings, "share": options.share}
-    record["prototype"] = os.environ.get("P", "")
     record |= {"cpu_seconds": round(spent, 1), "frames": by_phase, "seconds": {k: round(v, 1) for k, v in timers.phases().items()}}
     for greedy in (False, True):
         judge = environment(config, "val", episodes, Once(len(episodes)), 48, library)

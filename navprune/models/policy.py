@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from navprune.models.encoders import Encoder, build_encoder
 from navprune.models.spec import PolicySpec
-from navprune.tasks import GOAL
+from navprune.tasks import FORWARD, GOAL
 
-P = dict(kv.split("=") for kv in os.environ.get("P", "").split(",") if kv)
-EGO, SRU, NEAR, DROP = "ego" in P, "sru" in P, "near" in P, float(P.get("drop", 0))
-EMBEDDING = 32  # values each for the goal and the previous action
+EMBEDDING = 32  # values each for the goal, the previous action and the goal's details
+FULL_STEP = 0.25
+"""Metres of a step forward that nothing hinders, Habitat's; the unit of how far one went."""
 
 
 class PolicyOutput(NamedTuple):
@@ -69,19 +69,9 @@ class Net(nn.Module):
         visual = spec.visual_features if flat else 0
         seen = (nn.Linear(flat, visual), nn.ReLU(inplace=True)) if flat else ()
         self.visual_fc = nn.Sequential(nn.Flatten(), *seen)
-        inputs = visual + (2 + EGO) * EMBEDDING
-        if EGO:
-            self.ego = nn.Linear(2, EMBEDDING)
-        if NEAR:
-            self.near = nn.Linear(3, EMBEDDING)
-        if "skip" in P:
-            self.skip = nn.Linear(inputs, spec.hidden_size)
-        if "ln" in P:
-            self.ln = nn.LayerNorm(inputs)
-        self.drop = nn.Dropout(DROP)
-        if SRU:
-            self.multiply = nn.Linear(inputs, inputs)
-        self.state_encoder = StateEncoder(spec, inputs)
+        if spec.goal_details:
+            self.goal_details = nn.Linear(5, EMBEDDING)
+        self.state_encoder = StateEncoder(spec, visual + (3 if spec.goal_details else 2) * EMBEDDING)
 
 
 class PointNavPolicy(nn.Module):
@@ -93,8 +83,6 @@ class PointNavPolicy(nn.Module):
         self.net = Net(spec)
         self.action_distribution = nn.ModuleDict({"linear": _head(spec.hidden_size, spec.actions, gain=0.01)})
         self.critic = nn.ModuleDict({"fc": _head(spec.hidden_size, 1, gain=1.0)})
-        if "aux" in P:
-            self.aux = nn.Linear(spec.hidden_size, 5)
 
     @property
     def encoder(self) -> Encoder:
@@ -102,19 +90,16 @@ class PointNavPolicy(nn.Module):
         return self.net.visual_encoder
 
     def initial_state(self, n: int) -> Tensor:
-        """Zeros [n, layers (twice for an LSTM), hidden] on the policy's device."""
-        layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1)
-        return next(self.parameters()).new_zeros(n, layers + EGO, self.spec.hidden_size)
+        """Zeros [n, layers (twice for an LSTM), hidden] on the policy's device; one more row with goal details."""
+        layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1) + self.spec.goal_details
+        return next(self.parameters()).new_zeros(n, layers, self.spec.hidden_size)
 
     def encode(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Observations [B, ...] -> visual features [B, F] (F = 0 for a blind agent).
 
         Where the encoder is frozen, these can be computed once and handed to `forward` and `sequence`.
         """
-        images = self.encoder.images(observations)
-        if "logd" in P:
-            images = (images * 10 + 0.1).log()
-        return self.net.visual_fc(self.encoder(images))
+        return self.net.visual_fc(self.encoder(self.encoder.images(observations)))
 
     def forward(
         self,
@@ -154,33 +139,35 @@ class PointNavPolicy(nn.Module):
         previous = (prev_actions + 1) * masks  # 0 stands for none
         rho, angle = observations[GOAL].unbind(-1)
         goal = self.net.tgt_embeding(torch.stack([rho, angle.cos(), -angle.sin()], dim=-1))  # no jump at pi
-        if NEAR:
-            goal = goal + self.net.near(torch.stack([(rho + 0.1).log(), rho.clamp(max=1.0), (-rho).exp()], dim=-1))
-        inputs = [self.net.drop(features), goal, self.net.prev_action_embedding(previous)]
-        if EGO:
-            where = torch.stack([rho * angle.cos(), -rho * angle.sin()], dim=-1)
-            before = torch.cat([state[None, :, -1, :2].to(where.dtype), where[:-1]])
-            moved = 4 * (before - where) * (previous == 2)[..., None]
-            inputs.append(self.net.ego(moved))
-            carried = torch.nn.functional.pad(where[-1], (0, state.shape[-1] - 2))[:, None]
-            state = state[:, :-1]
-        x = torch.cat(inputs, dim=-1)
-        if "ln" in P:
-            x = self.net.ln(x)
-        if SRU:
-            x = x * (1 + self.net.multiply(x))
-        outputs, state = self.net.state_encoder(x, state, masks)
-        if "skip" in P:
-            outputs = outputs + torch.relu(self.net.skip(x))
-        if EGO:
-            state = torch.cat([state, carried.to(state.dtype)], dim=1)
+        inputs = [features, goal, self.net.prev_action_embedding(previous)]
+        if self.spec.goal_details:
+            details, last = _goal_details(observations[GOAL], state[:, -1, :2], previous == FORWARD + 1)
+            inputs.append(self.net.goal_details(details))
+            state, carried = state[:, :-1], F.pad(last, (0, self.spec.hidden_size - 2))[:, None]
+        outputs, state = self.net.state_encoder(torch.cat(inputs, dim=-1), state, masks)
+        if self.spec.goal_details:
+            state = torch.cat([state, carried], dim=1)
         # Under autocast, ratios of probabilities and the state handed on need more than bfloat16's 8 bits.
         with torch.autocast(outputs.device.type, enabled=False):
             dtype = next(self.critic.parameters()).dtype
             outputs = outputs.to(dtype)
-            self.kept = (features, outputs)
             logits = self.action_distribution["linear"](outputs)
             return PolicyOutput(logits, self.critic["fc"](outputs).squeeze(-1), state.to(dtype))
+
+
+def _goal_details(goals: Tensor, before: Tensor, forward: Tensor) -> tuple[Tensor, Tensor]:
+    """How near the goal is on a fine scale and how far the last step ahead took the agent; and where the goal is now.
+
+    `goals` [T, N, 2] as the sensor tells, `before` [N, 2] where the goal was a step before the first, in metres ahead
+    and to the right, `forward` bool [T, N] whether the action before was FORWARD. Returns [T, N, 5], whose last two are
+    steps ahead and to the right, 0 unless `forward`, and [N, 2]. A turn moves the goal in the agent's axes though the
+    agent stays, so only steps ahead are told.
+    """
+    rho, angle = goals.unbind(-1)
+    where = torch.stack([rho * angle.cos(), -rho * angle.sin()], dim=-1)
+    moved = (torch.cat([before[None], where[:-1]]) - where) / FULL_STEP * forward[..., None]
+    nearness = torch.stack([(rho + 0.1).log(), rho.clamp(max=1.0), (-rho).exp()], dim=-1)
+    return torch.cat([nearness, moved], dim=-1), where[-1]
 
 
 def _head(inputs: int, outputs: int, gain: float) -> nn.Linear:

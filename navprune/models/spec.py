@@ -185,10 +185,14 @@ class PolicySpec:
     rnn: str = "gru"
     rnn_layers: int = 1
     actions: int = 4
+    goal_details: bool = False
+    """Whether the core is also told how near the goal is on a fine scale and how far the last step ahead took it."""
 
     def __post_init__(self) -> None:
         if self.rnn not in ("gru", "lstm"):
             raise UserError(f"policy: rnn is {self.rnn!r}; use 'gru' or 'lstm'")
+        if not isinstance(self.goal_details, bool):
+            raise UserError(f"policy: goal_details is {self.goal_details!r}; use true or false")
         for name in ("visual_features", "hidden_size", "rnn_layers", "actions"):
             check_positive(f"policy: {name}", getattr(self, name))
 

@@ -122,6 +122,8 @@ def _check_dense(spec: PolicySpec) -> None:
         raise UserError(f"{refusal}: its compression has {encoder.output} channels instead of {dense.output}")
     if encoder.normalise != dense.normalise:
         raise UserError(f"{refusal}: running mean and variance go with rgb, and with rgb alone")
+    if spec.goal_details:
+        raise UserError(f"{refusal}: its agents have no goal details")
     if spec.visual_features != spec.hidden_size:
         raise UserError(f"{refusal}: visual_features is {spec.visual_features} and hidden_size {spec.hidden_size}")
 

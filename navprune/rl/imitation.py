@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import math
-import copy
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -27,6 +24,7 @@ from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.files import write_file
 from navprune.rl.checkpoints import load_tensors
+from navprune.rl.muon import Muon
 from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
@@ -34,36 +32,6 @@ from navprune.tasks import STOP
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy
     from navprune.tasks.engine import Finished
-from navprune.models.policy import P
-
-AUX, SUB, EMA = float(P.get("aux", 0)), int(P.get("sub", 0)), float(P.get("ema", 0))
-
-
-def privileged(env) -> Tensor:
-    """Direction to the next corner (cos, sin), its distance, geodesic distance: [N, 4]."""
-    poses, task = env.poses, env.task
-    positions = poses.positions.astype(np.float64)
-    offsets = np.zeros_like(positions)
-    for finder, rows in poses.by_scene(np.arange(env.num_envs)):
-        offsets[rows] = finder.next_corners(positions[rows], task.goals[rows]) - positions[rows]
-    offsets = np.nan_to_num(offsets)
-    angle = np.arctan2(-offsets[:, 0], -offsets[:, 2]) - poses.headings
-    length = np.hypot(offsets[:, 0], offsets[:, 2])
-    near = np.minimum(length / 0.25, 1)
-    out = [np.cos(angle) * near, np.sin(angle) * near, np.log(length + 0.1), np.log(task.distance + 0.1)]
-    return torch.from_numpy(np.stack(out, axis=1)).float()
-
-
-def optimiser_of(policy, config):
-    kind = P.get("opt", "adam")
-    if kind == "adamw":
-        return torch.optim.AdamW(policy.parameters(), lr=config.lr, eps=1e-5, weight_decay=float(P.get("wd", 0.01)))
-    if kind == "muon":
-        from navprune.rl import muon
-
-        muon.MATRIX_RATE = float(P.get("mulr", 0.02)) / config.lr
-        return muon.Muon(policy, config.lr)
-    return torch.optim.Adam(policy.parameters(), lr=config.lr, eps=1e-5, betas=(0.9, float(P.get("b2", 0.999))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +51,7 @@ class WarmStartConfig:
     capacity: int = 65_536
     """Frames in the buffer, the oldest leave first; images take 2 bytes a value; at least `steps` x N."""
     lr: float = bounded(1e-3, TINY, 1)
-    """Adam's learning rate at the beginning, falling linearly to 0; above 0."""
+    """Learning rate at the beginning, falling linearly to 0; above 0. Matrices learn at ten times as much, by Muon."""
     max_grad_norm: float = bounded(1.0, TINY)
     """Gradients are scaled down to this norm; above 0."""
     beta_final: float = bounded(0.3, 0, 1)
@@ -187,10 +155,7 @@ class WarmStart:
                 f"warm_start.capacity is {config.capacity}; it must hold a round of "
                 f"{config.steps} steps of {actor.env.num_envs} environments, {self.frames_per_update} frames"
             )
-        self.optimiser = optimiser_of(policy, config)
-        self.ema = copy.deepcopy(policy) if EMA else None
-        self.steps = 0
-        self.collisions = np.zeros(actor.env.num_envs)
+        self.optimiser = Muon(policy, config.lr)
         self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
         self.drivers = Drivers(actor.env.num_envs, config.patience)
         self.collected = 0
@@ -208,8 +173,6 @@ class WarmStart:
     def update(self, progress: float) -> dict[str, float]:
         """Collect a round, learn from the buffer, return mean losses; schedules are at `progress` [0, 1]."""
         lr = self.config.lr * (1 - progress)
-        if "cos" in P:
-            lr = self.config.lr * min(1.0, progress / 0.04 + 0.02) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         beta = self.beta(progress)
@@ -233,15 +196,7 @@ class WarmStart:
                 expert = actor.env.expert_actions()
             frame = {f"observations.{name}": compact(value) for name, value in actor.observations.items()}
             frame |= {"previous": actor.previous.cpu(), "masks": actor.masks.cpu(), "expert": expert.cpu()}
-            if AUX:
-                now = actor.env._collisions
-                bumped = torch.from_numpy((now > self.collisions) & ~begins.numpy()).float()
-                self.collisions = now.copy()
-                frame["aux"] = torch.cat([privileged(actor.env), bumped[:, None]], dim=1)
-            action_state = self._act(expert.to(actor.device))
-            if SUB:
-                frame["features"] = self.policy.kept[0][0].clone()
-            step = actor.step(*action_state)
+            step = actor.step(*self._act(expert.to(actor.device)))
             reward, done = step.reward.cpu(), (step.terminated | step.truncated).cpu()
             frames.append({**frame, "rewards": reward, "done": done})
             self._count(step.finished)
@@ -303,18 +258,8 @@ class WarmStart:
             for name, value in data.items()
             if name.startswith("observations.")
         }
-        features = None
-        if SUB:
-            features = data["features"]
-            fresh = torch.rand(features.shape[:2], generator=self.actor.generator) < 1 / SUB
-            keys = self.policy.spec.encoder.observations
-            some = self.policy.encode({key: observations[key][fresh] for key in keys})
-            features[fresh] = some.detach()
-            for i, (r, k, n) in enumerate(places):
-                self.rounds[r].data["features"][k * config.sequence : (k + 1) * config.sequence, n] = features[:, i]
-            features = features.masked_scatter(fresh[..., None].expand_as(features), some)
         with self.actor.autocast():
-            output = self.policy.sequence(observations, state, previous, masks, features)
+            output = self.policy.sequence(observations, state, previous, masks)
         self._pass_on_states(places, output.state.detach().float().cpu())
         logits = output.logits.float()
         loss = functional.cross_entropy(logits.flatten(0, 1), expert.flatten(), reduction="none")
@@ -324,21 +269,7 @@ class WarmStart:
         known = returns.isfinite()
         errors = (output.values.float() - returns.nan_to_num())[known].square()
         value = errors.mean() if len(errors) else torch.zeros((), device=device)
-        if AUX:
-            guess = self.policy.aux(self.policy.kept[1])
-            action_loss = action
-            action = action + AUX * functional.smooth_l1_loss(guess, data["aux"])
         gradient_step(self.policy, self.optimiser, action + config.value_coefficient * value, config.max_grad_norm)
-        if AUX:
-            action = action_loss
-        self.steps += 1
-        if EMA:
-            decay = min(EMA, (1 + self.steps) / (10 + self.steps))
-            with torch.no_grad():
-                for a, b in zip(self.ema.parameters(), self.policy.parameters()):
-                    a.lerp_(b, 1 - decay)
-                for a, b in zip(self.ema.buffers(), self.policy.buffers()):
-                    a.copy_(b)
         agreement = (logits.argmax(-1) == expert).float().mean()
         return torch.stack([action, value, agreement]).detach()
 
@@ -382,8 +313,16 @@ class WarmStart:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, with the data that `store` wrote."""
-        self.optimiser.load_state_dict(state["optimiser"])
+        """Take over what `state_dict` returned, with the data that `store` wrote.
+
+        Raises UserError for one of earlier versions, which moved all weights by Adam.
+        """
+        try:
+            self.optimiser.load_state_dict(state["optimiser"])
+        except ValueError:
+            raise UserError(
+                "this warm start was begun by an earlier navprune, whose optimiser was another; begin a new run"
+            ) from None
         self.drivers.load_state_dict(state["drivers"])
         self.collected = state["collected"]
         first = self.collected - len(state["states"]) + 1

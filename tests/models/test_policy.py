@@ -1,8 +1,15 @@
+import math
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from navprune.models.build import build
+from navprune.models.policy import _goal_details
 from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.tasks.measures import goal_vectors
 
 T, N = 7, 3
 ENCODERS = {
@@ -17,16 +24,16 @@ def _inputs(n=N, size=32):
     observations = {
         "depth": torch.rand(T, n, size, size, 1, generator=generator),
         "rgb": torch.randint(0, 256, (T, n, size, size, 3), generator=generator).to(torch.uint8),
-        "pointgoal_with_gps_compass": torch.randn(T, n, 2, generator=generator),
+        "pointgoal_with_gps_compass": 3 * torch.rand(T, n, 2, generator=generator),
     }
     actions = torch.randint(0, 4, (T, n), generator=generator)
     masks = torch.rand(T, n, generator=generator) > 0.3
     return observations, actions, masks
 
 
-def _policy(encoder="resnet18", rnn="gru", layers=1):
-    spec = PolicySpec(ENCODERS[encoder], visual_features=24, hidden_size=16, rnn=rnn, rnn_layers=layers)
-    return build(spec, seed=0)
+def _policy(encoder="resnet18", rnn="gru", layers=1, goal_details=False):
+    core = {"visual_features": 24, "hidden_size": 16, "rnn": rnn, "rnn_layers": layers}
+    return build(PolicySpec(ENCODERS[encoder], **core, goal_details=goal_details), seed=0)
 
 
 def _loop(policy, observations, state, actions, masks):
@@ -39,14 +46,39 @@ def _loop(policy, observations, state, actions, masks):
     return torch.stack(logits), torch.stack(values), state
 
 
+@pytest.mark.parametrize("goal_details", [False, True])
 @pytest.mark.parametrize("rnn, layers", [("gru", 1), ("gru", 2), ("lstm", 1), ("lstm", 2)])
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_sequence_equals_the_plain_loop(encoder, rnn, layers):
-    policy = _policy(encoder, rnn, layers)
+def test_sequence_equals_the_plain_loop(encoder, rnn, layers, goal_details):
+    policy = _policy(encoder, rnn, layers, goal_details)
     observations, actions, masks = _inputs(size=policy.spec.encoder.input[1] or 32)
     state = torch.randn_like(policy.initial_state(N))
     out = policy.sequence(observations, state, actions, masks)
     torch.testing.assert_close(tuple(out), _loop(policy, observations, state, actions, masks))
+
+
+@settings(deadline=None)
+@given(st.floats(-10, 10), st.floats(-10, 10), st.floats(-3, 3), st.floats(0, 1), st.booleans())
+def test_goal_details_tell_how_far_a_step_ahead_took_the_agent_wherever_the_goal_is(x, z, heading, share, turned):
+    ahead = 0.25 * share * np.array([[-math.sin(heading), 0, -math.cos(heading)]])
+    goal = np.array([[x, 0.0, z]])
+    poses = [(0 * ahead, heading), (0 * ahead, heading + 0.2) if turned else (ahead, heading)]
+    seen = [torch.from_numpy(goal_vectors(place, np.array([angle]), goal)).double() for place, angle in poses]
+    first, where = _goal_details(seen[0][None], torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[False]]))
+    second, _ = _goal_details(seen[1][None], where, torch.tensor([[not turned]]))
+    wanted = [0.0, 0.0] if turned else [share, 0.0]
+    assert first[0, 0, -2:].tolist() == [0.0, 0.0]
+    assert second[0, 0, -2:].tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_goal_details_are_no_part_of_networks_that_lack_them():
+    plain, more = _policy(), _policy(goal_details=True)
+    added = more.state_dict().keys() - plain.state_dict().keys()
+    assert added == {"net.goal_details.weight", "net.goal_details.bias"}
+    written = plain.spec.to_json()
+    del written["goal_details"]  # as every file before there were any
+    assert PolicySpec.from_json(written) == plain.spec
+    assert PolicySpec.from_json(more.spec.to_json()) == more.spec
 
 
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])

@@ -62,6 +62,7 @@ RESNET = encoder_spec("resnet18", (1, 64, 64), 8)
         (PolicySpec(replace(RESNET, output=32), 16, 16), "32 channels instead of 2048"),
         (PolicySpec(replace(RESNET, normalise=True), 16, 16), "running mean"),
         (PolicySpec(RESNET, 16, 32), "visual_features is 16"),
+        (PolicySpec(RESNET, 16, 16, goal_details=True), "goal details"),
         (PolicySpec(encoder_spec("resnet18", (1, 64, 64), 8, groups=8), 16, 16), "stem"),
         (PolicySpec(encoder_spec("simple_cnn", (1, 64, 64)), 16, 16), "simple_cnn"),
     ],

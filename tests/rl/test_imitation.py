@@ -206,3 +206,11 @@ def test_values_out_of_range_are_named(field, message):
 def test_a_buffer_smaller_than_a_round(start):
     with pytest.raises(UserError, match="32 frames"):
         start(capacity=31)
+
+
+def test_a_warm_start_of_adams_is_refused_in_one_line(start):
+    warm = start()
+    earlier = torch.optim.Adam(warm.policy.parameters()).state_dict()
+    with pytest.raises(UserError, match="begin a new run") as caught:
+        warm.load_state_dict({**warm.state_dict(), "optimiser": earlier})
+    assert "\n" not in str(caught.value)
