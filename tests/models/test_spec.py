@@ -74,7 +74,7 @@ def test_rgb_and_depth_stand_in_habitats_order():
 def test_specs_of_published_checkpoints_still_load(path):
     text = json.loads(path.read_text())
     spec = PolicySpec.from_json(text)
-    assert spec.to_json() == text
+    assert spec.to_json() == {"goal_details": False} | text  # some are older than the field
     shapes = {key: tensor.shape for key, tensor in load_file(path.with_name("weights.safetensors")).items()}
     with torch.device("meta"):
         assert {key: tensor.shape for key, tensor in build(spec).state_dict().items()} == shapes
