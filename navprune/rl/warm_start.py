@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from navprune.tasks.engine import Finished
 
 
+SEEN = "observations."
+"""What names of observations begin with among a round's data."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WarmStartConfig:
     """How the expert is imitated before PPO begins."""
@@ -205,7 +209,7 @@ class WarmStart:
                 states.append(actor.state.cpu())
             with actor.timers("environment"):
                 expert = actor.env.expert_actions()
-            frame = {f"observations.{name}": compact(value) for name, value in actor.observations.items()}
+            frame = {SEEN + name: compact(value) for name, value in actor.observations.items()}
             frame |= {"previous": actor.previous.cpu(), "masks": actor.masks.cpu(), "expert": expert.cpu()}
             step = actor.step(*self._act(expert.to(actor.device)))
             reward, done = step.reward.cpu(), (step.terminated | step.truncated).cpu()
@@ -274,9 +278,9 @@ class WarmStart:
         data, state, returns = self._batch(places)
         previous, masks, expert = data["previous"], data["masks"], data["expert"]
         observations = {
-            name.removeprefix("observations."): value.float() if value.dtype == torch.float16 else value
+            name.removeprefix(SEEN): value.float() if value.dtype == torch.float16 else value
             for name, value in data.items()
-            if name.startswith("observations.")
+            if name.startswith(SEEN)
         }
         with self.actor.autocast():
             output = self.policy.sequence(observations, state, previous, masks)
@@ -332,7 +336,12 @@ class WarmStart:
                 f"{files[0]} and its like hold {found} of {self.actor.environments} environments; restore them, or use "
                 "another run folder"
             )
-        return {name: value[:, self.actor.rows] for name, value in whole.items()}
+        own = {name: value[:, self.actor.rows] for name, value in whole.items()}
+        seen = {name.removeprefix(SEEN): value for name, value in own.items() if name.startswith(SEEN)}
+        if any(value.shape[2:] != self.actor.observations[name].shape[1:] for name, value in seen.items()):
+            flat = self.policy.prepare({name: value.flatten(0, 1) for name, value in seen.items()})  # earlier: raw
+            own |= {SEEN + name: compact(value.unflatten(0, own["expert"].shape)) for name, value in flat.items()}
+        return own
 
     def state_dict(self) -> dict[str, Any]:
         """Return all but the rounds' data, which `store` keeps."""

@@ -148,6 +148,7 @@ SHARED = [
     *(setting for setting in TINY if setting != "warm_start=null"), "environments=8", "ppo.steps=8",
     "ppo.minibatches=2", "task.max_steps=6", "trainer.window=10", "warm_start.frames=128", "warm_start.steps=8",
     "warm_start.sequence=4", "warm_start.batch=4", "warm_start.capacity=256", "trainer.total_frames=256",
+    "warm_start.lr=2e-6",  # Muon makes large steps of what rounding leaves in directions that have no gradient
 ]  # fmt: skip
 
 

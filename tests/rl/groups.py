@@ -86,6 +86,7 @@ def together(size, act):
 
     with ThreadPoolExecutor(size) as threads:
         futures = [threads.submit(work, rank) for rank in range(size)]
+    torch.compiler.set_stance("default")  # scores set it for all threads, and back to what another one had set
     faults = [fault for future in futures if (fault := future.exception())]
     for fault in sorted(faults, key=lambda fault: isinstance(fault, threading.BrokenBarrierError)):
         raise fault

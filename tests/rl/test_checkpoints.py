@@ -203,8 +203,8 @@ def test_runs_of_format_1_go_on(toys, tmp_path, name, frames, updates):
     trainer = Trainer(spec, toys.Corridor(), config, phases, folder)
     assert (trainer.frames, trainer.updates, trainer.phase.name) == (frames, updates, name)
     kept = trainer.learner.state_dict()
-    assert kept["optimiser"]["state"]
     if name == "ppo":
+        assert kept["optimiser"]["state"]
         assert trainer.schedule_start == 96 and lessons.seen.all() and lessons.state.abs().sum() > 0
     else:
         assert kept["collected"] == 1 and kept["environments"]["drivers"]["expert"].any()

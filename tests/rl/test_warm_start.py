@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from navprune.errors import UserError
+from navprune.progress import say_once
 from navprune.rl.monitor import Timers
 from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
@@ -214,6 +215,7 @@ def test_a_warm_start_of_adams_goes_on_with_an_optimiser_that_begins_afresh(star
     warm.store()
     earlier = torch.optim.Adam(warm.policy.parameters()).state_dict()
     other = start()
+    say_once.cache_clear()
     other.load_state_dict({**warm.state_dict(), "optimiser": earlier})
     assert capsys.readouterr().err.count("\n") == 1 and not other.optimiser.state
     assert other.rounds[0].data["expert"].equal(warm.rounds[0].data["expert"])
