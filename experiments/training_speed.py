@@ -3,8 +3,8 @@
     .venv/bin/python experiments/training_speed.py [--commit 3c5ea80] [--repeats 3]
 
 from the repository's root, on an idle machine. Each run trains the demo's ResNet50 agent on the demo's homes: a warm
-start of six epochs, then PPO of two, the same gradient work a frame for all. Runs take turns; prints medians of frames/s of a
-whole run (collecting, learning, logging) as a table.
+start of six epochs, then PPO of two, the same gradient work a frame for all. Runs take turns; prints medians of
+frames/s of a whole run (collecting, learning, logging) as a table.
 """
 
 import argparse
