@@ -87,6 +87,6 @@ def limits(config: Config) -> list[str]:
     return [
         f"The encoders have {config.agent.base_planes} base planes and see {task.width} x {task.height} pixels; the "
         "published ones have 32 and see 256 x 256. Only the shares saved can be held against the published table.",
-        f"Each agent saw {frames:,} frames, mostly on an expert's paths; published agents see 75 million and more.",
+        f"Each agent saw {frames:,} frames; published agents see 75 million and more.",
         f"One seed, {homes} unseen homes, {episodes} episodes: where intervals overlap, nothing is shown.",
     ]
