@@ -22,7 +22,7 @@ from navprune.rl.checkpoints import load_policy
 
 SHARES = (0.75, 0.5, 0.25)
 RANDOM = ("resnet18", "resnet50", "se_resnet50")
-TRAINED = "checkpoints/resnet50"
+TRAINED = "experiments/pruning_methods/agent"
 SIDE, IMAGES = 64, 8
 
 

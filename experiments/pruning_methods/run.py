@@ -49,7 +49,7 @@ from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.pointnav import EpisodeOrder, Once, PointNavEnv, Shuffled
 
 DATA = Path("runs/pruning_methods/data")
-AGENT = Path("checkpoints/resnet50")
+AGENT = Path(__file__).parent / "agent"
 DEMO = load_config("demo")
 FRAMES = {TUNED: 8192, SCRATCH: 49152}
 """Frames of each network's training."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from navprune.errors import UserError
-from navprune.models.build import build
+from navprune.models.build import build, known_format
 from navprune.models.spec import NAMES, RESNETS, EncoderSpec, Layer, PolicySpec, convolutions, encoder_spec
 from navprune.models.widths import widths, with_widths
 
@@ -72,7 +72,7 @@ def test_rgb_and_depth_stand_in_habitats_order():
 
 @pytest.mark.parametrize("path", sorted(CHECKPOINTS.glob("*/spec.json")), ids=lambda path: path.parent.name)
 def test_specs_of_published_checkpoints_still_load(path):
-    text = json.loads(path.read_text())
+    text = known_format(path, json.loads(path.read_text()))
     spec = PolicySpec.from_json(text)
     assert spec.to_json() == {"goal_details": False, **text}
     shapes = {key: tensor.shape for key, tensor in load_file(path.with_name("weights.safetensors")).items()}
