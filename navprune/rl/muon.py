@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
     """Moves the weights of a network; every group has `lr`, Adam's, and `parts`, the matrices in each weight or 0."""
 
     def __init__(self, network: nn.Module, lr: float, eps: float = 1e-5) -> None:
-        super().__init__(_groups(network), {"lr": lr, "eps": eps})
+        super().__init__(_groups(network), {"lr": lr, "eps": eps, "fused": True})  # by which torch places a state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -165,6 +165,10 @@ class Trainer:
         found: int | None = None
         if self.group.leads and (written := checkpoints.numbered(self.folder)):
             found = int(checkpoints.first_whole(self.folder, written, self._resume).name)
+        elif self.group.leads:
+            for phase in self.phases:  # what a run left that ended before its first checkpoint
+                if phase.tidy:
+                    phase.tidy(self.folder / phase.name, self.actor.environments, ())
         found = self.group.lead(found)
         if found is None:
             self.actor.reset()
@@ -243,6 +247,7 @@ class Trainer:
                 if due:
                     self.save(writer)
             self.save(writer)
+            self.group.lead(None)  # whoever began the workers may end all when the first of them has ended
             if line:
                 line.show(self.frames, self._note(), last=True)
         if self.stop:

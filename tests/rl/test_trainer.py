@@ -292,3 +292,11 @@ def test_kill_9_loses_no_more_than_the_interval(toys, whole, tmp_path):
     assert load_policy(tmp_path / "latest").metrics["frames"] == 5 * 48  # 60 of the 63 steps that were done
     run(toys, tmp_path)
     assert same(weights(tmp_path), weights(whole[0]))
+
+
+def test_rounds_of_a_run_that_never_came_to_a_checkpoint_are_forgotten(toys, tmp_path):
+    (tmp_path / "warm_start").mkdir()
+    (tmp_path / "warm_start" / "000001.000002.safetensors").write_bytes(b"of another worker")
+    run(toys, tmp_path, config=replace(RUN, total_frames=48))
+    assert [path.name for path in (tmp_path / "warm_start").iterdir()] == ["000001.000000.safetensors"]
+    assert run(toys, tmp_path, config=replace(RUN, total_frames=96)).frames == 96
