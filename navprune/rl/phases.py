@@ -32,8 +32,8 @@ def phases_of(
     ppo: PPOConfig, warm_start: WarmStartConfig | None = None, callbacks: Sequence[Callback] = ()
 ) -> tuple[Phase, ...]:
     """Return the phases of a run: the warm start, where there is one, and PPO with its callbacks."""
-    last = Phase("ppo", None, lambda actor, _: PPO(actor, ppo, callbacks))
+    last = Phase(PPO.name, None, lambda actor, _: PPO(actor, ppo, callbacks))
     if warm_start is None:
         return (last,)
     tidy = partial(WarmStart.tidy, warm_start)
-    return Phase("warm_start", warm_start.frames, partial(WarmStart, config=warm_start), tidy), last
+    return Phase(WarmStart.name, warm_start.frames, partial(WarmStart, config=warm_start), tidy), last

@@ -169,14 +169,12 @@ class PPO:
     name = "ppo"
 
     def __init__(self, actor: Actor, config: PPOConfig, callbacks: Sequence[Callback] = ()) -> None:
-        parts = config.minibatches * actor.group.size
-        if actor.environments % parts if actor.group.size > 1 else actor.environments < parts:
-            workers = f" by {actor.group.size} workers" if actor.group.size > 1 else ""
-            raise UserError(
-                f"{config.minibatches} mini-batches cannot be made of {actor.environments} environments{workers}; "
-                + ("ask for as many environments or fewer mini-batches" if not workers else f"ask for {parts} or more, "
-                   f"a multiple of {parts}")
-            )  # fmt: skip
+        workers, parts = actor.group.size, config.minibatches * actor.group.size
+        title = f"{config.minibatches} mini-batches cannot be made of {actor.environments} environments"
+        if workers == 1 and actor.environments < parts:
+            raise UserError(f"{title}; ask for as many environments or fewer mini-batches")
+        if workers > 1 and actor.environments % parts:
+            raise UserError(f"{title} by {workers} workers; ask for {parts} or more, a multiple of {parts}")
         self.actor, self.config, self.callbacks = actor, config, tuple(callbacks)
         self.room = self.rollout = Rollout.like(actor, config.steps)
         self.advantage = self.returns = torch.zeros_like(self.rollout.values)
