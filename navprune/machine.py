@@ -47,15 +47,25 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def keep_memory() -> None:
-    """Let this process keep what it frees, where its C library is glibc: returned, it would come back page by page.
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Within the block this process keeps what it frees, where its C library is glibc: it would come back page by page.
 
     A gradient step frees and takes again what is as large as its activations (experiments/learner_speed).
     """
+    blocks, trim = -4, -1  # M_MMAP_MAX: blocks that are mappings of their own; M_TRIM_THRESHOLD: what is given back
+    try:
+        _allocate({blocks: 0, trim: 2**31 - 1})
+        yield
+    finally:
+        _allocate({blocks: 65_536, trim: 131_072})  # as it began
+
+
+def _allocate(settings: dict[int, int]) -> None:
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no block of memory is a mapping of its own
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is not returned
+        for name, value in settings.items():
+            library.mallopt(name, value)
 
 
 def compile_fault() -> str | None:

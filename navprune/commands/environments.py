@@ -5,9 +5,9 @@ from pathlib import Path
 
 from navprune.config import Config
 from navprune.errors import UserError
+from navprune.machine import cores
 from navprune.models.spec import EncoderSpec
 from navprune.rl.group import Group
-from navprune.rl.trainer import threads_of
 from navprune.scenes.files.episodes import Episode, EpisodeTable, read_episodes
 from navprune.simulator.scene import SceneLibrary
 from navprune.tasks.engine import VectorEnv
@@ -66,8 +66,6 @@ def training_env(config: Config, group: Group | None = None) -> VectorEnv:
     scenes = episodes.scene_numbers if config.env == "habitat" else None
     count = config.environments // group.size
     order = Shuffled(len(episodes), count, config.trainer.seed, scenes, first=group.rank * count)
-    if group.size == 1:
-        return environment(config, config.data.train, episodes, order, count)
     library = SceneLibrary(config.data.scene_memory, share=1 / group.on_machine)
-    threads = threads_of(config.trainer, group.on_machine)
+    threads = max(1, cores() // group.on_machine)
     return environment(config, config.data.train, episodes, order, count, library, threads)

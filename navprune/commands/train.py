@@ -4,8 +4,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from navprune.commands.environments import check_sees, training_env
 from navprune.commands.prune import count_cost, with_costs, write_pruning
 from navprune.config import Config, to_yaml
@@ -20,7 +18,7 @@ from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import read_spec
 from navprune.rl.group import Group
 from navprune.rl.phases import phases_of
-from navprune.rl.trainer import TrainerConfig, TrainingResult, train
+from navprune.rl.trainer import TrainerConfig, TrainingResult, gpu_count, train
 from navprune.rl.warm_start import WarmStartConfig
 from navprune.rl.workers import handed_over, workers
 from navprune.source import FOLDER, Source, agent_spec
@@ -66,17 +64,20 @@ def worker_count(config: Config) -> int:
         for count in range(1, config.environments + 1)
         if count == 1 or (config.environments % (count * parts) == 0 and _shares(config.warm_start, count))
     ]
+    gpus = gpu_count(config.trainer.device)
     if not asked:
         # habitat-lab's environments are processes of their own, which keep the cores busy.
-        there = torch.cuda.device_count() or (cores() if config.env == "embedded" else 1)
+        there = gpus or (cores() if config.env == "embedded" else 1)
         return max(count for count in fits if count <= there)
+    what = f"torchrun began {begun} workers" if begun else f"trainer.workers is {asked}"
     if asked not in fits:
         batch = f" and {config.warm_start.batch} sequences (warm_start.batch)" if config.warm_start else ""
-        what = f"torchrun began {begun} workers" if begun else f"trainer.workers is {asked}"
         raise UserError(
             f"{what}, which cannot share out {config.environments} environments in {parts} "
             f"mini-batches{batch}; use {' or '.join(map(str, fits))}, or a multiple of {asked * parts} environments"
         )
+    if gpus and (here := int(os.environ.get("LOCAL_WORLD_SIZE", asked))) > gpus:
+        raise UserError(f"{what}, and {here} on this machine have {gpus} of its GPUs; begin {gpus} here, one for each")
     return asked
 
 

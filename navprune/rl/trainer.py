@@ -19,7 +19,7 @@ import torch
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.machine import compile_fault, cores, keep_memory
+from navprune.machine import compile_fault, kept_memory
 from navprune.models.build import build
 from navprune.models.encoders import RunningMeanAndVar
 from navprune.models.policy import PointNavPolicy
@@ -64,8 +64,9 @@ class TrainerConfig:
     workers: int = bounded(0, 0)
     """Processes of this machine that share the environments and learn together; 0 is one for each GPU or, without any,
     each core, as far as the environments can be shared out; under `torchrun` its number counts; 0 or more."""
-    threads: int = bounded(0, 0)
-    """Threads of each worker on the CPU; 0 shares out the cores; 0 or more."""
+    threads: int = bounded(1, 1)
+    """Threads of torch in each worker on the CPU; several pay where a single worker has a large network and the machine
+    to itself; 1 or more."""
     timeout: float = bounded(600.0, TINY)
     """Seconds that workers wait for one another before the run ends and says for whom; above 0."""
     requeue: bool = False
@@ -109,9 +110,13 @@ def train(
     this with environments of its own; see `group`. Raises UserError for a run folder, checkpoint or configuration that
     cannot be used, when a checkpoint cannot be written, and before a step that is not finite.
     """
-    group = group or Group()
-    with runs.taken(Path(run_dir), trainer.start) if group.leads else nullcontext():
-        return Trainer(policy, env, trainer, phases, run_dir, config_yaml, group).run()
+    group, threads = group or Group(), torch.get_num_threads()
+    with runs.taken(Path(run_dir), trainer.start) if group.leads else nullcontext(), kept_memory():
+        try:
+            torch.set_num_threads(trainer.threads)
+            return Trainer(policy, env, trainer, phases, run_dir, config_yaml, group).run()
+        finally:
+            torch.set_num_threads(threads)
 
 
 class Trainer:
@@ -129,8 +134,6 @@ class Trainer:
     ) -> None:
         self.config, self.phases, self.config_yaml, self.group = config, phases, config_yaml, group or Group()
         self.folder = Path(run_dir)
-        torch.set_num_threads(threads_of(config, self.group.on_machine))
-        keep_memory()
         device = device_of(config.device, self.group.local_rank)
         if config.compile and device.type == "cpu" and (fault := compile_fault()):
             raise UserError(f"trainer.compile cannot be used here: {fault}, or leave it out")
@@ -389,14 +392,15 @@ class Trainer:
             ask_for_another_turn()
 
 
-def threads_of(config: TrainerConfig, workers: int) -> int:
-    """Threads of one of so many workers on this machine."""
-    return config.threads or max(1, cores() // workers)
-
-
 def default_device() -> str:
     """Return `cuda` where there is some, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gpu_count(name: str) -> int:
+    """How many GPUs of this machine `trainer.device` lets workers have, one each: 0 where they are to use its cores."""
+    kind, _, number = (default_device() if name == "auto" else name).partition(":")
+    return (1 if number else torch.cuda.device_count()) if kind == "cuda" else 0
 
 
 def device_of(name: str, worker: int = 0) -> torch.device:

@@ -231,6 +231,21 @@ def test_as_many_workers_as_cores_that_can_share_the_work(monkeypatch, config, c
     assert commands.worker_count(config) == expected
 
 
+@pytest.mark.parametrize(("device", "expected"), [("auto", 2), ("cuda", 2), ("cuda:1", 1), ("cpu", 6)])
+def test_a_worker_for_each_gpu_that_the_run_may_use(monkeypatch, device, expected):
+    monkeypatch.setattr(commands, "cores", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = replace(configured(), trainer=TrainerConfig(device=device))
+    assert commands.worker_count(config) == expected
+    three = replace(config, trainer=TrainerConfig(device=device, workers=3))
+    if device == "cpu":
+        assert commands.worker_count(three) == 3
+    else:
+        with pytest.raises(UserError, match=f"is 3, and 3 on this machine have {expected} of its GPUs"):
+            commands.worker_count(three)
+
+
 @pytest.mark.parametrize(
     ("config", "begun", "told"),
     [

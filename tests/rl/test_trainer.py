@@ -234,6 +234,16 @@ def test_a_device_that_is_not_there(toys, tmp_path, device):
     assert "\n" not in str(error.value)
 
 
+def test_a_run_leaves_the_threads_of_its_process_alone(toys, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        run(toys, tmp_path)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_run_of_another_make_is_refused(toys, whole, tmp_path):
     with pytest.raises(UserError, match="4 environments and this run has 5"):
         run(toys, whole[0], toys.Corridor(num_envs=5))
