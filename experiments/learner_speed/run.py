@@ -103,7 +103,7 @@ class Way:
 
     def learn(self) -> Tensor:
         """One gradient step of a loss like PPO's; returns the logits before it."""
-        state = self.policy.initial_state(self.setting.environments)
+        state = self.policy.initial_state(self.setting.environments).to(self.actions.device)
         with self.context():
             out = self.policy.sequence(self.observations, state, self.actions, self.masks)
             log_probs = out.logits.float().log_softmax(-1)
