@@ -43,7 +43,10 @@ def be_a_worker(task):
 def trouble(env, task):
     what, at = task["what"], task.get("at", 30)
     if what == "disk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (task["bytes"], resource.RLIM_INFINITY))
+    elif what == "write":
+        sync, left = os.fsync, iter(range(at))
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(left, None) is None else sync(file)
     elif what == "slow":
         step = env.step
         env.step = lambda actions: time.sleep(0.03) or step(actions)
@@ -70,6 +73,8 @@ def fail(what, once):
         raise ZeroDivisionError
     *where, name = what.split()
     number = getattr(signal, name)
+    if "machine" in where:
+        os.kill(os.getppid(), number)
     for _ in range(2 if "twice" in where else 1):
         os.killpg(os.getpgid(0), number) if "group" in where else os.kill(os.getpid(), number)
 

@@ -93,6 +93,17 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_bit_for_bit(whole, tmp_pat
     assert is_whole(folder, whole)
 
 
+@pytest.mark.parametrize(("rank", "synced"), [(0, 0), (0, 3), (0, 8), (0, 15), (0, 29), (1, 0), (1, 3)])
+def test_a_kill_in_the_middle_of_a_write_loses_nothing_before_it(whole, tmp_path, rank, synced):
+    """Of a checkpoint's files, its folder, the links and the rounds of each worker, before the next one is synced."""
+    folder = tmp_path / "run"
+    status, _ = run(folder, rank=rank, what="write", at=synced)
+    assert status == (2 if rank else -signal.SIGKILL)
+    found = numbered(folder)
+    assert found != [384] and all(read_trainer(folder / "checkpoints" / f"{frames:012}") for frames in found)
+    assert run(folder)[0] == 0 and is_whole(folder, whole)
+
+
 @pytest.mark.parametrize(
     ("number", "rank", "status"), [("SIGTERM", 0, 143), ("group SIGINT", 1, 130), ("group SIGTERM", 0, 143)]
 )
@@ -150,10 +161,12 @@ def test_a_fault_in_the_code_of_a_worker_shows_where(tmp_path):
     assert re.fullmatch(r"navprune: worker 1 \(process \d+\) has ended with status 1; .*", said[-1])
 
 
-def test_a_full_disk_is_told_and_what_was_saved_stays(tmp_path):
+@pytest.mark.parametrize(("rank", "size", "who"), [(0, 20_000, ""), (1, 100, "worker 1: ")])
+def test_a_full_disk_is_told_and_what_was_saved_stays(tmp_path, rank, size, who):
+    """That of the first worker, which writes checkpoints, or of another one, which keeps rounds of its own."""
     assert run(tmp_path / "run", trainer={"total_frames": 96})[0] == 0
-    status, said = run(tmp_path / "run", rank=0, what="disk")
-    assert status == 2 and said[-1].startswith("navprune: cannot write ") and "File too large" in said[-1]
+    status, said = run(tmp_path / "run", rank=rank, what="disk", bytes=size)
+    assert status == 2 and said[-1].startswith(f"navprune: {who}cannot write ") and "File too large" in said[-1]
     assert sum(line.startswith("navprune: ") for line in said) == 1 and numbered(tmp_path / "run") == [96]
 
 
@@ -201,10 +214,23 @@ def test_torchrun_begins_workers_anew_where_one_is_killed(whole, tmp_path):
     assert is_whole(folder, whole)
 
 
-def test_two_machines_are_one_run(whole, tmp_path):
+def two_machines(folder, **task):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    folder, place = tmp_path / "run", ("--nnodes", 2, "--nproc-per-node", 1, "--master-addr", "127.0.0.1")
-    nodes = [begin_run(folder, *torchrun(*place, "--master-port", port, "--node-rank", rank)) for rank in range(2)]
-    assert [end(node)[0] for node in nodes] == [0, 0] and is_whole(folder, whole)
+    place = ("--nnodes", 2, "--nproc-per-node", 1, "--master-addr", "127.0.0.1", "--master-port", port)
+    return [begin_run(folder, *torchrun(*place, "--node-rank", rank), **task) for rank in range(2)]
+
+
+def test_two_machines_are_one_run(whole, tmp_path):
+    nodes = two_machines(tmp_path / "run")
+    assert [end(node)[0] for node in nodes] == [0, 0] and is_whole(tmp_path / "run", whole)
+
+
+def test_a_machine_that_is_gone_ends_the_run_which_goes_on_when_both_are_back(whole, tmp_path):
+    folder, gone = tmp_path / "run", tmp_path / "gone"
+    nodes = two_machines(folder, rank=1, what="machine SIGKILL", at=30, once=str(gone))
+    (status, said), (killed, _) = map(end, nodes)
+    assert status > 0 and any("worker 1 is gone" in line and line.endswith(GO_ON) for line in said), said
+    assert killed == -signal.SIGKILL and gone.exists() and numbered(folder)[0] == 192
+    assert [end(node)[0] for node in two_machines(folder)] == [0, 0] and is_whole(folder, whole)
