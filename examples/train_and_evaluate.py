@@ -15,9 +15,9 @@ from navprune.config import load_config
 from navprune.scenes.homes.dataset import generate_dataset
 
 SETTINGS = [
-    "task.width=64", "task.height=64", "task.max_steps=60",
-    "agent=resnet18", "agent.base_planes=4", "agent.compression=16", "agent.visual_features=32", "agent.hidden_size=32",
-    "environments=4", "ppo.steps=16", "ppo.epochs=1", "warm_start.frames=128", "trainer.total_frames=256",
+    "task.max_steps=60", "agent.base_planes=4", "agent.compression=16", "agent.visual_features=32",
+    "agent.hidden_size=32", "environments=4", "ppo.steps=16", "ppo.minibatches=2", "warm_start.frames=128",
+    "warm_start.batch=4", "trainer.total_frames=256",
 ]  # fmt: skip
 
 

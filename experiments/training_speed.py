@@ -23,7 +23,8 @@ from navprune.machine import cores
 
 HERE = Path(__file__).resolve().parents[1]
 DATA = HERE / "runs/training_speed/data"
-SETTINGS = ["warm_start.frames=24576", "warm_start.epochs=6", "ppo.epochs=2", "trainer.total_frames=49152"]
+SETTINGS = ["agent=resnet50", "warm_start.frames=24576", "warm_start.epochs=6", "ppo.epochs=2"]
+SETTINGS += ["trainer.total_frames=49152"]
 BUSY = "import torch\ntorch.set_num_threads(1)\na = torch.rand(512, 512)\nwhile True: a @ a"
 
 

@@ -17,8 +17,8 @@ from navprune.scenes.homes.dataset import generate_dataset
 REFERENCE = Path(__file__).parent / "data" / "reference"
 TINY = [
     "task.width=32", "task.height=32", "task.max_steps=30", "agent.encoder=resnet18", "agent.base_planes=4",
-    "agent.visual_features=16", "agent.hidden_size=16", "environments=2", "ppo.steps=16", "warm_start=null",
-    "trainer.total_frames=64", "data.name=reference", "data.train=val", "trainer.threads=1",
+    "agent.visual_features=16", "agent.hidden_size=16", "environments=2", "ppo.steps=16",
+    "ppo.minibatches=2", "warm_start=null", "trainer.total_frames=64", "data.name=reference", "data.train=val",
 ]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data):
     folder = data.parent / "run"
-    assert main(["train", "--config", "pointnav_homes", f"run={folder}", f"data.folder={data}", *TINY]) == 0
+    assert main(["train", "--config", "pointnav", f"run={folder}", f"data.folder={data}", *TINY]) == 0
     return folder
 
 

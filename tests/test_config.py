@@ -24,8 +24,8 @@ def test_every_recipe_loads_and_survives_a_round_trip(recipe, tmp_path):
 
 
 def test_settings_change_what_they_name_and_nothing_else():
-    before = load_config("pointnav_homes")
-    after = load_config("pointnav_homes", ["ppo.lr=1e-4", "agent=resnet50"])
+    before = load_config("pointnav")
+    after = load_config("pointnav", ["ppo.lr=1e-4", "agent=resnet50"])
     assert after.ppo == replace(before.ppo, lr=1e-4)
     assert (after.agent.encoder, after.agent.rnn) == ("resnet50", "lstm")
     assert after.task == before.task
@@ -250,8 +250,8 @@ def test_a_recipe_of_ones_own_may_choose_from_the_groups(tmp_path):
 
 def test_what_a_recipe_says_stands_above_its_choices_and_below_settings(tmp_path):
     demo = load_config("demo")
-    chosen = load_config("demo", ["agent.rnn_layers=3", "agent=resnet18", "agent.base_planes=4"]).agent
-    assert chosen == replace(demo.agent, encoder="resnet18", rnn_layers=3, base_planes=4)
+    chosen = load_config("demo", ["agent.rnn_layers=3", "agent=resnet50", "agent.base_planes=4"]).agent
+    assert chosen == replace(demo.agent, encoder="resnet50", rnn_layers=3, base_planes=4)
     file = tmp_path / "mine.yaml"
     file.write_text(to_yaml(demo))  # has no defaults: the choice goes on top
     assert load_config(str(file), ["agent=blind"]).agent == replace(demo.agent, encoder="blind")

@@ -44,12 +44,11 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[st
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")
         run_pruning("resnet50", "gates", BUDGET, slim, config, steps=GATE_STEPS, gates=GATES)
-    agents = {
-        "resnet50": config,
-        "resnet50-pruned": replace(config, init=str(slim), init_weights=False),
-        "resnet18": replace(config, agent=replace(config.agent, encoder="resnet18")),
-        "blind": replace(config, agent=replace(config.agent, encoder="blind")),
-    }
+    pruned = replace(config, init=str(slim), init_weights=False)
+    resnet50, resnet18, blind = (
+        replace(config, agent=replace(config.agent, encoder=encoder)) for encoder in ("resnet50", "resnet18", "blind")
+    )
+    agents = {"resnet50": resnet50, "resnet50-pruned": pruned, "resnet18": resnet18, "blind": blind}
     runs = []
     for name, own in agents.items():
         note(f"3/4  training {name}")

@@ -4,7 +4,7 @@ from navprune.commands import demo
 from navprune.config import load_config
 
 TINY = [
-    "environments=2", "task.max_steps=20", "agent.visual_features=16", "agent.hidden_size=16", "trainer.threads=1",
+    "environments=2", "task.max_steps=20", "agent.visual_features=16", "agent.hidden_size=16",
     "warm_start.frames=64", "warm_start.batch=1", "warm_start.epochs=1", "ppo.minibatches=1", "ppo.epochs=1",
     "trainer.total_frames=128",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 TINY = [
     f"data.folder={REFERENCE}", "data.name=reference", "data.train=val", "data.scenes=[apartment]", "task.width=32",
     "task.height=32", "task.max_steps=20", "agent.encoder=resnet18", "agent.base_planes=4", "agent.visual_features=16",
-    "agent.hidden_size=16", "environments=2", "ppo.steps=16", "ppo.epochs=1", "warm_start=null", "trainer.threads=1",
+    "agent.hidden_size=16", "environments=2", "ppo.steps=16", "ppo.epochs=1", "warm_start=null",
     "trainer.total_frames=64", "trainer.checkpoint_seconds=0",
 ]  # fmt: skip
 

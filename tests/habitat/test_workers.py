@@ -34,7 +34,7 @@ SMALL = TaskConfig(width=16, height=12, sensors=("depth", "rgb"))
 TINY = [
     f"data.folder={REFERENCE}", "data.name=reference", "data.train=val", "task.width=32", "task.height=32",
     "task.max_steps=20", "agent.encoder=resnet18", "agent.base_planes=4", "agent.visual_features=16",
-    "agent.hidden_size=16", "environments=2", "ppo.steps=16", "trainer.total_frames=128", "trainer.threads=1",
+    "agent.hidden_size=16", "environments=2", "ppo.steps=16", "trainer.total_frames=128",
     "trainer.device=cpu", "warm_start.frames=64", "warm_start.steps=32", "warm_start.sequence=16",
     "warm_start.batch=2", "warm_start.capacity=1000",
 ]  # fmt: skip

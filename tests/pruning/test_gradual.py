@@ -392,30 +392,27 @@ TINY = [
     f"data.folder={REFERENCE}",
     "data.name=reference",
     "data.train=val",
-    "trainer.threads=1",
     "trainer.total_frames=96",
 ]
 
 
 def test_a_schedule_is_configured_and_survives_a_round_trip(tmp_path):
     settings = ["pruning=gradual", "pruning.budget=macs=0.6,parameters=0.7", "pruning.cuts=3"]
-    config = load_config("pointnav_homes", settings)
+    config = load_config("pointnav", settings)
     assert (config.pruning.method, config.pruning.budget) == ("taylor", "macs=0.6,parameters=0.7")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_config(str(tmp_path / "config.yaml")) == config
-    assert load_config("pointnav_homes", ["pruning.budget=macs=0.5"]).pruning == PruningScheduleConfig(
-        budget="macs=0.5"
-    )
-    assert load_config("pointnav_homes", ["pruning=distil"]).pruning == PruningScheduleConfig()
+    assert load_config("pointnav", ["pruning.budget=macs=0.5"]).pruning == PruningScheduleConfig(budget="macs=0.5")
+    assert load_config("pointnav", ["pruning=distil"]).pruning == PruningScheduleConfig()
     with pytest.raises(UserError, match=r"did you mean pruning\.cuts\?"):
-        load_config("pointnav_homes", ["pruning.cut=3"])
+        load_config("pointnav", ["pruning.cut=3"])
 
 
 def test_from_a_dense_agent_to_a_slim_one_and_on(tmp_path):
     """Dense; cut in steps with the dense agent for a teacher; fine-tuned; and from the dense agent's early weights."""
 
     def trained(name, *settings):
-        return run_training(load_config("pointnav_homes", [*TINY, f"run={tmp_path / name}", *settings]))
+        return run_training(load_config("pointnav", [*TINY, f"run={tmp_path / name}", *settings]))
 
     dense = trained("dense", "trainer.keep_checkpoints=9", "trainer.checkpoint_seconds=0")
     early = dense.latest.parent / "000000000016"
@@ -437,4 +434,4 @@ def test_from_a_dense_agent_to_a_slim_one_and_on(tmp_path):
 
 def test_a_rewind_of_nothing_that_was_pruned_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"pruning\.rewind goes with cuts or a pruned init"):
-        run_training(load_config("pointnav_homes", [*TINY, f"run={tmp_path}", "pruning.rewind=nowhere"]))
+        run_training(load_config("pointnav", [*TINY, f"run={tmp_path}", "pruning.rewind=nowhere"]))

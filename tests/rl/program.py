@@ -27,7 +27,7 @@ WARM = WarmStartConfig(frames=192, steps=12, sequence=6, batch=4, capacity=192, 
 def be_a_worker(task):
     """Train; `task` says where, how, and `rank` does `what` at step `at`, once where `once` names a file."""
     policy = build(tiny_spec(), 1)
-    config = TrainerConfig(**{"total_frames": 384, "threads": 1, "checkpoint_seconds": 0, **task.get("trainer", {})})
+    config = TrainerConfig(**{"total_frames": 384, "checkpoint_seconds": 0, **task.get("trainer", {})})
     phases = phases_of(PPOConfig(steps=12, epochs=1, minibatches=2, **task.get("ppo", {})), WARM)
     with workers(task.get("workers", 2), config.timeout, "rl.program:work", task) as group:
         notes = Path(f"{task['run']}.{group.rank}")

@@ -24,7 +24,7 @@ from navprune.rl.warm_start import WarmStartConfig
 PPO = PPOConfig(steps=6, epochs=2, linear_lr=True, linear_clip=True)
 # 12 steps x 4 environments an update: seven updates of warm start, the buffer keeps the last three.
 WARM = WarmStartConfig(frames=336, steps=12, sequence=6, batch=3, capacity=150, epochs=1, beta_final=0.0)
-RUN = TrainerConfig(total_frames=480, threads=1, checkpoint_seconds=0, window=5)
+RUN = TrainerConfig(total_frames=480, checkpoint_seconds=0, window=5)
 
 
 class Lost(Exception):
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_run(toys, whole, tmp_path):
 
 
 def test_another_seed_gives_another_run(toys, whole, tmp_path):
-    config = TrainerConfig(total_frames=480, threads=1, checkpoint_seconds=0, seed=1)
+    config = TrainerConfig(total_frames=480, checkpoint_seconds=0, seed=1)
     run(toys, tmp_path, config=config)
     assert not same(weights(tmp_path), weights(whole[0]))
 
@@ -98,7 +98,7 @@ def test_a_run_goes_on_bit_for_bit(toys, whole, tmp_path, steps):
 def test_weights_given_are_where_training_begins(toys, tmp_path):
     policy = toys.policy(seed=8)
     before = policy.critic["fc"].weight.clone()
-    config = TrainerConfig(total_frames=24, threads=1)
+    config = TrainerConfig(total_frames=24)
     train(policy, toys.Corridor(), config, phases_of(PPOConfig(steps=6, lr=1e-9)), tmp_path)
     torch.testing.assert_close(policy.critic["fc"].weight, before)
 
@@ -117,7 +117,7 @@ def test_what_a_run_folder_holds(toys, whole):
 
 
 def test_the_best_checkpoint_has_the_highest_spl_of_a_full_window(toys, tmp_path):
-    env, config = toys.Corridor(), TrainerConfig(total_frames=240, threads=1, checkpoint_seconds=0, window=5)
+    env, config = toys.Corridor(), TrainerConfig(total_frames=240, checkpoint_seconds=0, window=5)
     step, n = env.step, [0]
 
     def rise_and_fall(actions):
@@ -142,7 +142,7 @@ def events(folder):
 def test_tensorboard_has_habitats_names_and_forgets_what_was_lost(toys, whole, tmp_path):
     env = toys.Corridor()
     env.fail_at = (80, lose_power)
-    never = TrainerConfig(total_frames=480, threads=1, checkpoint_seconds=1e9, window=5)
+    never = TrainerConfig(total_frames=480, checkpoint_seconds=1e9, window=5)
     with pytest.raises(Lost):
         run(toys, tmp_path, env, config=never)
     run(toys, tmp_path)
@@ -249,7 +249,7 @@ def test_a_run_of_another_make_is_refused(toys, whole, tmp_path):
         run(toys, whole[0], toys.Corridor(num_envs=5))
     with pytest.raises(UserError, match="another spec"):
         train(toys.blind_spec(), toys.Corridor(), RUN, phases_of(PPO, WARM), whole[0])
-    config = TrainerConfig(total_frames=48, threads=1)
+    config = TrainerConfig(total_frames=48)
     run(toys, tmp_path, config=config)
     with pytest.raises(UserError, match="stopped in its warm start"):
         run(toys, tmp_path, warm_start=None)
@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(toys, whole, tmp_path, monkey
 def test_ctrl_c_finishes_the_update_saves_and_says_how_to_go_on(toys, whole, tmp_path, capsys):
     env = toys.Corridor()
     env.fail_at, before = (30, lambda: os.kill(os.getpid(), signal.SIGINT)), signal.getsignal(signal.SIGINT)
-    never = TrainerConfig(total_frames=480, threads=1, checkpoint_seconds=1e9, window=5)
+    never = TrainerConfig(total_frames=480, checkpoint_seconds=1e9, window=5)
     with pytest.raises(SystemExit) as stopped:
         run(toys, tmp_path, env, config=never)
     assert stopped.value.code == 130
