@@ -126,11 +126,10 @@ def improvement(
 
     Ties count half (Agarwal et al. 2021: the probability of improvement, with episodes for its tasks).
     """
-    above = first[:, None] > second
-    wins = (above + 0.5 * (first[:, None] == second)).reshape(-1, first.shape[1])
-    one, other = (_runs(len(values), resamples, stream) for values, stream in zip((first, second), streams))
-    pairs = (one[:, :, None] * other[:, None]).reshape(len(one), -1)
-    return Sample(*_scores(wins, scenes, resamples), pairs).mean()
+    shares = _runs(len(first), resamples, streams[0]).T / len(first)
+    # One run after the other, since all pairs together would take their number of times the memory of a sample.
+    wins = ((run > second) + 0.5 * (run == second) for run in first)
+    return Estimate(sum(share * sample(won, scenes, streams[1], resamples).means() for share, won in zip(shares, wins)))
 
 
 class Against(NamedTuple):
