@@ -193,12 +193,15 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def by_luck(first: Floats, second: Floats) -> float:
-    """p of so large a difference between the means of two samples, [n] and [m] (Student's t-test, n may be 1)."""
+    """p of so large a difference between the means of two samples, [n] and [m] (Student's t-test, n may be 1).
+
+    It is 1 where neither sample varies, as of one draw each: how far luck goes is not known then.
+    """
     freedom = len(first) + len(second) - 2
-    if freedom < 1:
+    squares = sum(((each - each.mean()) ** 2).sum() for each in (first, second))
+    error = np.sqrt(squares / max(freedom, 1) * (1 / len(first) + 1 / len(second)))
+    if error <= ROUNDING:
         return 1.0
-    variance = sum(((each - each.mean()) ** 2).sum() for each in (first, second)) / freedom
-    error = np.sqrt(variance * (1 / len(first) + 1 / len(second)))
     return _share(_students(freedom) >= abs(first.mean() - second.mean()) / error)
 
 

@@ -307,8 +307,9 @@ def test_a_cut_by_luck_is_called_better_than_luck_at_five_per_cent():
     assert by_luck(np.array([0.9]), rng.normal(0.5, 0.07, 20)) < 1e-3
 
 
-def test_luck_takes_more_than_one_draw_to_know():
-    assert by_luck(np.array([0.9]), np.array([0.1])) == 1.0
+@given(st.floats(-1, 1), st.floats(-1, 1), st.integers(1, 3), st.integers(1, 30))
+def test_luck_takes_draws_that_differ_to_know(first, second, n, m):
+    assert by_luck(np.full(n, first), np.full(m, second)) == 1.0
 
 
 def test_holm_on_a_worked_example():
