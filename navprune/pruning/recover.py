@@ -49,8 +49,8 @@ class Distillation(Callback):
                 f"the teacher has {theirs.visual_features} visual features and {theirs.actions} actions, the pruned "
                 f"network {student.visual_features} and {student.actions}; give the network that it was pruned from"
             )
-        if not theirs.encoder.observations:
-            raise UserError("the teacher is blind; give the network that this one was pruned from")
+        if not (theirs.encoder.observations and student.encoder.observations):
+            raise UserError("a blind network has no visual features to distil; give a teacher and a network that see")
         if not _reads_what_is_kept(theirs.encoder, student.encoder):
             its, own = (
                 f"{each.encoder.family} of {', '.join(each.encoder.observations)}" for each in (theirs, student)

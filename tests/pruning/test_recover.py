@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rl.conftest import Corridor, tiny_spec
+from rl.conftest import Corridor, blind_spec, tiny_spec
 from rl.groups import Lanes, together
 from torch.distributions import Categorical, kl_divergence
 
@@ -152,6 +152,12 @@ def test_what_the_teacher_remembers_survives_an_interruption(tmp_path):
 def test_a_teacher_of_another_make_is_refused(change):
     with pytest.raises(UserError, match=r"the teacher has .* give the network that it was pruned from"):
         lessons(tiny_spec(**change))
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(blind_spec(), SPEC), (SPEC, blind_spec())])
+def test_a_blind_network_neither_teaches_nor_learns(teacher, student):
+    with pytest.raises(UserError, match="a blind network has no visual features"):
+        Distillation(build(teacher, 0), student, policy=1.0, features=1.0)
 
 
 PIXELS = 40
