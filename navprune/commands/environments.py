@@ -44,15 +44,20 @@ def environment(
     count: int,
     library: SceneLibrary | None = None,
     threads: int | None = None,
+    first: int = 0,
 ) -> VectorEnv:
-    """The kind of environment that a configuration asks for, over episodes of a split; None draws on all cores."""
+    """The kind of environment that a configuration asks for, over episodes of a split; None draws on all cores.
+
+    `first` is what the first of its environments is counted as, where others run elsewhere.
+    """
     if config.env == "habitat":
         from navprune.habitat.vector import HabitatEnv  # habitat-lab is an extra
 
         data, task, seed = config.data, config.task, config.trainer.seed
         return HabitatEnv(
-            episodes, data, split, order, count, task, simulator=config.simulator, gpu=config.gpu, seed=seed
-        )
+            episodes, data, split, order, count, task,
+            simulator=config.simulator, gpu=config.gpu, seed=seed, first=first,
+        )  # fmt: skip
     library = library or SceneLibrary(config.data.scene_memory)
     folder = Path(config.data.folder)
     return PointNavEnv(episodes, folder, order, count, config.task, library=library, threads=threads)
@@ -65,7 +70,8 @@ def training_env(config: Config, group: Group | None = None) -> VectorEnv:
     # A worker holds one scene, and loading takes it as long as many steps.
     scenes = episodes.scene_numbers if config.env == "habitat" else None
     count = config.environments // group.size
-    order = Shuffled(len(episodes), count, config.trainer.seed, scenes, first=group.rank * count)
+    first = group.rank * count
+    order = Shuffled(len(episodes), count, config.trainer.seed, scenes, first)
     library = SceneLibrary(config.data.scene_memory, share=1 / group.on_machine)
     threads = max(1, cores() // group.on_machine)
-    return environment(config, config.data.train, episodes, order, count, library, threads)
+    return environment(config, config.data.train, episodes, order, count, library, threads, first)

@@ -126,11 +126,10 @@ def improvement(
 
     Ties count half (Agarwal et al. 2021: the probability of improvement, with episodes for its tasks).
     """
-    above = first[:, None] > second
-    wins = (above + 0.5 * (first[:, None] == second)).reshape(-1, first.shape[1])
-    one, other = (_runs(len(values), resamples, stream) for values, stream in zip((first, second), streams))
-    pairs = (one[:, :, None] * other[:, None]).reshape(len(one), -1)
-    return Sample(*_scores(wins, scenes, resamples), pairs).mean()
+    shares = _runs(len(first), resamples, streams[0]).T / len(first)
+    # One run after the other, since all pairs together would take their number of times the memory of a sample.
+    wins = ((run > second) + 0.5 * (run == second) for run in first)
+    return Estimate(sum(share * sample(won, scenes, streams[1], resamples).means() for share, won in zip(shares, wins)))
 
 
 class Against(NamedTuple):
@@ -194,12 +193,15 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def by_luck(first: Floats, second: Floats) -> float:
-    """p of so large a difference between the means of two samples, [n] and [m] (Student's t-test, n may be 1)."""
+    """p of so large a difference between the means of two samples, [n] and [m] (Student's t-test, n may be 1).
+
+    It is 1 where neither sample varies, as of one draw each: how far luck goes is not known then.
+    """
     freedom = len(first) + len(second) - 2
-    if freedom < 1:
+    squares = sum(((each - each.mean()) ** 2).sum() for each in (first, second))
+    error = np.sqrt(squares / max(freedom, 1) * (1 / len(first) + 1 / len(second)))
+    if error <= ROUNDING:
         return 1.0
-    variance = sum(((each - each.mean()) ** 2).sum() for each in (first, second)) / freedom
-    error = np.sqrt(variance * (1 / len(first) + 1 / len(second)))
     return _share(_students(freedom) >= abs(first.mean() - second.mean()) / error)
 
 

@@ -40,12 +40,12 @@ FAULTS = {
 }
 
 
-def gpu_of(worker: int, wanted: int | None = None) -> int:
-    """The GPU that a worker draws on: the wanted one, else the visible ones in turn, NO_CUDA where there is none."""
+def gpu_of(env: int, wanted: int | None = None) -> int:
+    """The GPU that draws for an environment: the wanted one, else the visible in turn, NO_CUDA where there is none."""
     if wanted is not None:
         return wanted
     visible = torch.cuda.device_count()
-    return worker % visible if visible else NO_CUDA
+    return env % visible if visible else NO_CUDA
 
 
 def check_habitat_sim() -> None:

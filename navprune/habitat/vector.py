@@ -58,11 +58,15 @@ class HabitatEnv(Lockstep[Floor]):
         simulator: str = "embedded",
         gpu: int | None = None,
         seed: int = 0,
+        first: int = 0,
     ) -> None:
-        """Episodes of a split of the data; gpu: as `devices.gpu_of` takes it, for habitat_sim alone."""
+        """Episodes of a split of the data; gpu: as `devices.gpu_of` takes it, for habitat_sim alone.
+
+        first: what the first environment is counted as, where others run elsewhere.
+        """
         load = lru_cache(KEPT_FLOORS)(lambda path: Floor(PathFinder(navmesh_for(path, self.config.body))))
         super().__init__(episodes, Path(data.folder), order, num_envs, config, PointNav, load)
-        gpus = [gpu_of(worker, gpu) for worker in range(num_envs)]
+        gpus = [gpu_of(first + env, gpu) for env in range(num_envs)]
         configs = {gpu: lab_config(self.config, data, split, simulator, gpu, seed) for gpu in set(gpus)}
         self._configs = [configs[gpu] for gpu in gpus]
         self._workers: Workers | None = None

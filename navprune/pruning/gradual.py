@@ -12,7 +12,6 @@ a growing one on the units that are about to go (Wang et al., Neural Pruning via
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -195,7 +194,7 @@ class GradualPruning(Callback):
             replacement = self._cut(ppo, keep)
             policy, self.made, self.doomed = replacement.policy, due, {}
             if due == self.config.cuts and (line := shortfall(self.budget, self.history[-1], TOLERANCES[0])):
-                print(line, file=sys.stderr)
+                ppo.actor.group.say(line)
         waits = self.begin <= frames and self.made < self.config.cuts and not self.doomed
         if self.config.penalty == GROWING and waits:
             self.doomed = {name: ~kept for name, kept in self._choose(ppo, policy, self.made + 1).items()}
@@ -216,7 +215,7 @@ class GradualPruning(Callback):
             try:
                 return self._search(policy, scores, budget, self.tolerance)
             except BudgetUnmet as error:
-                print(f"cut {cut} of {config.cuts} may miss by {looser:.0%}: {error}", file=sys.stderr)
+                actor.group.say(f"cut {cut} of {config.cuts} may miss by {looser:.0%}: {error}")
         self.tolerance = TOLERANCES[-1]
         return self._search(policy, scores, budget, self.tolerance)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy, PolicyOutput
-from navprune.models.spec import PolicySpec
+from navprune.models.spec import EncoderSpec, PolicySpec
 from navprune.pruning.slim import slim
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_policy, read_spec
@@ -49,8 +49,16 @@ class Distillation(Callback):
                 f"the teacher has {theirs.visual_features} visual features and {theirs.actions} actions, the pruned "
                 f"network {student.visual_features} and {student.actions}; give the network that it was pruned from"
             )
-        if not theirs.encoder.observations:
-            raise UserError("the teacher is blind; give the network that this one was pruned from")
+        if not (theirs.encoder.observations and student.encoder.observations):
+            raise UserError("a blind network has no visual features to distil; give a teacher and a network that see")
+        if not _reads_what_is_kept(theirs.encoder, student.encoder):
+            its, own = (
+                f"{each.encoder.family} of {', '.join(each.encoder.observations)}" for each in (theirs, student)
+            )
+            raise UserError(
+                f"the teacher ({its}) cannot read images as they are kept for the pruned network ({own}); give the "
+                "network that it was pruned from"
+            )
         self.teacher = teacher.eval().requires_grad_(False)
         self.weights = torch.tensor([policy, features])
         self.state: Tensor | None = None
@@ -157,3 +165,13 @@ def kept_units(pruned: Path) -> dict[str, Tensor]:
         raise UserError(f"{pruned} has no {PRUNING}; weights are rewound in what `navprune prune` wrote") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedCheckpoint(f"{pruned / PRUNING} is damaged ({error}); prune again") from error
+
+
+def _reads_what_is_kept(teacher: EncoderSpec, student: EncoderSpec) -> bool:
+    """Whether a teacher can read a rollout, in which the student's images are kept as its `prepare` makes them.
+
+    A teacher takes all its images as they are seen, or all as its own `prepare` makes them.
+    """
+    seen = teacher.input[1:]
+    kept = {student.pooled if name in student.observations else seen for name in teacher.observations}
+    return kept in ({seen}, {teacher.pooled})

@@ -6,6 +6,7 @@ all of them by every worker, from generators in the same state, so that a run do
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -29,6 +30,11 @@ class Group:
     def leads(self) -> bool:
         """Whether this worker is the one that writes and speaks."""
         return self.rank == 0
+
+    def say(self, line: str) -> None:
+        """Tell the user on standard error what all workers would: the first one does."""
+        if self.leads:
+            print(line, file=sys.stderr)
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of the workers' tensors of one shape, which may stand in the place of `value`."""

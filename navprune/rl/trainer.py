@@ -7,7 +7,6 @@ keep in folders of their names. All workers of a run go through the same code; t
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -226,11 +225,11 @@ class Trainer:
         first, total = self.frames, self.config.total_frames
         if first >= total:
             more = f"trainer.total_frames={2 * first} or the like trains longer"
-            self._say(f"{self.folder} is complete at {first:,} frames, nothing to train; {more}")
+            self.group.say(f"{self.folder} is complete at {first:,} frames, nothing to train; {more}")
             return self._result(first)
         if first:
             what = "".join(f"\n  {change}" for change in self.changes)
-            self._say(f"{self.folder} goes on at {first:,} frames of {total:,}{what}")
+            self.group.say(f"{self.folder} goes on at {first:,} frames of {total:,}{what}")
         with ExitStack() as stack:
             stack.enter_context(self.asked)
             line = writer = None
@@ -305,10 +304,6 @@ class Trainer:
         self.window.clear()
         self.actor.ended = []
         self.best_spl, self.best_frames = -1.0, 0
-
-    def _say(self, line: str) -> None:
-        if self.group.leads:
-            print(line, file=sys.stderr)
 
     def _note(self) -> str:
         means = self.window.mean()
@@ -387,7 +382,7 @@ class Trainer:
     def _say_stopped(self) -> None:
         start = "" if self.config.start == runs.RESUME else f" without trainer.start={self.config.start}"
         saved = self._checkpoint(self.frames)
-        self._say(f"stopped and saved; the same command{start} goes on from {saved}")
+        self.group.say(f"stopped and saved; the same command{start} goes on from {saved}")
         if self.config.requeue and self.group.leads and self.stop == TIME_IS_UP:
             ask_for_another_turn()
 

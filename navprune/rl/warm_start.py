@@ -24,7 +24,6 @@ from torch.nn import functional
 from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.files import write_file
-from navprune.progress import say_once
 from navprune.rl.checkpoints import load_tensors
 from navprune.rl.group import ENVIRONMENTS
 from navprune.rl.learner import Update
@@ -358,7 +357,8 @@ class WarmStart:
         try:
             self.optimiser.load_state_dict(state["optimiser"])
         except ValueError:
-            say_once("the warm start was begun by an earlier navprune, with another optimiser; this one begins afresh")
+            line = "the warm start was begun by an earlier navprune, with another optimiser; this one begins afresh"
+            self.actor.group.say(line)
         self.drivers.load_state_dict(own["drivers"])
         self.collected = state["collected"]
         states, returns = (own[name].movedim(0, 2).contiguous() for name in ("states", "returns"))

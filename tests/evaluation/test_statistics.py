@@ -1,14 +1,18 @@
 """Laws of the resampling, and how often intervals and tests err where the truth is known."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from navprune.evaluation.statistics import (
+    RUNS,
     Estimate,
     against,
     by_luck,
+    draws,
     holm,
     improvement,
     sample,
@@ -137,6 +141,36 @@ def test_one_of_two_agents_reaches_more(measured):
     assert better.value == pytest.approx(np.mean(pairs))
     assert improvement(first, first, scenes, (1, 2), FEW).value == pytest.approx(0.5)
     assert improvement(first + 2, second, scenes, (1, 2), FEW).spread() == pytest.approx((1, 1, 1))
+
+
+def test_the_improvement_of_many_runs_takes_the_memory_of_one():
+    """Resamples hold all pairs of runs, which are not in memory together."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.uniform(0, 1, (12, len(SCENES))) for _ in range(2))
+
+    def peak(runs):
+        improvement(first[:runs], second, SCENES, (1, 2), FEW)  # what is drawn is kept
+        tracemalloc.start()
+        improvement(first[:runs], second, SCENES, (1, 2), FEW)
+        peaked = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peaked
+
+    assert peak(12) < 1.5 * peak(1)
+
+
+def test_a_resample_pairs_the_runs_that_were_drawn():
+    """Where episodes are alike, so that only runs count."""
+    scores = np.array([0.1, 0.4, 0.4, 0.8]), np.array([0.4, 0.2, 0.9])
+    one, other = (
+        np.concatenate([np.ones((1, len(each)), int), draws(len(each), FEW, (RUNS, stream))])
+        for stream, each in enumerate(scores, start=1)
+    )
+    first, second = (each[:, None] * np.ones(5) for each in scores)
+    found = improvement(first, second, streams=(1, 2), resamples=FEW).figures
+    for drawn, others, figure in zip(one, other, found):
+        won = np.sign(np.repeat(scores[0], drawn)[:, None] - np.repeat(scores[1], others))
+        assert figure == pytest.approx((won.mean() + 1) / 2)
 
 
 def test_the_worst_scene_is_that_of_the_least_mean():
@@ -273,8 +307,9 @@ def test_a_cut_by_luck_is_called_better_than_luck_at_five_per_cent():
     assert by_luck(np.array([0.9]), rng.normal(0.5, 0.07, 20)) < 1e-3
 
 
-def test_luck_takes_more_than_one_draw_to_know():
-    assert by_luck(np.array([0.9]), np.array([0.1])) == 1.0
+@given(st.floats(-1, 1), st.floats(-1, 1), st.integers(1, 3), st.integers(1, 30))
+def test_luck_takes_draws_that_differ_to_know(first, second, n, m):
+    assert by_luck(np.full(n, first), np.full(m, second)) == 1.0
 
 
 def test_holm_on_a_worked_example():

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from navprune.commands.environments import training_env
+from navprune.config import load_config
 from navprune.errors import UserError
+from navprune.rl.group import Group
 
 pytest.importorskip("quaternion", reason="habitat-lab, which brings numpy-quaternion, is not installed")
 
 from navprune.habitat import devices
 from navprune.habitat.placeholders import is_installed
+from navprune.habitat.vector import HabitatEnv
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 NO_EGL_DEVICE = """\
@@ -59,12 +63,27 @@ def test_other_words_are_no_failure_of_graphics():
     assert devices.advice("2025-08-10 10:21:12,603 initializing sim Sim-v0\nValueError: no such scene\n") is None
 
 
-def test_workers_share_the_visible_gpus_and_do_without(monkeypatch):
+def test_environments_share_the_visible_gpus_and_do_without(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [devices.gpu_of(worker) for worker in range(4)] == [0, 1, 0, 1]
-    assert [devices.gpu_of(worker, wanted=1) for worker in range(2)] == [1, 1]
+    assert [devices.gpu_of(env) for env in range(4)] == [0, 1, 0, 1]
+    assert [devices.gpu_of(env, wanted=1) for env in range(2)] == [1, 1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert devices.gpu_of(3) == devices.NO_CUDA
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_environments_of_several_workers_share_them_as_those_of_one(monkeypatch, size):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    settings = [f"data.folder={REFERENCE}", "data.name=reference", "data.train=val", "env=habitat", "environments=6"]
+    config, gpus = load_config("pointnav", settings), []
+    for rank in range(size):
+        group = Group()
+        group.rank, group.size = rank, size
+        env = training_env(config, group)
+        assert isinstance(env, HabitatEnv)
+        gpus += [lab.habitat.simulator.habitat_sim_v0.gpu_device_id for lab in env._configs]
+        env.close()
+    assert gpus == [0, 1, 2, 3, 0, 1]
 
 
 @pytest.mark.skipif(is_installed("habitat_sim"), reason="habitat-sim is installed")

@@ -45,6 +45,8 @@ ENCODER = EncoderSpec(
     "resnet", (1, SIDE, SIDE), ("depth",), "basic", (1, 1), tuple(Layer(n, c, 2) for n, c in LAYERS.items()), output=4
 )
 SPEC = PolicySpec(ENCODER, visual_features=8, hidden_size=16)
+COARSE = replace(SPEC, encoder=replace(ENCODER, layers=tuple(Layer(name, 4, 2) for name in LAYERS)))
+"""Two units of each width."""
 DENSE = build(SPEC, 0)
 PPO = PPOConfig(steps=6, epochs=1, linear_lr=True)
 UPDATE = 24  # frames
@@ -61,15 +63,15 @@ def count(spec):
     return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
 
 
-def pruning(config=CUTS, seed=0, frames=(0, RUN.total_frames), **options):
-    return GradualPruning(config, build(SPEC, seed), count, frames=frames, update=UPDATE, **options)
+def pruning(config=CUTS, seed=0, frames=(0, RUN.total_frames), spec=SPEC, **options):
+    return GradualPruning(config, build(spec, seed), count, frames=frames, update=UPDATE, **options)
 
 
-def run(folder, callback, *, lost=None, run=RUN, others=()):
+def run(folder, callback, *, lost=None, run=RUN, others=(), spec=SPEC):
     env = Corridor(size=SIDE)
     if lost:
         env.fail_at = (lost, lose_power)
-    return train(SPEC, env, run, phases_of(PPO, None, (callback, *others)), folder)
+    return train(spec, env, run, phases_of(PPO, None, (callback, *others)), folder)
 
 
 def lose_power():
@@ -147,13 +149,9 @@ def test_a_final_budget_that_does_not_bind_is_told_once(tmp_path, capsys, budget
     ("budget", "loosened"), [("macs=0.5", 0), ("macs=0.9", 1), ("parameters=0.7", 2), ("macs=0.7", 3)]
 )
 def test_each_loosening_of_a_cuts_tolerance_is_told_and_written(tmp_path, capsys, budget, loosened):
-    """Of a network with two units of each width."""
-    coarse = replace(SPEC, encoder=replace(ENCODER, layers=tuple(Layer(name, 4, 2) for name in LAYERS)))
     config = replace(CUTS, budget=budget, cuts=1, end=0.4, method="uniform")
-    callback = GradualPruning(config, build(coarse, 0), count, frames=(0, RUN.total_frames), update=UPDATE)
-    train(
-        coarse, Corridor(size=SIDE), replace(RUN, total_frames=5 * UPDATE), phases_of(PPO, None, (callback,)), tmp_path
-    )
+    callback = pruning(config, spec=COARSE)
+    run(tmp_path, callback, run=replace(RUN, total_frames=5 * UPDATE), spec=COARSE)
     said = [line for line in capsys.readouterr().err.splitlines() if " may miss by " in line]
     assert [cut["tolerance"] for cut in callback.to_json()["cuts"]] == [TOLERANCES[loosened]]
     assert len(said) == loosened
@@ -252,13 +250,13 @@ def test_a_run_that_began_with_another_network_is_refused(whole):
 # Workers -----------------------------------------------------------------------------------------
 
 
-def cut_by(size, folder, config):
-    callbacks, policies = [pruning(config) for _ in range(size)], [build(SPEC, 0) for _ in range(size)]
+def cut_by(size, folder, config, run=RUN, spec=SPEC):
+    callbacks, policies = [pruning(config, spec=spec) for _ in range(size)], [build(spec, 0) for _ in range(size)]
 
     def act(group):
         env = Lanes(4 // size, group.rank * 4 // size, torch.float32, size=SIDE)
         phases = phases_of(PPO, None, [callbacks[group.rank]])
-        trainer = Trainer(policies[group.rank], env, RUN, phases, folder, group=group)
+        trainer = Trainer(policies[group.rank], env, run, phases, folder, group=group)
         trainer.run()
         return trainer, callbacks[group.rank]
 
@@ -279,6 +277,13 @@ def test_workers_cut_the_same_units(tmp_path, method):
         assert alone.policy.spec == first.policy.spec
         for name, value in alone.policy.state_dict().items():
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_of_several_workers_the_first_speaks(tmp_path, capsys):
+    config = replace(CUTS, budget="macs=0.7", cuts=1, end=0.4, method="uniform")
+    cut_by(2, tmp_path, config, replace(RUN, total_frames=5 * UPDATE), COARSE)
+    said = capsys.readouterr().err
+    assert said.count(" may miss by ") == 3 and said.count("below its budget") == 1
 
 
 # Penalties ---------------------------------------------------------------------------------------

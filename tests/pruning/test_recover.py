@@ -1,18 +1,21 @@
 """What helps a pruned agent to recover: a teacher beside PPO, and weights that go back."""
 
+import itertools
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rl.conftest import Corridor, tiny_spec
+from rl.conftest import Corridor, blind_spec, tiny_spec
 from rl.groups import Lanes, together
 from torch.distributions import Categorical, kl_divergence
 
 from navprune.errors import UserError
 from navprune.models.build import build
+from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.pruning.groups import groups_of, units
 from navprune.pruning.recover import Distillation, policy_divergence, rewound, rewound_checkpoint
 from navprune.pruning.slim import slim
@@ -21,6 +24,7 @@ from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import Trainer, TrainerConfig, train
 from navprune.rl.warm_start import WarmStartConfig
+from navprune.tasks import GOAL
 
 SPEC = tiny_spec()
 LSTM = tiny_spec(rnn="lstm", rnn_layers=2, hidden_size=24)  # a teacher may remember otherwise than its student
@@ -148,6 +152,48 @@ def test_what_the_teacher_remembers_survives_an_interruption(tmp_path):
 def test_a_teacher_of_another_make_is_refused(change):
     with pytest.raises(UserError, match=r"the teacher has .* give the network that it was pruned from"):
         lessons(tiny_spec(**change))
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(blind_spec(), SPEC), (SPEC, blind_spec())])
+def test_a_blind_network_neither_teaches_nor_learns(teacher, student):
+    with pytest.raises(UserError, match="a blind network has no visual features"):
+        Distillation(build(teacher, 0), student, policy=1.0, features=1.0)
+
+
+PIXELS = 40
+SENSORS = [("depth",), ("rgb",), ("depth", "rgb")]
+SEEN = {
+    "depth": torch.rand(2, PIXELS, PIXELS, 1, generator=torch.Generator().manual_seed(0)),
+    "rgb": torch.randint(256, (2, PIXELS, PIXELS, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
+    GOAL: torch.ones(2, 2),
+}
+
+
+@cache
+def seeing(family, sensors):
+    channels = sum(SEEN[name].shape[-1] for name in sensors)
+    encoder = encoder_spec(family, (channels, PIXELS, PIXELS), 4, observations=sensors)
+    return build(PolicySpec(encoder, visual_features=8, hidden_size=16), 0).eval()
+
+
+@pytest.mark.parametrize("sensors", SENSORS)
+@pytest.mark.parametrize("family", ["resnet18", "simple_cnn"])
+def test_a_teacher_that_cannot_read_what_its_student_keeps_is_refused_and_no_other(family, sensors):
+    """As one of another family or of more sensors may be; all others answer as they would to what was seen."""
+    student = seeing(family, sensors)
+    kept, refused = SEEN | student.prepare(SEEN), []
+    for kind in itertools.product(["resnet18", "resnet50", "simple_cnn"], SENSORS):
+        teacher = seeing(*kind)
+        try:
+            Distillation(teacher, student.spec, policy=1.0, features=1.0)
+        except UserError as error:
+            refused.append(kind)
+            assert "cannot read images" in str(error) and "\n" not in str(error)
+            with pytest.raises(RuntimeError):
+                teacher.encode(kept)
+        else:
+            torch.testing.assert_close(teacher.encode(kept), teacher.encode(SEEN), rtol=1e-2, atol=1e-2)
+    assert bool(refused) == (family == "resnet18")  # a SimpleCNN's rollouts keep what was seen
 
 
 # Weights that go back ----------------------------------------------------------------------------
