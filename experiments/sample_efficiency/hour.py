@@ -1,0 +1,52 @@
+"""SPL in unseen homes over minutes and frames: evaluates all checkpoints of runs, and draws hour.png of hour.jsonl.
+
+    .venv/bin/python experiments/sample_efficiency/hour.py [NAME=RUN ...]
+
+Minutes are those of two cores: of a run's wall time, by as many cores as it had workers. What is evaluated already is
+not evaluated again.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from navprune.commands.evaluate import run_evaluation
+from navprune.config import load_config
+from navprune.reports.plots import Curve, plot_learning_curves, read_curve
+from navprune.rl.checkpoints import checkpoint_folder, numbered
+
+HERE = Path(__file__).parent
+ROWS = HERE / "hour.jsonl"
+
+
+def main() -> None:
+    """Evaluate, append, draw."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    done = {(row["name"], row["frames"]) for row in rows}
+    for name, run in ((name, Path(run)) for name, _, run in (text.partition("=") for text in sys.argv[1:])):
+        config = load_config(f"{run}/latest/config.yaml")
+        seen = read_curve(run / "tensorboard", "perf/fps")
+        minutes = seen.seconds / 60 * config.trainer.workers / 2
+        for frames in sorted(numbered(run)):
+            if (name, frames) in done:
+                continue
+            row = {"name": name, "frames": frames, "minutes": round(float(np.interp(frames, seen.frames, minutes)), 2)}
+            for way in ("sampled", "greedy"):
+                result, _ = run_evaluation(str(checkpoint_folder(run, frames)), config, greedy=way == "greedy")
+                row[way] = {key: result.measures[key] for key in ("spl", "success", "collisions")}
+            rows.append(row)
+            with ROWS.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+    curves = {}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["frames"])
+        at, seconds = np.array([row["frames"] for row in own]), np.array([60 * row["minutes"] for row in own])
+        curves[name] = Curve(at, seconds, np.array([row["sampled"]["spl"]["mean"] for row in own]))
+    for by in ("seconds", "frames"):
+        plot_learning_curves(HERE / f"hour_{by}.png", curves, by=by)
+
+
+if __name__ == "__main__":
+    main()
