@@ -91,9 +91,12 @@ def _train(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResu
     # What is written down is for going on, or for other runs: it must not move this one aside.
     written = to_yaml(replace(config, trainer=replace(config.trainer, start=TrainerConfig.start)))
     phases = phases_of(config.ppo, config.warm_start, callbacks)
+    alone = config.env == "habitat" and group.on_machine == 1
+    threads = config.trainer.threads or (cores() if alone else 1)
     env = training_env(config, group)
     try:
-        result = train(policy, env, config.trainer, phases, Path(config.run), written, group)
+        trainer = replace(config.trainer, threads=threads)
+        result = train(policy, env, trainer, phases, Path(config.run), written, group)
     finally:
         env.close()
     if cuts and group.leads:

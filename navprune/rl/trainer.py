@@ -63,9 +63,9 @@ class TrainerConfig:
     workers: int = bounded(0, 0)
     """Processes of this machine that share the environments and learn together; 0 is one for each GPU or, without any,
     each core, as far as the environments can be shared out; under `torchrun` its number counts; 0 or more."""
-    threads: int = bounded(1, 1)
-    """Threads of torch in each worker on the CPU; several pay where a single worker has a large network and the machine
-    to itself; 1 or more."""
+    threads: int = bounded(0, 0)
+    """Threads of torch in each worker on the CPU; 0 is one, or every core for the single worker of habitat-lab's
+    environments, whose processes rest while it learns; 0 or more."""
     timeout: float = bounded(600.0, TINY)
     """Seconds that workers wait for one another before the run ends and says for whom; above 0."""
     requeue: bool = False
@@ -112,7 +112,7 @@ def train(
     group, threads = group or Group(), torch.get_num_threads()
     with runs.taken(Path(run_dir), trainer.start) if group.leads else nullcontext(), kept_memory():
         try:
-            torch.set_num_threads(trainer.threads)
+            torch.set_num_threads(trainer.threads or 1)
             return Trainer(policy, env, trainer, phases, run_dir, config_yaml, group).run()
         finally:
             torch.set_num_threads(threads)
