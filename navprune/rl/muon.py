@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): matrices move by their orthogonalised momentum, all other weights by Adam.
 
 All singular values of such a step are near 1, so what gradients seldom ask for is learnt as fast as what they always
-ask for.
+ask for. Of a group of workers each orthogonalises a share of the matrices, for all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from navprune.models.fast import plain_on_cpu, product
+from navprune.rl.group import Group
+
 MATRIX_RATE = 10.0
 """Learning rate of matrices as a multiple of Adam's."""
 MOMENTUM = 0.95
@@ -22,6 +25,8 @@ BETAS = 0.9, 0.999
 QUINTIC = 3.4445, -4.7750, 2.0315
 """a, b, c of x -> a x + b x^3 + c x^5; five rounds bring all but tiny singular values up to 1 to about 0.7 to 1.2."""
 ROUNDS = 5
+LARGE = 128
+"""Rows from which a matrix is multiplied by itself, not in a stack of its like."""
 SMALL = 8
 """A matrix with fewer rows or columns is Adam's: heads, layers on a few inputs."""
 GATES = {nn.GRU: 3, nn.LSTM: 4}
@@ -29,9 +34,13 @@ GATES = {nn.GRU: 3, nn.LSTM: 4}
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves the weights of a network; every group has `lr`, Adam's, and `parts`, the matrices in each weight or 0."""
+    """Moves the weights of a network; every group has `lr`, Adam's, and `parts`, the matrices in each weight or 0.
 
-    def __init__(self, network: nn.Module, lr: float, eps: float = 1e-5) -> None:
+    The gradients are to be the same in all `workers`, and so are the steps.
+    """
+
+    def __init__(self, network: nn.Module, lr: float, eps: float = 1e-5, workers: Group | None = None) -> None:
+        self.workers = workers or Group()
         super().__init__(_groups(network), {"lr": lr, "eps": eps, "fused": True})  # by which torch places a state
 
     @torch.no_grad()
@@ -48,10 +57,22 @@ class Muon(torch.optim.Optimizer):
             gradient = cast(Tensor, p.grad)
             momentum.lerp_(gradient, 1 - MOMENTUM)
             pieces += gradient.lerp(momentum, MOMENTUM).flatten(1).chunk(group["parts"])
-        steps = orthogonalised(pieces)
+        steps = self._orthogonalised(pieces)
         for i, p in enumerate(moved):
             step = torch.cat(steps[i * group["parts"] : (i + 1) * group["parts"]])
             p.sub_(step.view_as(p), alpha=MATRIX_RATE * group["lr"])
+
+    def _orthogonalised(self, matrices: list[Tensor]) -> list[Tensor]:
+        """As the function, by all workers together."""
+        if self.workers.size == 1:
+            return orthogonalised(matrices)
+        whose = shares([tuple(m.shape) for m in matrices], self.workers.size)
+        own = [i for i, rank in enumerate(whose) if rank == self.workers.rank]
+        steps = [torch.zeros_like(m) for m in matrices]
+        for i, step in zip(own, orthogonalised([matrices[i] for i in own])):
+            steps[i] = step
+        flat = self.workers.sum(torch.cat([step.flatten() for step in steps]))
+        return [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices)]
 
     def _adam_step(self, moved: list[Tensor], group: dict[str, Any]) -> None:
         for p in moved:
@@ -76,11 +97,22 @@ def _groups(network: nn.Module) -> list[dict[str, Any]]:
     return [{"params": groups[parts], "parts": parts} for parts in sorted(groups)]
 
 
+def shares(shapes: Sequence[tuple[int, ...]], workers: int) -> list[int]:
+    """Return which of the workers is to orthogonalise each matrix [n, m], so that all have about as much to do."""
+    work = [min(shape) ** 2 * (2 * max(shape) + 4 * ROUNDS * min(shape)) for shape in shapes]
+    loads, whose = [0] * workers, [0] * len(shapes)
+    for i in sorted(range(len(shapes)), key=lambda i: -work[i]):
+        whose[i] = loads.index(min(loads))
+        loads[whose[i]] += work[i]
+    return whose
+
+
 def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Matrices [n, m] with the same singular vectors and singular values near 1, times sqrt(n / m) where n > m.
 
     Newton-Schulz iterations of a quintic. Round by round x becomes p(x x^T) x, so that in the end it is q x with a
-    polynomial q in x x^T. These Gram matrices are small, and those of one size go through the rounds together.
+    polynomial q in x x^T. These Gram matrices are small, and those of one size go through the rounds together, unless
+    they are so large that the product of each by itself is faster.
     """
     scaled = [m / (torch.linalg.matrix_norm(m) + 1e-7) for m in matrices]
     wide = [m.T if len(m) > m.shape[1] else m for m in scaled]
@@ -88,17 +120,25 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     for i, m in enumerate(wide):
         by_size[len(m)].append(i)
     found = list(wide)
-    for rows in by_size.values():
-        for i, factor in zip(rows, _factors(torch.stack([wide[i] @ wide[i].T for i in rows]))):
-            found[i] = factor @ wide[i]
+    for rows, same in by_size.items():
+        for batch in [[i] for i in same] if rows >= LARGE else [same]:
+            gram = [times(wide[i], wide[i].T) for i in batch]
+            factors = [_factor(gram[0])] if len(batch) == 1 else _factor(torch.stack(gram))
+            for i, factor in zip(batch, factors):
+                found[i] = times(factor, wide[i])
     return [x.T * (len(m) / m.shape[1]) ** 0.5 if len(m) > m.shape[1] else x for x, m in zip(found, matrices)]
 
 
-def _factors(gram: Tensor) -> Tensor:
-    """What to multiply matrices with that have these Gram matrices [K, n, n]."""
+def _factor(gram: Tensor) -> Tensor:
+    """What to multiply a matrix with that has this Gram matrix [n, n], or matrices [K, n, n]."""
     a, b, c = QUINTIC
     one = factor = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     for _ in range(ROUNDS):
-        p = a * one + b * gram + c * (gram @ gram)
-        factor, gram = p @ factor, p @ p @ gram
+        p = a * one + b * gram + c * times(gram, gram)
+        factor, gram = times(p, factor), times(times(p, p), gram)
     return factor
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a b, by what is fastest for matrices of this size."""
+    return product(a, b.T) if a.ndim == b.ndim == 2 and len(a) >= LARGE and plain_on_cpu(a) else a @ b

@@ -166,7 +166,7 @@ class WarmStart:
             raise UserError(
                 f"warm_start.batch is {config.batch}; {actor.group.size} workers need a multiple of {actor.group.size}"
             )
-        self.optimiser = Muon(self.policy, config.lr)
+        self.optimiser = Muon(self.policy, config.lr, workers=actor.group)
         self.rounds: deque[Round] = deque(maxlen=config.capacity // self.frames_per_update)
         self.drivers = Drivers(actor.env.num_envs, config.patience)
         self.collected = 0

@@ -3,11 +3,12 @@ import copy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rl.groups import together
 from torch import nn
 
 from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
-from navprune.rl.muon import MATRIX_RATE, MOMENTUM, Muon, orthogonalised
+from navprune.rl.muon import LARGE, MATRIX_RATE, MOMENTUM, Muon, orthogonalised, shares
 
 SPEC = PolicySpec(encoder_spec("resnet18", (1, 32, 32), 8, output=16), 24, 16)
 sizes = st.integers(1, 40)
@@ -41,8 +42,14 @@ def test_singular_vectors_stay_and_singular_values_come_near_one(n, m, seed, sca
 @given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=6))
 def test_matrices_that_go_together_do_not_see_each_other(shapes):
     matrices = [_random(*shape, seed=i) for i, shape in enumerate(shapes)]
-    for alone, together in zip(matrices, orthogonalised(matrices)):
-        torch.testing.assert_close(orthogonalised([alone])[0], together)
+    for alone, both in zip(matrices, orthogonalised(matrices)):
+        torch.testing.assert_close(orthogonalised([alone])[0], both)
+
+
+def test_large_matrices_go_another_way_to_the_same_steps():
+    matrices = [_random(LARGE, 150), _random(160, LARGE, seed=1), _random(LARGE - 1, LARGE, seed=2)]
+    for ours, exact in zip(orthogonalised([m.float() for m in matrices]), orthogonalised(matrices)):
+        torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-4)
 
 
 def test_a_matrix_moves_by_its_orthogonalised_momentum_and_each_gate_by_its_own():
@@ -52,6 +59,31 @@ def test_a_matrix_moves_by_its_orthogonalised_momentum_and_each_gate_by_its_own(
     gradient = gru.weight_ih_l0.grad * (1 - MOMENTUM**2)
     wanted = torch.cat(orthogonalised(gradient.chunk(3)))
     torch.testing.assert_close(before["weight_ih_l0"] - gru.weight_ih_l0, 0.1 * MATRIX_RATE * wanted)
+
+
+@settings(deadline=None, max_examples=4)
+@given(st.integers(2, 5))
+def test_workers_share_the_matrices_out_and_move_all_of_them_alike(size):
+    policy = build(SPEC, 0).double()
+    alone, each = copy.deepcopy(policy), [copy.deepcopy(policy) for _ in range(size)]
+    _teach(alone, Muon(alone, lr=0.01), 2)
+    together(size, lambda group: _teach(each[group.rank], Muon(each[group.rank], lr=0.01, workers=group), 2))
+    for name, wanted in alone.state_dict().items():
+        for other in each:
+            assert other.state_dict()[name].equal(each[0].state_dict()[name])
+        torch.testing.assert_close(each[0].state_dict()[name], wanted)
+
+
+@given(st.lists(st.tuples(sizes, sizes), max_size=20), st.integers(1, 8))
+def test_no_worker_has_more_than_a_fair_share_and_one_matrix(shapes, workers):
+    def work(each):
+        return sum(min(shape) ** 2 * (2 * max(shape) + 20 * min(shape)) for shape in each)
+
+    whose = shares(shapes, workers)
+    largest = max(map(work, ([shape] for shape in shapes)), default=0)
+    for rank in range(workers):
+        own = [shape for shape, owner in zip(shapes, whose) if owner == rank]
+        assert work(own) <= work(shapes) / workers + largest
 
 
 def test_all_but_matrices_move_as_adam_moves_them():
