@@ -2,7 +2,8 @@
 
     python experiments/sample_efficiency/trial.py NAME --seconds 600 --share 0.7 --seed 1 [section.key=value ...]
 
-`--share` is the warm start's part of the budget, PPO has the rest. Schedules follow the CPU time that is gone, so that
+`--share` is the warm start's part of the budget, PPO has the rest; `--keep FILE` writes the weights in the end, and
+`--begin FILE` begins with such ones, so that ways to finish are compared from the same warm start. Schedules follow the CPU time that is gone, so that
 candidates are compared at equal cost whatever they spend it on: acting, drawing, the expert, gradient steps. Appends a
 line to results.jsonl. Homes are of other seeds than the demo's, on which nothing is chosen.
 """
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--begin", type=Path)
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
@@ -54,12 +57,17 @@ def main() -> None:
     config = load_config(options.config, settings)
     timers, curve = Timers(), []
     policy = initial_policy(config)
+    if options.begin:
+        policy.load_state_dict(torch.load(options.begin))
     for row in train(config, policy, options.share, options.seconds, timers):
         curve.append(row)
         if len(curve) % 10 == 0:
             print(options.name, options.seed, *row, flush=True)
+    if options.keep:
+        torch.save(policy.state_dict(), options.keep)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    record = vars(options) | {"commit": commit, "frames": curve[-1][1], "cpu_seconds": curve[-1][0]}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    record = given | {"commit": commit, "frames": curve[-1][1], "cpu_seconds": curve[-1][0]}
     record |= {"by_phase": {name: round(seconds, 1) for name, seconds in timers.phases().items()}}
     record |= {way: judged(config, policy, greedy=way == "greedy") for way in ("sampled", "greedy")}
     record["curve"] = curve[:: max(1, len(curve) // 20)]
