@@ -82,10 +82,8 @@ def _check_recipe(path: Path, recipe: str) -> None:
 def limits(config: Config) -> list[str]:
     """What a reader must know before drawing conclusions from the demo's table."""
     task, frames = config.task, config.trainer.total_frames
-    homes, episodes = HOMES["val"], HOMES["val"] * HOMES["val_episodes_per_scene"]
     return [
         f"The encoders have {config.agent.base_planes} base planes and see {task.width} x {task.height} pixels; the "
         "published ones have 32 and see 256 x 256. Only the shares saved can be held against the published table.",
         f"Each agent saw {frames:,} frames; published agents see 75 million and more.",
-        f"One seed, {homes} unseen homes, {episodes} episodes: where intervals overlap, nothing is shown.",
     ]
