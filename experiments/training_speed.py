@@ -23,8 +23,10 @@ from navprune.machine import cores
 
 HERE = Path(__file__).resolve().parents[1]
 DATA = HERE / "runs/training_speed/data"
-SETTINGS = ["agent=resnet50", "warm_start.frames=24576", "warm_start.epochs=6", "ppo.epochs=2"]
-SETTINGS += ["trainer.total_frames=49152"]
+SETTINGS = ["agent=resnet50", "warm_start.epochs=6", "ppo.epochs=2"]
+FRAMES = ["warm_start.frames=12288", "trainer.total_frames=24576"]
+FEW = ["warm_start.frames=4096", "trainer.total_frames=8192"]
+"""For threads beside a busy process, which wait for most of the time."""
 BUSY = "import torch\ntorch.set_num_threads(1)\na = torch.rand(512, 512)\nwhile True: a @ a"
 
 
@@ -36,14 +38,17 @@ def main() -> None:
     options = parser.parse_args()
     draw_homes(DATA, "small_homes")
     with earlier(options.commit) as before, tempfile.TemporaryDirectory() as folder:
-        ways = {f"{options.commit}, one process": (before, [])}
-        ways |= {f"{n} worker{'s' * (n > 1)}": (HERE, [f"trainer.workers={n}"]) for n in sorted({1, 2, cores()})}
+        ways = {f"{options.commit}, one process": (before, FRAMES, FEW)}
+        for n in sorted({1, 2, cores()}):
+            settings = [*FRAMES, f"trainer.workers={n}"]
+            ways[f"{n} worker{'s' * (n > 1)}"] = HERE, settings, settings
         found: dict[tuple[str, bool], list[float]] = {}
         for repeat in range(options.repeats):
-            for name, (checkout, settings) in ways.items():
+            for name, (checkout, *settings) in ways.items():
                 for beside in (False, True):
                     with busy() if beside else nullcontext():
-                        rate = frames_per_second(checkout, settings, Path(folder) / f"{name}-{beside}-{repeat}")
+                        own = settings[beside]
+                        rate = frames_per_second(checkout, own, Path(folder) / f"{name}-{beside}-{repeat}")
                     found.setdefault((name, beside), []).append(rate)
                     print(f"{name}, {'beside a busy process' if beside else 'alone'}: {rate:,.0f}", file=sys.stderr)
     print("| frames/s | alone | beside one busy process |", "|---|---|---|", sep="\n")
@@ -70,7 +75,7 @@ def earlier(commit: str) -> Iterator[Path]:
         place = Path(folder) / "checkout"
         subprocess.run(["git", "worktree", "add", "--detach", str(place), commit], check=True, cwd=HERE)
         try:
-            frames_per_second(place, [], Path(folder) / "first")
+            frames_per_second(place, FEW, Path(folder) / "first")
             yield place
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(place)], check=True, cwd=HERE)

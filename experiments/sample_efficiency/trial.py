@@ -3,9 +3,10 @@
     python experiments/sample_efficiency/trial.py NAME --seconds 600 --share 0.7 --seed 1 [section.key=value ...]
 
 `--share` is the warm start's part of the budget, PPO has the rest; `--keep FILE` writes the weights in the end, and
-`--begin FILE` begins with such ones, so that ways to finish are compared from the same warm start. Schedules follow the CPU time that is gone, so that
-candidates are compared at equal cost whatever they spend it on: acting, drawing, the expert, gradient steps. Appends a
-line to results.jsonl. Homes are of other seeds than the demo's, on which nothing is chosen.
+`--begin FILE` begins with such ones, so that ways to finish are compared from the same warm start. Schedules follow the
+CPU time that is gone, so that candidates are compared at equal cost whatever they spend it on: acting, drawing, the
+expert, gradient steps. Appends a line to results.jsonl. Homes are of other seeds than the demo's, on which nothing is
+chosen.
 """
 
 import argparse
