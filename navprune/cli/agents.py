@@ -12,7 +12,7 @@ from navprune.errors import UserError
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of these commands."""
-    example = "navprune train --config pointnav_homes run=runs/r50 agent=resnet50 trainer.total_frames=1000000"
+    example = "navprune train --config pointnav_homes run=runs/r50 agent=resnet50"
     add_overrides(command(commands, "train", _train, example), "pointnav_homes")
 
     parser = command(commands, "evaluate", _evaluate, "navprune evaluate runs/r18 --split val --pictures 3")
