@@ -46,7 +46,7 @@ def trouble(env, task):
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["bytes"], resource.RLIM_INFINITY))
     elif what == "write":
         sync, left = os.fsync, iter(range(at))
-        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(left, None) is None else sync(file)
+        os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL) if next(left, None) is None else sync(fd)
     elif what == "slow":
         step = env.step
         env.step = lambda actions: time.sleep(0.03) or step(actions)
