@@ -64,8 +64,13 @@ class SceneLibrary:
             scene = self._used.get(key)
             if scene is None:
                 scene = self._used[key] = load_scene(*key)
+            new = key not in self._kept
             self._kept[key] = scene
             self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(kept.asset.nbytes for kept in self._kept.values()) > self._limit:
-                self._kept.popitem(last=False)
+            if new:  # else there is nothing to make room for, and to count hundreds of scenes takes its time
+                self._make_room()
             return scene
+
+    def _make_room(self) -> None:
+        while len(self._kept) > 1 and sum(kept.asset.nbytes for kept in self._kept.values()) > self._limit:
+            self._kept.popitem(last=False)
