@@ -1,9 +1,10 @@
 """SPL in unseen homes over minutes and frames: evaluates all checkpoints of runs, and draws hour.png of hour.jsonl.
 
-    .venv/bin/python experiments/sample_efficiency/hour.py [NAME=RUN ...]
+    .venv/bin/python experiments/sample_efficiency/hour.py [NAME=RUN | NAME=RUN@RATE ...]
 
-Minutes are those of two cores: of a run's wall time, by as many cores as it had workers. What is evaluated already is
-not evaluated again.
+Minutes are those of two cores: of a run's wall time, by as many cores as it had workers; or, of a run that had to share
+its core with other work, by the RATE in frames/s that two cores have of it. What is evaluated already is not evaluated
+again.
 """
 
 import json
@@ -25,10 +26,13 @@ def main() -> None:
     """Evaluate, append, draw."""
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
     done = {(row["name"], row["frames"]) for row in rows}
-    for name, run in ((name, Path(run)) for name, _, run in (text.partition("=") for text in sys.argv[1:])):
+    for text in sys.argv[1:]:
+        name, _, place = text.partition("=")
+        place, _, rate = place.partition("@")
+        run = Path(place)
         config = load_config(f"{run}/latest/config.yaml")
         seen = read_curve(run / "tensorboard", "perf/fps")
-        minutes = seen.seconds / 60 * config.trainer.workers / 2
+        minutes = seen.frames / float(rate) / 60 if rate else seen.seconds / 60 * config.trainer.workers / 2
         for frames in sorted(numbered(run)):
             if (name, frames) in done:
                 continue
