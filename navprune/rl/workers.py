@@ -36,6 +36,7 @@ STARTING = 120.0
 HERE = "127.0.0.1"
 HELLO, COME, FAULT, ALIVE = "hello", "come", "fault", "alive"
 """Keys of what workers tell: who they are, how many have come, why one ends, that one misses others."""
+AGAIN = "the same command goes on from the last checkpoint"
 LOST = 75
 """Exit status of a worker that ends because others do (`EX_TEMPFAIL`)."""
 
@@ -141,27 +142,52 @@ class Workers(Group):
                 self.store.set(FAULT, f"worker {self.rank}: {fault}")
 
     def _fault(self, error: Exception) -> str:
-        """Why the others do not answer; those that live find out too, and tell the first worker that they do."""
-        told, again = dict[int, bytes](), "the same command goes on from the last checkpoint"
+        """Why the others do not answer, which the first worker says; if that is the one, the first of the others."""
         if self.store is None:
-            return f"the first worker does not answer; {again}"
-        with suppress(RuntimeError, OSError):
-            self.store.set(f"{ALIVE} {self.rank}", "waited" if "timed out" in str(error).lower() else "lost")
-            end = time.monotonic() + PATIENCE
-            while self.leads and time.monotonic() < end:
-                dead = self._dead()  # asked before the line is looked for, which is written before the end
-                if self.store.check([FAULT]):
-                    return self.store.get(FAULT).decode()
-                if dead:
-                    return f"{dead}; {again}"
-                time.sleep(0.1)
-            keys = {rank: f"{ALIVE} {rank}" for rank in range(self.size)}
-            told = {rank: self.store.get(key) for rank, key in keys.items() if self.store.check([key])}
+            return f"the first worker does not answer; {AGAIN}"
+        own = b"waited" if "timed out" in str(error).lower() else b"lost"
+        found: list[str | dict[int, bytes]] = []
+
+        def ask() -> None:
+            with suppress(RuntimeError, OSError):
+                found.append(self._told(own))
+
+        # The store can lie in the first worker: where that one stands still, so does whoever asks there.
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(2 * PATIENCE)
+        told = found[0] if found else {} if self.leads else {self.rank: own}
+        if isinstance(told, str):
+            return told
         missing = [str(rank) for rank in range(self.size) if told and rank not in told]
         who = f"worker{'s' * (len(missing) > 1)} {', '.join(missing)}" if missing else "a worker"
+        if not found and not self.leads:
+            who = "worker 0"  # of the rest it could not ask
         if b"waited" in told.values():  # of those that waited the first one to give up breaks the others' connections
-            return f"{who} did not answer for {self.timeout:g} seconds (trainer.timeout); {again}"
-        return f"{who} is gone ({' '.join(str(error).split())[:120]}); {again}"
+            line = f"{who} did not answer for {self.timeout:g} seconds (trainer.timeout); {AGAIN}"
+        else:
+            line = f"{who} is gone ({' '.join(str(error).split())[:120]}); {AGAIN}"
+        if 0 not in told and not self.leads and self.rank == min(told):
+            print(f"navprune: {line}", file=sys.stderr, flush=True)
+        return line
+
+    def _told(self, own: bytes) -> str | dict[int, bytes]:
+        """Leave the others word that this worker lives; why one ended, if that is known, or the word of all that live.
+
+        All wait for the first worker's word, and that one for a reason.
+        """
+        assert self.store is not None
+        self.store.set(f"{ALIVE} {self.rank}", own.decode())
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and (self.leads or not self.store.check([f"{ALIVE} 0"])):
+            dead = self._dead()  # asked before the line is looked for, which is written before the end
+            if self.store.check([FAULT]):
+                return self.store.get(FAULT).decode()
+            if dead:
+                return f"{dead}; {AGAIN}"
+            time.sleep(0.1)
+        keys = {rank: f"{ALIVE} {rank}" for rank in range(self.size)}
+        return {rank: self.store.get(key) for rank, key in keys.items() if self.store.check([key])}
 
     def _dead(self) -> str | None:
         """A child that has ended, and not because others did."""

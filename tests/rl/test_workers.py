@@ -143,6 +143,18 @@ def test_a_worker_that_hangs_is_named_after_the_time_limit(tmp_path):
     assert numbered(tmp_path / "run")[0] == 192
 
 
+@pytest.mark.parametrize("what", ["SIGSTOP", "sleep"])
+def test_the_first_worker_is_named_too_by_another(tmp_path, what):
+    """Stopped, it answers nobody who asks its store for the others; asleep, its store answers."""
+    process = begin_run(tmp_path / "run", trainer={"timeout": 8}, rank=0, what=what)
+    lines = iter(process.stderr.readline, "")
+    said = next(line for line in lines if line.startswith("navprune: "))
+    assert said == f"navprune: worker 0 did not answer for 8 seconds (trainer.timeout); {GO_ON}\n"
+    process.kill()
+    end(process)
+    assert numbered(tmp_path / "run")[0] == 192
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
