@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ def cores() -> int:
         if quota.isdecimal() and period.isdecimal():  # where there is none they say max or -1
             count = min(count, math.ceil(int(quota) / int(period)))
     return max(1, count)
+
+
+def place() -> tuple[str, tuple[int, ...]]:
+    """This machine's name and the cores that this process is bound to: what processes that share cores have alike."""
+    return socket.gethostname(), tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def heed_quota() -> None:
@@ -53,12 +59,14 @@ def kept_memory() -> Iterator[None]:
 
     A gradient step frees and takes again what is as large as its activations (experiments/learner_speed).
     """
-    blocks, trim = -4, -1  # M_MMAP_MAX: blocks that are mappings of their own; M_TRIM_THRESHOLD: what is given back
+    # M_MMAP_MAX: blocks that are mappings of their own; M_TRIM_THRESHOLD: what is given back; M_MMAP_THRESHOLD: the
+    # least size of such a block, which grows with what is freed until one of these is set: its most stands for that.
+    blocks, trim, least = -4, -1, -3
     try:
         _allocate({blocks: 0, trim: 2**31 - 1})
         yield
     finally:
-        _allocate({blocks: 65_536, trim: 131_072})  # as it began
+        _allocate({blocks: 65_536, trim: 2**26, least: 2**25})
 
 
 def _allocate(settings: dict[int, int]) -> None:

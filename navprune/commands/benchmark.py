@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from navprune.commands.train import run_training, worker_count
+from navprune.commands.train import fitting, run_training, worker_count
 from navprune.config import AgentConfig, Config, DataConfig
 from navprune.machine import cores, resident
 from navprune.rl.ppo import PPOConfig
@@ -110,10 +110,11 @@ def benchmark_training(
     workers: Sequence[int] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train with PPO (GRU 512, rollouts of 128 steps) for a few updates after one that warms up.
+    """Train with PPO (GRU 512, rollouts of 128 steps) for a few updates after one in which all is compiled and read.
 
-    By each of these numbers of workers, by default 1, 2, 4 and so on to as many as there are cores. The JSON form has
-    the frames/s and the seconds of each phase; `network_share` is what acting and learning take of the wall time.
+    By each of these numbers of workers, by default 1, 2, 4 and so on to as many as there are cores, of those that can
+    share the environments. The JSON form has the frames/s and the seconds of each phase; `network_share` is what acting
+    and learning take of the wall time.
     """
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
@@ -125,22 +126,22 @@ def benchmark_training(
         base = Config(
             environments=environments, data=DataConfig(folder=str(data), name=name), task=task, agent=agent, ppo=ppo
         )
-        rows = []
-        for count in workers or _powers(worker_count(base)):
+        rows: list[dict[str, Any]] = []
+        frames = ppo.steps * environments
+        for count in workers or _some(fitting(base), worker_count(base)):
             report(f"training {encoder} on {environments} environments at {width} x {width} with workers={count}")
-            frames, run = ppo.steps * environments, f"{folder}/run{count}"
-            results = [
-                run_training(replace(base, run=run, trainer=TrainerConfig(total_frames=n, seed=seed, workers=count)))
-                for n in (frames, (1 + updates) * frames)
-            ]
-            seconds = results[-1].seconds
+            # Workers begin anew with each run: what the first update takes of it is taken off again.
+            trainers = [TrainerConfig(total_frames=n * frames, seed=seed, workers=count) for n in (1, 1, 1 + updates)]
+            runs = [replace(base, run=f"{folder}/{count}-{i}", trainer=own) for i, own in enumerate(trainers)]
+            _, short, whole = (run_training(run).seconds for run in runs)
+            seconds = {phase: max(0.0, whole[phase] - short[phase]) for phase in whole}
             row = {"encoder": encoder, "base_planes": base_planes, "width": width, "environments": environments}
-            row |= {"workers": count, "frames_per_second": results[-1].frames_per_second}
+            row |= {"workers": count, "frames_per_second": updates * frames / sum(seconds.values())}
             rows.append(row | {"network_share": (seconds["policy"] + seconds["learn"]) / sum(seconds.values()),
                                "seconds": seconds})  # fmt: skip
     return {"rows": rows}
 
 
-def _powers(most: int) -> list[int]:
-    """1, 2, 4, ... and the most."""
-    return sorted({*(2**power for power in range(most.bit_length())), most})
+def _some(fits: list[int], most: int) -> list[int]:
+    """1, 2, 4, ... and the most, of those that fit."""
+    return [count for count in fits if count <= most and (count == most or count.bit_count() == 1)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from navprune.config import Config
 from navprune.errors import UserError
-from navprune.machine import cores
+from navprune.machine import cores, place
 from navprune.models.spec import EncoderSpec
 from navprune.rl.group import Group
 from navprune.scenes.files.episodes import Episode, EpisodeTable, read_episodes
@@ -73,5 +73,6 @@ def training_env(config: Config, group: Group | None = None) -> VectorEnv:
     first = group.rank * count
     order = Shuffled(len(episodes), count, config.trainer.seed, scenes, first)
     library = SceneLibrary(config.data.scene_memory, share=1 / group.on_machine)
-    threads = max(1, cores() // group.on_machine)
+    sharing = min(group.on_machine, group.gather(place()).count(place()))  # a batch system may bind each to its own
+    threads = max(1, cores() // sharing)
     return environment(config, config.data.train, episodes, order, count, library, threads, first)

@@ -19,7 +19,6 @@ from navprune.rl.checkpoints import read_spec
 from navprune.rl.group import Group
 from navprune.rl.phases import phases_of
 from navprune.rl.trainer import TrainerConfig, TrainingResult, gpu_count, train
-from navprune.rl.warm_start import WarmStartConfig
 from navprune.rl.workers import handed_over, workers
 from navprune.source import FOLDER, Source, agent_spec
 
@@ -57,13 +56,8 @@ def work() -> None:
 
 def worker_count(config: Config) -> int:
     """How many workers `trainer.workers` asks for, or torchrun began; UserError where they cannot share the work."""
-    begun, parts = int(os.environ.get("WORLD_SIZE", 0)), config.ppo.minibatches
+    begun, parts, fits = int(os.environ.get("WORLD_SIZE", 0)), config.ppo.minibatches, fitting(config)
     asked = begun or config.trainer.workers
-    fits = [
-        count
-        for count in range(1, config.environments + 1)
-        if count == 1 or (config.environments % (count * parts) == 0 and _shares(config.warm_start, count))
-    ]
     gpus = gpu_count(config.trainer.device)
     if not asked:
         # habitat-lab's environments are processes of their own, which keep the cores busy.
@@ -81,8 +75,11 @@ def worker_count(config: Config) -> int:
     return asked
 
 
-def _shares(warm_start: WarmStartConfig | None, count: int) -> bool:
-    return warm_start is None or warm_start.batch % count == 0
+def fitting(config: Config) -> list[int]:
+    """The numbers of workers that can share the environments, mini-batches and sequences of a configuration."""
+    parts, batch = config.ppo.minibatches, config.warm_start.batch if config.warm_start else 0
+    counts = range(2, config.environments + 1)
+    return [1, *(count for count in counts if config.environments % (count * parts) == 0 and batch % count == 0)]
 
 
 def _train(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResult:

@@ -53,8 +53,9 @@ class Muon(torch.optim.Optimizer):
     def _orthogonal_step(self, moved: list[Tensor], group: dict[str, Any]) -> None:
         pieces: list[Tensor] = []
         for p in moved:
-            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            gradient = cast(Tensor, p.grad)
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momentum, gradient = self.state[p]["momentum"], cast(Tensor, p.grad)
             momentum.lerp_(gradient, 1 - MOMENTUM)
             pieces += gradient.lerp(momentum, MOMENTUM).flatten(1).chunk(group["parts"])
         steps = self._orthogonalised(pieces)

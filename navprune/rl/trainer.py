@@ -368,9 +368,10 @@ class Trainer:
                 shutil.rmtree(folder)
             except UserError as error:
                 say_once(f"not deleted: {str(error).partition(';')[0]}")
-        for phase, end in zip(self.phases, [*[*self.starts.values()][1:], self.frames]):
-            if phase.tidy:
+        for phase in self.phases:
+            if phase.tidy and phase.name in self.starts:
                 begun = self.starts[phase.name]
+                end = min([frames for frames in self.starts.values() if frames > begun], default=self.frames)
                 frames = [each - begun for each in kept if begun <= each <= end]
                 phase.tidy(self.folder / phase.name, self.actor.environments, frames)
 

@@ -259,16 +259,16 @@ class WarmStart:
     def _draw(self) -> list[tuple[int, int, int]]:
         """Draw this worker's sequences of a batch: (round, sequence within it, environment of the worker) each.
 
-        The batch is spread evenly over all environments: its i-th sequence is of the i-th share of them.
+        The batch is spread over all environments: its i-th sequence is of somewhere in the i-th share of them, whose
+        ends may lie within an environment, so that all are as likely.
         """
         config, actor, generator = self.config, self.actor, self.actor.generator
-        sequences, shares = config.steps // config.sequence, torch.arange(config.batch + 1) * actor.environments
-        first, end = shares[:-1] // config.batch, shares[1:] // config.batch
-        rooms = (end - first).clamp_min(1)
+        sequences, share = config.steps // config.sequence, actor.environments / config.batch
         drawn = torch.randint(len(self.rounds) * sequences, (config.batch,), generator=generator)
-        within = (torch.rand(config.batch, generator=generator, dtype=torch.float64) * rooms).long()
+        where = torch.rand(config.batch, generator=generator, dtype=torch.float64) + torch.arange(config.batch)
         mine = actor.group.rows(config.batch // actor.group.size)
-        places = zip(drawn[mine].tolist(), (first + within - actor.rows.start)[mine].tolist())
+        own = ((where[mine] * share).long() - actor.rows.start).clamp(0, actor.env.num_envs - 1)  # where it is rounded
+        places = zip(drawn[mine].tolist(), own.tolist())
         return [(i // sequences, i % sequences, n) for i, n in places]
 
     def _gradient_step(self, places: list[tuple[int, int, int]]) -> Tensor:
@@ -352,7 +352,7 @@ class WarmStart:
         return {"optimiser": self.optimiser.state_dict(), "collected": self.collected, ENVIRONMENTS: own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, with the data that `store` wrote."""
+        """Take over what `state_dict` returned, with the data that `store` wrote, of as many rounds as are kept now."""
         own = state[ENVIRONMENTS]
         try:
             self.optimiser.load_state_dict(state["optimiser"])
@@ -361,7 +361,8 @@ class WarmStart:
             self.actor.group.say(line)
         self.drivers.load_state_dict(own["drivers"])
         self.collected = state["collected"]
-        states, returns = (own[name].movedim(0, 2).contiguous() for name in ("states", "returns"))
+        kept = slice(-(self.rounds.maxlen or 0), None)
+        states, returns = (own[name].movedim(0, 2)[kept].contiguous() for name in ("states", "returns"))
         self.rounds.clear()
         for number, *known in zip(range(self.collected - len(states) + 1, self.collected + 1), states, returns):
             self.rounds.append(Round(number, self._read(number), *known))

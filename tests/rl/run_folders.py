@@ -18,7 +18,9 @@ CONFIG = Config(ppo=PPO, trainer=RUN)
 def run(toys, folder, config=CONFIG, *, frames=None, start="resume", env=None):
     trainer = replace(config.trainer, total_frames=frames or config.trainer.total_frames, start=start)
     config = replace(config, trainer=trainer, run=str(folder))
-    return train(toys.spec(), env or toys.Corridor(), trainer, phases_of(config.ppo), folder, to_yaml(config))
+    return train(
+        toys.spec(), env or toys.Corridor(), trainer, phases_of(config.ppo, config.warm_start), folder, to_yaml(config)
+    )
 
 
 def write_as_format_1(file):

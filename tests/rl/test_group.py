@@ -251,17 +251,20 @@ def test_sequences_are_spread_over_environments_and_workers(toys, tmp_path_facto
     for step in alone:
         assert all(0 <= r < rounds and 0 <= k < 2 for r, k, _ in step)
         times = np.bincount([n for *_, n in step], minlength=environments)
-        # No environment lies idle while another one is taken twice.
-        assert times.max() <= -(-batch // environments)
+        # No environment lies idle while another one is taken twice, where they come out even.
+        even = environments % batch == 0 or batch % environments == 0
+        assert times.max() <= -(-batch // environments) + (not even)
 
 
-@pytest.mark.parametrize(("environments", "batch"), [(4, 3), (5, 2), (3, 7), (6, 6)])
-def test_every_place_can_be_drawn(toys, tmp_path, environments, batch):
+@pytest.mark.parametrize(("environments", "batch"), [(4, 3), (5, 2), (3, 7), (6, 6), (12, 8)])
+def test_every_place_is_as_likely(toys, tmp_path, environments, batch):
     config = WarmStartConfig(steps=8, sequence=4, batch=batch, capacity=8 * environments * 2)
     warm = WarmStart(bare_actor(toys.blind_policy(), environments, place(0, 1), 0), tmp_path, config)
     warm.rounds.extend([EMPTY] * 2)
-    seen = {place for _ in range(300) for place in warm._draw()}
-    assert seen == {(r, k, n) for r in range(2) for k in range(2) for n in range(environments)}
+    drawn = [place for _ in range(3000) for place in warm._draw()]
+    assert set(drawn) == {(r, k, n) for r in range(2) for k in range(2) for n in range(environments)}
+    often = np.bincount([n for *_, n in drawn]) * environments / len(drawn)
+    assert np.abs(often - 1).max() < 0.1  # as often as any other
 
 
 # States -------------------------------------------------------------------------------------------------

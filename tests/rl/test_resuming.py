@@ -162,6 +162,24 @@ def test_a_warm_start_that_fills_other_rounds_is_refused(toys, tmp_path):
         runs.changed_settings(checkpoint, to_yaml(replace(config, warm_start=replace(warm, sequence=3))))
 
 
+def test_a_smaller_buffer_goes_on_with_what_it_keeps(toys, tmp_path, capsys):
+    warm = WarmStartConfig(frames=96, steps=6, sequence=6, batch=2, capacity=72)
+    smaller = replace(CONFIG, warm_start=replace(warm, capacity=24))
+    run(toys, tmp_path / "run", replace(CONFIG, warm_start=warm), frames=72)
+    for _ in range(2):  # the first one deletes what it does not keep
+        run(toys, tmp_path / "run", smaller, frames=72)
+    assert [file.name[:6] for file in sorted((tmp_path / "run/warm_start").iterdir())] == ["000002", "000003"]
+    run(toys, tmp_path / "run", smaller, frames=96)
+    said = capsys.readouterr().err
+    assert "goes on at 72 frames" in said and "skipped" not in said
+
+
+def test_a_run_that_had_no_warm_start_goes_on_without(toys, begun, capsys):
+    config = replace(CONFIG, warm_start=WarmStartConfig(frames=48, steps=6, sequence=6, batch=2, capacity=48))
+    assert run(toys, begun, config, frames=72).frames == 72
+    assert "goes on at 48 frames" in capsys.readouterr().err
+
+
 def test_a_task_saved_without_a_setting_had_its_default(toys, begun):
     checkpoint = begun / "checkpoints" / f"{48:012}"
     saved = (checkpoint / "config.yaml").read_text()
