@@ -1,10 +1,10 @@
-"""SPL in unseen homes over minutes and frames: evaluates all checkpoints of runs, and draws hour.png of hour.jsonl.
+"""SPL in unseen homes over minutes and frames: evaluates all checkpoints of runs, and draws two figures of hour.jsonl.
 
-    .venv/bin/python experiments/sample_efficiency/hour.py [NAME=RUN | NAME=RUN@RATE ...]
+    .venv/bin/python experiments/sample_efficiency/hour.py [NAME=RUN | NAME=RUN@RATE | NAME=RUN@RATE,RATE ...]
 
 Minutes are those of two cores: of a run's wall time, by as many cores as it had workers; or, of a run that had to share
-its core with other work, by the RATE in frames/s that two cores have of it. What is evaluated already is not evaluated
-again.
+its core with other work, by the rates in frames/s that two cores have of it, of the warm start and of PPO where there
+are both. What is evaluated already is not evaluated again.
 """
 
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from navprune.commands.evaluate import run_evaluation
-from navprune.config import load_config
+from navprune.config import Config, load_config
+from navprune.errors import UserError
 from navprune.reports.plots import Curve, plot_learning_curves, read_curve
 from navprune.rl.checkpoints import checkpoint_folder, numbered
 
@@ -28,15 +29,13 @@ def main() -> None:
     done = {(row["name"], row["frames"]) for row in rows}
     for text in sys.argv[1:]:
         name, _, place = text.partition("=")
-        place, _, rate = place.partition("@")
+        place, _, rates = place.partition("@")
         run = Path(place)
         config = load_config(f"{run}/latest/config.yaml")
-        seen = read_curve(run / "tensorboard", "perf/fps")
-        minutes = seen.frames / float(rate) / 60 if rate else seen.seconds / 60 * config.trainer.workers / 2
         for frames in sorted(numbered(run)):
             if (name, frames) in done:
                 continue
-            row = {"name": name, "frames": frames, "minutes": round(float(np.interp(frames, seen.frames, minutes)), 2)}
+            row = {"name": name, "frames": frames, "minutes": round(minutes(run, config, frames, rates), 2)}
             for way in ("sampled", "greedy"):
                 result, _ = run_evaluation(str(checkpoint_folder(run, frames)), config, greedy=way == "greedy")
                 row[way] = {key: result.measures[key] for key in ("spl", "success", "collisions")}
@@ -50,6 +49,18 @@ def main() -> None:
         curves[name] = Curve(at, seconds, np.array([row["sampled"]["spl"]["mean"] for row in own]))
     for by in ("seconds", "frames"):
         plot_learning_curves(HERE / f"hour_{by}.png", curves, by=by)
+
+
+def minutes(run: Path, config: Config, frames: int, rates: str) -> float:
+    """Of two cores, which a run took to see so many frames."""
+    if not rates:
+        if not config.trainer.workers:
+            raise UserError(f"{run} does not say how many cores it had; train with trainer.workers=N")
+        seen = read_curve(run / "tensorboard", "perf/fps")
+        return float(np.interp(frames, seen.frames, seen.seconds)) / 60 * config.trainer.workers / 2
+    first, *_, last = 2 * [float(rate) for rate in rates.split(",")]
+    warm = min(frames, config.warm_start.frames) if config.warm_start else 0
+    return (warm / first + (frames - warm) / last) / 60
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
-    """The main job in miniature, in about twenty minutes.
+    """The main job in miniature, in under twenty-five minutes on two cores.
     Make small homes, train a ResNet50-style agent, its pruned twin and a ResNet18-style one alike, evaluate
     all on unseen homes and write a report. An interrupted demo goes on.
     """

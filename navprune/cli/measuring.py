@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--split", help="split to compare on (default: the runs' data.val)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
     parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
-    margin = "of SPL that may be lost against the first without being called worse (default: 0.02)"
+    margin = "of SPL or of successes that may be lost without being called worse (default: 0.02)"
     parser.add_argument("--margin", type=share, default=0.02, metavar="X", help=margin)
     own = "measure each run on its own data and task where they differ; table and page say how"
     parser.add_argument("--each-its-own", action="store_true", help=own)
