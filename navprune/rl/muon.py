@@ -46,26 +46,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Move all weights that have gradients once; a `closure` is not called."""
+        moved = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        pieces = [piece for p, group in moved if group["parts"] for piece in self._pieces(p, group["parts"])]
+        steps = iter(self._orthogonalised(pieces))
+        for p, group in moved:
+            if parts := group["parts"]:
+                step = torch.cat([next(steps) for _ in range(parts)])
+                p.sub_(step.view_as(p), alpha=MATRIX_RATE * group["lr"])
         for group in self.param_groups:
-            moved = [p for p in group["params"] if p.grad is not None]
-            (self._orthogonal_step if group["parts"] else self._adam_step)(moved, group)
+            if not group["parts"]:
+                self._adam_step([p for p in group["params"] if p.grad is not None], group)
 
-    def _orthogonal_step(self, moved: list[Tensor], group: dict[str, Any]) -> None:
-        pieces: list[Tensor] = []
-        for p in moved:
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-            momentum, gradient = self.state[p]["momentum"], cast(Tensor, p.grad)
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            pieces += gradient.lerp(momentum, MOMENTUM).flatten(1).chunk(group["parts"])
-        steps = self._orthogonalised(pieces)
-        for i, p in enumerate(moved):
-            step = torch.cat(steps[i * group["parts"] : (i + 1) * group["parts"]])
-            p.sub_(step.view_as(p), alpha=MATRIX_RATE * group["lr"])
+    def _pieces(self, p: Tensor, parts: int) -> Sequence[Tensor]:
+        """The matrices of a weight's momentum, to which its gradient is added."""
+        if not self.state[p]:
+            self.state[p]["momentum"] = torch.zeros_like(p)
+        momentum, gradient = self.state[p]["momentum"], cast(Tensor, p.grad)
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(momentum, MOMENTUM).flatten(1).chunk(parts)
 
     def _orthogonalised(self, matrices: list[Tensor]) -> list[Tensor]:
         """As the function, by all workers together."""
-        if self.workers.size == 1:
+        if self.workers.size == 1 or not matrices:
             return orthogonalised(matrices)
         whose = shares([tuple(m.shape) for m in matrices], self.workers.size)
         own = [i for i, rank in enumerate(whose) if rank == self.workers.rank]

@@ -250,9 +250,12 @@ class WarmStart:
         config = self.config
         self.policy.train()
         steps = max(1, round(config.epochs * self.frames_per_update / (config.sequence * config.batch)))
+        batches = [self._draw() for _ in range(steps)]
+        # All at once, since each exchange between workers waits for the slowest of them.
+        counts = self.actor.group.sum(torch.stack([self._counts(places) for places in batches])).clamp_min(1)
         sums = torch.zeros(3, device=self.actor.device)
-        for _ in range(steps):
-            sums += self._gradient_step(self._draw())
+        for places, count in zip(batches, counts.to(self.actor.device)):
+            sums += self._gradient_step(places, count)
         action, value, accuracy = (sums / steps).tolist()
         return {"imitation_loss": action, "value_loss": value, "expert_agreement": accuracy}
 
@@ -271,8 +274,11 @@ class WarmStart:
         places = zip(drawn[mine].tolist(), own.tolist())
         return [(i // sequences, i % sequences, n) for i, n in places]
 
-    def _gradient_step(self, places: list[tuple[int, int, int]]) -> Tensor:
-        """Take one gradient step; returns [3]: imitation loss, value loss, agreement with the expert."""
+    def _gradient_step(self, places: list[tuple[int, int, int]], counts: Tensor) -> Tensor:
+        """Take one gradient step; returns [3]: imitation loss, value loss, agreement with the expert.
+
+        `counts` are the sums of `_counts` over all workers.
+        """
         config, group = self.config, self.actor.group
         data, state, returns = self._batch(places)
         previous, masks, expert = data["previous"], data["masks"], data["expert"]
@@ -286,28 +292,38 @@ class WarmStart:
         self._pass_on_states(places, output.state.detach().float().cpu())
         logits = output.logits.float()
         loss = functional.cross_entropy(logits.flatten(0, 1), expert.flatten(), reduction="none")
-        inflection = ((expert != previous) | ~masks).flatten()
-        weights = torch.where(inflection, config.inflection_weight, 1.0)
-        known = returns.isfinite()
-        errors = (output.values.float() - returns.nan_to_num()).square() * known
+        errors = (output.values.float() - returns.nan_to_num()).square() * returns.isfinite()
         agreement = (logits.argmax(-1) == expert).float().sum()
-        counts = group.sum(torch.stack([weights.sum(), known.sum().float(), torch.ones_like(loss).sum()])).clamp_min(1)
-        action, value, agreement = torch.stack([(weights * loss).sum(), errors.sum(), agreement]) / counts
+        weighted = (self._weights(data).flatten() * loss).sum()
+        action, value, agreement = torch.stack([weighted, errors.sum(), agreement]) / counts
         total = action + config.value_coefficient * value
         parts = torch.stack([action, value, agreement])
         return gradient_step(self.policy, self.optimiser, total, config.max_grad_norm, group, parts)
 
+    def _weights(self, data: dict[str, Tensor]) -> Tensor:
+        """How much each action counts: more where the expert does another thing than before."""
+        inflection = (data["expert"] != data["previous"]) | ~data["masks"]
+        return torch.where(inflection, self.config.inflection_weight, 1.0)
+
+    def _counts(self, places: list[tuple[int, int, int]]) -> Tensor:
+        """What sums of a batch's losses are divided by, [3]: the actions' weights, the known returns, the frames."""
+        data, returns = self._sequences(places, ("expert", "previous", "masks"))
+        weights = self._weights(data)
+        return torch.stack([weights.sum(), returns.isfinite().sum(), torch.ones_like(weights).sum()])
+
     def _batch(self, places: list[tuple[int, int, int]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Gather sequences from the buffer: data [sequence, batch, ...], states [batch, ...], returns."""
-        length, device = self.config.sequence, self.actor.device
+        data, returns = self._sequences(places, self.rounds[0].data)
+        state = torch.stack([self.rounds[r].states[k, n] for r, k, n in places])
+        device = self.actor.device
+        return {name: value.to(device) for name, value in data.items()}, state.to(device), returns.to(device)
+
+    def _sequences(self, places: list[tuple[int, int, int]], names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """What the buffer has at these places, [sequence, batch, ...]: the data of these names, and the returns."""
+        length = self.config.sequence
         at = [(self.rounds[r], slice(k * length, (k + 1) * length), n) for r, k, n in places]
-        data = {
-            name: torch.stack([past.data[name][span, n] for past, span, n in at], dim=1).to(device)
-            for name in self.rounds[0].data
-        }
-        state = torch.stack([self.rounds[r].states[k, n] for r, k, n in places]).to(device)
-        returns = torch.stack([past.returns[span, n] for past, span, n in at], dim=1).to(device)
-        return data, state, returns
+        data = {name: torch.stack([past.data[name][span, n] for past, span, n in at], dim=1) for name in names}
+        return data, torch.stack([past.returns[span, n] for past, span, n in at], dim=1)
 
     def _pass_on_states(self, places: list[tuple[int, int, int]], states: Tensor) -> None:
         sequences = self.config.steps // self.config.sequence
