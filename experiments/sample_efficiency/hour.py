@@ -4,7 +4,7 @@
 
 Minutes are those of two cores: of a run's wall time, by as many cores as it had workers; or, of a run that had to share
 its core with other work, by the rates in frames/s that two cores have of it, of the warm start and of PPO where there
-are both. What is evaluated already is not evaluated again.
+are both. What is evaluated already is not evaluated again. Prints each run's last SPL in the homes that it knows.
 """
 
 import json
@@ -13,11 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from navprune.commands.environments import environment, split_episodes
 from navprune.commands.evaluate import run_evaluation
 from navprune.config import Config, load_config
 from navprune.errors import UserError
+from navprune.evaluation.agents import PolicyAgent
+from navprune.evaluation.evaluate import evaluate
 from navprune.reports.plots import Curve, plot_learning_curves, read_curve
-from navprune.rl.checkpoints import checkpoint_folder, numbered
+from navprune.rl.checkpoints import checkpoint_folder, load_policy, numbered
+from navprune.tasks.orders import Once
 
 HERE = Path(__file__).parent
 ROWS = HERE / "hour.jsonl"
@@ -42,6 +46,7 @@ def main() -> None:
             rows.append(row)
             with ROWS.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
+        print(name, at_home(run, config))
     curves = {}
     for name in dict.fromkeys(row["name"] for row in rows):
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["frames"])
@@ -49,6 +54,16 @@ def main() -> None:
         curves[name] = Curve(at, seconds, np.array([row["sampled"]["spl"]["mean"] for row in own]))
     for by in ("seconds", "frames"):
         plot_learning_curves(HERE / f"hour_{by}.png", curves, by=by)
+
+
+def at_home(run: Path, config: Config) -> dict[str, float]:
+    """SPL of a run's latest agent, and its interval, in four episodes of each home that it was trained in."""
+    episodes = split_episodes(config, config.data.train)
+    episodes = episodes[:: len(episodes) // (4 * len(episodes.scenes))]
+    env = environment(config, config.data.train, episodes, Once(len(episodes)), 48)
+    result = evaluate(env, PolicyAgent(load_policy(run / "latest").policy, False), episodes)
+    env.close()
+    return {key: round(value, 3) for key, value in result.measures["spl"].items()}
 
 
 def minutes(run: Path, config: Config, frames: int, rates: str) -> float:
