@@ -11,6 +11,7 @@ from navprune.cli import agents, measuring, pruning, scenes
 from navprune.cli.parsers import Parser
 from navprune.errors import UserError
 from navprune.machine import heed_quota
+from navprune.rl.stopping import heed_ctrl_c
 
 # Every command imports what it needs when it runs, so that --help answers at once.
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parse(parser, arguments)
     heed_quota()
+    heed_ctrl_c()
     try:
         result = options.run(options)
         answer, status = result if isinstance(result, tuple) else (result, 0)

@@ -65,10 +65,10 @@ def _add_benchmark(commands: Any) -> None:
     ):
         parser.add_argument("--data", type=Path, help=f"data folder (default: {generated})")
         parser.add_argument("--name", default="homes", help="data set in it (default: homes)")
-    training.add_argument("--encoder", default="resnet18")
-    training.add_argument("--base-planes", type=positive, default=32)
+    training.add_argument("--encoder", default="resnet18", help="(default: resnet18)")
+    training.add_argument("--base-planes", type=positive, default=32, metavar="N", help="of the encoder (default: 32)")
     training.add_argument("--width", type=positive, default=128, help="image width (default: 128)")
-    training.add_argument("--environments", type=positive, default=8)
+    training.add_argument("--environments", type=positive, default=8, metavar="N", help="of all workers (default: 8)")
     training.add_argument("--workers", help="numbers of workers (default: 1, 2, 4, ... to all cores)")
     training.add_argument("--epochs", type=positive, default=4, help="PPO epochs (default: 4)")
     training.add_argument("--updates", type=positive, default=3, help="measured updates of 128 steps (default: 3)")

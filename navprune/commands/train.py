@@ -66,9 +66,10 @@ def worker_count(config: Config) -> int:
     what = f"torchrun began {begun} workers" if begun else f"trainer.workers is {asked}"
     if asked not in fits:
         batch = f" and {config.warm_start.batch} sequences (warm_start.batch)" if config.warm_start else ""
+        more = f" and of {asked} sequences" if config.warm_start and config.warm_start.batch % asked else ""
         raise UserError(
-            f"{what}, which cannot share out {config.environments} environments in {parts} "
-            f"mini-batches{batch}; use {' or '.join(map(str, fits))}, or a multiple of {asked * parts} environments"
+            f"{what}, which cannot share out {config.environments} environments in {parts} mini-batches{batch}; "
+            f"use {' or '.join(map(str, fits))}, or a multiple of {asked * parts} environments{more}"
         )
     if gpus and (here := int(os.environ.get("LOCAL_WORLD_SIZE", asked))) > gpus:
         raise UserError(f"{what}, and {here} on this machine have {gpus} of its GPUs; begin {gpus} here, one for each")

@@ -120,8 +120,8 @@ def against_table(comparisons: Mapping, measure: str = "spl") -> Table:
         better = f"{100 * wins['mean']:.0f} %", f"{100 * wins['low']:.0f} to {100 * wins['high']:.0f} %"
         cells.append((each["name"], *change, *better, f"{inferior['at_least']:+.3f}", verdict))
     head = f"{measure.upper()} against {comparisons['reference']}"
-    wins_head, test = ("better in", "95 % interval"), f"worse by less than {comparisons['margin']:g}"
-    return Table((head, "difference", "95 % interval", "p", *wins_head, "at least", test), cells)
+    wins_head, test = ("better in, of episodes", "95 % interval"), f"worse by less than {comparisons['margin']:g}"
+    return Table((head, "difference", "95 % interval", "p", *wins_head, "at least, 95 % sure", test), cells)
 
 
 def few_runs(rows: Sequence[EncoderRow]) -> list[str]:

@@ -15,8 +15,31 @@ TIME_IS_UP = getattr(signal, "SIGUSR1", None)
 """What SLURM is asked for by `--signal=USR1@120`."""
 
 
+_pressed = False
+
+
+def heed_ctrl_c() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt as ever, and be remembered till training begins.
+
+    Where it comes while a library compiles, the exception may be lost in one of its callbacks.
+    """
+
+    def note(number: int, frame: Any) -> None:
+        global _pressed
+        _pressed = True
+        raise KeyboardInterrupt
+
+    global _pressed
+    _pressed = False
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+
+
 class Asked:
-    """Within its block a signal of `STOPPING` is noted, and a second Ctrl-C stops the first worker at once."""
+    """Within its block a signal of `STOPPING` is noted, and a second Ctrl-C stops the first worker at once.
+
+    So is a Ctrl-C from before, which `heed_ctrl_c` noted.
+    """
 
     def __init__(self, leads: bool) -> None:
         self.leads = leads
@@ -26,6 +49,8 @@ class Asked:
     def __enter__(self) -> None:
         main = threading.current_thread() is threading.main_thread()
         self.before = {number: signal.signal(number, self._note) for number in STOPPING} if main else {}
+        if _pressed and main:
+            self._note(signal.SIGINT, None)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

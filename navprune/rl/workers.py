@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -166,7 +167,10 @@ class Workers(Group):
         if b"waited" in told.values():  # of those that waited the first one to give up breaks the others' connections
             line = f"{who} did not answer for {self.timeout:g} seconds (trainer.timeout); {AGAIN}"
         else:
-            line = f"{who} is gone ({' '.join(str(error).split())[:120]}); {AGAIN}"
+            what = re.sub(r"^\[\S*\] ", "", " ".join(str(error).split())).partition(". ")[
+                0
+            ]  # gloo's place in its source
+            line = f"{who} is gone ({what[:120]}); {AGAIN}"
         if 0 not in told and not self.leads and self.rank == min(told):
             print(f"navprune: {line}", file=sys.stderr, flush=True)
         return line

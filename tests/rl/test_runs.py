@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rl.run_folders import CONFIG, RUN, best, run, same, weights
 
 from navprune import files
 from navprune.errors import UserError
-from navprune.rl import runs
+from navprune.rl import runs, stopping
 from navprune.rl.checkpoints import find_checkpoint, numbered
 from navprune.source import Source
 
@@ -137,7 +138,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(toys, begun, monkey
 HOLDER = """
 import sys, time
 from pathlib import Path
-from navprune.rl import runs
+from navprune.rl import runs, stopping
 with runs.taken(Path(sys.argv[1]), "resume"):
     print("taken", flush=True)
     time.sleep(60)
@@ -284,6 +285,19 @@ def test_signals_save_and_stop(toys, whole, tmp_path, capsys, number, status):
     assert numbered(tmp_path / "run") == [48] and not (tmp_path / "run" / "lock").exists()
     run(toys, tmp_path / "run", frames=96)
     assert same(weights(tmp_path / "run"), weights(whole))
+
+
+def test_a_ctrl_c_that_a_library_swallowed_stops_the_run_once_it_begins(toys, tmp_path, capsys):
+    stopping.heed_ctrl_c()
+    try:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(SystemExit) as stopped:
+            run(toys, tmp_path / "run")
+    finally:
+        stopping.heed_ctrl_c()
+    assert stopped.value.code == 130 and numbered(tmp_path / "run") == [24]
+    assert "stopping after this update" in capsys.readouterr().err
 
 
 def test_signals_that_follow_do_not_cut_off_the_saving(toys, tmp_path):
