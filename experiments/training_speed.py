@@ -74,7 +74,7 @@ def earlier(commit: str) -> Iterator[Path]:
     """A checkout of an earlier commit, whose kernels are compiled before anything is measured."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "checkout"
-        subprocess.run(["git", "worktree", "add", "--detach", str(place), commit], check=True, cwd=HERE)
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(place), commit], check=True, cwd=HERE)
         try:
             frames_per_second(place, FEW, Path(folder) / "first")
             yield place
