@@ -151,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
+    parser.add_argument("--share", type=int, default=1, metavar="N", help="an Nth of the environments: a worker's part")
     parser.add_argument("--compiled", action="store_true", help="torch.compile the encoder, too (minutes)")
     parser.add_argument("--keep-memory", action="store_true", help="let glibc keep freed memory")
     arguments = parser.parse_args()
@@ -159,7 +160,9 @@ def main() -> None:
         libc = ctypes.CDLL("libc.so.6")
         assert libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
     for name in arguments.settings:
-        each = ways(SETTINGS[name], compiled=arguments.compiled)
+        whole, n = SETTINGS[name], arguments.share
+        part = whole._replace(environments=whole.environments // n, acting=whole.acting // n)
+        each = ways(part, compiled=arguments.compiled)
         logits = {way: copy.deepcopy(one).learn() for way, one in each.items() if "compiled" not in way}
         times: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in each}
         for _ in range(arguments.repeats + 1):  # the first is left out
