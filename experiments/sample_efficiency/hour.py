@@ -41,7 +41,8 @@ def main() -> None:
                 continue
             row = {"name": name, "frames": frames, "minutes": round(minutes(run, config, frames, rates), 2)}
             for way in ("sampled", "greedy"):
-                result, _ = run_evaluation(str(checkpoint_folder(run, frames)), config, greedy=way == "greedy")
+                source = str(checkpoint_folder(run, frames))
+                result, _ = run_evaluation(source, config, environments=64, greedy=way == "greedy")
                 row[way] = {key: result.measures[key] for key in ("spl", "success", "collisions")}
             rows.append(row)
             with ROWS.open("a") as stream:
