@@ -86,6 +86,6 @@ def limits(config: Config) -> list[str]:
     return [
         f"The encoders have {config.agent.base_planes} base planes and see {task.width} x {task.height} pixels; the "
         "published ones have 32 and see 256 x 256. Only the shares saved can be held against the published table.",
-        "Each agent was trained once, and what another seed would give is in no interval; README.md has it for ResNet18.",
+        "Each agent was trained once; what another seed would give is in no interval (README.md: for ResNet18).",
         f"Each agent saw {frames:,} frames; published agents see 75 million and more.",
     ]
