@@ -10,6 +10,7 @@ from typing import Any
 
 import numba
 from numba import njit as njit
+from numba.core import event
 from numba.core.caching import CacheImpl, IndexDataCacheFile
 from numba.extending import intrinsic as _intrinsic
 
@@ -76,6 +77,23 @@ def _forgive_damage() -> None:
     IndexDataCacheFile._load_index = forgiving
 
 
+class SayCompiling(event.Listener):
+    """Tells whoever sits before a terminal why nothing happens yet, once."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        """A kernel was not in the cache."""
+        if not self.said:
+            print("navprune: compiling kernels, once on this machine, half a minute or so", file=sys.stderr, flush=True)
+        self.said = True
+
+    def on_end(self, event: Any) -> None:
+        """It is compiled."""
+
+
 _watch_folders()
 _forgive_damage()
 FALLBACK = settle_cache()
+if sys.stderr is not None and sys.stderr.isatty():
+    event.register("numba:compile", SayCompiling())

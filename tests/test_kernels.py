@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numba
 import pytest
+from numba.core import event
 from numba.core.caching import CacheImpl, UserProvidedCacheLocator
 
 import navprune
@@ -89,3 +90,11 @@ def test_help_needs_no_compiler():
     program = "import sys, navprune.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('numba' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.endswith("False\n")
+
+
+def test_whoever_waits_for_kernels_is_told_why_once(capsys):
+    with event.install_listener("numba:compile", kernels.SayCompiling()):
+        for number in range(2):
+            assert numba.njit(lambda number=number: number)() == number
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("navprune: compiling kernels, once")

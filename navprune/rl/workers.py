@@ -167,10 +167,8 @@ class Workers(Group):
         if b"waited" in told.values():  # of those that waited the first one to give up breaks the others' connections
             line = f"{who} did not answer for {self.timeout:g} seconds (trainer.timeout); {AGAIN}"
         else:
-            what = re.sub(r"^\[\S*\] ", "", " ".join(str(error).split())).partition(". ")[
-                0
-            ]  # gloo's place in its source
-            line = f"{who} is gone ({what[:120]}); {AGAIN}"
+            said = re.sub(r"^\[\S*\] ", "", " ".join(str(error).split()))  # gloo begins with the place in its source
+            line = f"{who} is gone ({said.partition('. ')[0][:120]}); {AGAIN}"
         if 0 not in told and not self.leads and self.rank == min(told):
             print(f"navprune: {line}", file=sys.stderr, flush=True)
         return line
