@@ -95,5 +95,5 @@ class SayCompiling(event.Listener):
 _watch_folders()
 _forgive_damage()
 FALLBACK = settle_cache()
-if sys.stderr is not None and sys.stderr.isatty():
+if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":  # of several workers, one
     event.register("numba:compile", SayCompiling())
