@@ -288,6 +288,7 @@ def test_signals_save_and_stop(toys, whole, tmp_path, capsys, number, status):
 
 
 def test_a_ctrl_c_that_a_library_swallowed_stops_the_run_once_it_begins(toys, tmp_path, capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     stopping.heed_ctrl_c()
     try:
         with suppress(KeyboardInterrupt):
@@ -296,6 +297,7 @@ def test_a_ctrl_c_that_a_library_swallowed_stops_the_run_once_it_begins(toys, tm
             run(toys, tmp_path / "run")
     finally:
         stopping.heed_ctrl_c()
+        signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130 and numbered(tmp_path / "run") == [24]
     assert "stopping after this update" in capsys.readouterr().err
 
