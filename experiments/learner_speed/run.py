@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from navprune.machine import kept_memory
 from navprune.models import encoders, fast, recurrent
 from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
@@ -156,29 +156,27 @@ def main() -> None:
     parser.add_argument("--keep-memory", action="store_true", help="let glibc keep freed memory")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.keep_memory:
-        libc = ctypes.CDLL("libc.so.6")
-        assert libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    for name in arguments.settings:
-        whole, n = SETTINGS[name], arguments.share
-        part = whole._replace(environments=whole.environments // n, acting=whole.acting // n)
-        each = ways(part, compiled=arguments.compiled)
-        logits = {way: copy.deepcopy(one).learn() for way, one in each.items() if "compiled" not in way}
-        times: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in each}
-        for _ in range(arguments.repeats + 1):  # the first is left out
-            for way, one in each.items():
-                for taken, call in zip(times[way], (one.learn, one.act)):
-                    start = time.thread_time()
-                    call()
-                    taken.append(1e3 * (time.thread_time() - start))
-        medians = {way: [statistics.median(taken[1:]) for taken in both] for way, both in times.items()}
-        first = next(iter(medians))
-        print(f"\n| {name} | gradient step | times as fast | acting | times as fast | logits differ by |")
-        print("|---|---|---|---|---|---|")
-        for way, (learning, acting) in medians.items():
-            gains = medians[first][0] / learning, medians[first][1] / acting
-            error = f"{(logits[way] - logits[first]).abs().max():.0e}" if way in logits else ""
-            print(f"| {way} | {learning:.1f} ms | {gains[0]:.2f} | {acting:.2f} ms | {gains[1]:.2f} | {error} |")
+    with kept_memory() if arguments.keep_memory else nullcontext():
+        for name in arguments.settings:
+            whole, n = SETTINGS[name], arguments.share
+            part = whole._replace(environments=whole.environments // n, acting=whole.acting // n)
+            each = ways(part, compiled=arguments.compiled)
+            logits = {way: copy.deepcopy(one).learn() for way, one in each.items() if "compiled" not in way}
+            times: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in each}
+            for _ in range(arguments.repeats + 1):  # the first is left out
+                for way, one in each.items():
+                    for taken, call in zip(times[way], (one.learn, one.act)):
+                        start = time.thread_time()
+                        call()
+                        taken.append(1e3 * (time.thread_time() - start))
+            medians = {way: [statistics.median(taken[1:]) for taken in both] for way, both in times.items()}
+            first = next(iter(medians))
+            print(f"\n| {name} | gradient step | times as fast | acting | times as fast | logits differ by |")
+            print("|---|---|---|---|---|---|")
+            for way, (learning, acting) in medians.items():
+                gains = medians[first][0] / learning, medians[first][1] / acting
+                error = f"{(logits[way] - logits[first]).abs().max():.0e}" if way in logits else ""
+                print(f"| {way} | {learning:.1f} ms | {gains[0]:.2f} | {acting:.2f} ms | {gains[1]:.2f} | {error} |")
 
 
 if __name__ == "__main__":

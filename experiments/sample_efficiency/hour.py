@@ -40,8 +40,8 @@ def main() -> None:
             if (name, frames) in done:
                 continue
             row = {"name": name, "frames": frames, "minutes": round(minutes(run, config, frames, rates), 2)}
+            source = str(checkpoint_folder(run, frames))
             for way in ("sampled", "greedy"):
-                source = str(checkpoint_folder(run, frames))
                 result, _ = run_evaluation(source, config, environments=64, greedy=way == "greedy")
                 row[way] = {key: result.measures[key] for key in ("spl", "success", "collisions")}
             rows.append(row)

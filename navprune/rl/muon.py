@@ -46,16 +46,16 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Move all weights that have gradients once; a `closure` is not called."""
-        moved = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        pieces = [piece for p, group in moved if group["parts"] for piece in self._pieces(p, group["parts"])]
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        matrices = [(p, group) for group, moved in groups if group["parts"] for p in moved]
+        pieces = [piece for p, group in matrices for piece in self._pieces(p, group["parts"])]
         steps = iter(self._orthogonalised(pieces))
-        for p, group in moved:
-            if parts := group["parts"]:
-                step = torch.cat([next(steps) for _ in range(parts)])
-                p.sub_(step.view_as(p), alpha=MATRIX_RATE * group["lr"])
-        for group in self.param_groups:
+        for p, group in matrices:
+            step = torch.cat([next(steps) for _ in range(group["parts"])])
+            p.sub_(step.view_as(p), alpha=MATRIX_RATE * group["lr"])
+        for group, moved in groups:
             if not group["parts"]:
-                self._adam_step([p for p in group["params"] if p.grad is not None], group)
+                self._adam_step(moved, group)
 
     def _pieces(self, p: Tensor, parts: int) -> Sequence[Tensor]:
         """The matrices of a weight's momentum, to which its gradient is added."""
