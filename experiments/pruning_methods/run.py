@@ -26,9 +26,9 @@ from grid import CUT, DENSE, PROTOCOLS, RESULTS, SCRATCH, TUNED, Cell, grid, rea
 from navprune.commands.demo import GATE_STEPS, GATES, draw_homes
 from navprune.comparisons import torch_pruning
 from navprune.config import load_config
+from navprune.costs.counting import cost
 from navprune.errors import UserError
 from navprune.evaluation.agents import PolicyAgent
-from navprune.evaluation.cost import cost
 from navprune.evaluation.evaluate import evaluate
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from navprune.comparisons.published import pruned_ratio, select
-from navprune.evaluation.cost import count
+from navprune.costs.counting import count
 from navprune.models.build import build
 from navprune.models.classifiers import ClassifierSpec, classifier_spec
 from navprune.models.widths import widths, with_widths

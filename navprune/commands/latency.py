@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from navprune.evaluation.latency import device_name, measure
+from navprune.costs.latency import device_name, measure
 from navprune.models.encoders import Encoder
 from navprune.progress import ProgressLine
 from navprune.rl.trainer import default_device

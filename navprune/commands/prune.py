@@ -13,9 +13,9 @@ import torch
 from navprune.commands.evidence import PruningOptions, material
 from navprune.comparisons import torch_pruning
 from navprune.config import Config, to_yaml
+from navprune.costs.counting import cost
+from navprune.costs.latency import measure
 from navprune.errors import UserError
-from navprune.evaluation.cost import cost
-from navprune.evaluation.latency import measure
 from navprune.files import check_writable, json_bytes, write_file
 from navprune.models.build import build
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec

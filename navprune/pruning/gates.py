@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.models.encoders import Encoder, RunningMeanAndVar
+from navprune.models.modes import evaluating
 from navprune.pruning.graph import Example
 from navprune.pruning.groups import groups_of, is_inner, scaled, units
-from navprune.pruning.scores import LossFunction, Scores, evaluating, loss_of
+from navprune.pruning.scores import LossFunction, Scores, loss_of
 
 STABLE_OVER = 20  # steps between two looks at the ranking, which decide on an early stop
 NEAR_TARGET = 0.25  # the mean gate must have come so near to its target before an early stop

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
+from navprune.models.modes import evaluating
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.groups import Keep, checked_keep, units
-from navprune.pruning.scores import SCORES, Evidence, block_of, evaluating, loss_of, mean_magnitudes, outputs, run_batch
+from navprune.pruning.scores import SCORES, Evidence, block_of, loss_of, mean_magnitudes, outputs, run_batch
 from navprune.pruning.search import Shares, Widths, largest, search
 from navprune.pruning.slim import cut_group
 

@@ -27,7 +27,7 @@ from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
 from navprune.pruning.trace import module_cost
 
 CountCost = Callable[[EncoderSpec], Mapping[str, float]]
-"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `evaluation.cost` has them."""
+"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `costs.counting` has them."""
 Batches = Iterable[Any] | Callable[[nn.Module], Iterable[Any]]
 """Batches, or a function of the network that is looked at that draws them."""
 

@@ -7,7 +7,7 @@ network that `groups_of` can follow. None changes the model.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
+from navprune.models.modes import evaluating
 from navprune.models.spec import BLOCK
 from navprune.pruning.graph import Example, reason_of
 from navprune.pruning.groups import encoder_in, groups_of, scaled, units
@@ -334,19 +335,6 @@ def distillation_loss(teacher: nn.Module) -> LossFunction:
         return F.mse_loss(found, wanted.to(found))
 
     return loss
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context norms and dropout do as in evaluation, and so leave no trace in the model."""
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = isinstance(module, nn.RNNBase)  # cuDNN cannot differentiate a recurrent core otherwise
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _checked(method: str, score: Score, model: nn.Module, evidence: Evidence) -> Scores:

@@ -14,7 +14,7 @@ import torch
 from jinja2 import Environment
 from markupsafe import Markup
 
-from navprune.evaluation.latency import device_name
+from navprune.costs.latency import device_name
 from navprune.files import write_file
 from navprune.reports import plots
 from navprune.reports.plots import Curve

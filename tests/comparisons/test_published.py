@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navprune.comparisons.published import pruned_ratio, rounded_up, select
+from navprune.costs.counting import count
 from navprune.errors import UserError
-from navprune.evaluation.cost import count
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import encoder_spec

@@ -9,8 +9,8 @@ import torch
 
 from navprune.commands.prune import pruning_json
 from navprune.comparisons import torch_pruning as control
+from navprune.costs.counting import cost as full_cost
 from navprune.errors import UserError
-from navprune.evaluation.cost import cost as full_cost
 from navprune.models.build import build, spec_from_json
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import EncoderSpec, PolicySpec, encoder_spec

@@ -22,8 +22,8 @@ from published_modules import (
 from torch import nn
 from torch.nn import functional as F
 
+from navprune.costs.counting import count
 from navprune.errors import UserError
-from navprune.evaluation.cost import count
 from navprune.pruning.groups import groups_of, mask, units
 from navprune.pruning.slim import slim
 from navprune.pruning.trace import module_cost, trace

@@ -18,8 +18,8 @@ from torch import nn
 
 from navprune.commands.train import run_training
 from navprune.config import load_config, to_yaml
+from navprune.costs.counting import cost
 from navprune.errors import UserError
-from navprune.evaluation.cost import cost
 from navprune.models.build import build
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec
 from navprune.pruning.gradual import (

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from navprune.costs.counting import count
 from navprune.errors import UserError
-from navprune.evaluation.cost import count
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec

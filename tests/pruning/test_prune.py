@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from navprune.costs.counting import GI, MI
+from navprune.costs.counting import cost as full_cost
 from navprune.errors import UserError
-from navprune.evaluation.cost import GI, MI
-from navprune.evaluation.cost import cost as full_cost
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec

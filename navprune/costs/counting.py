@@ -102,7 +102,7 @@ def count(module: nn.Module, example: Tensor) -> Count:
     import torch
     from torch import nn
 
-    from navprune.pruning.scores import evaluating
+    from navprune.models.modes import evaluating
 
     totals = {"macs": 0, "thop": 0}
 

@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 
+from navprune.costs import latency
+from navprune.costs.counting import cost
+from navprune.costs.latency import RUNTIMES, measure
 from navprune.errors import UserError
-from navprune.evaluation import latency
-from navprune.evaluation.cost import cost
-from navprune.evaluation.latency import RUNTIMES, measure
 from navprune.machine import compile_fault
 from navprune.models.build import build
 from navprune.models.encoders import Encoder
@@ -132,6 +132,6 @@ def test_unknown_runtime():
 
 
 def test_where_nothing_can_be_compiled_the_rows_say_why(monkeypatch):
-    monkeypatch.setattr("navprune.evaluation.latency.compile_fault", lambda: "it needs a C++ compiler; install one")
+    monkeypatch.setattr("navprune.costs.latency.compile_fault", lambda: "it needs a C++ compiler; install one")
     (row,) = measure({"cnn": build(encoder_spec("simple_cnn", (1, 40, 40)), 0)}, (1,), ("compiled",), "cpu", repeats=1)
     assert row.note.startswith("it needs a C++ compiler") and row.median_ms is None
