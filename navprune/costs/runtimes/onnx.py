@@ -114,11 +114,12 @@ def onnx_bytes(
     return file.getvalue()
 
 
-def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]]) -> bytes:
+def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]], within: str = "") -> bytes:
     """An ONNX graph with convolutions and matrix products in int8, ranges taken from what it computes on `observed`.
 
     `observed` are inputs by name, NumPy arrays. Weights have a scale for each channel, activations one for each tensor
     (QDQ nodes, which ONNX Runtime and OpenVINO both read). Depthwise 1 x 1 convolutions stay: those are norms' scales.
+    Only nodes whose name has `within` in it are touched.
     Raises UserError where onnx or onnxruntime is not installed.
     """
     try:
@@ -135,7 +136,8 @@ def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]]) -> bytes:
             return next(self.rest, None)
 
     nodes = onnx.load_from_string(graph).graph.node
-    chosen = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul") or _dense(node)]
+    products = (node.name for node in nodes if node.op_type in ("Gemm", "MatMul") or _dense(node))
+    chosen = [name for name in products if within in name]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         before.write_bytes(graph)
