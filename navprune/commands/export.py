@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -132,7 +133,9 @@ def _packages(options: ExportOptions) -> dict[str, str]:
 def _write(step: PolicyStep, file: Path, options: ExportOptions, config: Config) -> None:
     """Write a step in a folder of its own."""
     if options.format == "torch":
-        torch.export.save(torch.export.export(step, step.example()), file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how it keeps recurrent weights, which `checked` looks after
+            torch.export.save(torch.export.export(step, step.example()), file)
         return
     form = PLAIN if options.int8 else MOMENTS if options.format == "openvino" else AFFINE
     graph = onnx_bytes(step, step.example(), step.inputs, OUTPUTS, form)

@@ -48,7 +48,7 @@ class PolicyStep(nn.Module):
         1 elsewhere. Returns logits [N, A], values [N] and the state for the next step [N, L, H].
         """
         *images, goal, previous, mask, state = inputs
-        features = None
+        features = goal[:, :0]
         if images:
             # Channels come first before anything is computed: ONNX Runtime goes through a last dimension of 1 value by
             # value, which takes six times as long.
@@ -76,7 +76,7 @@ def scale_of(min_depth: float, max_depth: float) -> float:
 def metres_of(depth: Tensor, min_depth: float, max_depth: float) -> Tensor:
     """Depth in metres of what the task's sensor tells, 0 to 1, any shape, float32.
 
-    Divided in float64 and rounded once. With min_depth 0, scaling what comes out gives back every value that a sensor
-    can tell bit for bit; else the last bit may differ.
+    Divided in float64 and rounded once: scaled again, what the sensor tells of Habitat's 0 to 10 metres comes back bit
+    for bit, and of other ranges within one unit of the last place.
     """
     return (depth.double() / scale_of(min_depth, max_depth) + min_depth).float()
