@@ -35,8 +35,11 @@ from navprune.source import FOLDER, Source
 from navprune.tasks import GOAL
 from navprune.tasks.config import TaskConfig
 
-TOLERANCE = 1e-4
-"""By which what a float32 file computes may differ from eager, as a share of what is greater than 1."""
+TOLERANCE = 1e-3
+"""By which what a float32 file computes may differ from eager, as a share of what is greater than 1.
+
+Ten times what sharply trained policies have; a GRU of the wrong form is a hundred times farther off.
+"""
 CHECKED_STEPS, EPISODE = 500, 25
 """Steps that every file is run over beside eager, and of how many one begins an episode on average."""
 ACTORS = 8

@@ -86,7 +86,7 @@ def test_a_file_computes_what_the_policy_does(tmp_path, config, network, format)
     out = tmp_path / f"file{FORMATS[format]}"
     check = run_export(agent, config, out, ExportOptions(format=format))["check"]
     assert check["steps"] == CHECKED_STEPS and check["episodes"] > 5
-    assert check["deviation"] <= TOLERANCE and check["logits"] <= 1e-3
+    assert check["deviation"] <= TOLERANCE / 10 and check["logits"] <= 1e-4
     exported = read_exported(out)
     again = checked(policy, exported.step(), config.task, steps=5, seed=7)
     assert again.deviation <= TOLERANCE
@@ -110,7 +110,7 @@ def test_a_recurrent_core_that_errs_is_found():
         return outputs | {"next_state": outputs["next_state"] + erring}
 
     found = checked(policy, wrong, TaskConfig(), steps=60)
-    assert found.deviation > 10 * TOLERANCE and found.logits > TOLERANCE and 0 <= found.step < 60
+    assert found.deviation > 5 * TOLERANCE and found.logits > TOLERANCE and 0 <= found.step < 60
 
 
 def test_an_answer_that_is_no_number_is_as_wrong_as_can_be():
