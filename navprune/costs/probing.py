@@ -1,15 +1,15 @@
 """Milliseconds of every layer of a network at any widths, from measurements of many narrower networks.
 
-What is measured are whole stages, chains of blocks that run one after the other, of networks whose widths and blocks are
-drawn at random: each in the layout, with the fusions and out of the caches that it will run with. Each takes turns with
-the dense network, and what counts is the median of the ratios, which a machine that slows down leaves alone. A layer of
-`i` inputs and `o` outputs at `p` positions takes
+What is measured are whole stages, chains of blocks that run one after the other, of networks whose widths and blocks
+are drawn at random: each in the layout, with the fusions and out of the caches that it will run with. Each takes turns
+with the dense network, and what counts is the median of the ratios, which a machine that slows down leaves alone. A
+layer of `i` inputs and `o` outputs at `p` positions takes
 
     a + b i o taps p + c o p
 
-milliseconds, with one a, b, c >= 0 for all layers that are alike in the dense network; the call, and carrying the inputs
-and outputs of a stage to and fro, have terms of their own, which no network's cost contains. The terms come from least
-squares of relative errors.
+milliseconds, with one a, b, c >= 0 for all layers that are alike in the dense network. The call, and carrying the inputs
+and outputs of a stage to and fro, have terms of their own: what a stage takes beside its layers is in no layer's time.
+The terms come from least squares of relative errors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from navprune.costs.counting import LayerCost
-from navprune.costs.runtimes.base import Run, Runtime
+from navprune.costs.latency import device_name, interleaved, ratio, threads_of
+from navprune.costs.runtimes.base import Runtime
 from navprune.errors import UserError
 from navprune.files import json_bytes, write_file
 from navprune.models.modes import evaluating
@@ -42,6 +44,7 @@ STAGE = re.compile(r"(^|\.)layer\d+$")
 ENDS = re.compile(r"(^|\.)(conv1|compression)$")
 """Of what lies before and behind them."""
 BLOCKS_GO = 0.35  # share of the removable blocks that a random network lacks
+WARM = 3  # passes before anything is measured
 PASSES = 10  # between two looks at how narrow the interval is
 NARROW = 0.015  # half the 95 % interval of a ratio, relative, at which it is known well enough
 MOST_PASSES = 60
@@ -93,69 +96,63 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class Timer:
-    """Measures on one device, in one runtime, with torch's number of threads.
+    """Measures on one device, in one runtime, with so many threads of a CPU (None: torch's) and images at once.
 
-    With one thread on a CPU it counts the process' seconds of work, which others that run on the machine hardly change;
+    With one thread of a CPU it counts the process' seconds of work, which others that run on the machine hardly change;
     else seconds of the clock.
     """
 
     runtime: Runtime
     device: torch.device
+    threads: int | None = None
+    batch: int = 1
 
     @property
     def place(self) -> dict[str, Any]:
         """What measurements depend on beside the network."""
-        from navprune.costs.latency import device_name
-
         return {
-            "device": device_name(self.device),
+            "device": device_name(self.device, self.threads),
             "runtime": self.runtime.name,
             "version": self.runtime.version(),
-            "threads": torch.get_num_threads(),
+            "batch": self.batch,
         }
 
-    def now(self) -> float:
-        """Seconds since any moment."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        return time.process_time() if alone else time.perf_counter()
-
-    def prepared(self, module: nn.Module, example: Tensor) -> Callable[[], float]:
-        """A function that runs a module once and gives the seconds it took."""
+    def prepared(self, module: nn.Module, example: Tensor) -> Callable[[], object]:
+        """A function that runs a module once on an example, warm."""
         example = example.to(self.device)
-        run: Run = self.runtime.prepare(module, (example,))
+        with threads_of(self.threads):
+            run = partial(self.runtime.prepare(module, (example,)), example)
+            for _ in range(WARM):
+                run()
+        return run
 
-        def once() -> float:
-            start = self.now()
-            run(example)
-            return self.now() - start
+    def ratio(self, one: Callable[[], object], other: Callable[[], object]) -> Ratio:
+        """The time of one as a multiple of the other's, both `prepared`, in turns until it is known well enough."""
+        found: list[float] = []
+        result = Ratio(math.nan, math.inf)
+        while len(found) < MOST_PASSES and not result.half <= NARROW * result.value:
+            first, second = self._seconds(one, other, PASSES)
+            found += [a / b for a, b in zip(first, second)]
+            result = Ratio(*ratio(found, np.ones(len(found))))
+        return result
 
-        for _ in range(3):
-            once()
-        return once
+    def milliseconds(self, run: Callable[[], object]) -> float:
+        """The median of what is `prepared`."""
+        return 1e3 * float(np.median(self._seconds(run, run, PASSES)))
 
-
-def ratio(one: Callable[[], float], other: Callable[[], float], most: int = MOST_PASSES) -> Ratio:
-    """Median of the ratios of two times, taken in turns until it is known well enough."""
-    found: list[float] = []
-    while len(found) < most:
-        found += [one() / other() for _ in range(PASSES)]
-        result = _median(found)
-        if result.half <= NARROW * result.value:
-            break
-    return result
-
-
-def _median(values: Sequence[float]) -> Ratio:
-    middle = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(np.asarray(values) - middle)))  # of a normal distribution
-    return Ratio(middle, 1.96 * 1.2533 * spread / math.sqrt(len(values)))
+    def _seconds(self, one: Callable[[], object], other: Callable[[], object], passes: int) -> tuple[list[float], ...]:
+        with threads_of(self.threads):
+            alone = self.device.type == "cpu" and torch.get_num_threads() == 1
+            clock = time.process_time if alone else time.perf_counter
+            return tuple(interleaved({"one": one, "other": other}, passes, clock, self.device).values())
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: the widths, the part that was run (the whole: ""), and its time as a share of the dense one's."""
+    """One measurement: widths, the part that was run (the whole: ""), and its time as a share of the dense network's.
+
+    `ends` are the values that go into a part and come out of it.
+    """
 
     widths: dict[str, int]
     part: str
@@ -214,8 +211,8 @@ def probe(network: Network, timer: Timer, rounds: int, seconds: float, cache: Pa
     """
     dense = network.build(network.channels)
     reference, again = (timer.prepared(dense, network.example) for _ in range(2))
-    check_quiet(ratio(again, reference).value, 1.0)
-    store = _Store(cache, {**timer.place, "network": network.name, "batch": len(network.example)})
+    check_quiet(timer.ratio(again, reference).value, 1.0)
+    store = _Store(cache, {**timer.place, "network": network.name})
     rng, line = random.Random(0), ProgressLine(f"probing {timer.runtime.name}", rounds, "networks")
     began, samples = time.perf_counter(), [_whole(network, dict(network.channels), Ratio(1.0, 0.0))]
     for done in range(rounds):
@@ -227,8 +224,7 @@ def probe(network: Network, timer: Timer, rounds: int, seconds: float, cache: Pa
         samples += store.samples(widths)
         line.show(done + 1)
     store.write()
-    ms = 1e3 * float(np.median([reference() for _ in range(2 * PASSES)]))
-    return fitted(network, samples, ms)
+    return fitted(network, samples, timer.milliseconds(reference))
 
 
 def check_quiet(found: float, before: float) -> None:
@@ -241,7 +237,7 @@ def check_quiet(found: float, before: float) -> None:
 
 
 def _measured(
-    network: Network, widths: dict[str, int], timer: Timer, reference: Callable[[], float], whole: bool
+    network: Network, widths: dict[str, int], timer: Timer, reference: Callable[[], object], whole: bool
 ) -> list[Sample]:
     """The stages of a network, and the whole of it where asked for or where there are none."""
     model = network.build(widths)
@@ -253,9 +249,9 @@ def _measured(
     samples = []
     for part in parts:
         example = network.example if not part else torch.rand(inputs[part])
-        once = timer.prepared(model.get_submodule(part), example)
+        run = timer.prepared(model.get_submodule(part), example)
         ends = (0.0, 0.0) if not part else (float(math.prod(inputs[part])), float(math.prod(outputs[part])))
-        samples.append(Sample(widths, part, ends, ratio(once, reference)))
+        samples.append(Sample(widths, part, ends, timer.ratio(run, reference)))
     return samples
 
 
@@ -283,7 +279,7 @@ def _shapes(model: nn.Module, example: Tensor, parts: Sequence[str]) -> tuple[di
 
 
 def fitted(network: Network, samples: Sequence[Sample], milliseconds: float) -> LayerTimes:
-    """The layers' times by non-negative least squares of relative errors, each sample weighted alike, wholes fourfold."""
+    """The layers' times, by non-negative least squares of relative errors; whole networks count fourfold."""
     rows = [_terms(network, sample) for sample in samples]
     names = sorted({name for row in rows for name in row}, key=str)
     matrix = np.array([[row.get(name, 0.0) for name in names] for row in rows])
@@ -309,7 +305,8 @@ def _terms(network: Network, sample: Sample) -> dict[tuple[Any, ...], float]:
             found.setdefault((*kind(layer, network.channels), term), 0.0)
     for layer in network.present(sample.widths, sample.part):
         inputs, outputs = (
-            each * _width(channels, name) for each, name in ((layer.inputs, layer.source), (layer.outputs, layer.target))
+            each * _width(channels, name)
+            for each, name in ((layer.inputs, layer.source), (layer.outputs, layer.target))
         )
         key = kind(layer, network.channels)
         found[(*key, "a")] += 1.0

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from navprune.costs.counting import LayerCost
-from navprune.costs.probing import LayerTimes, Network, Timer, check_quiet, probe, ratio
+from navprune.costs.probing import LayerTimes, Network, Timer, check_quiet, probe
 from navprune.errors import UserError
 from navprune.files import user_cache
 from navprune.pruning.allocation import Factor, Problem, allocate
@@ -242,7 +242,10 @@ class _Search:
 
     def _filled(self, widths: Widths, limits: Mapping[str, float]) -> Widths:
         """The room that is left filled with the levels that add the most importance for their load."""
-        widths, full = dict(widths), {name for block, names in self.inside.items() if not widths[block] for name in names}
+        widths, full = (
+            dict(widths),
+            {name for block, names in self.inside.items() if not widths[block] for name in names},
+        )
         while True:
             before, load = self.kept(widths), max(self.loads(widths, limits).values())
             options = []
@@ -287,7 +290,7 @@ def _refined(search: _Search, timer: Timer, limits: Mapping[str, float]) -> tupl
     for _ in range(TRIALS):
         widths = search.best(aimed)
         said = search.predicted(widths)
-        found = ratio(timer.prepared(network.build(widths), network.example), reference).value
+        found = timer.ratio(timer.prepared(network.build(widths), network.example), reference).value
         tried.append(Candidate(widths, search.kept(widths), said, found))
         search.scale *= found / said
         if (1 - NEAR) * limits[LATENCY] <= found <= limits[LATENCY]:
@@ -295,7 +298,7 @@ def _refined(search: _Search, timer: Timer, limits: Mapping[str, float]) -> tupl
     fitting = [each for each in tried if each.measured <= limits[LATENCY]]
     best = max(fitting, key=lambda each: each.kept) if fitting else min(tried, key=lambda each: each.measured)
     again = timer.prepared(network.build(network.channels), network.example)
-    measured = ratio(timer.prepared(network.build(best.widths), network.example), again).value
+    measured = timer.ratio(timer.prepared(network.build(best.widths), network.example), again).value
     check_quiet(measured, best.measured)
     return best._replace(measured=measured, predicted=search.predicted(best.widths)), tried
 
@@ -305,7 +308,6 @@ def _report(search: _Search, found: Candidate, tried: Sequence[Candidate], timer
     times, network = search.times, search.network
     return {
         **timer.place,
-        "batch": len(network.example),
         "dense_ms": times.milliseconds,
         "predicted_ms": found.predicted * times.milliseconds,
         "measured_ms": found.measured * times.milliseconds,
