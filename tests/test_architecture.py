@@ -16,6 +16,7 @@ ORDER = (
     "tasks",
     "habitat",
     "models",
+    "costs",
     "rl",
     "pruning",
     "evaluation",

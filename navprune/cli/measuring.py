@@ -79,7 +79,7 @@ def _cost(options: argparse.Namespace) -> dict[str, Any]:
     By the convention of the published table (backbone alone, convolutions only, Gi = 2^30, Mi = 2^20) and as
     deployed (pooled input, compression, all parameters).
     """
-    from navprune.evaluation.cost import breakdown, cost
+    from navprune.costs.counting import breakdown, cost
     from navprune.reports.tables import cost_table, rows_table
     from navprune.source import Source
 

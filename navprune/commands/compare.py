@@ -14,8 +14,8 @@ from navprune.commands.environments import split_episodes
 from navprune.commands.evaluate import Opened, conditions, opened, run_evaluation
 from navprune.commands.latency import run_latency
 from navprune.config import Config, load_config
+from navprune.costs.counting import cost
 from navprune.errors import UserError
-from navprune.evaluation.cost import cost
 from navprune.evaluation.evaluate import Evaluation, in_order, summarise
 from navprune.evaluation.statistics import against, sample, worst_scene
 from navprune.files import check_writable

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from navprune.costs.counting import cost
 from navprune.errors import UserError
-from navprune.evaluation.cost import cost
 from navprune.machine import compile_fault
 from navprune.models.encoders import Encoder
 

@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
+from navprune.costs.counting import cost
 from navprune.errors import UserError
 from navprune.evaluation import latency
-from navprune.evaluation.cost import cost
 from navprune.evaluation.latency import RUNTIMES, measure
 from navprune.machine import compile_fault
 from navprune.models.build import build

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from navprune.evaluation.cost import GI, MI, breakdown, cost, count
+from navprune.costs.counting import GI, MI, breakdown, cost, count
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec

@@ -1,0 +1,1 @@
+"""What networks cost: multiply-accumulates and parameters, counted in one place."""
