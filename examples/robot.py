@@ -34,7 +34,9 @@ class Policy:
         options.intra_op_num_threads = 1  # a step is too short to share
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self.images = [entry for entry in self.contract["inputs"] if entry["name"] in self.contract["camera"]["sensors"]]
+        self.images = [
+            entry for entry in self.contract["inputs"] if entry["name"] in self.contract["camera"]["sensors"]
+        ]
         self.chance, self.greedy = np.random.default_rng(seed), greedy
         self.start()
 

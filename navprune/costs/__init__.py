@@ -1,1 +1,1 @@
-"""What a network costs: multiply-accumulates, parameters and milliseconds."""
+"""What networks cost: multiply-accumulates and parameters, counted in one place."""

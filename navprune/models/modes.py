@@ -1,4 +1,4 @@
-"""Evaluation mode within a context, whatever mode each module was in."""
+"""Modes of a network's modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
