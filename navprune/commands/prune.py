@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -14,16 +13,14 @@ from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
 from navprune.costs.counting import cost
 from navprune.costs.counting import count as count_module
-from navprune.costs.latency import measure
+from navprune.costs.probing import Timer
+from navprune.costs.runtimes import runtime_of
 from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
-from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec
-from navprune.models.widths import widths, with_widths
-from navprune.progress import ProgressLine
 from navprune.pruning.config import (
     KNOWN,
     LATENCY,
@@ -34,7 +31,6 @@ from navprune.pruning.config import (
     check_budget,
     parse_budget,
 )
-from navprune.pruning.groups import Widths
 from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import GATES, method_of
 from navprune.pruning.methods.base import BATCHES, CLOCK
@@ -68,7 +64,7 @@ def run_pruning(
     with ExitStack() as closing:
         device = device_of(config.trainer.device)
         timed = CLOCK in method.needs or budget.keys() & {LATENCY, LATENCY_MS}
-        clock = EncoderClock(encoder_of(spec), asked.clock, device) if timed else None
+        clock = timer_of(asked.clock, device) if timed else None
         batches, loss = material(method, spec, evidence, config, seed, closing)
         where = device if BATCHES in method.needs else "cpu"
         cut = prune(network, asked, seed=seed, batches=batches, loss=loss, clock=clock, device=where)
@@ -99,53 +95,12 @@ def _check_out(out: Path, sources: Sequence[Source]) -> None:
     check_writable(out.resolve().parent)
 
 
-class EncoderClock:
-    """Times encoders of other widths beside the dense one: builds each and measures it.
-
-    A share is the ratio of two medians of `repeats` passes; the two encoders take turns, so that a machine that slows
-    down slows both. It still varies by some per cent from one asking to the next. Raises UserError for a classifier.
-    """
-
-    def __init__(
-        self, dense: EncoderSpec | ClassifierSpec, config: ClockConfig, device: str | torch.device, repeats: int = 40
-    ) -> None:
-        if not isinstance(dense, EncoderSpec):
-            raise UserError(
-                f"latency is measured of visual encoders, not of {dense.family}; budget macs and parameters"
-            )
-        self.dense, self.config, self.device, self.repeats = dense, config, device, repeats
-        self.whole = cast(Encoder, build(dense, 0))
-        units = sum(channels // dense.unit_channels[name] for name, channels in widths(dense).items())
-        # As many as a bisection asks.
-        self.line, self.asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)
-
-    def share(self, channels: Widths) -> float:
-        """The forward time at these widths as a share of the dense encoder's."""
-        dense, slim = self._medians(channels)
-        self.line.show(next(self.asked), f"{slim / dense:.0%} of the dense encoder's time", last=True)
-        return slim / dense
-
-    def milliseconds(self, channels: Widths) -> float:
-        """The forward time at these widths."""
-        _, slim = self._medians(channels)
-        self.line.show(next(self.asked), f"{slim:.3g} ms", last=True)
-        return slim
-
-    def _medians(self, channels: Widths) -> tuple[float, float]:
-        """Milliseconds of the dense encoder and of the one with these widths."""
-        small, how = cast(Encoder, build(resized(self.dense, channels), 0)), self.config
-        rows = measure({"dense": self.whole, "slim": small}, [how.batch], [how.runtime], self.device, self.repeats)
-        dense, slim = (row.median_ms for row in rows)
-        if dense is None or slim is None:
-            raise UserError(f"latency cannot be measured in {how.runtime}: {rows[1].note or rows[0].note}; use eager")
-        return dense, slim
-
-
-def resized(spec: EncoderSpec, channels: Widths) -> EncoderSpec:
-    """An encoder with other widths; blocks whose entry is 0 are removed."""
-    present = widths(spec)
-    other = with_widths(spec, {name: count for name, count in channels.items() if name in present})
-    return other.without_blocks([name for name, count in channels.items() if count == 0])
+def timer_of(clock: ClockConfig, device: torch.device) -> Timer:
+    """What measures milliseconds; raises UserError for a runtime that is unknown or does not run here."""
+    runtime = runtime_of(clock.runtime)
+    if fault := runtime.missing(device):
+        raise UserError(f"latency cannot be measured in {runtime.name}: {fault}")
+    return Timer(runtime, device, clock.threads, clock.batch)
 
 
 def pruning_json(result: PruningResult, total_frames: int, frames_per_second: float | None = None) -> dict[str, Any]:

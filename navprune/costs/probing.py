@@ -7,9 +7,9 @@ layer of `i` inputs and `o` outputs at `p` positions takes
 
     a + b i o taps p + c o p
 
-milliseconds, with one a, b, c >= 0 for all layers that are alike in the dense network. The call, and carrying the inputs
-and outputs of a stage to and fro, have terms of their own: what a stage takes beside its layers is in no layer's time.
-The terms come from least squares of relative errors.
+milliseconds, with one a, b, c >= 0 for all layers that are alike in the dense network. The call, and carrying the
+inputs and outputs of a stage to and fro, have terms of their own: what a stage takes beside its layers is in no layer's
+time. The terms come from least squares of relative errors.
 """
 
 from __future__ import annotations
@@ -128,12 +128,12 @@ class Timer:
 
     def ratio(self, one: Callable[[], object], other: Callable[[], object]) -> Ratio:
         """The time of one as a multiple of the other's, both `prepared`, in turns until it is known well enough."""
-        found: list[float] = []
+        mine: list[float] = []
+        others: list[float] = []
         result = Ratio(math.nan, math.inf)
-        while len(found) < MOST_PASSES and not result.half <= NARROW * result.value:
-            first, second = self._seconds(one, other, PASSES)
-            found += [a / b for a, b in zip(first, second)]
-            result = Ratio(*ratio(found, np.ones(len(found))))
+        while len(mine) < MOST_PASSES and not result.half <= NARROW * result.value:
+            mine, others = (taken + more for taken, more in zip((mine, others), self._seconds(one, other, PASSES)))
+            result = Ratio(*ratio(mine, others))
         return result
 
     def milliseconds(self, run: Callable[[], object]) -> float:

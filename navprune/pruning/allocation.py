@@ -102,7 +102,8 @@ class _Solver:
 
     def reach(self, name: str) -> int:
         """Entries of the table that eliminating a width would leave."""
-        met = {other for part in (*self.factors, *self.tables) if name in part.widths for other in part.widths}
+        parts = [part.widths for part in self.factors] + [part.widths for part in self.tables]
+        met = {other for widths in parts if name in widths for other in widths}
         return int(np.prod([self.levels[other] for other in met - {name}], dtype=np.int64))
 
     def close(self, block: str, inside: Collection[str]) -> None:
@@ -138,7 +139,8 @@ class _Solver:
         self.factors = [factor for factor in self.factors if name not in factor.widths]
         self.tables = [table for table in self.tables if name not in table.widths]
         before = self.joined(tables)
-        widths = tuple(dict.fromkeys(other for part in (*factors, before) for other in part.widths if other != name))
+        met = [*(factor.widths for factor in factors), before.widths]
+        widths = tuple(dict.fromkeys(other for each in met for other in each if other != name))
         order = (*widths, name)
         costs = reduce(np.add, (self._spread(factor.cost, factor.widths, order) for factor in factors), np.zeros(()))
         shape = tuple(self.levels[other] for other in order)
@@ -211,6 +213,6 @@ def _shifted(values: Array, by: NDArray[np.int64]) -> Array:
     """Vectors [..., bins] moved up by so many bins each [...]; what moves beyond the last is lost."""
     size = values.shape[-1]
     index = np.arange(size) - by[..., None]
-    source = np.broadcast_to(values, np.broadcast_shapes(values.shape[:-1], by.shape) + (size,))
+    source = np.broadcast_to(values, (*np.broadcast_shapes(values.shape[:-1], by.shape), size))
     found = np.take_along_axis(source, index.clip(min=0), axis=-1)
     return np.where(index >= 0, found, -np.inf)

@@ -12,7 +12,7 @@ from numbers import Real
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.pruning.methods import METHODS
+from navprune.pruning.methods import GATES, METHODS, MODULES
 
 MEASURES = ("macs", "parameters")
 LATENCY = "latency"
@@ -26,6 +26,7 @@ Budget = Mapping[str, float]
 SCOPES = ("global", "layer")
 IMITATION, PPO, CLASSIFICATION, DISTILLATION = LOSSES = ("imitation", "ppo", "classification", "distillation")
 SCHEDULES = ("cubic", "steps")
+IMPORTANCE = (*MODULES["scores"], GATES)
 LASSOS = {"group-lasso": "filters", "group-lasso-channel": "channels", "group-lasso-both": "both"}
 GROWING = "growing"
 PENALTIES = (None, *LASSOS, GROWING)
@@ -172,15 +173,36 @@ PAPERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClockConfig:
-    """How latency is measured where a budget or a method asks for it."""
+    """Where milliseconds are measured, where a budget or a method asks for them."""
 
     batch: int = bounded(1, 1)
-    """Batch size at which latency is measured; 1 or more."""
-    runtime: str = chosen("eager", ("eager", "compiled"))
-    """Runtime in which it is: eager or compiled."""
+    """Images at once; 1 or more."""
+    runtime: str = "eager"
+    """Runtime, one of `navprune latency --help`."""
+    threads: int | None = field(default=None, metadata={"range": (1, 1024)})
+    """Threads of a CPU; null: torch's, that is all cores."""
 
     def __post_init__(self) -> None:
         check_fields("pruning.clock", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How layers are timed, and what is worth keeping."""
+
+    importance: str = chosen("l1", IMPORTANCE)
+    """What ranks units: a score, or gates."""
+    networks: int = bounded(24, 4)
+    """Random narrower networks that are measured, stage by stage; 4 or more."""
+    seconds: float = bounded(300.0, 0)
+    """After so many no further one is."""
+    least: float = bounded(0.25, TINY, 1)
+    """Share of every width that stays; above 0, to 1."""
+    cache: bool = True
+    """Whether measurements are kept for the next probe on this machine."""
+
+    def __post_init__(self) -> None:
+        check_fields("pruning.probe", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +219,8 @@ class PruningConfig(SearchConfig):
     """What methods that need batches look at."""
     gates: GateConfig = field(default_factory=GateConfig)
     """How gates are learned."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """How layers are timed, and what is worth keeping."""
     clock: ClockConfig = field(default_factory=ClockConfig)
     """How latency is measured."""
 

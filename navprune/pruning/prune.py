@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from navprune.costs.probing import Timer
 from navprune.errors import UserError
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import ClassifierSpec
@@ -18,6 +19,7 @@ from navprune.pruning.config import (
     LATENCY,
     LATENCY_MS,
     MEASURES,
+    Budget,
     PruningConfig,
     SearchConfig,
     check_budget,
@@ -26,9 +28,10 @@ from navprune.pruning.config import (
 from navprune.pruning.graph import Example
 from navprune.pruning.losses import Batches, Evidence, LossFunction, classification_loss
 from navprune.pruning.methods import GATES, method_of
-from navprune.pruning.methods.base import Clock, Context, Method, Outcome, Scores
+from navprune.pruning.methods.base import CLOCK, Context, Method, Outcome, Scores
 from navprune.pruning.search import Share
 from navprune.pruning.structure import Structure, structure_of
+from navprune.pruning.timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class PruningResult:
     that was asked about, None of a network that has none. `widths` is {name: (before, after)} channels, before in the
     dense network, after 0 in removed `blocks`. `keep` and `scores` are those of the network that was searched, which
     with gates is wider than the dense one. `seconds` is all the time taken, `search_seconds` that of scores or gates
-    and of the search. `losses` are those of the gates' steps.
+    and of the search. `losses` are those of the gates' steps; `report` is whatever else the method says.
     """
 
     model: nn.Module
@@ -57,6 +60,7 @@ class PruningResult:
     initial_weights: str
     settings: dict[str, Any] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
+    report: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spec(self) -> Spec:
@@ -94,7 +98,7 @@ def prune(
     seed: int = 0,
     batches: Batches | None = None,
     loss: LossFunction | None = None,
-    clock: Clock | None = None,
+    clock: Timer | None = None,
     costs: Mapping[str, Share] | None = None,
     example: Example | None = None,
     device: torch.device | str = "cpu",
@@ -112,13 +116,12 @@ def prune(
     if config.budget is None:
         raise UserError("nothing says how much is to stay: give a budget, such as macs=0.5,parameters=0.45")
     method, budget = method_of(config.method or GATES), parse_budget(config.budget)
-    by_clock = {LATENCY: clock.share, LATENCY_MS: clock.milliseconds} if clock else {}
-    measured = {name: _remembered(share) for name, share in {**by_clock, **(costs or {})}.items() if name in budget}
-    check_budget(budget, (*MEASURES, *measured))
+    check_budget(budget, (*MEASURES, *((LATENCY, LATENCY_MS) if clock else ()), *(costs or ())))
     _check_offered(method, config)
     began, dense = time.perf_counter(), checked_spec(network)
     model = network if isinstance(network, nn.Module) else build(network, seed).to(device)
     structure = structure_of(model, example, blocks=config.blocks)
+    measured = _measured(structure, method, budget, clock, costs or {})
     loss = loss or (classification_loss if isinstance(dense, ClassifierSpec) else None)
     evidence = Evidence(torch.Generator().manual_seed(seed), batches, loss)
     found = method.run(structure, budget, Context(config, evidence, measured, clock, seed, device))
@@ -137,6 +140,7 @@ def prune(
         initial_weights=weights_hash(found.searched.model),
         settings=_settings(method, config),
         losses=tuple(found.losses),
+        report=dict(found.report),
     )
 
 
@@ -163,7 +167,7 @@ def _left(dense: Structure, found: Outcome, measured: Mapping[str, Share]) -> di
     removed = tuple(group.name for group in dense.blocks if left.get(group.name) == 0)
     after = {name: left[name] if renumbered(name, removed) else 0 for name in dense.widths}
     return {
-        "reached": {**dense.shares(left), **{name: share(left) for name, share in measured.items()}},
+        "reached": {**dense.shares(left), **found.reached, **{name: share(left) for name, share in measured.items()}},
         "widths": {name: (count, after[name]) for name, count in dense.widths.items()},
         "blocks": removed,
     }
@@ -186,6 +190,17 @@ def checked_spec(network: nn.Module | Spec) -> Spec | None:
             there, here = (list(s[name]) if name in s else "absent" for s in (own, shapes))
             raise UserError(f"the network does not fit its spec: {name} is {there} in it, {here} by the spec")
     return spec
+
+
+def _measured(
+    structure: Structure, method: Method, budget: Budget, clock: Timer | None, costs: Mapping[str, Share]
+) -> dict[str, Share]:
+    """What of the budget is asked of a clock or of the caller, by the search; a method with a clock asks by itself."""
+    by_clock: dict[str, Share] = {}
+    if clock and CLOCK not in method.needs and budget.keys() & {LATENCY, LATENCY_MS}:
+        watch = Stopwatch(structure, clock)
+        by_clock = {LATENCY: watch.share, LATENCY_MS: watch.milliseconds}
+    return {name: _remembered(share) for name, share in {**by_clock, **costs}.items() if name in budget}
 
 
 def _remembered(share: Share) -> Share:

@@ -141,16 +141,16 @@ def _steps(
         if group.name not in scores:
             floors[group.name] = units(group)
             continue
-        sizes = _sizes(group, config, dense.get(group.name, group.channels))
+        allowed = sizes(group, config, dense.get(group.name, group.channels))
         best = _checked(group, scores[group.name]).sort(descending=True).values
-        floors[group.name] = sizes[0]
-        for low, high in pairwise(sizes):
+        floors[group.name] = allowed[0]
+        for low, high in pairwise(allowed):
             score = 1 - (low + high) / 2 / units(group) if config.scope == "layer" else float(best[low:high].mean())
             steps.append(Growth(group.name, high - low, score))
     return floors, steps
 
 
-def _sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
+def sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:
     """Numbers of units that a group may keep, ascending; limits are shares of so many `dense` channels."""
     if group.block:
         return [0, 1]

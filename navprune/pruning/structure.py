@@ -34,7 +34,8 @@ class Structure:
     `channels` are its channel groups and `blocks` the residual blocks that can be removed whole, with layer names as
     `model.get_submodule` takes them; blocks are offered for cutting only `with_blocks`. `layers` are all layers of
     the model with its other parameters, as deployed. Of an encoder of ours, budgets refer to `table1`, its layers by
-    that convention; of anything else to `layers`. `features` are attributes that its `forward` keeps.
+    that convention; of anything else to `layers`. `features` are attributes that its `forward` keeps;
+    `example` is the input with which it was traced, None where none was needed.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Structure:
     layers: tuple[LayerCost, ...]
     table1: tuple[LayerCost, ...] | None = None
     features: tuple[tuple[str, str], ...] = ()
+    example: Example | None = None
 
     @property
     def spec(self) -> Spec | None:
@@ -168,7 +170,7 @@ def structure_of(model: nn.Module, example: Example | None = None, *, blocks: bo
         why = f", and channels cannot be followed through {named}: {ADVICE}" if named else ""
         reason = f"those of its inputs and outputs stay{why}"
         raise UserError(f"{type(model).__name__} has no channels to prune: {reason}")
-    return Structure(model, followed.groups, (), blocks, followed.layers, features=followed.features)
+    return Structure(model, followed.groups, (), blocks, followed.layers, features=followed.features, example=example)
 
 
 def _blocks(removable: Mapping[str, str]) -> tuple[ChannelGroup, ...]:

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from navprune.pruning.methods.base import Method
 
 GATES = "gates"
+PROBE = "probe"
 TORCH_PRUNING = "torch-pruning"
 
 
 MODULES = {
     "gates": {
         GATES: "pruning from scratch: gates learned on wider, random weights (Wang et al., AAAI 2020; needs batches)",
+    },
+    "probe": {
+        PROBE: "milliseconds measured layer by layer; most importance within them, blocks too (docs/pruning.md)",
     },
     "scores": {
         "l1": "L1 norm of a unit's filters over its layer's mean (after Li et al., ICLR 2017)",

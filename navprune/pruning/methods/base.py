@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from navprune.costs.probing import Timer
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.config import MEASURES, PPO, Budget, PruningConfig
 from navprune.pruning.groups import Widths, units
@@ -23,16 +24,6 @@ Scores = dict[str, Tensor]
 """{group name: float64 [units]}: the higher, the sooner kept."""
 
 
-class Clock(Protocol):
-    """What times a network of other widths; it is noisy, and costly to ask."""
-
-    def share(self, widths: Widths) -> float:
-        """Return its forward time as a share of the dense network's."""
-
-    def milliseconds(self, widths: Widths) -> float:
-        """Return its forward time."""
-
-
 @dataclass(frozen=True)
 class Context:
     """What a method goes by beside the structure of the dense network and the budget.
@@ -44,7 +35,7 @@ class Context:
     config: PruningConfig
     evidence: Evidence
     measured: Mapping[str, Share] = field(default_factory=dict)
-    clock: Clock | None = None
+    clock: Timer | None = None
     seed: int = 0
     device: torch.device | str = "cpu"
 
@@ -54,7 +45,8 @@ class Outcome:
     """What a method decides: what stays of the network that it `searched`, {group name: bool [units]}.
 
     `scores` are of that network, `losses` those of the steps in which they were learned. A method that does not slim
-    by `searched.slim(keep)` gives its own smaller `model`, and the `widths` in it.
+    by `searched.slim(keep)` gives its own smaller `model`, and the `widths` in it. `reached` are measures that
+    the method took itself, `report` whatever else `pruning.json` is to say.
     """
 
     searched: Structure
@@ -63,6 +55,8 @@ class Outcome:
     losses: Sequence[float] = ()
     model: nn.Module | None = None
     widths: Widths | None = None
+    reached: Mapping[str, float] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,15 @@ def run(structure: Structure, budget: Budget, context: Context) -> Outcome:
     return Outcome(wide, keep, learned.gates, learned.losses)
 
 
+def gate_scores(structure: Structure, context: Context) -> Scores:
+    """The gates of a network's own widths, learned on its weights: importance for other methods."""
+    evidence = context.evidence.of(structure.model)
+    if evidence.batches is None:
+        raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
+    batches = cast(Iterable[Any], evidence.batches)
+    return learn_gates(structure, batches, _loss(structure, evidence), context.config.gates).gates
+
+
 def _loss(structure: Structure, evidence: Evidence) -> LossFunction:
     if evidence.loss is not None:
         return evidence.loss

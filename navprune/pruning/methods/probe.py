@@ -1,36 +1,35 @@
 """Probe-wise pruning: the widths and blocks that keep the most importance within milliseconds that were measured.
 
-The layers' times come from `costs.probing`, on the device, runtime, threads and batch size of the clock; the choice from
-`allocation`, exactly. A network that was chosen is then measured whole, beside the dense one; where prediction and clock
-differ, the prediction is scaled and the choice made anew.
+The layers' times come from `costs.probing`, on the device, runtime, threads and batch size of the clock; the choice
+from `allocation`, exactly. A network that was chosen is then measured whole, beside the dense one; where prediction and
+clock differ, the prediction is scaled and the choice made anew.
 
-**Importance.** Scores rank the units of a width. Near its minimum a loss grows with the square of what is taken away, as
-in Optimal Brain Damage (LeCun et al., NeurIPS 1989): a width that keeps the share k of its scores' sum keeps
+**Importance.** Scores rank the units of a width. Near its minimum a loss grows with the square of what is taken away,
+as in Optimal Brain Damage (LeCun et al., NeurIPS 1989): a width that keeps the share k of its scores' sum keeps
 
     W (1 - (1 - k)^2)
 
-of the W that it is worth, so that the more of it is gone, the more the next unit counts. W is the sum of its scores, once
-for each branch that writes it (all blocks of a stage write its trunk), since what depends on a width is so much more.
-Scores that are changes of a loss or learned together hold that already. A block that goes loses all that the widths
-inside it are worth, and its own score.
+of the W that it is worth, so that the more of it is gone, the more the next unit counts. W is the sum of its scores,
+once for each branch that writes it (all blocks of a stage write its trunk), since what depends on a width is so much
+more. Scores that are changes of a loss or learned together hold that already. A block that goes loses all that the
+widths inside it are worth, and its own score.
 
 **Budgets.** A share of multiply-accumulates or of parameters is asked of the milliseconds as well, unless latency is
-budgeted: what is saved in operations is to be saved in time. So that several measures bind, their loads are added up with
-weights, which multiplicative updates bring to where all loads are alike.
+budgeted: what is saved in operations is to be saved in time. So that several measures bind, their loads are added up
+with weights, which multiplicative updates bring to where all loads are alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from navprune.costs.counting import LayerCost
 from navprune.costs.probing import LayerTimes, Network, Timer, check_quiet, probe
@@ -38,13 +37,14 @@ from navprune.errors import UserError
 from navprune.files import user_cache
 from navprune.pruning.allocation import Factor, Problem, allocate
 from navprune.pruning.config import LATENCY, LATENCY_MS, Budget
-from navprune.pruning.groups import block_of, encoder_in, units
+from navprune.pruning.groups import units
 from navprune.pruning.methods import GATES, PROBE
 from navprune.pruning.methods.base import CLOCK, Context, Method, Outcome, Scores
 from navprune.pruning.methods.gates import gate_scores
 from navprune.pruning.methods.scores import SCORES
 from navprune.pruning.search import BudgetUnmet, largest, sizes
-from navprune.pruning.structure import Structure, structure_of
+from navprune.pruning.structure import Structure
+from navprune.pruning.timing import network_of
 
 LEVELS = 16  # numbers of channels of a width that are told apart, at most
 UPDATES = 16  # of the weights with which several measures are added up
@@ -54,12 +54,14 @@ NEAR = 0.04  # how far below it a measured network may end
 ABSOLUTE = ("taylor", GATES)
 """Importance that is a change of a loss, or was learned for all units together."""
 
+_BLOCK = re.compile(r".*layer\d+\.\d+(?=\.)")
+
 Array = NDArray[np.float64]
 Widths = dict[str, int]
 
 
 class Candidate(NamedTuple):
-    """A choice of widths, the importance that it keeps, and its share of the dense network's time, said and measured."""
+    """A choice of widths, the importance that it keeps, and its share of the dense time, predicted and measured."""
 
     widths: Widths
     kept: float
@@ -74,7 +76,7 @@ def run(structure: Structure, budget: Budget, context: Context) -> Outcome:
         raise UserError("probe measures milliseconds: give a clock, as costs.probing.Timer")
     structure = replace(structure, with_blocks=True)
     scores = _scores(structure, context)
-    network = network_of(structure, scores, context)
+    network = network_of(structure, timer.batch, _sizes(structure, scores, context))
     cache = user_cache() if config.cache else None
     times = probe(network, timer, config.networks, config.seconds, cache and cache / "probes")
     search = _Search(structure, network, times, importances(structure, scores, config.importance))
@@ -93,47 +95,18 @@ def _scores(structure: Structure, context: Context) -> Scores:
     return gate_scores(structure, context) if name == GATES else SCORES[name](structure, context.evidence)
 
 
-def network_of(structure: Structure, scores: Scores, context: Context) -> Network:
-    """What is timed: of a policy its encoder. Widths without scores keep their channels."""
-    model, prefix = structure.model, ""
-    if structure.table1 is not None:
-        prefix, model = encoder_in(structure.model)
-    part = structure_of(model, structure.example) if structure.example is not None else structure_of(model)
-    least = replace(context.config, minimum_share=max(context.config.minimum_share, context.config.probe.least))
-    allowed = {
-        group.name: [size * group.unit for size in _thinned(sizes(group, least, group.channels))]
-        if group.name in scores
-        else [group.channels]
-        for group in part.channels
-    }
-    blocks = {group.name: block_of(group) for group in part.blocks}
-    example = torch.rand(context.config.clock.batch, *_input(model, structure))
-    name = f"{type(model).__name__} {sorted(part.widths.items())} {sorted(blocks)} {tuple(example.shape)} {allowed}"
-    return Network(partial(_built, part), part.layers, part.widths, allowed, blocks, example, name)
-
-
-def _input(model: nn.Module, structure: Structure) -> tuple[int, ...]:
-    if structure.example is None:
-        return tuple(model.spec.input)
-    if not isinstance(structure.example, Tensor):
-        raise UserError("probe times networks of one input; give an example that is one tensor")
-    return tuple(structure.example.shape[1:])
+def _sizes(structure: Structure, scores: Scores, context: Context) -> dict[str, list[int]]:
+    """Channels that each width with scores may have."""
+    config, least = context.config, context.config.probe.least
+    asked = replace(config, minimum_share=max(config.minimum_share, least))
+    cut = (group for group in structure.channels if group.name in scores)
+    return {group.name: [n * group.unit for n in _thinned(sizes(group, asked, group.channels))] for group in cut}
 
 
 def _thinned(counts: Sequence[int]) -> list[int]:
     """At most LEVELS of them, evenly."""
     places = np.linspace(0, len(counts) - 1, min(LEVELS, len(counts))).round().astype(int)
     return [counts[place] for place in places]
-
-
-def _built(part: Structure, widths: Mapping[str, int]) -> nn.Module:
-    """The first channels of each width."""
-    keep = {
-        group.name: torch.arange(units(group)) < widths[group.name] // group.unit
-        for group in part.everything
-        if group.name in widths
-    }
-    return part.slim(keep).cpu().eval()
 
 
 def importances(structure: Structure, scores: Scores, importance: str) -> dict[str, Array]:
@@ -275,9 +248,8 @@ def _limits(budget: Budget, times: LayerTimes) -> dict[str, float]:
     if LATENCY_MS in budget:
         limits[LATENCY] = budget[LATENCY_MS] / times.milliseconds
         if limits[LATENCY] > 1:
-            raise UserError(
-                f"the dense network takes {times.milliseconds:.2f} ms, which is within {budget[LATENCY_MS]:g} ms already"
-            )
+            dense, asked = f"{times.milliseconds:.2f} ms", f"{budget[LATENCY_MS]:g} ms"
+            raise UserError(f"the dense network takes {dense}, which is within {asked} already; ask for less")
     return {LATENCY: min(limits.values()), **limits}
 
 
@@ -323,7 +295,7 @@ def _report(search: _Search, found: Candidate, tried: Sequence[Candidate], timer
 
 def _places(network: Network) -> list[str]:
     """Residual blocks and, outside of them, single layers, by the names of their modules."""
-    found = (BLOCKS.match(layer.module) for layer in network.layers if layer.module)
+    found = (_BLOCK.match(layer.module) for layer in network.layers if layer.module)
     return list(dict.fromkeys(match[0] if match else layer.module for match, layer in zip(found, network.layers)))
 
 
@@ -341,4 +313,4 @@ def _part(search: _Search, place: str, widths: Widths) -> float:
     return search.times.part(place, widths) / search.dense
 
 
-METHODS = {PROBE: Method(name=PROBE, run=run, needs=frozenset({CLOCK}))}
+METHODS = {PROBE: Method(name=PROBE, run=run, needs=frozenset({CLOCK}), options=PROBE)}
