@@ -26,12 +26,20 @@ Choice = dict[str, int]
 
 @dataclass(frozen=True)
 class Factor:
-    """What some layers cost at each combination of levels of their widths; `cost` has one dimension for each."""
+    """What some layers cost at each combination of levels of their widths; `cost` has one dimension for each.
+
+    `gain`, of the same shape, is importance that depends on them together, 0 or less, too; `block` the removable block
+    that they lie in.
+    """
 
     widths: tuple[str, ...]
     cost: Array
     block: str | None = None
-    """The removable block that they lie in."""
+    gain: Array | None = None
+
+    def at(self, choice: Mapping[str, int]) -> tuple[int, ...]:
+        """Where a choice lies in the arrays."""
+        return tuple(choice[name] for name in self.widths)
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,17 @@ class Problem:
 
     def cost(self, choice: Mapping[str, int]) -> float:
         """The cost of a choice, without rounding."""
-        present = (factor for factor in self.factors if factor.block is None or choice[factor.block])
-        return float(sum(factor.cost[tuple(choice[name] for name in factor.widths)] for factor in present))
+        return float(sum(factor.cost[factor.at(choice)] for factor in self._present(choice)))
 
     def gain(self, choice: Mapping[str, int]) -> float:
         """The importance that a choice keeps."""
         gone = {name for block, inside in self.blocks.items() if not choice[block] for name in inside}
         own = sum(gain for block, gain in self.own.items() if choice[block])
+        own += sum(factor.gain[factor.at(choice)] for factor in self._present(choice) if factor.gain is not None)
         return own + float(sum(gain[choice[name]] for name, gain in self.gains.items() if name not in gone))
+
+    def _present(self, choice: Mapping[str, int]) -> list[Factor]:
+        return [factor for factor in self.factors if factor.block is None or choice[factor.block]]
 
 
 def allocate(problem: Problem, limit: float, bins: int = 512) -> Choice:
@@ -145,11 +156,14 @@ class _Solver:
         costs = reduce(np.add, (self._spread(factor.cost, factor.widths, order) for factor in factors), np.zeros(()))
         shape = tuple(self.levels[other] for other in order)
         moved = np.broadcast_to(self._bins(costs), shape)
+        added = (self._spread(factor.gain, factor.widths, order) for factor in factors if factor.gain is not None)
+        joint = np.broadcast_to(reduce(np.add, added, np.zeros(())), shape)
         gains = self._spread(before.values, before.widths, order, bins=True)
         values = np.full((*shape[:-1], self.size), -np.inf)
         chosen = np.zeros(values.shape, np.int16)
         for level, gain in enumerate(self.problem.gains[name]):
-            found = _shifted(gains[..., min(level, gains.shape[-2] - 1), :], moved[..., level]) + gain
+            found = _shifted(gains[..., min(level, gains.shape[-2] - 1), :], moved[..., level])
+            found += gain + joint[..., level, None]
             better = found > values
             values[better], chosen[better] = found[better], level
 
@@ -195,6 +209,7 @@ class _Solver:
         zero = np.zeros((*factor.cost.shape, self.size))
         zero[..., 1:] = -np.inf
         values = _shifted(zero, self._bins(factor.cost))
+        values += 0.0 if factor.gain is None else factor.gain[..., None]
         return _Table(factor.widths, values, lambda choice, at: None)
 
     def _bins(self, costs: Array) -> NDArray[np.int64]:

@@ -25,7 +25,9 @@ def networks(draw):
 
     def factor(*widths, block=None):
         # Whole numbers of bins, so that nothing is rounded.
-        return Factor(widths, rng.integers(0, 12, [levels[name] for name in widths]).astype(float), block)
+        shape = [levels[name] for name in widths]
+        gain = rng.normal(size=shape) if rng.random() < 0.5 else None
+        return Factor(widths, np.asarray(rng.integers(0, 12, shape), float), block, gain)
 
     factors = [
         factor("t1"), factor("t1", "t2"), factor("t1", "a"), factor("a", "t2"), factor(),

@@ -47,7 +47,9 @@ from navprune.pruning.structure import Structure
 from navprune.pruning.timing import network_of
 
 LEVELS = 16  # numbers of channels of a width that are told apart, at most
-UPDATES = 16  # of the weights with which several measures are added up
+UPDATES = 16  # of the weights with which several measures are added up, at most
+PACE = 12.0  # of these updates
+CLOSE = 0.99  # load of every measure at which they end
 TRIALS = 6  # networks that are measured whole, at most
 AIM = 0.98  # of a budget of latency: clocks do not repeat to one per cent
 NEAR = 0.04  # how far below it a measured network may end
@@ -180,18 +182,20 @@ class _Search:
 
     def best(self, limits: Mapping[str, float]) -> Widths:
         """The widths of most importance within the limits; raises BudgetUnmet where none were found."""
-        weights = {name: 1 / len(limits) for name in limits}
+        weights, margin = {name: 1 / len(limits) for name in limits}, 1.0
         found: list[tuple[float, Widths]] = []
         loads: dict[str, float] = {}
-        for update in range(UPDATES if len(limits) > 1 else 3):
-            widths = self._allocated(limits, weights)
+        for _ in range(UPDATES):
+            widths = self._allocated(limits, {name: margin * weight for name, weight in weights.items()})
             loads = self.loads(widths, limits)
             if max(loads.values()) <= 1:
                 found.append((self.kept(widths), widths))
-            pace = 8 / (1 + update)
-            raised = {name: weights[name] * float(np.exp(pace * (load - 1))) for name, load in loads.items()}
-            least = 1.0 if len(limits) == 1 else sum(raised.values())  # of a single one the weight is a safety margin
-            weights = {name: weight / least for name, weight in raised.items()}
+                if len(limits) == 1 or min(loads.values()) > CLOSE:
+                    break
+            # What was rounded to bins may add up to a little more than there is room for.
+            margin *= max(1.0, sum(weights[name] * load for name, load in loads.items()))
+            raised = {name: weight * float(np.exp(PACE * (loads[name] - 1))) for name, weight in weights.items()}
+            weights = {name: weight / sum(raised.values()) for name, weight in raised.items()}
         if not found:
             said = ", ".join(f"{name} {load * limits[name]:.3g}" for name, load in loads.items())
             raise BudgetUnmet(f"probe finds no widths within the budget: nearest found is {said}; ask for more")
