@@ -129,11 +129,12 @@ def int8_bytes(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     )
 
 
-def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]]) -> bytes:
+def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]], within: str = "") -> bytes:
     """An ONNX graph with convolutions and matrix products in int8, ranges taken from what it computes on `observed`.
 
     `observed` are inputs by name, NumPy arrays. Weights have a scale for each channel, activations one for each tensor
     (QDQ nodes, which ONNX Runtime and OpenVINO both read). Grouped 1 x 1 convolutions stay: those are norms' scales.
+    Only nodes whose name has `within` in it are touched.
     Raises UserError where onnx or onnxruntime is not installed.
     """
     if fault := absent(INSTALL, "onnx", "onnxruntime"):
@@ -149,7 +150,8 @@ def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]]) -> bytes:
             return next(self.rest, None)
 
     nodes = onnx.load_from_string(graph).graph.node
-    chosen = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul") or _dense(node)]
+    products = (node.name for node in nodes if node.op_type in ("Gemm", "MatMul") or _dense(node))
+    chosen = [name for name in products if within in name]
     if not chosen:  # which the quantiser would take for all
         return graph
     with tempfile.TemporaryDirectory() as folder, _quiet():
