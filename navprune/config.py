@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -138,8 +139,10 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Compose a recipe of habitat_configs/ (by name) or a YAML file (by path) with key=value overrides.
+
+    A mapping is a configuration as `dataclasses.asdict` and JSON give it back.
 
     A value is taken as it is typed, and the schema says what it means. A name for a whole section (agent=resnet50) is a
     file in the folder of that name, which is taken in place of the one that the recipe's `defaults` name.
@@ -150,8 +153,13 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     settings = [text.split("=", 1) for text in overrides]
     sections = {key: name for key, name in settings if is_dataclass(SCHEMA.get(key, (None, False))[0])}
     choices = {key: name for key, name in sections.items() if name not in NULLS}
-    path, used = _find(recipe), set[str]()
-    values = _compose(path, choices, used)
+    used = set[str]()
+    if isinstance(recipe, str):
+        title, path = recipe, _find(recipe)
+        values = _compose(path, choices, used)
+    else:
+        title, path = "the configuration", FOLDER
+        values = yaml.load(json.dumps(recipe, ensure_ascii=False), _Text)  # JSON is YAML
     layers: list[tuple[str, Any]] = [(key, value) for key, value in settings if key not in choices]
     for key in choices.keys() - used:  # the recipe has no place for it, so it goes on top
         layers.insert(0, (key, _compose(_find(f"{key}/{choices[key]}", (path,)), {}, set())))
@@ -162,7 +170,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     try:
         return _fit(Config, False, values, "")
     except UserError as error:
-        raise UserError(f"{recipe}: {error}") from None
+        raise UserError(f"{title}: {error}") from None
 
 
 def to_yaml(config: Config) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from navprune.config import Config, load_config
 from navprune.errors import UserError
+from navprune.evaluation.exported import FORMATS, read_exported
 from navprune.models.build import Spec, build, read_spec_file
 from navprune.models.classifiers import CLASSIFIERS, Classifier, classifier_spec
 from navprune.models.encoders import Encoder
@@ -27,10 +28,15 @@ CONTROLS = ("random", "goal-follower", "shortest-path")
 DEFAULT_RECIPE = "pointnav"
 CONTROL, ENCODER, CLASSIFIER = "control agent", "encoder", "classifier"
 SPEC_FILE, WEIGHTS_FILE, FOLDER = "spec.json", "file of weights", "checkpoint or run folder"
+EXPORTED = "exported policy"
 NAMED = {ENCODER: NAMES, CLASSIFIER: CLASSIFIERS, CONTROL: CONTROLS}
 NAME = re.compile(r"\w[\w.+-]*")
 """What a user may call several runs; it names a folder, too."""
-SUFFIXES = {".json": SPEC_FILE} | dict.fromkeys((".pth", ".pt", ".ckpt", ".safetensors"), WEIGHTS_FILE)
+SUFFIXES = {
+    ".json": SPEC_FILE,
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".safetensors"), WEIGHTS_FILE),
+    **dict.fromkeys(FORMATS.values(), EXPORTED),
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class Source:
             return read_spec_file(self.path)
         if self.kind == WEIGHTS_FILE:
             return read_foreign(self.path)[0]
+        if self.kind == EXPORTED:
+            return read_exported(self.path).spec
         if self.kind == FOLDER:
             return checkpoints.read_any_spec(self.folder)
         raise UserError(f"{self.text} is a {CONTROL}, which has no network; give one of {', '.join(NAMES)} or a run")
@@ -99,6 +107,8 @@ class Source:
         """Its network with its weights; random ones from `seed` where it has none."""
         if self.kind == FOLDER:
             return checkpoints.load_network(self.folder)
+        if self.kind == EXPORTED:
+            raise UserError(f"{self.text} is an {EXPORTED}, which only runs; give the checkpoint that it was made of")
         if self.kind != WEIGHTS_FILE:
             return build(self.spec(config), seed)  # type: ignore[return-value]
         spec, weights = read_foreign(self.path)
@@ -118,7 +128,12 @@ class Source:
         return network
 
     def config(self, recipe: str | None = None, overrides: Sequence[str] = ()) -> Config:
-        """The configuration that goes with it: the named recipe, else the checkpoint's own, else the default."""
+        """The configuration that goes with it: the named recipe, else its own, else the default.
+
+        A checkpoint has its own, and so has an exported policy: that of the checkpoint.
+        """
+        if recipe is None and self.kind == EXPORTED:
+            return load_config(read_exported(self.path).contract["config"], overrides)
         if recipe is None and self.kind == FOLDER:
             recipe = str(self.folder / checkpoints.CONFIG)
         return load_config(recipe or DEFAULT_RECIPE, overrides)
@@ -141,7 +156,8 @@ def _unknown(text: str, path: Path) -> str:
     hint = f"; did you mean {close[0]}?" if close else ""
     if not path.exists() and (path.suffix or path.name != text):
         return f"there is no file or folder {text}{hint or '; give one that exists'}"
-    files = f"{SPEC_FILE}, {WEIGHTS_FILE} ({', '.join(list(SUFFIXES)[1:])}), {FOLDER}"
+    ends = {kind: ", ".join(end for end, of in SUFFIXES.items() if of == kind) for kind in (WEIGHTS_FILE, EXPORTED)}
+    files = f"{SPEC_FILE}, {', '.join(f'{kind} ({all})' for kind, all in ends.items())}, {FOLDER}"
     return f"{text} is neither a name ({', '.join(names)}) nor an existing {files}{hint}"
 
 

@@ -96,7 +96,7 @@ def test_latency_rows_compare_with_the_first(run, tmp_path):
 
 
 def test_why_a_runtime_was_not_measured_is_told_once(monkeypatch, capsys):
-    monkeypatch.setattr("navprune.evaluation.latency.compile_fault", lambda: "it needs a C++ compiler")
+    monkeypatch.setattr("navprune.costs.runtimes.pytorch.compile_fault", lambda: "it needs a C++ compiler")
     assert main(["latency", "simple_cnn", "resnet18", "--runtime", "compiled", "--runs", "1"]) == 0
     assert capsys.readouterr().err.count("compiled: it needs a C++ compiler") == 1
 

@@ -1,7 +1,6 @@
 """`navprune train, evaluate, export, demo`: what has to do with agents."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ def add_commands(commands: Any) -> None:
     add_overrides(command(commands, "train", _train, example), "pointnav_homes")
 
     parser = command(commands, "evaluate", _evaluate, "navprune evaluate runs/r18 --split val --pictures 3")
-    parser.add_argument("agent", metavar="AGENT", help="checkpoint, run folder, file of weights or control")
+    agents = "checkpoint, run folder, file of weights, exported policy or control"
+    parser.add_argument("agent", metavar="AGENT", help=agents)
     add_overrides(parser, None)
     parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
     parser.add_argument("--episodes", dest="limit", type=positive, metavar="N", help="only the first N episodes")
@@ -27,11 +27,19 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
     pictures = "maps and videos of N episodes, or of chosen ones: SCENE:ID,SCENE:ID"
     parser.add_argument("--pictures", default="0", metavar="N", help=pictures)
+    against = "another network that sees the same: list the steps at which it would act otherwise"
+    parser.add_argument("--against", metavar="AGENT", help=against)
 
-    parser = command(commands, "export", _export, "navprune export runs/r50 --format habitat-baselines --out r50.pth")
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("--format", choices=["habitat-baselines"], default="habitat-baselines")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pth", help="an existing file is replaced")
+    parser = command(commands, "export", _export, "navprune export runs/r50 --format onnx --out r50.onnx")
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint, run folder or file of weights")
+    add_overrides(parser, None)
+    formats = ["habitat-baselines", "onnx", "openvino", "torch"]
+    parser.add_argument("--format", choices=formats, default=formats[0], help=f"default: {formats[0]}")
+    parser.add_argument("--int8", action="store_true", default=None, help="the encoder in int8 (onnx, openvino)")
+    steps = "observations of the training split that int8 takes its ranges from (default: 512)"
+    parser.add_argument("--calibration-steps", type=positive, metavar="N", help=steps)
+    ends = "ends in .onnx, .xml (openvino), .pt2 (torch) or .pth; an existing file is replaced"
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=ends)
 
     parser = command(commands, "demo", _demo, "navprune demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
@@ -61,10 +69,10 @@ def _train(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Evaluate an agent on every episode of a split: SPL, success, reward, with bootstrap 95 % intervals.
-    AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors),
-    or random, goal-follower, shortest-path.
+    AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors), an exported policy
+    (.onnx, .xml, .pt2) or random, goal-follower, shortest-path.
     """
-    from navprune.commands.evaluate import opened, run_evaluation
+    from navprune.commands.evaluate import difference, opened, run_evaluation
     from navprune.reports.tables import measure_table
     from navprune.source import Source
 
@@ -72,9 +80,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     config = source.config(options.config, options.settings)
     split = options.split or config.data.val
     out = options.out or (source.run or Path("runs") / source.place.stem) / "evaluation" / split
-    passed = given(options, run_evaluation, source=opened(source, config), config=config, split=split, out=out)
-    result, shown = run_evaluation(**passed)
+    against = opened(Source.parse(options.against), config) if options.against else None
+    passed = {"source": opened(source, config), "config": config, "split": split, "out": out, "against": against}
+    result, shown = run_evaluation(**given(options, run_evaluation, **passed))
     print(measure_table(result.to_json(split)).text())
+    if result.against:
+        print(f"\n{difference(result.against, options.against)}")
     print(f"\n{len(result.episodes)} episodes of {split}; written to {out}")
     for pictures in shown:
         print(f"  {pictures.map}\n  {pictures.video}")
@@ -82,22 +93,29 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    """Write a dense policy as a file that habitat-baselines loads.
-    Its setting rl.ddppo.pretrained_weights takes it. SOURCE is a checkpoint, a run folder or a file of weights.
-    FILE.pth.json beside it tells navprune what the shapes may not: the images' size and the channels' order.
+    """Write a policy as a file that runs elsewhere: on a robot, or in habitat-baselines.
+    onnx, openvino and torch hold a whole step, dense or pruned, from raw images to logits and the next state; they
+    are checked against the policy over 500 steps. FILE.policy_contract.json says how to call them: docs/deployment.md.
+    habitat-baselines takes dense ones, as rl.ddppo.pretrained_weights; FILE.pth.json beside it tells navprune what the
+    shapes may not: the images' size and the channels' order. SOURCE is a checkpoint, a run folder or a file of weights.
     """
-    from navprune.files import write_file
-    from navprune.models.weights import foreign_bytes, foreign_hints, hints_file
+    from navprune.commands.export import ExportOptions, export_for_habitat_baselines, run_export
+    from navprune.evaluation.exported import contract_of
     from navprune.source import Source
 
-    beside = hints_file(options.out)
-    if options.json == beside:
-        raise UserError(f"{beside} is where navprune looks for the images' size; give --json another name")
-    policy = Source.parse(options.source).policy()
-    write_file(options.out, foreign_bytes(policy))
-    write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
-    print(options.out)
-    return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
+    source = Source.parse(options.source)
+    if options.format == "habitat-baselines":
+        if options.int8 or options.calibration_steps or options.config or options.settings:
+            raise UserError("habitat-baselines' files hold weights alone: leave out --int8, --config and settings")
+        policy = export_for_habitat_baselines(source, options.out, options.json)
+        print(options.out)
+        return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
+    config = source.config(options.config, options.settings)
+    contract = run_export(source, config, options.out, ExportOptions(**given(options, ExportOptions)))
+    check = contract["check"]
+    print(f"{options.out}\n{contract_of(options.out)}")
+    print(f"logits are at most {check['logits']:.2g} away from the policy's over {check['steps']} steps")
+    return {"format": options.format, "out": str(options.out), "spec": contract["spec"], "check": check}
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Entrant:
     @property
     def is_control(self) -> bool:
         """Whether nothing was trained."""
-        return self.first[0].policy is None
+        return self.first[0].source.kind == CONTROL
 
     def called(self, run: str) -> str:
         """A run in words."""
@@ -101,7 +101,8 @@ def run_comparison(
         )
         for entrant in entrants
     ]
-    compared = comparisons({name: records[name] for name in encoders if name not in differing}, margin)
+    trained = [entrant.name for entrant in entrants if not entrant.is_control]
+    compared = comparisons({name: records[name] for name in trained if name not in differing}, margin)
     remarks = [*few_runs(rows), *(f"* {line}." for line in differing.values())]
     texts = {"title": "Comparison of encoders", "lead": describe(rows), **(texts or {})}
     report = Report(

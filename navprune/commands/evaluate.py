@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,18 @@ import numpy as np
 from navprune.commands.environments import check_sees, environment, split_episodes
 from navprune.config import Config
 from navprune.errors import UserError
-from navprune.evaluation.agents import Agent, GoalFollower, PolicyAgent, RandomAgent, ShortestPathAgent
+from navprune.evaluation.agents import (
+    Agent,
+    Compared,
+    FileAgent,
+    GoalFollower,
+    NetworkAgent,
+    PolicyAgent,
+    RandomAgent,
+    ShortestPathAgent,
+)
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
+from navprune.evaluation.exported import Exported, read_exported
 from navprune.files import check_writable, json_bytes, write_file
 from navprune.models.policy import PointNavPolicy
 from navprune.progress import ProgressLine
@@ -22,7 +32,7 @@ from navprune.rl.checkpoints import read_metrics
 from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode, check_ids
 from navprune.simulator.scene import SceneLibrary
-from navprune.source import CONTROL, FOLDER, Source
+from navprune.source import CONTROL, EXPORTED, FOLDER, Source
 from navprune.tasks.engine import VectorEnv
 from navprune.tasks.orders import Once
 
@@ -38,6 +48,10 @@ class Shown:
 
 OF_THE_AGENT = ("width", "height", "hfov", "camera_height", "min_depth", "max_depth", "sensors", "alpha_masks")
 """What of a task is the agent's own, whose encoder is made for its images; the rest decides what is measured."""
+
+
+SHOWN = 20
+"""Differing steps that are printed; the summary has all."""
 
 
 def conditions(config: Config, episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -59,11 +73,22 @@ def control(name: str, config: Config, env: VectorEnv) -> Agent:
 
 
 class Opened(NamedTuple):
-    """An agent that has been read: its network, None of a control, and what a summary tells of it."""
+    """An agent that has been read: its network or exported file, neither of a control, and what a summary tells."""
 
     source: Source
     policy: PointNavPolicy | None
     told: dict[str, Any]
+    exported: Exported | None = None
+
+    def agent(self, config: Config, env: VectorEnv, greedy: bool) -> Agent:
+        """What acts in the environments."""
+        return self.network(config, greedy) or control(self.source.text, config, env)
+
+    def network(self, config: Config, greedy: bool) -> NetworkAgent | None:
+        """The same where it is a network."""
+        if self.exported:
+            return FileAgent(self.exported.step(), self.exported.spec, config.task, greedy)
+        return PolicyAgent(self.policy.to(default_device()), greedy) if self.policy else None
 
 
 def opened(source: Source, config: Config) -> Opened:
@@ -71,6 +96,10 @@ def opened(source: Source, config: Config) -> Opened:
     told: dict[str, Any] = {"agent": source.text, "checkpoint": None, "frames": None}
     if source.kind == CONTROL:
         return Opened(source, None, told)
+    if source.kind == EXPORTED:
+        exported = read_exported(source.path)
+        check_sees(exported.spec.encoder, config)
+        return Opened(source, None, told | {"frames": exported.contract["agent"]["frames"]}, exported)
     if source.kind == FOLDER:
         told |= {"checkpoint": str(source.folder), "frames": read_metrics(source.folder).get("frames")}
     policy = source.policy(config)
@@ -90,12 +119,14 @@ def run_evaluation(
     out: Path | None = None,
     pictures: str = "0",
     library: SceneLibrary | None = None,
+    against: Opened | None = None,
 ) -> tuple[Evaluation, list[Shown]]:
     """Run an agent over every episode of a split (or the first `limit`).
 
     With `out` it writes summary.json, episodes.jsonl and, for the episodes that `pictures` chooses, a map and a video.
+    `against` is another network; where it would have acted otherwise stands in the result and the summary.
     """
-    given, policy, told = source if isinstance(source, Opened) else opened(Source.parse(source), config)
+    given = source if isinstance(source, Opened) else opened(Source.parse(source), config)
     split = split or config.data.val
     episodes = split_episodes(config, split)[:limit]
     check_ids(episodes, split)
@@ -106,17 +137,39 @@ def run_evaluation(
     try:
         if out:
             check_writable(out)
-        agent = PolicyAgent(policy.to(default_device()), greedy) if policy else control(given.text, config, env)
-        line = ProgressLine(f"evaluating {given.place.name}", len(episodes), "episodes")
+        agent = given.agent(config, env, greedy)
+        if against:
+            agent = compared(agent, against, config, env, greedy)
+        line = ProgressLine(f"evaluating {given.source.place.name}", len(episodes), "episodes")
         result = evaluate(env, agent, episodes, seed, recorder, line)
+        if isinstance(agent, Compared):
+            result = replace(result, against=agent.to_json())
     finally:
         env.close()
     if out is None:
         return result, []
     how = {"greedy": greedy, "seed": seed, "conditions": conditions(config, episodes)}
-    write_file(out / "summary.json", json_bytes(result.to_json(split) | told | how))
+    write_file(out / "summary.json", json_bytes(result.to_json(split) | given.told | how))
     result.write_episodes(out / "episodes.jsonl")
     return result, [show(recording, out) for recording in recorder.recordings.values()]
+
+
+def compared(agent: Agent, against: Opened, config: Config, env: VectorEnv, greedy: bool) -> Compared:
+    """An agent beside another one; raises UserError where one of them is no network."""
+    reference = against.network(config, greedy)
+    if not isinstance(agent, NetworkAgent) or reference is None:
+        raise UserError("--against compares two networks; give checkpoints or exported policies, no control")
+    return Compared(agent, reference, env)
+
+
+def difference(found: Mapping[str, Any], name: str) -> str:
+    """What `Compared.to_json` tells, in words: a line, and one for each of the first steps that differ."""
+    steps, away = found["differing"], found["largest_deviation"]
+    lines = [f"{len(steps)} of {found['steps']} steps differ from {name}; logits by at most {away:.2g}"]
+    for step in steps[:SHOWN]:
+        place = f"{step['scene']} {step['episode_id']}, step {step['step']}"
+        lines.append(f"  {place}: {step['action']} instead of {step['reference']}, {step['margin']:.2g} from a tie")
+    return "\n".join([*lines, *["  ..."] * (len(steps) > SHOWN)])
 
 
 def chosen_episodes(episodes: Sequence[Episode], pictures: str) -> list[Episode]:

@@ -1,23 +1,52 @@
-"""`navprune latency`: the forward time of encoders in interleaved runs."""
+"""`navprune latency`: the forward time of networks in interleaved runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from navprune.evaluation.latency import device_name, measure
-from navprune.models.encoders import Encoder
+import torch
+from torch import nn
+
+from navprune.costs.latency import device_name, measure
+from navprune.costs.runtimes import RUNTIMES, runtime_of
+from navprune.models.policy import PointNavPolicy
 from navprune.progress import ProgressLine
 from navprune.rl.trainer import default_device
+from navprune.source import Source
+
+ALL = "all"
 
 
 def run_latency(
-    encoders: Mapping[str, Encoder],
+    networks: Mapping[str, nn.Module],
     batch_sizes: Sequence[int],
-    runtimes: Sequence[str],
+    runtimes: Sequence[str] = ("eager",),
     device: str | None = None,
     runs: int = 30,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Measure encoders by the names for the table, interleaved; savings are against the first."""
+    """Measure networks by the names for the table, interleaved; savings are against the first.
+
+    `threads` are those of a CPU, by default torch's.
+    """
     device = device or default_device()
     line = ProgressLine("measuring latency", len(runtimes) * len(batch_sizes), "settings")
-    rows = measure(encoders, batch_sizes, runtimes, device, runs, progress=lambda done, _: line.show(done))
-    return {"device": device_name(device), "rows": [row.to_json() for row in rows]}
+    rows = measure(
+        networks, batch_sizes, runtimes, device, runs, progress=lambda done, _: line.show(done), threads=threads
+    )
+    here = [runtime_of(name) for name in runtimes if runtime_of(name).missing(torch.device(device)) is None]
+    return {
+        "device": device_name(device, threads),
+        "versions": {runtime.name: runtime.version() for runtime in here},
+        "rows": [row.to_json() for row in rows],
+    }
+
+
+def timed_part(source: Source) -> nn.Module:
+    """What of a network is measured: of an agent its encoder, else the whole."""
+    network = source.load()
+    return network.encoder if isinstance(network, PointNavPolicy) else network
+
+
+def chosen_runtimes(text: str) -> list[str]:
+    """Names of runtimes parted by commas, or all of them for "all"."""
+    return list(RUNTIMES) if text == ALL else text.split(",")

@@ -1,1 +1,1 @@
-"""SPL on a split, cost and latency."""
+"""SPL on a split."""

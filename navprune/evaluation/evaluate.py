@@ -34,16 +34,19 @@ class Evaluation:
 
     `episodes` has one record for each episode in the order of the data set: scene, episode_id and measures.
     `measures` is {name: {"mean", "low", "high"}} with the 95 % interval of the mean over scenes and episodes.
+    `against` is what `agents.Compared` found, where another agent went along.
     """
 
     episodes: list[dict]
     measures: dict[str, dict[str, float]]
     frames_per_second: float
+    against: dict[str, Any] | None = None
 
     def to_json(self, split: str) -> dict:
         """Return the summary that `navprune evaluate --json` writes."""
         count, rate = len(self.episodes), self.frames_per_second
-        return {"split": split, "episodes": count, "measures": self.measures, "frames_per_second": rate}
+        told = {"split": split, "episodes": count, "measures": self.measures, "frames_per_second": rate}
+        return told | ({"against": self.against} if self.against else {})
 
     def write_episodes(self, path: str | Path) -> None:
         """Write one JSON line for each episode."""

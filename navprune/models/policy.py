@@ -62,8 +62,7 @@ class PointNavPolicy(nn.Module):
 
     def initial_state(self, n: int) -> Tensor:
         """Zeros [n, layers (twice for an LSTM), hidden] on the policy's device; one more row with goal details."""
-        layers = self.spec.rnn_layers * (2 if self.spec.rnn == "lstm" else 1) + self.spec.goal_details
-        return next(self.parameters()).new_zeros(n, layers, self.spec.hidden_size)
+        return next(self.parameters()).new_zeros(n, self.spec.state_layers, self.spec.hidden_size)
 
     def encode(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Observations [B, ...] -> visual features [B, F] (F = 0 for a blind agent).

@@ -196,6 +196,11 @@ class PolicySpec:
         for name in ("visual_features", "hidden_size", "rnn_layers", "actions"):
             check_positive(f"policy: {name}", getattr(self, name))
 
+    @property
+    def state_layers(self) -> int:
+        """Rows of the recurrent state: layers, of an LSTM twice as many; one more where goals have details."""
+        return self.rnn_layers * (2 if self.rnn == "lstm" else 1) + self.goal_details
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
         return asdict(self) | {"encoder": self.encoder.to_json()}
