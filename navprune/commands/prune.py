@@ -15,6 +15,7 @@ from navprune.config import Config, to_yaml
 from navprune.costs.counting import cost
 from navprune.costs.counting import count as count_module
 from navprune.costs.latency import measure
+from navprune.costs.runtimes import runtime_of
 from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
 from navprune.models.build import Spec, build
@@ -103,7 +104,8 @@ class EncoderClock:
     """Times encoders of other widths beside the dense one: builds each and measures it.
 
     A share is the ratio of two medians of `repeats` passes; the two encoders take turns, so that a machine that slows
-    down slows both. It still varies by some per cent from one asking to the next. Raises UserError for a classifier.
+    down slows both. It still varies by some per cent from one asking to the next. Raises UserError for a classifier,
+    and for an unknown runtime.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class EncoderClock:
             raise UserError(
                 f"latency is measured of visual encoders, not of {dense.family}; budget macs and parameters"
             )
+        runtime_of(config.runtime)
         self.dense, self.config, self.device, self.repeats = dense, config, device, repeats
         self.whole = cast(Encoder, build(dense, 0))
         units = sum(channels // dense.unit_channels[name] for name, channels in widths(dense).items())
@@ -134,7 +137,14 @@ class EncoderClock:
     def _medians(self, channels: Widths) -> tuple[float, float]:
         """Milliseconds of the dense encoder and of the one with these widths."""
         small, how = cast(Encoder, build(resized(self.dense, channels), 0)), self.config
-        rows = measure({"dense": self.whole, "slim": small}, [how.batch], [how.runtime], self.device, self.repeats)
+        rows = measure(
+            {"dense": self.whole, "slim": small},
+            [how.batch],
+            [how.runtime],
+            self.device,
+            self.repeats,
+            threads=how.threads,
+        )
         dense, slim = (row.median_ms for row in rows)
         if dense is None or slim is None:
             raise UserError(f"latency cannot be measured in {how.runtime}: {rows[1].note or rows[0].note}; use eager")

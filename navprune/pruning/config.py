@@ -176,8 +176,10 @@ class ClockConfig:
 
     batch: int = bounded(1, 1)
     """Batch size at which latency is measured; 1 or more."""
-    runtime: str = chosen("eager", ("eager", "compiled"))
-    """Runtime in which it is: eager or compiled."""
+    runtime: str = "eager"
+    """Runtime in which it is; `navprune doctor` lists them."""
+    threads: int | None = bounded(None, 1)
+    """Threads of a CPU that it takes; null: as many as torch does."""
 
     def __post_init__(self) -> None:
         check_fields("pruning.clock", self)
