@@ -46,7 +46,7 @@ class Policy:
         self.state, self.previous, self.mask = np.zeros(shape, np.float32), 0, 0.0
 
     def step(self, images: dict[str, np.ndarray], distance: float, angle: float) -> int:
-        """The next action. Depth float32 [H, W] in metres, rgb uint8 [H, W, 3]; the goal in metres and radians, left."""
+        """The next action. Depth float32 [H, W] in metres, rgb uint8 [H, W, 3]; goal in metres, radians to the left."""
         given = {
             "goal": np.array([[distance, angle]], np.float32),
             "previous_action": np.array([self.previous], np.int64),

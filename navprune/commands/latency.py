@@ -8,6 +8,7 @@ from torch import nn
 
 from navprune.costs.latency import device_name, measure
 from navprune.costs.runtimes import RUNTIMES, runtime_of
+from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
 from navprune.progress import ProgressLine
 from navprune.rl.trainer import default_device
@@ -28,7 +29,7 @@ def run_latency(
 
     `threads` are those of a CPU, by default torch's.
     """
-    device = device or default_device()
+    device = checked_device(device or default_device())
     line = ProgressLine("measuring latency", len(runtimes) * len(batch_sizes), "settings")
     rows = measure(
         networks, batch_sizes, runtimes, device, runs, progress=lambda done, _: line.show(done), threads=threads
@@ -39,6 +40,15 @@ def run_latency(
         "versions": {runtime.name: runtime.version() for runtime in here},
         "rows": [row.to_json() for row in rows],
     }
+
+
+def checked_device(name: str) -> str:
+    """The name of a device; raises UserError for one that torch cannot use here."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); give cpu") from None
+    return name
 
 
 def timed_part(source: Source) -> nn.Module:

@@ -1,1 +1,1 @@
-"""What networks cost: multiply-accumulates and parameters, counted in one place."""
+"""What a network costs: multiply-accumulates, parameters and milliseconds."""

@@ -1,4 +1,4 @@
-"""Modes of a network's modules."""
+"""Evaluation mode within a context, whatever mode each module was in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

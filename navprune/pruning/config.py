@@ -178,9 +178,9 @@ class ClockConfig:
     batch: int = bounded(1, 1)
     """Images at once; 1 or more."""
     runtime: str = "eager"
-    """Runtime, one of `navprune latency --help`."""
-    threads: int | None = field(default=None, metadata={"range": (1, 1024)})
-    """Threads of a CPU; null: torch's, that is all cores."""
+    """Runtime in which they run; `navprune doctor` lists them."""
+    threads: int | None = bounded(None, 1)
+    """Threads of a CPU that it takes; null: as many as torch does."""
 
     def __post_init__(self) -> None:
         check_fields("pruning.clock", self)

@@ -62,5 +62,6 @@ def request_of(graph: bytes, precision: str = "f32") -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # else it waits for its core where another process is at work there
     }
     return core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()

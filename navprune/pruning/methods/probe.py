@@ -14,13 +14,14 @@ once for each branch that writes it (all blocks of a stage write its trunk), sin
 more. Scores that are changes of a loss or learned together hold that already. A block that goes loses all that the
 widths inside it are worth, and its own score.
 
-**Budgets.** A share of multiply-accumulates or of parameters is asked of the milliseconds as well, unless latency is
-budgeted: what is saved in operations is to be saved in time. So that several measures bind, their loads are added up
-with weights, which multiplicative updates bring to where all loads are alike.
+**Budgets.** Where latency is not budgeted, a share of multiply-accumulates is asked to be saved in time, too: at least
+`EFFICIENCY` of what is saved in operations is to be saved in milliseconds. One measure is met by the allocation itself;
+others are brought in by Lagrange multipliers, each bisected for the least that keeps its limit.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -47,11 +48,11 @@ from navprune.pruning.structure import Structure
 from navprune.pruning.timing import network_of
 
 LEVELS = 16  # numbers of channels of a width that are told apart, at most
-UPDATES = 16  # of the weights with which several measures are added up, at most
-PACE = 12.0  # of these updates
-CLOSE = 0.99  # load of every measure at which they end
-TRIALS = 6  # networks that are measured whole, at most
-AIM = 0.98  # of a budget of latency: clocks do not repeat to one per cent
+EFFICIENCY = 0.95  # share of the saving in operations that is to be saved in time
+STEPS = 10  # towards a multiplier, doubled and then halved
+TRIALS = 7  # networks that are measured whole, at most
+AIM = 0.98  # of a limit of time: clocks do not repeat to one per cent
+MARGINS = (1.0, 0.985, 0.97, 0.955)  # costs are rounded to bins, which a search for the best turns to its advantage
 NEAR = 0.04  # how far below it a measured network may end
 ABSOLUTE = ("taylor", GATES)
 """Importance that is a change of a loss, or was learned for all units together."""
@@ -81,8 +82,9 @@ def run(structure: Structure, budget: Budget, context: Context) -> Outcome:
     network = network_of(structure, timer.batch, _sizes(structure, scores, context))
     cache = user_cache() if config.cache else None
     times = probe(network, timer, config.networks, config.seconds, cache and cache / "probes")
-    search = _Search(structure, network, times, importances(structure, scores, config.importance))
-    found, tried = _refined(search, timer, _limits(budget, times))
+    gains = importances(structure, scores, config.importance)
+    search = _Search(structure, network, times, gains, _limits(budget, times))
+    found, tried = _refined(search, timer)
     keep = {
         group.name: largest(scores.get(group.name, torch.zeros(units(group))), found.widths[group.name] // group.unit)
         for group in structure.groups
@@ -128,8 +130,15 @@ def importances(structure: Structure, scores: Scores, importance: str) -> dict[s
 class _Search:
     """Choices for one network under limits on time, multiply-accumulates and parameters."""
 
-    def __init__(self, structure: Structure, network: Network, times: LayerTimes, gains: dict[str, Array]) -> None:
-        self.structure, self.network, self.times, self.gains = structure, network, times, gains
+    def __init__(
+        self,
+        structure: Structure,
+        network: Network,
+        times: LayerTimes,
+        gains: dict[str, Array],
+        limits: Mapping[str, float],
+    ) -> None:
+        self.structure, self.network, self.times, self.gains, self.limits = structure, network, times, gains, limits
         self.dense = times.share(network.channels)
         """What the dense network is predicted to take; 1 were the prediction perfect."""
         self.scale = 1.0
@@ -168,10 +177,19 @@ class _Search:
         """The share of the dense network's time."""
         return self.scale * self.times.share(widths) / self.dense
 
-    def loads(self, widths: Widths, limits: Mapping[str, float]) -> dict[str, float]:
-        """Each measure over its limit."""
+    def excess(self, widths: Widths) -> dict[str, float]:
+        """By how much each measure is over its limit, as a share of the limit; 0 or less where it is within."""
         shares = {**self.structure.shares(widths), LATENCY: self.predicted(widths)}
-        return {name: shares[name] / limit for name, limit in limits.items()}
+        over = {name: shares[name] / limit - 1 for name, limit in self.limits.items()}
+        if LATENCY not in self.limits and "macs" in self.limits:
+            over[LATENCY] = shares[LATENCY] / self.wanted(widths) - 1
+        return over
+
+    def wanted(self, widths: Widths) -> float:
+        """The share of the dense network's time that widths may take."""
+        if LATENCY in self.limits or "macs" not in self.limits:
+            return self.limits.get(LATENCY, 1.0)
+        return 1 - EFFICIENCY * (1 - self.structure.shares(widths)["macs"])
 
     def kept(self, widths: Widths) -> float:
         """The share of all importance that is left."""
@@ -180,59 +198,73 @@ class _Search:
         left = (gain[widths[name] // unit[name]] for name, gain in self.gains.items() if name not in gone)
         return float(sum(left)) / self.total
 
-    def best(self, limits: Mapping[str, float]) -> Widths:
+    def best(self) -> Widths:
         """The widths of most importance within the limits; raises BudgetUnmet where none were found."""
-        weights, margin = {name: 1 / len(limits) for name in limits}, 1.0
-        found: list[tuple[float, Widths]] = []
-        loads: dict[str, float] = {}
-        for _ in range(UPDATES):
-            widths = self._allocated(limits, {name: margin * weight for name, weight in weights.items()})
-            loads = self.loads(widths, limits)
-            if max(loads.values()) <= 1:
-                found.append((self.kept(widths), widths))
-                if len(limits) == 1 or min(loads.values()) > CLOSE:
-                    break
-            # What was rounded to bins may add up to a little more than there is room for.
-            margin *= max(1.0, sum(weights[name] * load for name, load in loads.items()))
-            raised = {name: weight * float(np.exp(PACE * (loads[name] - 1))) for name, weight in weights.items()}
-            weights = {name: weight / sum(raised.values()) for name, weight in raised.items()}
-        if not found:
-            said = ", ".join(f"{name} {load * limits[name]:.3g}" for name, load in loads.items())
-            raise BudgetUnmet(f"probe finds no widths within the budget: nearest found is {said}; ask for more")
-        return self._filled(max(found, key=lambda each: each[0])[1], limits)
+        first = LATENCY if LATENCY in self.limits else next(iter(self.limits))
+        multipliers: dict[str, float] = {}
+        widths = self._allocated(first, multipliers)
+        for name in [name for name in self.excess(widths) if name != first]:
+            if self.excess(widths)[name] <= 0:
+                continue
+            low, high = 0.0, math.inf
+            for _ in range(STEPS):
+                multipliers[name] = (low + high) / 2 if high < math.inf else 2 * low or self.total
+                trial = self._allocated(first, multipliers)
+                if self.excess(trial)[name] <= 0:
+                    high, widths = multipliers[name], trial
+                else:
+                    low = multipliers[name]
+            multipliers[name] = high
+        over = {name: excess for name, excess in self.excess(widths).items() if excess > 0}
+        if over:
+            said = ", ".join(f"{name} {excess:.1%} above its limit" for name, excess in over.items())
+            raise BudgetUnmet(f"probe finds no widths within the budget: nearest found has {said}; ask for more")
+        return self._filled(widths)
 
-    def _allocated(self, limits: Mapping[str, float], weights: Mapping[str, float]) -> Widths:
-        added: dict[tuple[tuple[str, ...], str | None], Any] = defaultdict(float)
-        for name, limit in limits.items():
-            factor = weights[name] / limit * (self.scale if name == LATENCY else 1.0)
+    def _allocated(self, first: str, multipliers: Mapping[str, float]) -> Widths:
+        """The best choice within the limit of the first measure, others by their multipliers."""
+        gains: dict[tuple[tuple[str, ...], str | None], Any] = defaultdict(float)
+        for name, multiplier in multipliers.items():
+            scale = self.scale if name == LATENCY else 1.0
             for each in self.costs[name]:
-                added[each.widths, each.block] += factor * each.cost
-        room = 1.0
-        if LATENCY in limits:
-            room -= weights[LATENCY] / limits[LATENCY] * self.scale * self.times.terms[("call",)] / self.dense
+                gains[each.widths, each.block] -= multiplier * scale * each.cost
+            if name == LATENCY and LATENCY not in self.limits:  # more operations allow more time
+                for each in self.costs["macs"]:
+                    gains[each.widths, each.block] += multiplier * EFFICIENCY * each.cost
+        costs = {(each.widths, each.block): each.cost for each in self.costs[first]}
+        factors = [
+            Factor(names, costs.get((names, block), np.zeros(np.shape(gain))), block, gain)
+            for (names, block), gain in ({key: None for key in costs} | dict(gains)).items()
+        ]
+        limit = self.limits[first]
+        if first == LATENCY:
+            limit = limit / self.scale - self.times.terms[("call",)] / self.dense
         own = {block: float(self.gains[block][-1]) for block in self.inside if block in self.gains}
-        factors = [Factor(names, cost, block) for (names, block), cost in added.items()]
-        problem = Problem(self.levels, factors, self.inside, own)
-        choice = allocate(problem, max(room, 1e-9))
-        widths = {name: counts[choice[name]] for name, counts in self.network.sizes.items()}
-        return widths | {block: choice[block] for block in self.inside}
+        widths: Widths = {}
+        for margin in MARGINS:
+            choice = allocate(Problem(self.levels, factors, self.inside, own), margin * limit)
+            widths = {name: counts[choice[name]] for name, counts in self.network.sizes.items()}
+            widths |= {block: choice[block] for block in self.inside}
+            if self.excess(widths)[first] <= 0:
+                break
+        return widths
 
-    def _filled(self, widths: Widths, limits: Mapping[str, float]) -> Widths:
-        """The room that is left filled with the levels that add the most importance for their load."""
+    def _filled(self, widths: Widths) -> Widths:
+        """The room that is left filled with the levels that add the most importance for what they take of it."""
         widths, full = (
             dict(widths),
             {name for block, names in self.inside.items() if not widths[block] for name in names},
         )
         while True:
-            before, load = self.kept(widths), max(self.loads(widths, limits).values())
+            before, taken = self.kept(widths), max(self.excess(widths).values())
             options = []
             for name in self.network.sizes.keys() - full:
                 wider = [count for count in self.network.sizes[name] if count > widths[name]]
                 trial = {**widths, name: wider[0]} if wider else None
-                if trial is None or (more := max(self.loads(trial, limits).values())) > 1:
+                if trial is None or (more := max(self.excess(trial).values())) > 0:
                     full.add(name)
                 else:
-                    options.append(((self.kept(trial) - before) / max(more - load, 1e-9), name, trial))
+                    options.append(((self.kept(trial) - before) / max(more - taken, 1e-9), name, trial))
             if not options:
                 return widths
             widths = max(options, key=lambda option: option[:2])[2]
@@ -247,36 +279,52 @@ def _parameters(layer: LayerCost, inputs: Any, outputs: Any) -> Any:
 
 
 def _limits(budget: Budget, times: LayerTimes) -> dict[str, float]:
-    """Shares by measure; that of latency is always there."""
+    """Shares by measure."""
     limits = {name: share for name, share in budget.items() if name != LATENCY_MS}
     if LATENCY_MS in budget:
         limits[LATENCY] = budget[LATENCY_MS] / times.milliseconds
         if limits[LATENCY] > 1:
             dense, asked = f"{times.milliseconds:.2f} ms", f"{budget[LATENCY_MS]:g} ms"
             raise UserError(f"the dense network takes {dense}, which is within {asked} already; ask for less")
-    return {LATENCY: min(limits.values()), **limits}
+    return limits
 
 
-def _refined(search: _Search, timer: Timer, limits: Mapping[str, float]) -> tuple[Candidate, list[Candidate]]:
-    """The best network whose measured time is within its budget and near it, and all that were measured."""
-    aimed = {**limits, LATENCY: AIM * limits[LATENCY]}
+def _refined(search: _Search, timer: Timer) -> tuple[Candidate, list[Candidate]]:
+    """The best network whose measured time is within its limit and near it, and all that were measured.
+
+    The prediction's scale is what is varied: by what a network took over what it may take, later between the two
+    scales that lie nearest on either side.
+    """
     network = search.network
-    reference = timer.prepared(network.build(network.channels), network.example)
+    reference = timer.prepared(network.build({}), network.example)
     tried: list[Candidate] = []
+    loads: dict[float, float] = {}
     for _ in range(TRIALS):
-        widths = search.best(aimed)
-        said = search.predicted(widths)
+        widths = search.best()
+        expected = search.predicted(widths)
         found = timer.ratio(timer.prepared(network.build(widths), network.example), reference).value
-        tried.append(Candidate(widths, search.kept(widths), said, found))
-        search.scale *= found / said
-        if (1 - NEAR) * limits[LATENCY] <= found <= limits[LATENCY]:
+        tried.append(Candidate(widths, search.kept(widths), expected, found))
+        loads[search.scale] = found / search.wanted(widths)
+        if 1 - NEAR <= loads[search.scale] <= 1:
             break
-    fitting = [each for each in tried if each.measured <= limits[LATENCY]]
+        search.scale = _between(loads)
+    fitting = [each for each in tried if each.measured <= search.wanted(each.widths)]
     best = max(fitting, key=lambda each: each.kept) if fitting else min(tried, key=lambda each: each.measured)
-    again = timer.prepared(network.build(network.channels), network.example)
+    again = timer.prepared(network.build({}), network.example)
     measured = timer.ratio(timer.prepared(network.build(best.widths), network.example), again).value
     check_quiet(measured, best.measured)
-    return best._replace(measured=measured, predicted=search.predicted(best.widths)), tried
+    return best._replace(measured=measured), tried
+
+
+def _between(loads: Mapping[float, float]) -> float:
+    """The scale at which the measured load should be AIM; loads fall with the scale."""
+    above = [scale for scale, load in loads.items() if load > AIM]
+    below = [scale for scale, load in loads.items() if load <= AIM]
+    if above and below and max(above) < min(below):
+        low, high = max(above), min(below)
+        return low + (high - low) * (loads[low] - AIM) / (loads[low] - loads[high])
+    scale = next(reversed(loads))
+    return scale * loads[scale] / AIM
 
 
 def _report(search: _Search, found: Candidate, tried: Sequence[Candidate], timer: Timer) -> dict[str, Any]:
