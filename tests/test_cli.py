@@ -110,6 +110,14 @@ def test_latency_of_all_kinds_with_threads(tmp_path):
     assert rows == [(name, runtime, "") for runtime in runtimes for name in ("cifar_resnet56", "simple_cnn")]
 
 
+def test_latency_of_whole_steps(run, tmp_path, capsys):
+    words = ["--step", "--runtime", "eager,onnxruntime", "--device", "cpu", "--batch-sizes", 1, "--runs", 2]
+    found = answer(tmp_path, "latency", run, "blind", *words)
+    assert all(row["median_ms"] for row in found["rows"] if row["runtime"] in found["versions"])
+    assert found["rows"][1]["saving_theoretical"] < 1  # its recurrent core counts
+    assert "is no policy" in mistake(capsys, "latency", "cifar_resnet56", "--step")
+
+
 def test_wrong_runtimes_and_devices_are_told_in_one_line(capsys):
     assert "unknown runtime 'tvm'; known are eager" in mistake(
         capsys, "latency", "simple_cnn", "--runtime", "eager,tvm"
