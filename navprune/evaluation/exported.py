@@ -96,8 +96,8 @@ def _openvino(path: Path) -> Step:
     request = request_of(cast(Any, path))  # reads paths as well as bytes
 
     def step(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        request.infer({name: tensor.numpy() for name, tensor in inputs.items()})
-        return {name: torch.from_numpy(request.get_tensor(name).data.copy()) for name in OUTPUTS}
+        found = request.infer({name: tensor.numpy() for name, tensor in inputs.items()}, share_inputs=True)
+        return {name: torch.from_numpy(found[name].copy()) for name in OUTPUTS}
 
     return step
 
