@@ -8,8 +8,9 @@ Any module that torch.fx can follow will do; docs/pruning.md says what that leav
 import torch
 from torch import nn
 
-from navprune.pruning.groups import groups_of, mask
+from navprune.pruning.config import PruningConfig
 from navprune.pruning.prune import prune
+from navprune.pruning.structure import structure_of
 
 
 class TwoBranches(nn.Module):
@@ -33,14 +34,14 @@ def main() -> nn.Module:
     """Return the smaller network."""
     torch.manual_seed(0)
     model, images = TwoBranches().eval(), torch.rand(4, 3, 32, 32)
-    for group in groups_of(model, images):
+    structure = structure_of(model, images)
+    for group in structure.groups:
         print(f"{group.name}: {group.channels} channels in units of {group.unit}, read by {', '.join(group.readers)}")
-
-    result = prune(model, "l1", {"macs": 0.6}, example=images)
+    result = prune(model, PruningConfig(method="l1", budget="macs=0.6"), example=images)
     print(f"kept {result.reached['macs']:.1%} of the multiply-accumulates: {result.widths}")
 
     # The law: the smaller network computes what the whole one computes with the same channels silenced.
-    with torch.no_grad(), mask(model, result.keep, images):
+    with torch.no_grad(), structure.mask(result.keep):
         torch.testing.assert_close(result.model(images), model(images))
     return result.model
 

@@ -11,13 +11,14 @@ from typing import cast
 
 import torch
 
-from navprune.commands.prune import count_cost
-from navprune.comparisons import torch_pruning
 from navprune.models.build import build
 from navprune.models.encoders import Encoder
 from navprune.models.spec import encoder_spec
 from navprune.progress import ProgressLine
+from navprune.pruning.config import PruningConfig
+from navprune.pruning.methods import torch_pruning
 from navprune.pruning.prune import prune
+from navprune.pruning.structure import structure_of
 from navprune.rl.checkpoints import load_policy
 
 SHARES = (0.75, 0.5, 0.25)
@@ -38,8 +39,8 @@ def main() -> None:
     for name, encoder in encoders.items():
         entries = []
         for share in SHARES:
-            ours = prune(encoder, "l1", {"macs": share}, count_cost)
-            theirs = torch_pruning.cut(encoder, {"macs": share}, count_cost)
+            ours = prune(encoder, PruningConfig(method="l1", budget=f"macs={share}"))
+            theirs = torch_pruning.cut(structure_of(encoder), {"macs": share})
             for small, keep in ((ours.model, ours.keep), (theirs.model, theirs.keep)):
                 entries.append(f"{torch_pruning.departure(encoder, small, keep, images):.2g}")
             line.show(len(rows) * len(SHARES) + len(entries) // 2)

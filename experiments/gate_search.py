@@ -19,8 +19,9 @@ from navprune.models.build import build
 from navprune.models.encoders import Encoder
 from navprune.models.spec import encoder_spec
 from navprune.progress import ProgressLine
-from navprune.pruning.gates import GateConfig, learn_gates, rank_correlation
+from navprune.pruning.config import GateConfig
 from navprune.pruning.losses import Imitation, collect_observations, shuffled_batches
+from navprune.pruning.methods.gates import learn_gates, rank_correlation
 from navprune.scenes.files.episodes import read_episodes
 from navprune.tasks.pointnav import PointNavEnv, Shuffled
 

@@ -15,7 +15,7 @@ import yaml
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.pruning.gradual import PruningScheduleConfig
+from navprune.pruning.config import PruningScheduleConfig, parse_shares
 from navprune.rl.ppo import PPOConfig
 from navprune.rl.trainer import TrainerConfig
 from navprune.rl.warm_start import WarmStartConfig
@@ -26,7 +26,10 @@ FOLDER = next(
     path / "habitat_configs" for path in Path(__file__).resolve().parents if (path / "habitat_configs").is_dir()
 )
 """Of the recipes: inside the package where that is installed, beside it in a checkout."""
-PATHS = ("run", "init", "data.folder", "pruning.rewind", "pruning.teacher")
+PATHS = (
+    "run", "init", "data.folder", "pruning.rewind", "pruning.teacher", "pruning.evidence.teacher",
+    "pruning.evidence.images",
+)  # fmt: skip
 """Settings in which a leading ~ stands for the user's home."""
 NULLS = ("null", "~", "")
 """What stands for none where there may be none; elsewhere it is text."""
@@ -117,7 +120,7 @@ class Config:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO."""
     pruning: PruningScheduleConfig | None = None
-    """What is cut while PPO trains, and from what teacher it learns; null for nothing of the kind."""
+    """What `navprune prune` cuts, or what is cut while PPO trains and from what teacher it learns; null for nothing."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Frames, seeds, checkpoints, logging."""
 
@@ -255,6 +258,9 @@ def _fit(kind: Any, optional: bool, value: Any, key: str) -> Any:
     if get_origin(kind) is tuple and isinstance(value, str | list):
         parts = _listed(value) if isinstance(value, str) else value
         return tuple(_fit(get_args(kind)[0], False, part, key) for part in parts)
+    if get_origin(kind) is Mapping and isinstance(value, str | dict):
+        shares = parse_shares(key, value) if isinstance(value, str) else value
+        return {name: _fit(get_args(kind)[1], False, str(share), f"{key}.{name}") for name, share in shares.items()}
     name, read = SCALARS.get(kind, ("a list" if get_origin(kind) is tuple else "a group of settings", None))
     if read and isinstance(value, str):
         with contextlib.suppress(KeyError, ValueError):

@@ -198,7 +198,7 @@ def test_every_command_takes_every_kind(things, tmp_path, capsys, command, text)
         ("cifar_resnet56", "no policy but a cifar_resnet56 alone"),
     ],
 )
-@pytest.mark.parametrize("command", ["cost", "latency", "export", "init"])
+@pytest.mark.parametrize("command", ["cost", "export", "init"])
 def test_what_is_no_agents_network_is_refused_in_one_line(tmp_path, capsys, command, text, words):
     arguments = [word.replace("SOURCE", text).replace("OUT", str(tmp_path / "out")) for word in COMMANDS[command]]
     assert main(arguments) == 2

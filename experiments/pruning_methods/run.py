@@ -24,7 +24,6 @@ import torch
 from grid import CUT, DENSE, PROTOCOLS, RESULTS, SCRATCH, TUNED, Cell, grid, read_results
 
 from navprune.commands.demo import GATE_STEPS, GATES, draw_homes
-from navprune.comparisons import torch_pruning
 from navprune.config import load_config
 from navprune.costs.counting import cost
 from navprune.errors import UserError
@@ -34,11 +33,11 @@ from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec
 from navprune.progress import ProgressLine
+from navprune.pruning.config import PruningConfig
 from navprune.pruning.losses import PPOTask, collect_observations, shuffled_batches
 from navprune.pruning.methods import GATES as LEARNED
 from navprune.pruning.prune import prune, weights_hash
 from navprune.pruning.recover import Distillation
-from navprune.pruning.search import SearchConfig
 from navprune.rl.checkpoints import load_policy
 from navprune.rl.monitor import Timers
 from navprune.rl.ppo import PPO
@@ -158,13 +157,8 @@ def network(cell: Cell) -> tuple[PointNavPolicy, dict[str, Any]]:
         random = cell.protocol == SCRATCH and cell.method != "l1"
         with evidence(cell) as given:
             network = build(trained.spec, cell.seed) if random else trained
-            budget, config = {"macs": cell.share}, SearchConfig(tolerance=TOLERANCE)
-            if cell.method == torch_pruning.TORCH_PRUNING:
-                result = torch_pruning.prune(network, budget, macs_and_parameters, seed=cell.seed)
-            else:
-                result = prune(
-                    network, cell.method, budget, macs_and_parameters, seed=cell.seed, config=config, **given
-                )
+            asked = PruningConfig(method=cell.method, budget=f"macs={cell.share}", tolerance=TOLERANCE, gates=GATES)
+            result = prune(network, asked, seed=cell.seed, **given)
         policy = cast(PointNavPolicy, result.fresh(cell.seed) if cell.protocol == SCRATCH else result.model)
     reached = macs_and_parameters(policy.spec.encoder)
     return policy, {name: round(reached[name] / whole[name], 4) for name in whole}
@@ -191,7 +185,7 @@ def evidence(cell: Cell) -> Iterator[dict[str, Any]]:
         data = collect_observations(env, GATE_STEPS, np.random.default_rng(cell.seed))
         epochs = 3 if cell.method == LEARNED else 1
         batches = shuffled_batches(data, 100, epochs, torch.Generator().manual_seed(cell.seed))
-        yield {"batches": batches} | ({"gates": GATES} if cell.method == LEARNED else {})
+        yield {"batches": batches}
     finally:
         env.close()
 

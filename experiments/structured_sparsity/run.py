@@ -22,8 +22,8 @@ from navprune.costs.counting import count
 from navprune.models.build import build
 from navprune.models.classifiers import ClassifierSpec, classifier_spec
 from navprune.models.widths import widths, with_widths
-from navprune.pruning.groups import groups_of
 from navprune.pruning.penalties import proximal_step, survivors
+from navprune.pruning.structure import structure_of
 
 HERE = Path(__file__).parent
 SHARE = 0.2
@@ -89,7 +89,7 @@ def gratings(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def trained(penalty: str, strength: float, steps: int, seed: int) -> tuple[nn.Module, dict]:
     """VGG16-BN's convolutions after `steps` of SGD on gratings, with what is known of the training."""
     model = build(classifier_spec("cifar_vgg16_bn", CLASSES), seed)
-    groups, generator = groups_of(model), torch.Generator().manual_seed(seed)
+    groups, generator = structure_of(model).groups, torch.Generator().manual_seed(seed)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     convolutions = [layer.weight for layer in model.features if isinstance(layer, nn.Conv2d)]
     began = time.perf_counter()

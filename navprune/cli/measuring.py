@@ -14,13 +14,17 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, file of weights, checkpoint or run")
     parser.add_argument("--layers", action="store_true", help="one row for each layer, too")
 
-    example = "navprune latency resnet50 runs/slim --batch-sizes 1,8 --runtime eager,compiled"
+    example = "navprune latency resnet50 runs/slim --batch-sizes 1 --runtime eager,onnxruntime --threads 1"
     parser = command(commands, "latency", _latency, example)
-    sources = "encoders' names, specs, files of weights, checkpoints or runs"
+    sources = "names of encoders or classifiers, specs, files of weights, checkpoints or runs"
     parser.add_argument("sources", nargs="+", metavar="SPEC", help=sources)
     parser.add_argument("--batch-sizes", default="1,8", help="default: 1,8")
-    parser.add_argument("--runtime", default="eager", help="eager, compiled or both: eager,compiled (default: eager)")
+    runtimes = "one or more, or all; `navprune doctor` lists them (default: eager)"
+    parser.add_argument("--runtime", default="eager", metavar="NAME,NAME", help=runtimes)
     parser.add_argument("--device", help="cpu or cuda (default: cuda where present)")
+    parser.add_argument("--threads", type=positive, help="threads of a CPU (default: torch's, one a core)")
+    step = "time an agent's whole step, from images and goal to action and next state, not its encoder alone"
+    parser.add_argument("--step", action="store_true", help=step)
     parser.add_argument("--runs", type=positive, default=30, help="timed runs of each (default: 30)")
 
     parser = command(
@@ -92,16 +96,18 @@ def _cost(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the forward time of encoders in interleaved runs.
-    Median and 95th percentile, and the saving against the first one, realised and in theory.
+    """Measure the forward time of encoders and classifiers in interleaved runs.
+    Median, 95th and 99th percentile, and the saving against the first one: realised, and in theory, which is that of
+    the deployed multiply-accumulates (`navprune cost` says which these are).
     """
-    from navprune.commands.latency import run_latency
+    from navprune.commands.latency import chosen_runtimes, run_latency, timed_part
     from navprune.reports.tables import latency_table
     from navprune.source import named
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
-    encoders = {name: source.policy().encoder for name, source in named(options.sources).items()}
-    answer = run_latency(encoders, sizes, options.runtime.split(","), options.device, options.runs)
+    networks = {name: timed_part(source, options.step) for name, source in named(options.sources).items()}
+    runtimes = chosen_runtimes(options.runtime)
+    answer = run_latency(networks, sizes, runtimes, options.device, options.runs, options.threads)
     print(latency_table(answer["rows"]).text())
     for line in dict.fromkeys(f"{row['runtime']}: {row['note']}" for row in answer["rows"] if row["note"]):
         note(line)

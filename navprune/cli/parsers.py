@@ -1,9 +1,12 @@
 """What the commands' parsers share."""
 
 import argparse
+import ast
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,19 @@ def add_overrides(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="changes to the configuration, e.g. ppo.lr=1e-4"
     )
+
+
+def field_texts(config: type) -> dict[str, str]:
+    """What the source says of each field of a dataclass, inherited ones too: the first paragraph below it."""
+    texts: dict[str, str] = {}
+    for kind in reversed(config.__mro__[:-1]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(tree, ast.ClassDef)
+        for item, below in pairwise(tree.body):
+            if isinstance(item, ast.AnnAssign) and isinstance(below, ast.Expr):
+                text = inspect.cleandoc(ast.literal_eval(below.value))
+                texts[ast.unparse(item.target)] = " ".join(text.split("\n\n")[0].split())
+    return texts
 
 
 def given(options: argparse.Namespace, taker: Callable[..., Any], **instead: Any) -> dict[str, Any]:

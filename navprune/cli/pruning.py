@@ -2,12 +2,60 @@
 
 import argparse
 import json
-from collections.abc import Collection
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from navprune.cli.parsers import Parser, add_overrides, command, given, natural, note, positive
+from navprune.cli.parsers import add_overrides, command, field_texts, natural, note
 from navprune.errors import UserError
+from navprune.pruning.config import PAPERS, PruningConfig, SearchConfig
+from navprune.pruning.methods import METHODS
+
+if TYPE_CHECKING:
+    from navprune.pruning.methods.base import Method
+
+TITLES = {
+    "": "what may be cut",
+    "evidence": "what methods that need batches look at",
+    "gates": "how gates are learned",
+    "clock": "how latency is measured",
+}
+"""Sections of `PruningConfig` -> what their flags are called together; others have their name."""
+PREFIXES = {"clock": "latency_"}
+"""What is set before the names of a section's flags."""
+METAVARS = {"budget": "NAME=SHARE,...", "limits": "LAYER=SHARE,...", "teacher": "RUN", "images": "FILE.npz"}
+LEADING = ("method", "budget")
+
+
+class Flag(NamedTuple):
+    """A flag that stands for a setting of `PruningConfig`."""
+
+    section: str
+    name: str
+    kind: Any
+    default: Any
+    text: str
+
+    @property
+    def key(self) -> str:
+        """The setting's name below `pruning`."""
+        return f"{self.section}.{self.name}".lstrip(".")
+
+    @property
+    def option(self) -> str:
+        """The flag as argparse calls its value."""
+        return PREFIXES.get(self.section, "") + self.name
+
+
+def flags(config: Any = PruningConfig, section: str = "") -> Iterator[Flag]:
+    """The flags that the fields of a configuration make, section by section."""
+    kinds, texts = get_type_hints(config), field_texts(config)
+    for item in fields(config):
+        if is_dataclass(kinds[item.name]):
+            yield from flags(kinds[item.name], item.name)
+        else:
+            yield Flag(section, item.name, kinds[item.name], item.default, texts[item.name])
 
 
 def add_commands(commands: Any) -> None:
@@ -17,15 +65,14 @@ def add_commands(commands: Any) -> None:
     parser.late = _methods
     parser.add_argument("source", metavar="SOURCE")
     add_overrides(parser, None)
-    parser.add_argument("--method", default="gates", help="one of the methods below (default: gates)")
-    parser.add_argument(
-        "--budget", required=True, metavar="NAME=SHARE,...",
-        help="shares of the dense encoder: macs=0.5,parameters=0.5, or latency=0.7, which is measured",
-    )  # fmt: skip
+    groups: dict[str, Any] = dict.fromkeys(LEADING, parser)
+    for flag in flags():
+        if flag.name not in groups and flag.section not in groups:
+            groups[flag.section] = parser.add_argument_group(TITLES.get(flag.section, flag.section))
+        _add(groups.get(flag.name) or groups[flag.section], flag)
     parser.add_argument("--out", type=Path, required=True, help="folder of the slim checkpoint")
     parser.add_argument("--seed", type=natural, default=0, help="of random weights and draws (default: 0)")
-    _add_search(parser)
-    _add_evidence(parser)
+    groups["gates"].add_argument("--paper", choices=[*PAPERS], help="the published settings for classification")
     after = parser.add_argument_group("what follows")
     after.add_argument("--scratch", action="store_true", help="print the command that trains from new weights")
     after.add_argument("--equal-compute", action="store_true", help="the same, for as much compute as the dense one's")
@@ -35,112 +82,98 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
 
 
-def _add_search(parser: Parser) -> None:
-    group = parser.add_argument_group("what may be cut")
-    group.add_argument("--blocks", action="store_true", help="whole residual blocks, too")
-    group.add_argument(
-        "--scope", choices=["global", "layer"], default="global",
-        help="global: one threshold; layer: the same share of each layer (default: global)",
-    )  # fmt: skip
-    group.add_argument("--limits", metavar="LAYER=SHARE,...", help="largest share kept, such as stage4.*=0.3,stem=0.5")
-    group.add_argument("--minimum", type=positive, default=1, metavar="N", help="units that stay everywhere (1)")
-    group.add_argument("--minimum-share", type=float, default=0.0, metavar="X", help="share that stays everywhere (0)")
-    group.add_argument("--multiple", type=positive, default=1, metavar="N", help="widths are multiples of this (1)")
-    group.add_argument("--latency-batch", type=positive, metavar="N", help="batch size of latency (1)")
-    group.add_argument("--latency-runtime", choices=["eager", "compiled"], help="eager or compiled (default: eager)")
-
-
-def _add_evidence(parser: Parser) -> None:
-    group = parser.add_argument_group("what methods that need batches look at")
-    group.add_argument(
-        "--loss", choices=["imitation", "ppo", "classification", "distillation"],
-        help="imitation (default of gates), ppo (of other scores), classification (of classifiers) or distillation",
-    )  # fmt: skip
-    group.add_argument("--teacher", metavar="RUN", help="taylor on distillation: the dense network of a pruned SOURCE")
-    group.add_argument("--steps", type=positive, metavar="N", help="steps of each environment (400)")
-    group.add_argument("--epochs", type=positive, metavar="N", help="gates: passes through them (3)")
-    group.add_argument("--batch-size", type=positive, metavar="N", help="observations a batch (100)")
-    group.add_argument("--expansion", type=float, metavar="X", help="gates: width of the searched network (1.25)")
-    group.add_argument(
-        "--stable", type=float, metavar="X",
-        help="gates: stop once their ranking correlates so much with the last (0.95)",
-    )  # fmt: skip
-    group.add_argument("--paper", choices=["cifar", "imagenet"], help="gates: the paper's settings for classification")
-    group.add_argument("--images", type=Path, metavar="FILE.npz", help="labelled images, for classification")
+def _add(group: Any, flag: Flag) -> None:
+    name, text = f"--{flag.option.replace('_', '-')}", flag.text.replace("%", "%%")
+    if flag.kind is bool:
+        group.add_argument(name, action="store_const", const="true", help=text)
+        return
+    usual = f" (default: {flag.default})" if isinstance(flag.default, str | int | float) else ""
+    metavar = METAVARS.get(flag.name) or {int: "N", float: "X"}.get(flag.kind, "NAME")
+    group.add_argument(name, metavar=metavar, help=text + usual)
 
 
 def _methods() -> str:
-    from navprune.pruning.methods import METHODS
-
     return "methods:\n" + "\n".join(f"  {name:20} {summary}" for name, summary in METHODS.items())
 
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
     """Prune an encoder to a budget and write a slim checkpoint.
     SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights
-    (.pth, .pt, .ckpt, .safetensors). pruning.json and widths.png in the new folder say what was cut where.
-    docs/pruning.md has the formulas.
+    (.pth, .pt, .ckpt, .safetensors). Flags stand for settings of the section `pruning` of a configuration, such as
+    pruning.search... pruning.json and widths.png in the new folder say what was cut where. docs/pruning.md has the
+    formulas.
     """
-    from navprune.commands.evidence import PruningOptions
-    from navprune.commands.prune import next_step, run_pruning
-    from navprune.comparisons.torch_pruning import TOLERANCE
-    from navprune.pruning.methods import TORCH_PRUNING
-    from navprune.pruning.search import SearchConfig, parse_budget, parse_shares, shortfall
+    from navprune.commands.prune import asked_budget, next_step, run_pruning
+    from navprune.pruning.methods import GATES, method_of
+    from navprune.pruning.search import shortfall
     from navprune.reports.tables import pruning_table
     from navprune.rl.checkpoints import PRUNING
     from navprune.source import Source
 
-    budget = parse_budget(options.budget)
-    _check_used(options, budget)
-    config = Source.parse(options.source).config(options.config, options.settings)
-    limits = parse_shares("--limits", options.limits) if options.limits else {}
-    search = SearchConfig(**given(options, SearchConfig, limits=limits))
-    more = _gates(options) | given(options, PruningOptions, search=search)
-    result = run_pruning(options.source, options.method, budget, options.out, config, **more)
+    given = {flag: value for flag in flags() if (value := getattr(options, flag.option)) is not None}
+    paper = [f"pruning.{key}={value}" for key, value in PAPERS.get(options.paper, {}).items()]
+    own = [f"pruning.{flag.key}={value}" for flag, value in given.items()]
+    source = Source.parse(options.source)
+    # What a checkpoint was trained with asks nothing of this command; a recipe that is named does.
+    before = ["pruning=null"] if options.config is None else []
+    asked = source.config(options.config, [*before, *paper, *options.settings, *own]).pruning or PruningConfig()
+    config = source.config(options.config, [text for text in options.settings if not text.startswith("pruning")])
+    if config.pruning and config.pruning.budget:
+        config = replace(config, pruning=None)  # what follows trains what is cut
+    method, budget = method_of(asked.method or GATES), asked_budget(asked)
+    check_used(method, asked, {flag: value for flag, value in given.items() if flag.name not in LEADING})
+    if options.paper and (method.options != "gates" or not asked.evidence.images):
+        raise UserError("--paper is for gates that learn from labelled --images; leave it out")
+    pace = options.frames_per_second
+    result = run_pruning(options.source, asked, options.out, config, seed=options.seed, frames_per_second=pace)
     answer = json.loads((options.out / PRUNING).read_text())
     print(pruning_table(answer).text())
-    one_ratio = options.method == TORCH_PRUNING
-    slack = (TOLERANCE, "its one pruning ratio cannot make both bind") if one_ratio else (search.tolerance,)
-    if line := shortfall(budget, result.reached, *slack):
+    tolerance = asked.tolerance if method.tolerance is None else method.tolerance
+    if line := shortfall(budget, result.reached, tolerance, method.slack):
         note(line)
     if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:
-        note(f"all {options.method} scores are equal, as before training norms' scales are: the order of units decided")
+        note(f"all {method.name} scores are equal, as before training norms' scales are: the order of units decided")
     print("\n" + next_step(options.out, answer, scratch=options.scratch, equal_compute=options.equal_compute))
     return answer
 
 
-def _check_used(options: argparse.Namespace, budget: Collection[str]) -> None:
-    """Raise UserError for an option that the method makes no use of."""
-    from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES
-    from navprune.pruning.search import LATENCY
+def check_used(method: "Method", asked: PruningConfig, given: dict[Flag, str]) -> None:
+    """Raise UserError for a flag that the method makes no use of, by what it declares."""
+    from navprune.pruning.config import DISTILLATION, LATENCY, LATENCY_MS, PPO, parse_budget
+    from navprune.pruning.methods import method_of
+    from navprune.pruning.methods.base import BATCHES, CLOCK, LOSS, PASSES
 
-    method, labelled = options.method, options.images is not None
-    if method not in METHODS:
-        return
-    gates, looks = method == GATES, method in NEEDS_BATCHES
-    rollouts = not labelled and (options.loss or ("ppo" if method == "taylor" else "")) == "ppo"
+    def those(true_of: Any) -> str:
+        return ", ".join(name for name in METHODS if true_of(method_of(name)))
+
+    labelled, evidence = asked.evidence.images is not None, asked.evidence
+    looks, learns = BATCHES in method.needs, PASSES in method.needs
+    rollouts = not labelled and LOSS in method.needs and (evidence.loss or method.loss) == PPO
+    timed = bool({LATENCY, LATENCY_MS} & parse_budget(asked.budget or "").keys()) or CLOCK in method.needs
+    searching = {name: (method.searches, "methods that rank units") for name in _names(SearchConfig)}
     used = {
-        "loss": (looks, "methods that need batches"),
-        "teacher": (options.loss == "distillation", "--loss distillation"),
-        "steps": (looks and not labelled, "methods that need batches, where the agent collects them"),
-        "batch_size": (looks and not rollouts, "methods that need batches, unless PPO draws its own mini-batches"),
-        "epochs": (gates and not rollouts, "gates, unless PPO makes its own passes"),
-        "expansion": (gates, "gates"),
-        "stable": (gates, "gates"),
-        "paper": (gates and labelled, "gates that learn from labelled --images"),
-        "latency_batch": (LATENCY in budget, "a budget of latency"),
-        "latency_runtime": (LATENCY in budget, "a budget of latency"),
-    }
-    for name, (matters, users) in used.items():
-        if not matters and getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is for {users}; leave it out")
+        **searching,
+        "blocks": (method.searches, "methods that rank units"),
+        "evidence.loss": (looks, "methods that need batches"),
+        "evidence.teacher": (evidence.loss == DISTILLATION, "--loss distillation"),
+        "evidence.steps": (looks and not labelled, "methods that need batches, where the agent collects them"),
+        "evidence.batch_size": (
+            looks and not rollouts, "methods that need batches, unless PPO draws its own mini-batches",
+        ),
+        "evidence.epochs": (
+            learns and not rollouts, f"{those(lambda m: PASSES in m.needs)}, unless PPO makes its own passes",
+        ),
+    }  # fmt: skip
+    for flag in given:
+        matters, users = used.get(flag.key, (True, ""))
+        if flag.section == "clock":
+            matters, users = timed, "a budget of latency"
+        elif flag.section not in ("", "evidence"):
+            section = flag.section
+            matters, users = method.options == section, those(lambda m: m.options == section)  # noqa: B023
+        if not matters:
+            raise UserError(f"--{flag.option.replace('_', '-')} is for {users}; leave it out")
 
 
-def _gates(options: argparse.Namespace) -> dict[str, Any]:
-    """How gates are learned: the paper's settings or the project's, with what the user changes."""
-    from dataclasses import replace
-
-    from navprune.pruning.gates import PAPER_RECIPES, GateConfig
-
-    recipe = dict(PAPER_RECIPES[options.paper]) if options.paper else {"config": GateConfig()}
-    return {"gates": replace(recipe.pop("config"), **given(options, GateConfig)), **recipe}
+def _names(config: Any) -> list[str]:
+    return [item.name for item in fields(config)]

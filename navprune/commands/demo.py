@@ -12,7 +12,7 @@ from navprune.config import Config, to_yaml
 from navprune.errors import UserError
 from navprune.files import write_file
 from navprune.progress import ProgressLine
-from navprune.pruning.gates import GateConfig
+from navprune.pruning.config import EvidenceConfig, GateConfig, PruningConfig
 from navprune.rl.checkpoints import PRUNING
 from navprune.scenes.homes.dataset import generate_dataset
 from navprune.source import CONTROLS
@@ -44,7 +44,9 @@ def run_demo(out: Path, config: Config, note: Callable[[str], None]) -> tuple[st
     slim = out / "slim"
     if not (slim / PRUNING).is_file():
         note("2/4  pruning ResNet50 from random weights")
-        run_pruning("resnet50", "gates", BUDGET, slim, config, steps=GATE_STEPS, gates=GATES)
+        budget, evidence = f"macs={BUDGET['macs']}", EvidenceConfig(steps=GATE_STEPS)
+        asked = PruningConfig(method="gates", budget=budget, evidence=evidence, gates=GATES)
+        run_pruning("resnet50", asked, slim, config)
     pruned = replace(config, init=str(slim), init_weights=False)
     resnet50, resnet18, blind = (
         replace(config, agent=replace(config.agent, encoder=encoder)) for encoder in ("resnet50", "resnet18", "blind")

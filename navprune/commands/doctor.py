@@ -87,8 +87,8 @@ class Finding(NamedTuple):
 
 
 def examine(data: Path) -> list[Finding]:
-    """Look at Python, packages, simulators, compiler, accelerator and the data sets below `data`."""
-    return [*_packages(), *_simulators(), *_machine(), *_data_sets(data)]
+    """Look at Python, packages, simulators, compiler, accelerator, runtimes and the data sets below `data`."""
+    return [*_packages(), *_simulators(), *_machine(), *_runtimes(), *_data_sets(data)]
 
 
 def _packages() -> Iterator[Finding]:
@@ -144,6 +144,20 @@ def _machine() -> Iterator[Finding]:
     yield _scene_cache()
     free = shutil.disk_usage(".").free / 2**30
     yield Finding("free disk", free > 2, f"{free:.1f} GiB", "free some space: a run keeps a few checkpoints")
+
+
+def _runtimes() -> Iterator[Finding]:
+    """What `latency` and the others can run a network in on this machine; none has to be there."""
+    if not importlib.util.find_spec("torch"):
+        return
+    import torch
+
+    from navprune.costs.runtimes import RUNTIMES
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name, runtime in RUNTIMES.items():
+        missing = runtime.missing(device)
+        yield Finding(f"runtime: {name}", True, f"not available; {missing}" if missing else runtime.version(), "")
 
 
 def _scene_cache() -> Finding:

@@ -1,7 +1,7 @@
 """`navprune prune`: a network, a method and a budget to a slim checkpoint."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -10,26 +10,37 @@ from typing import Any, cast
 
 import torch
 
-from navprune.commands.evidence import PruningOptions, material
-from navprune.comparisons import torch_pruning
+from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
 from navprune.costs.counting import cost
+from navprune.costs.counting import count as count_module
 from navprune.costs.latency import measure
+from navprune.costs.runtimes import runtime_of
 from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
-from navprune.models.build import build
+from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec
-from navprune.models.widths import widths
+from navprune.models.widths import widths, with_widths
 from navprune.progress import ProgressLine
+from navprune.pruning.config import (
+    KNOWN,
+    LATENCY,
+    LATENCY_MS,
+    Budget,
+    ClockConfig,
+    PruningConfig,
+    check_budget,
+    parse_budget,
+)
+from navprune.pruning.groups import Widths
 from navprune.pruning.losses import read_labelled
-from navprune.pruning.methods import NEEDS_BATCHES
-from navprune.pruning.prune import PruningResult, prune, resized
-from navprune.pruning.search import LATENCY, Widths
-from navprune.pruning.slim import Spec, encoder_of
-from navprune.pruning.trace import module_cost
+from navprune.pruning.methods import GATES, method_of
+from navprune.pruning.methods.base import BATCHES, CLOCK
+from navprune.pruning.prune import PruningResult, prune
+from navprune.pruning.slim import encoder_of
 from navprune.reports.plots import widths_figure
 from navprune.rl.checkpoints import PRUNED_FROM, PRUNING, WIDTHS, check_replaceable, save_checkpoint, was_pruned
 from navprune.rl.trainer import device_of
@@ -37,37 +48,44 @@ from navprune.source import CLASSIFIER, FOLDER, NAMED, WEIGHTS_FILE, Source
 
 
 def run_pruning(
-    text: str, method: str, budget: Mapping[str, float], out: Path, config: Config, **options: Any
+    text: str, asked: PruningConfig, out: Path, config: Config, *, seed: int = 0, frames_per_second: float | None = None
 ) -> PruningResult:
-    """Prune what is named (see `Source`) to a budget; writes a slim checkpoint, pruning.json and widths.png to `out`.
+    """Prune what is named (see `Source`) as `asked`; writes a slim checkpoint, pruning.json and widths.png to `out`.
 
-    `options` are the fields of `PruningOptions`. What scores and gates look at comes from the configured training
-    environments, of classifiers from labelled images.
+    What methods look at comes from the configured training environments, of classifiers from labelled images. `seed`
+    is that of initial weights, of chance in scores and of the order of observations. `frames_per_second` of training
+    the dense network, as `navprune benchmark training` measures it, say what the search costs.
     """
-    how, source = PruningOptions(**options), Source.parse(text)
-    _check_out(out, [source, *([Source.parse(how.teacher)] if how.teacher else [])])
+    if frames_per_second is not None and not frames_per_second > 0:
+        raise UserError(f"training runs at more than 0 frames per second, not at {frames_per_second:g}")
+    method, budget, source = method_of(asked.method or GATES), asked_budget(asked), Source.parse(text)
+    evidence = asked.evidence
+    _check_out(out, [source, *([Source.parse(evidence.teacher)] if evidence.teacher else [])])
     weights = source.kind in (WEIGHTS_FILE, FOLDER)
-    network = source.load(config, how.seed) if weights else unpruned(source, config, how.images)
+    network = source.load(config, seed) if weights else unpruned(source, config, evidence.images)
     spec = network.spec if isinstance(network, torch.nn.Module) else network
-    if how.images and not isinstance(spec, ClassifierSpec):
-        raise UserError(f"{how.images}: labelled images are for classifiers, which {text} is not; leave them out")
-    asked: dict[str, Any] = {"seed": how.seed, "config": how.search, "blocks": how.blocks}
-    if method == torch_pruning.TORCH_PRUNING:
-        cut = torch_pruning.prune(network, budget, count_cost, **asked)
-    else:
-        with ExitStack() as closing:
-            batches, loss = material(method, spec, how, config, closing)
-            device = device_of(config.trainer.device)
-            if LATENCY in budget:
-                share = latency_share(encoder_of(spec), how.latency_batch, how.latency_runtime, device)
-                asked["costs"] = {LATENCY: share}
-            asked |= {"batches": batches, "loss": loss, "gates": how.gates}
-            asked["device"] = device if method in NEEDS_BATCHES else "cpu"
-            cut = prune(network, method, budget, count_cost, **asked)
+    if evidence.images and not isinstance(spec, ClassifierSpec):
+        raise UserError(f"{evidence.images}: labelled images are for classifiers, which {text} is not; leave them out")
+    with ExitStack() as closing:
+        device = device_of(config.trainer.device)
+        timed = CLOCK in method.needs or budget.keys() & {LATENCY, LATENCY_MS}
+        clock = EncoderClock(encoder_of(spec), asked.clock, device) if timed else None
+        batches, loss = material(method, spec, evidence, config, seed, closing)
+        where = device if BATCHES in method.needs else "cpu"
+        cut = prune(network, asked, seed=seed, batches=batches, loss=loss, clock=clock, device=where)
     model = cast(PointNavPolicy | Classifier, cut.model)
     save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
-    write_pruning(out, pruning_json(cut, config.trainer.total_frames, how.frames_per_second))
+    write_pruning(out, pruning_json(cut, config.trainer.total_frames, frames_per_second))
     return cut
+
+
+def asked_budget(asked: PruningConfig) -> Budget:
+    """The budget of a configuration; raises UserError where it has none, or one of measures that nothing here takes."""
+    if asked.budget is None:
+        raise UserError("nothing says how much is to stay: give --budget, such as macs=0.5,parameters=0.45")
+    budget = parse_budget(asked.budget)
+    check_budget(budget, KNOWN)
+    return budget
 
 
 def _check_out(out: Path, sources: Sequence[Source]) -> None:
@@ -82,42 +100,62 @@ def _check_out(out: Path, sources: Sequence[Source]) -> None:
     check_writable(out.resolve().parent)
 
 
-def latency_share(
-    dense: EncoderSpec | ClassifierSpec,
-    batch_size: int = 1,
-    runtime: str = "eager",
-    device: str | torch.device = "cpu",
-    repeats: int = 40,
-) -> Callable[[Widths], float]:
-    """Widths -> share of the dense encoder's forward time: builds the encoder and measures it.
+class EncoderClock:
+    """Times encoders of other widths beside the dense one: builds each and measures it.
 
-    Each answer is the ratio of two medians of `repeats` passes; the two encoders take turns, so that a machine that
-    slows down slows both. It still varies by some per cent from one asking to the next. Raises UserError for a
-    classifier.
+    A share is the ratio of two medians of `repeats` passes; the two encoders take turns, so that a machine that slows
+    down slows both. It still varies by some per cent from one asking to the next. Raises UserError for a classifier,
+    and for an unknown runtime.
     """
-    if not isinstance(dense, EncoderSpec):
-        raise UserError(f"latency is measured of visual encoders, not of {dense.family}; budget macs and parameters")
-    whole = build(dense, 0)
-    units = sum(channels // dense.unit_channels[name] for name, channels in widths(dense).items())
-    line, asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)  # as many as a bisection asks
 
-    def share(channels: Widths) -> float:
-        small = build(resized(dense, channels), 0)
-        assert isinstance(whole, Encoder) and isinstance(small, Encoder)
-        rows = measure({"dense": whole, "slim": small}, [batch_size], [runtime], device, repeats)
-        saved = rows[1].saving_realised
-        if saved is None:
-            raise UserError(f"latency cannot be measured in {runtime}: {rows[1].note or rows[0].note}; use eager")
-        line.show(next(asked), f"{1 - saved:.0%} of the dense encoder's time", last=True)
-        return 1 - saved
+    def __init__(
+        self, dense: EncoderSpec | ClassifierSpec, config: ClockConfig, device: str | torch.device, repeats: int = 40
+    ) -> None:
+        if not isinstance(dense, EncoderSpec):
+            raise UserError(
+                f"latency is measured of visual encoders, not of {dense.family}; budget macs and parameters"
+            )
+        runtime_of(config.runtime)
+        self.dense, self.config, self.device, self.repeats = dense, config, device, repeats
+        self.whole = cast(Encoder, build(dense, 0))
+        units = sum(channels // dense.unit_channels[name] for name, channels in widths(dense).items())
+        # As many as a bisection asks.
+        self.line, self.asked = ProgressLine("latency", 1 + units.bit_length(), "networks"), count(1)
 
-    return share
+    def share(self, channels: Widths) -> float:
+        """The forward time at these widths as a share of the dense encoder's."""
+        dense, slim = self._medians(channels)
+        self.line.show(next(self.asked), f"{slim / dense:.0%} of the dense encoder's time", last=True)
+        return slim / dense
+
+    def milliseconds(self, channels: Widths) -> float:
+        """The forward time at these widths."""
+        _, slim = self._medians(channels)
+        self.line.show(next(self.asked), f"{slim:.3g} ms", last=True)
+        return slim
+
+    def _medians(self, channels: Widths) -> tuple[float, float]:
+        """Milliseconds of the dense encoder and of the one with these widths."""
+        small, how = cast(Encoder, build(resized(self.dense, channels), 0)), self.config
+        rows = measure(
+            {"dense": self.whole, "slim": small},
+            [how.batch],
+            [how.runtime],
+            self.device,
+            self.repeats,
+            threads=how.threads,
+        )
+        dense, slim = (row.median_ms for row in rows)
+        if dense is None or slim is None:
+            raise UserError(f"latency cannot be measured in {how.runtime}: {rows[1].note or rows[0].note}; use eager")
+        return dense, slim
 
 
-def count_cost(spec: EncoderSpec) -> dict[str, float]:
-    """What budgets refer to: multiply-accumulates and parameters in the convention of table 1."""
-    counted = cost(spec)
-    return {"macs": counted.table1_macs, "parameters": counted.table1_parameters}
+def resized(spec: EncoderSpec, channels: Widths) -> EncoderSpec:
+    """An encoder with other widths; blocks whose entry is 0 are removed."""
+    present = widths(spec)
+    other = with_widths(spec, {name: count for name, count in channels.items() if name in present})
+    return other.without_blocks([name for name, count in channels.items() if count == 0])
 
 
 def pruning_json(result: PruningResult, total_frames: int, frames_per_second: float | None = None) -> dict[str, Any]:
@@ -145,8 +183,8 @@ def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
     if isinstance(spec, EncoderSpec):
         return cost(spec).to_json()
     with torch.device("meta"):
-        model = build(spec)
-    return {"deployed": module_cost(model, torch.empty(1, *spec.input))({}), "input": list(spec.input)}
+        counted = count_module(build(spec), torch.empty(1, *spec.input))
+    return {"deployed": {"macs": counted.macs, "parameters": counted.parameters}, "input": list(spec.input)}
 
 
 def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
@@ -174,7 +212,7 @@ def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, eq
     return f"slim checkpoint in {out}; train it with\n  {shlex.join(words)}"
 
 
-def unpruned(source: Source, config: Config, images: Path | None) -> Spec:
+def unpruned(source: Source, config: Config, images: str | None) -> Spec:
     """The spec that has no weights yet; a classifier's name stands for one of labelled `images`, where given."""
     if source.kind != CLASSIFIER or images is None:
         return source.spec(config)

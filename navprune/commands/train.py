@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from navprune.commands.environments import check_sees, training_env
-from navprune.commands.prune import count_cost, with_costs, write_pruning
+from navprune.commands.prune import with_costs, write_pruning
 from navprune.config import Config, to_yaml
 from navprune.errors import UserError
 from navprune.machine import cores
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import PolicySpec
-from navprune.pruning.gradual import GradualPruning
+from navprune.pruning.gradual import TAYLOR, GradualPruning
 from navprune.pruning.recover import Distillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import read_spec
@@ -87,7 +87,8 @@ def _train(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResu
     cuts, lessons = gradual_pruning(config, policy), distillation(config, policy.spec)
     callbacks: list[Callback] = [callback for callback in (cuts, lessons) if callback]
     # What is written down is for going on, or for other runs: it must not move this one aside.
-    written = to_yaml(replace(config, trainer=replace(config.trainer, start=TrainerConfig.start)))
+    pruning = config.pruning and replace(config.pruning, method=config.pruning.method or TAYLOR)
+    written = to_yaml(replace(config, pruning=pruning, trainer=replace(config.trainer, start=TrainerConfig.start)))
     phases = phases_of(config.ppo, config.warm_start, callbacks)
     alone = config.env == "habitat" and group.on_machine == 1
     threads = config.trainer.threads or (cores() if alone else 1)
@@ -110,7 +111,7 @@ def gradual_pruning(config: Config, policy: PointNavPolicy) -> GradualPruning | 
     early = Source.parse(pruning.rewind).policy(config) if pruning.rewind else None
     begin = min(config.warm_start.frames, trainer.total_frames) if config.warm_start else 0
     frames, update = (begin, trainer.total_frames), config.ppo.steps * config.environments
-    return GradualPruning(pruning, policy, count_cost, frames=frames, update=update, seed=trainer.seed, early=early)
+    return GradualPruning(pruning, policy, frames=frames, update=update, seed=trainer.seed, early=early)
 
 
 def distillation(config: Config, student: PolicySpec) -> Distillation | None:

@@ -4,7 +4,7 @@ Every filter (or every input channel, or both) of all convolutions gets a score;
 the lowest, lies at or below one threshold. Units above it stay, and in each layer so many more, drawn at random from
 the others, that the number is a multiple of 8. Its `group_lasso` is the sum of squares, without both roots of the
 group lasso: as a penalty, that is weight decay, the same over filters as over channels. Methods and penalties of this
-package that do what the papers say are in `scores` and `penalties`.
+package that do what the papers say are in `pruning`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.classifiers import Vgg
-from navprune.pruning.scores import BOTH, CHANNELS, FILTERS
+from navprune.pruning.groups import BOTH, CHANNELS, FILTERS
 
 SUM_SQUARES, MEAN_ABS = "sum-squares", "mean-abs"
 RULES = {

@@ -1,35 +1,36 @@
-"""Forward time of encoders, and how much of the theoretical saving is real."""
+"""Time of networks in each runtime, measured in turn, and how much of the theoretical saving is real."""
 
 from __future__ import annotations
 
-import copy
+import math
 import platform
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from navprune.costs.counting import cost
-from navprune.errors import UserError
-from navprune.machine import compile_fault
-from navprune.models.encoders import Encoder
+from navprune.costs.counting import cost, count
+from navprune.costs.runtimes import runtime_of
+from navprune.costs.runtimes.base import Example, Runtime
+from navprune.models.spec import EncoderSpec
 
-RUNTIMES = ("eager", "compiled")
 Clock = Callable[[], float]
 """Seconds since any moment."""
 
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One encoder under one runtime and batch size; savings are shares of the first encoder's.
+    """One network under one runtime and batch size; savings are shares of the first network's.
 
     `saving_realised` is of the median time, `saving_theoretical` of the deployed multiply-accumulates. Where
-    the runtime does not work on this machine, the times are None and `note` says why.
+    the runtime does not work on this machine, the times are None and `note` says why and what to do.
     """
 
     model: str
@@ -40,77 +41,70 @@ class LatencyRow:
     saving_realised: float | None
     saving_theoretical: float
     note: str = ""
+    p99_ms: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""
         return asdict(self)
 
 
+def images_of(module: Any, batch_size: int) -> Example:
+    """Noise from 0 to 1 in the shape that a network's spec names, float32 [B, C, H, W], the same each time."""
+    return (torch.rand(batch_size, *module.spec.input, generator=torch.Generator().manual_seed(0)),)
+
+
+def deployed_macs(module: nn.Module, example: Example) -> int:
+    """Multiply-accumulates of one image by the deployed convention."""
+    spec = getattr(module, "spec", None)
+    return cost(spec).macs if isinstance(spec, EncoderSpec) else count(module, *example).macs
+
+
 def measure(
-    models: Mapping[str, Encoder],
+    models: Mapping[str, nn.Module],
     batch_sizes: Sequence[int] = (1, 8),
-    runtimes: Sequence[str] = RUNTIMES,
+    runtimes: Sequence[str] = ("eager",),
     device: str | torch.device = "cpu",
     repeats: int = 50,
     warmup: int = 5,
     progress: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
+    *,
+    threads: int | None = None,
+    example: Callable[[Any, int], Example] = images_of,
+    macs: Callable[[nn.Module, Example], int] = deployed_macs,
 ) -> list[LatencyRow]:
-    """Forward times of every encoder for each runtime and batch size, in that order of nesting.
+    """Forward times of every network for each runtime and batch size, in that order of nesting.
 
-    The encoders take turns, one forward pass each, so that a machine that slows down slows all of them alike.
-    `progress(done, total)` counts the combinations of runtime and batch size; `clock` gives seconds.
-    Raises UserError for an unknown runtime.
+    The networks take turns, one pass each, so that a machine that slows down slows all of them alike. `example(module,
+    batch_size)` gives the inputs of a network, by default of one whose spec has an `input`; `macs(module, inputs)` its
+    work. `progress(done, total)` counts the combinations of runtime and batch size; `clock` gives seconds; `threads`
+    are those of a CPU. Raises UserError for an unknown runtime.
     """
-    for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise UserError(f"unknown runtime {runtime!r}; known are {', '.join(RUNTIMES)}")
-    device = torch.device(device)
-    copies = {name: copy.deepcopy(model).to(device).eval() for name, model in models.items()}
-    cells = [(runtime, batch_size) for runtime in runtimes for batch_size in batch_sizes]
+    chosen, device = [runtime_of(name) for name in runtimes], torch.device(device)
+    work = {name: macs(module, example(module, 1)) for name, module in models.items()}
+    cells = [(runtime, batch_size) for runtime in chosen for batch_size in batch_sizes]
     rows: list[LatencyRow] = []
-    for done, (runtime, batch_size) in enumerate(cells, start=1):
-        seconds, notes = _measure_cell(copies, (runtime, batch_size), device, repeats, warmup, clock)
-        rows += _rows(copies, (runtime, batch_size), seconds, notes)
-        if progress:
-            progress(done, len(cells))
+    with threads_of(threads):
+        for done, (runtime, batch_size) in enumerate(cells, start=1):
+            examples = {
+                name: tuple(x.to(device) for x in example(module, batch_size)) for name, module in models.items()
+            }
+            runs, notes = _prepared(runtime, models, examples, device, warmup)
+            seconds = interleaved(runs, repeats, clock, device)
+            rows += _rows((runtime.name, batch_size), work, seconds, notes)
+            if progress:
+                progress(done, len(cells))
     return rows
 
 
-def device_name(device: str | torch.device = "cpu") -> str:
-    """The device in words, with the number of threads on a CPU."""
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Clock = time.perf_counter,
+    device: str | torch.device = "cpu",
+) -> dict[str, list[float]]:
+    """Seconds of each of `repeats` calls, which take turns: the n-th of one is paired with the n-th of another."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = named[0] if named else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-@torch.inference_mode()
-def _measure_cell(
-    models: Mapping[str, Encoder], cell: tuple[str, int], device: torch.device, repeats: int, warmup: int, clock: Clock
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds of each pass for the encoders that work, and the reasons of those that do not."""
-    runtime, batch_size = cell
-    runs: dict[str, Callable[[], Tensor]] = {}
-    notes: dict[str, str] = {}
-    torch._dynamo.reset()  # else earlier batch sizes use up the limit of recompilations
-    if runtime == "compiled" and device.type == "cpu" and (fault := compile_fault()):
-        return {}, dict.fromkeys(models, fault)
-    for name, model in models.items():
-        run = _runner(model, runtime, torch.rand(batch_size, *model.spec.input, device=device))
-        try:
-            for _ in range(warmup):
-                run()
-        except Exception as error:  # whatever a compiler's backend raises is the answer for this row
-            if runtime == "eager":
-                raise
-            notes[name] = str(error).strip().splitlines()[0]
-        else:
-            runs[name] = run
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -119,13 +113,72 @@ def _measure_cell(
             run()
             _synchronise(device)
             seconds[name].append(clock() - start)
-    return seconds, notes
+    return seconds
 
 
-def _runner(model: Encoder, runtime: str, images: Tensor) -> Callable[[], Tensor]:
-    # Full graph, or a part that cannot be compiled would run eagerly under the name of the compiled.
-    forward = torch.compile(model, dynamic=False, fullgraph=True) if runtime == "compiled" else model
-    return lambda: forward(images)
+def ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """The median of first / second over paired calls, and half the width of its 95 % interval.
+
+    The interval lies between two of the sorted ratios, whatever their distribution: the k-th from either end, where
+    k - 1 of n tosses of a coin or fewer fall on one side in 2.5 % of the cases at most (David and Nagaraja, Order
+    Statistics, 2003, 7.1). It is infinite for fewer than six pairs.
+    """
+    ratios = np.sort(np.asarray(first, float) / np.asarray(second, float))
+    pairs = len(ratios)
+    k, ways, below = 0, 1, 1  # of the 2^n outcomes: those with k heads, with at most k
+    while 40 * below <= 2**pairs:
+        ways = ways * (pairs - k) // (k + 1)
+        k, below = k + 1, below + ways
+    return float(np.median(ratios)), float(ratios[-k] - ratios[k - 1]) / 2 if k else math.inf
+
+
+@contextmanager
+def threads_of(count: int | None) -> Iterator[None]:
+    """Within the context torch, and what takes its number, computes with so many threads; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def device_name(device: str | torch.device = "cpu", threads: int | None = None) -> str:
+    """The device in words, with the number of threads on a CPU, by default torch's."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = named[0] if named else platform.processor() or platform.machine()
+    return f"{name}, {threads or torch.get_num_threads()} threads"
+
+
+def _prepared(
+    runtime: Runtime,
+    models: Mapping[str, nn.Module],
+    examples: Mapping[str, Example],
+    device: torch.device,
+    warmup: int,
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """What runs, warm, of the networks that work, and the reasons of those that do not."""
+    if note := runtime.missing(device):
+        return {}, dict.fromkeys(models, note)
+    runs: dict[str, Callable[[], object]] = {}
+    notes: dict[str, str] = {}
+    for name, module in models.items():
+        try:
+            run = partial(runtime.prepare(module, examples[name]), *examples[name])
+            for _ in range(warmup):
+                run()
+        except Exception as error:  # whatever a compiler or exporter raises is the answer for this row
+            if runtime.name == "eager":
+                raise
+            notes[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+        else:
+            runs[name] = run
+    return runs, notes
 
 
 def _synchronise(device: torch.device) -> None:
@@ -134,18 +187,14 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _rows(
-    models: Mapping[str, Encoder], cell: tuple[str, int], seconds: Mapping[str, list[float]], notes: Mapping[str, str]
+    cell: tuple[str, int], macs: Mapping[str, int], seconds: Mapping[str, list[float]], notes: Mapping[str, str]
 ) -> list[LatencyRow]:
-    first = next(iter(models))
-    macs = {name: cost(model.spec).macs for name, model in models.items()}
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    first = next(iter(macs))
+    times = {name: 1e3 * np.quantile(taken, (0.5, 0.95, 0.99)) for name, taken in seconds.items()}
     rows = []
-    for name in models:
-        median = p95 = realised = None
-        if name in medians:
-            median, p95 = 1e3 * medians[name], 1e3 * float(torch.tensor(seconds[name]).quantile(0.95))
-            realised = 1 - medians[name] / medians[first] if first in medians else None
+    for name in macs:
+        median, p95, p99 = map(float, times[name]) if name in times else (None,) * 3
+        realised = None if median is None or first not in times else 1 - median / float(times[first][0])
         theoretical = 1 - macs[name] / macs[first] if macs[first] else 0.0
-        note = notes.get(name, "")
-        rows.append(LatencyRow(name, *cell, median, p95, realised, theoretical, note))
+        rows.append(LatencyRow(name, *cell, median, p95, realised, theoretical, notes.get(name, ""), p99))
     return rows

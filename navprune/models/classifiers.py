@@ -38,7 +38,7 @@ CLASSIFIERS = (*RESNET_FAMILIES, "vgg16_bn", "cifar_vgg16_bn")
 class ClassifierSpec:
     """A classifier of images `input` [C, H, W]: its family, blocks of each stage (of ResNets) and every free width.
 
-    `widths` are named after the first layer that writes them, as `groups_of` names its groups: the trunk of a
+    `widths` are named after the first layer that writes them, as a `Structure` names its groups: the trunk of a
     stage after the last convolution of its first block or, where the stem leads into it, "conv1". Raises UserError
     where these contradict each other.
     """

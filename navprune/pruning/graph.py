@@ -116,16 +116,15 @@ def tensors_in(value: Any) -> Iterator[Any]:
             yield from tensors_in(part)
 
 
-def features_kept(module: nn.Module, example: Example) -> list[tuple[str, str]]:
-    """Modules and those of their attributes in which `forward` keeps tensors that it does not read again."""
-    ghost, graph = shaped_graph(module, example)
+def features_kept(ghost: nn.Module, graph: fx.Graph) -> tuple[tuple[str, str], ...]:
+    """Modules of a `shaped_graph` and those of their attributes in which `forward` keeps tensors for others to read."""
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    return [
+    return tuple(
         (name, key)
         for name, part in ghost.named_modules()
         for key, value in vars(part).items()
         if any(isinstance(t, fx.Proxy) for t in tensors_in(value)) and f"{name}.{key}".lstrip(".") not in read
-    ]
+    )
 
 
 class _MisfitError(Exception):

@@ -6,16 +6,19 @@ what the recurrent policy will ask of the encoder.
 
 *PPO*: its own loss on rollouts of the policy itself, as it is at the time.
 
-*Classification*: the cross-entropy of labelled images (`scores.classification_loss`).
+*Classification*: the cross-entropy of labelled images.
+
+*Distillation*: the difference from what a teacher answers.
 """
 
 from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from navprune.errors import UserError
+from navprune.models.modes import evaluating
 from navprune.models.policy import PointNavPolicy
+from navprune.pruning.graph import reason_of
 from navprune.pruning.groups import encoder_in
-from navprune.pruning.scores import outputs
 from navprune.rl.monitor import Timers
 from navprune.rl.ppo import PPO, PPOConfig
 from navprune.rl.rollouts import Actor
@@ -38,6 +42,41 @@ EXPERT = "expert"
 ACTIONS = 4  # stop, forward, left, right
 
 Batch = Mapping[str, Tensor]
+Answer = TypeVar("Answer")
+
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> scalar. A batch is whatever the loss reads."""
+
+Batches = Iterable[Any] | Callable[[nn.Module], Iterable[Any]]
+"""Batches, or a function of the network that is looked at that draws them."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a score may look at beside the weights.
+
+    `generator` is what chance comes from; `batches` and `loss` are asked for by some scores alone.
+    """
+
+    generator: torch.Generator
+    batches: Batches | None = None
+    loss: LossFunction | None = None
+
+    def of(self, model: nn.Module) -> Evidence:
+        """The same, with batches that were drawn for this network where they are a function of it."""
+        return replace(self, batches=self.batches(model)) if callable(self.batches) else self
+
+    def drawn(self, method: str) -> Iterator[Any]:
+        """The batches; raises UserError, with the method's name, where there are none."""
+        batch = None
+        if isinstance(self.batches, Tensor) or not isinstance(self.batches, Iterable | None):
+            kind = type(self.batches).__name__
+            raise UserError(f"{method!r} scores look at batches, not at one {kind}: give a list of them")
+        for batch in self.batches or ():
+            yield batch
+        if batch is None:
+            raise UserError(f"{method!r} scores need batches of the network's inputs: give at least one")
 
 
 class Imitation(nn.Module):
@@ -99,6 +138,77 @@ class PPOTask:
         for module in model.modules():  # acting put it into evaluation, in which cuDNN cannot differentiate it
             module.training |= isinstance(module, nn.RNNBase)
         return self.ppo.loss(model, rows).total
+
+
+def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of (images [B, C, H, W], labels int64 [B]), the mean over the batch.
+
+    Raises UserError for labels that do not fit the images or the classes.
+    """
+    logits, labels = outputs(model, batch), batch[1]
+    if labels.shape != logits.shape[:1] or not (0 <= labels.min() and labels.max() < logits.shape[1]):
+        count, classes = logits.shape
+        raise UserError(f"a batch of {count} images needs {count} labels from 0 to {classes - 1}, one for each image")
+    return F.cross_entropy(logits, labels.to(logits.device))
+
+
+def distillation_loss(teacher: nn.Module) -> LossFunction:
+    """The loss that compares a model's outputs with a teacher's: their mean squared difference.
+
+    Of an encoder or a policy, the encoder's features; of a classifier, the logits (Ba & Caruana, NeurIPS 2014). It
+    has no slope at the teacher itself. Raises UserError where the two differ in shape.
+    """
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad(), evaluating(teacher):
+            wanted = outputs(teacher, batch)
+        found = outputs(model, batch)
+        if found.shape != wanted.shape:
+            shapes = f"{list(wanted.shape[1:])} and the network {list(found.shape[1:])}"
+            raise UserError(f"the teacher answers {shapes} to an input: give the network that this one was cut from")
+        return F.mse_loss(found, wanted.to(found))
+
+    return loss
+
+
+def run_batch(method: str, run: Callable[[nn.Module, Any], Answer], model: nn.Module, batch: Any) -> Answer:
+    """What `run` makes of a model and a batch; raises UserError, with the method's name, for one that does not fit."""
+    try:
+        return run(model, batch)
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        complaint = f"a batch does not fit the network ({reason_of(error)}); check the shapes it holds"
+        raise UserError(f"{method}: {complaint}") from error
+
+
+def loss_of(method: str, loss: LossFunction, model: nn.Module, batch: Any) -> Tensor:
+    """The loss of a batch, a scalar with a slope; raises UserError as `run_batch`, or for any other value."""
+    value = run_batch(method, loss, model, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"a tensor of {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"{method}: the loss of a batch is {found}: give one number that depends on the network")
+    return value.reshape(())
+
+
+def outputs(model: nn.Module, batch: Any) -> Tensor:
+    """What a model says of a batch: images, (images, labels), or observations by name, which its encoder reads.
+
+    Raises UserError where it lacks an observation, or images have another shape than the network's input.
+    """
+    device = next(model.parameters()).device
+    if isinstance(batch, Mapping):
+        _, model = encoder_in(model)
+        if missing := [name for name in model.spec.observations if name not in batch]:
+            raise UserError(f"a batch lacks {missing[0]!r}, which the network sees; it holds {', '.join(batch)}")
+        images = model.images({name: value.to(device) for name, value in batch.items()})
+    else:
+        images = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+    wanted = getattr(getattr(model, "spec", None), "input", None)
+    if wanted and tuple(images.shape[1:]) != tuple(wanted):
+        shape = list(images.shape[1:])
+        raise UserError(f"a batch holds images of {shape} and the network sees {list(wanted)}; make them alike")
+    return model(images)
 
 
 def collect_observations(env: VectorEnv, steps: int, rng: np.random.Generator, wander: float = 0.2) -> Batch:

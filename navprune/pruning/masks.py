@@ -8,22 +8,22 @@ is reported.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from navprune.costs.counting import module_layers, total
 from navprune.errors import UserError
-from navprune.models.encoders import ChannelGroup
 from navprune.models.modes import evaluating
 from navprune.models.policy import PointNavPolicy
-from navprune.pruning.groups import Keep, checked_keep, units
-from navprune.pruning.scores import SCORES, Evidence, block_of, loss_of, mean_magnitudes, outputs, run_batch
-from navprune.pruning.search import Shares, Widths, largest, search
+from navprune.pruning.groups import Keep, block_of, checked_keep
+from navprune.pruning.losses import Evidence, loss_of, outputs, run_batch
+from navprune.pruning.methods.scores import SCORES, mean_magnitudes
+from navprune.pruning.search import largest, search
 from navprune.pruning.slim import cut_group
+from navprune.pruning.structure import Structure, structure_of
 
 POLICY_HEADS = ("action_distribution.linear", "critic.fc")
 
@@ -144,47 +144,45 @@ def apportioned(count: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def structured_masks(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep) -> Masks:
+def structured_masks(structure: Structure, keep: Keep) -> Masks:
     """Masks of exactly the weights that `slim` takes away at this `keep`, {group name: bool [units]}."""
-    masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}
+    groups, parameters = structure.everything, dict(structure.model.named_parameters())
+    masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in parameters.items()}
     places = {name: torch.arange(mask.numel(), dtype=torch.int32).view(mask.shape) for name, mask in masks.items()}
-    for name, place in _cut(places, groups, checked_keep(list(groups), keep)).items():
+    keep = checked_keep(groups, keep)
+    gone = tuple(f"{block_of(group)}." for group in groups if group.block and not keep[group.name])
+    left = {name: place for name, place in places.items() if not (gone and name.startswith(gone))}
+    for group in structure.channels:
+        cut_group(left, group, keep[group.name])
+    for name, place in left.items():
         masks[name].view(-1)[place.flatten().long()] = True
     return masks
 
 
-def _cut(tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: Keep) -> dict[str, Tensor]:
-    """What is left of tensors that have the shapes of a model's parameters."""
-    gone = tuple(f"{block_of(group)}." for group in groups if group.block and not keep[group.name])
-    left = {name: tensor for name, tensor in tensors.items() if not (gone and name.startswith(gone))}
-    for group in groups:
-        if not group.block:
-            cut_group(left, group, keep[group.name])
-    return left
-
-
-def unit_masks(score: str, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False) -> Masks:
+def unit_masks(
+    score: str,
+    model: nn.Module,
+    evidence: Evidence,
+    compression: float,
+    classifier: bool = False,
+    structure: Structure | None = None,
+) -> Masks:
     """Keep the units of best score, as `search` does, until all parameters shrink by the ratio within 1 %.
 
-    What the last layer says is no unit, whatever `classifier` says.
+    What the last layer says is no unit, whatever `classifier` says. The model's `structure` is asked for where it
+    takes an example of the input, or offers whole blocks.
     """
-    groups = evidence.groups(model)
-    scores = SCORES[score](model, evidence)
+    structure = structure or structure_of(model)
+    scores = SCORES[score](structure, evidence)
     kept_weights(model, dict(model.named_parameters()), compression)
-    keep = search(groups, scores, _size_of(model, groups), {"parameters": 1 / compression})
-    return structured_masks(model, groups, keep)
-
-
-def _size_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> Shares:
-    """{group name: channels} -> the share of the parameters that is left."""
-    shapes = {name: torch.empty(p.shape, device="meta") for name, p in model.named_parameters()}
-    total = sum(shape.numel() for shape in shapes.values())
-
-    def share(widths: Widths) -> dict[str, float]:
-        keep = {group.name: torch.arange(units(group)) < widths[group.name] // group.unit for group in groups}
-        return {"parameters": sum(tensor.numel() for tensor in _cut(shapes, groups, keep).values()) / total}
-
-    return share
+    whole = structure.parameters({})
+    keep = search(
+        structure.groups,
+        scores,
+        lambda widths: {"parameters": structure.parameters(widths) / whole},
+        {"parameters": 1 / compression},
+    )
+    return structured_masks(structure, keep)
 
 
 Strategy = Callable[..., Masks]
@@ -226,19 +224,10 @@ def compression_ratio(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
 
 def theoretical_speedup(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor) -> float:
     """Multiply-adds of convolutions and linear layers over those left when masked weights cost nothing."""
-    weights = {layer: f"{name}.weight" for name, layer in weighted_layers(model).items()}
-    positions = dict.fromkeys(weights, 0)
-
-    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        positions[layer] += output.numel() // len(layer.get_parameter("weight"))
-
-    with ExitStack() as hooks, evaluating(model), torch.no_grad():
-        for layer in positions:
-            hooks.enter_context(layer.register_forward_hook(count))
-        run_batch("theoretical speedup", outputs, model, example)
-    whole = sum(times * layer.get_parameter("weight").numel() for layer, times in positions.items())
-    pruned = {layer: masks[weight] for layer, weight in weights.items() if weight in masks}
-    lost = sum(positions[layer] * int((~mask).sum()) for layer, mask in pruned.items())
+    layers = run_batch("theoretical speedup", module_layers, model, example)
+    whole = total(layers, {})["macs"]
+    positions = {f"{layer.module}.weight": layer.positions for layer in layers if layer.taps}
+    lost = sum(times * int((~masks[name]).sum()) for name, times in positions.items() if name in masks)
     return whole / (whole - lost) if lost < whole else float("inf")
 
 

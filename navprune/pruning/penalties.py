@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.groups import spread, units
-from navprune.pruning.scores import BOTH, CHANNELS, FILTERS, block_layers, unit_weights
+from navprune.pruning.groups import BOTH, CHANNELS, FILTERS, block_layers, spread, unit_weights, units
 
 
 def group_lasso(model: nn.Module, groups: Sequence[ChannelGroup], over: str = FILTERS) -> Tensor:

@@ -1,9 +1,9 @@
-"""Pruning end to end: score or learn gates, search the widths under a budget, slim."""
+"""Pruning end to end: a method chooses what stays of a network's structure under a budget, and it is slimmed."""
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any, cast
 
@@ -11,25 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
-from navprune.models.build import build
+from navprune.models.build import Spec, build
 from navprune.models.classifiers import ClassifierSpec
-from navprune.models.encoders import ChannelGroup, Encoder
-from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
-from navprune.models.widths import widths, with_widths
-from navprune.pruning.gates import GateConfig, learn_gates
+from navprune.models.spec import renumbered
+from navprune.pruning.config import (
+    LATENCY,
+    LATENCY_MS,
+    MEASURES,
+    PruningConfig,
+    SearchConfig,
+    check_budget,
+    parse_budget,
+)
 from navprune.pruning.graph import Example
-from navprune.pruning.groups import Keep, groups_of, is_inner, units
-from navprune.pruning.losses import Imitation
-from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES, TORCH_PRUNING
-from navprune.pruning.scores import SCORES, Evidence, LossFunction, Scores, classification_loss
-from navprune.pruning.search import MEASURES, Budget, SearchConfig, Share, Shares, Widths, check_budget, search
-from navprune.pruning.slim import Spec, encoder_of, slim, with_encoder
-from navprune.pruning.trace import module_cost
-
-CountCost = Callable[[EncoderSpec], Mapping[str, float]]
-"""An encoder's multiply-accumulates and parameters, {"macs", "parameters"}, as `costs.counting` has them."""
-Batches = Iterable[Any] | Callable[[nn.Module], Iterable[Any]]
-"""Batches, or a function of the network that is looked at that draws them."""
+from navprune.pruning.losses import Batches, Evidence, LossFunction, classification_loss
+from navprune.pruning.methods import GATES, method_of
+from navprune.pruning.methods.base import Clock, Context, Method, Outcome, Scores
+from navprune.pruning.search import Share
+from navprune.pruning.structure import Structure, structure_of
 
 
 @dataclass(frozen=True)
@@ -90,91 +89,82 @@ class PruningResult:
 
 def prune(
     network: nn.Module | Spec,
-    method: str,
-    budget: Budget,
-    cost: CountCost | None = None,
+    config: PruningConfig,
     *,
     seed: int = 0,
     batches: Batches | None = None,
     loss: LossFunction | None = None,
-    gates: GateConfig | None = None,
-    config: SearchConfig | None = None,
+    clock: Clock | None = None,
     costs: Mapping[str, Share] | None = None,
-    blocks: bool = False,
     example: Example | None = None,
     device: torch.device | str = "cpu",
 ) -> PruningResult:
     """Prune an encoder, a policy, a classifier or any module that can be traced with an `example` of its input.
 
-    A spec begins with random weights from `seed`. `budget` {measure: share} refers to the dense network and is met
-    from below as `search` says under `config`: "macs" and "parameters" by `cost` of the encoder's spec, without an
-    encoder those of the whole network as it runs (`module_cost`), further measures by `costs`, {name: widths ->
-    share}. With `blocks` residual blocks may go whole. What is built from a spec is looked at on `device`.
+    A spec begins with random weights from `seed`. The budget refers to the dense network and is met from below as
+    `search` says: macs and parameters as `Structure.cost` counts them, latency by the `clock`, further measures by
+    `costs`, {name: widths -> share}. What is built from a spec is looked at on `device`.
 
-    Scores that need them look at `batches`, some through `loss(model, batch)`. Gates need batches, too; their loss is
-    by default imitation, of classifiers classification; they start from random weights of `gates.expansion` times the
-    width whatever `network` holds (without a spec, from its own weights and widths), and leave trunks and stem so wide.
-    Torch-Pruning takes no `config`, and its `keep` is of channels. Raises UserError for an unknown method, weights that
-    do not fit the spec, or a budget that cannot be met.
+    Methods that need them look at `batches`, some through `loss(model, batch)`, by default classification for
+    classifiers and imitation for gates of agents. What else the method is and does, it says in `methods`. Raises
+    UserError for an unknown method, weights that do not fit the spec, or a budget that cannot be met.
     """
-    config, costs, gates = config or SearchConfig(), costs or {}, (gates or GateConfig()) if method == GATES else None
-    _check(method, budget, costs)
+    if config.budget is None:
+        raise UserError("nothing says how much is to stay: give a budget, such as macs=0.5,parameters=0.45")
+    method, budget = method_of(config.method or GATES), parse_budget(config.budget)
+    by_clock = {LATENCY: clock.share, LATENCY_MS: clock.milliseconds} if clock else {}
+    measured = {name: _remembered(share) for name, share in {**by_clock, **(costs or {})}.items() if name in budget}
+    check_budget(budget, (*MEASURES, *measured))
+    _check_offered(method, config)
     began, dense = time.perf_counter(), checked_spec(network)
-    model = _looked_at(network, dense, gates, seed, device)
-    groups, initial = groups_of(model, example, blocks=blocks), weights_hash(model)
-    shares = shares_of(dense or _spec_within(model) or model, cost, example)
-    measured = {name: _remembered(share) for name, share in costs.items() if name in budget}
-    drawn = batches(model) if callable(batches) else batches
-    own = {group.name: group.channels for group in groups if not group.block}
-    before = widths(encoder_of(dense)) if dense else own  # with gates not those of the network that is searched
-    _check_reach(groups, method, shares, budget, config, before)
-    evidence = Evidence(torch.Generator().manual_seed(seed), drawn, loss, example, blocks)
-    scores, losses = _scored(model, method, evidence, gates)
-    keep = search(groups, scores, shares, budget, config, measured, before)
+    model = network if isinstance(network, nn.Module) else build(network, seed).to(device)
+    structure = structure_of(model, example, blocks=config.blocks)
+    loss = loss or (classification_loss if isinstance(dense, ClassifierSpec) else None)
+    evidence = Evidence(torch.Generator().manual_seed(seed), batches, loss)
+    found = method.run(structure, budget, Context(config, evidence, measured, clock, seed, device))
     search_seconds = time.perf_counter() - began
     return PruningResult(
-        model=slim(model, keep, example).cpu(),
+        model=(found.model or found.searched.slim(found.keep)).cpu(),
         dense=dense,
-        method=method,
-        budget=dict(budget),
-        **_left(before, groups, keep, shares, measured),
-        keep=keep,
-        scores=scores,
+        method=method.name,
+        budget=budget,
+        **_left(structure, found, measured),
+        keep=found.keep,
+        scores=found.scores,
         seed=seed,
         seconds=time.perf_counter() - began,
         search_seconds=search_seconds,
-        initial_weights=initial,
-        settings={"search": asdict(config), "blocks": blocks} | ({"gates": asdict(gates)} if gates else {}),
-        losses=tuple(losses),
+        initial_weights=weights_hash(found.searched.model),
+        settings=_settings(method, config),
+        losses=tuple(found.losses),
     )
 
 
-def _check(method: str, budget: Budget, costs: Iterable[str]) -> None:
-    if method not in METHODS:
-        raise UserError(f"unknown pruning method {method!r}; known are {', '.join(METHODS)}")
-    if method == TORCH_PRUNING:
-        raise UserError("torch-pruning is a control: navprune.comparisons.torch_pruning.prune runs it")
-    check_budget(budget, (*MEASURES, *costs))
+def _check_offered(method: Method, config: PruningConfig) -> None:
+    """Raise UserError for options of the search under a method that does not search."""
+    own, usual = _settings_of_search(config), _settings_of_search(PruningConfig())
+    if not method.searches and (config.blocks or own | {"tolerance": None} != usual | {"tolerance": None}):
+        raise UserError(f"{method.name} knows no limits, minimum, multiple, scope or blocks: leave them out")
 
 
-def _looked_at(
-    network: nn.Module | Spec, dense: Spec | None, gates: GateConfig | None, seed: int, device: torch.device | str
-) -> nn.Module:
-    """The network with its weights, or random ones; for gates, where it has a spec, a wider one with random ones."""
-    if gates and dense:
-        network = expanded(dense, gates.expansion)
-    return network if isinstance(network, nn.Module) else build(network, seed).to(device)
+def _settings(method: Method, config: PruningConfig) -> dict[str, Any]:
+    """The options that the method made use of, as `pruning.json` holds them."""
+    search = {"search": _settings_of_search(config), "blocks": config.blocks} if method.searches else {}
+    return search | ({method.options: asdict(getattr(config, method.options))} if method.options else {})
 
 
-def _left(
-    before: Widths, groups: Sequence[ChannelGroup], keep: Keep, shares: Shares, measured: Mapping[str, Share]
-) -> dict[str, Any]:
+def _settings_of_search(config: SearchConfig) -> dict[str, Any]:
+    return {option.name: getattr(config, option.name) for option in fields(SearchConfig)}
+
+
+def _left(dense: Structure, found: Outcome, measured: Mapping[str, Share]) -> dict[str, Any]:
     """What a cut leaves, as fields of `PruningResult`: "reached", "widths" and "blocks"."""
-    kept = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
-    removed = tuple(group.name for group in groups if group.block and not kept[group.name])
+    left = found.widths or found.searched.widths_of(found.keep)
+    removed = tuple(group.name for group in dense.blocks if left.get(group.name) == 0)
+    after = {name: left[name] if renumbered(name, removed) else 0 for name in dense.widths}
     return {
-        "reached": {**shares(kept), **{name: share(kept) for name, share in measured.items()}},
-        "widths": {name: (count, kept[name] if renumbered(name, removed) else 0) for name, count in before.items()},
+        "reached": {**dense.shares(left), **{name: share(left) for name, share in measured.items()}},
+        "widths": {name: (count, after[name]) for name, count in dense.widths.items()},
         "blocks": removed,
     }
 
@@ -198,81 +188,10 @@ def checked_spec(network: nn.Module | Spec) -> Spec | None:
     return spec
 
 
-def _check_reach(
-    groups: Sequence[ChannelGroup], method: str, shares: Shares, budget: Budget, config: SearchConfig, dense: Widths
-) -> None:
-    """Raise UserError for limits or a budget that no scores could meet, before minutes go into scores."""
-    if method not in NEEDS_BATCHES:
-        return
-    cut = [group for group in groups if method != GATES or is_inner(group) or group.block]
-    if exact := {name: budget[name] for name in MEASURES if name in budget}:
-        alike = {group.name: torch.ones(units(group)) for group in cut}
-        search(groups, alike, shares, exact, replace(config, tolerance=1.0), dense=dense)
-
-
-def _spec_within(model: nn.Module) -> EncoderSpec | None:
-    """That of an encoder of ours in somebody's module: its own groups are cut, whatever lies around it."""
-    return next((module.spec for module in model.modules() if isinstance(module, Encoder)), None)
-
-
-def _scored(model: nn.Module, method: str, evidence: Evidence, gates: GateConfig | None) -> tuple[Scores, list[float]]:
-    """Scores of the units, and the losses of gates."""
-    classifier = isinstance(getattr(model, "spec", None), ClassifierSpec)
-    loss = evidence.loss or (classification_loss if classifier else None)
-    if gates is None:
-        return SCORES[method](model, replace(evidence, loss=loss)), []
-    if evidence.batches is None:
-        raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
-    if loss is None and _spec_within(model) is None:
-        raise UserError("gates follow a loss: give one, such as classification_loss")
-    loss = loss or Imitation(model, evidence.generator)
-    return learn_gates(model, evidence.batches, loss, gates, example=evidence.example, blocks=evidence.blocks)
-
-
-def shares_of(network: nn.Module | Spec, cost: CountCost | None = None, example: Example | None = None) -> Shares:
-    """Widths -> shares of multiply-accumulates and parameters of the dense network; `cost` and `example` as `prune`."""
-    count = _count(network, cost, example)
-    whole = count({})
-    return lambda channels: {name: found / whole[name] for name, found in count(channels).items() if name in MEASURES}
-
-
-def _count(
-    network: nn.Module | Spec, cost: CountCost | None, example: Example | None
-) -> Callable[[Widths], Mapping[str, float]]:
-    """Widths -> multiply-accumulates and parameters."""
-    if isinstance(network, EncoderSpec | PolicySpec):
-        encoder = cast(EncoderSpec, encoder_of(network))
-        if cost is None:
-            raise UserError("what an encoder costs depends on the convention: give `cost`: commands.prune.count_cost")
-        return lambda channels: cost(resized(encoder, channels))
-    if isinstance(network, ClassifierSpec):
-        example = torch.empty(1, *network.input)
-        with torch.device("meta"):
-            network = build(network)
-    if example is None:
-        raise UserError(f"{type(network).__name__} comes from no spec: give an example of its input")
-    return module_cost(network, example)
-
-
-def resized(spec: EncoderSpec, channels: Widths) -> EncoderSpec:
-    """An encoder with other widths; blocks whose entry is 0 are removed."""
-    present = widths(spec)
-    other = with_widths(spec, {name: count for name, count in channels.items() if name in present})
-    return other.without_blocks([name for name, count in channels.items() if count == 0])
-
-
 def _remembered(share: Share) -> Share:
     """The same function, asked once for the same widths: a measurement does not repeat."""
     ask = lru_cache(maxsize=None)(lambda items: share(dict(items)))
     return lambda channels: ask(tuple(sorted(channels.items())))
-
-
-def expanded(spec: Spec, factor: float) -> Spec:
-    """The same network with every free width multiplied by `factor`, rounded to whole units."""
-    own = encoder_of(spec)
-    units = own.unit_channels if isinstance(own, EncoderSpec) else dict.fromkeys(own.widths, 1)
-    wider = {name: max(1, round(factor * count / units[name])) * units[name] for name, count in widths(own).items()}
-    return with_encoder(spec, with_widths(own, wider))
 
 
 def weights_hash(model: nn.Module) -> str:

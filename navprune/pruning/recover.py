@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy, PolicyOutput
 from navprune.models.spec import EncoderSpec, PolicySpec
-from navprune.pruning.slim import slim
+from navprune.pruning.structure import structure_of
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_policy, read_spec
 from navprune.rl.group import ENVIRONMENTS, Group
@@ -141,7 +141,7 @@ def rewound(keep: Mapping[str, Tensor], early: PointNavPolicy) -> PointNavPolicy
 
     `keep` is {group name: bool [units]} of the dense network. Raises UserError where it does not fit `early`.
     """
-    return cast(PointNavPolicy, slim(early, keep))
+    return cast(PointNavPolicy, structure_of(early).slim(keep))
 
 
 def rewound_checkpoint(pruned: Path, early: Path | str) -> PointNavPolicy:

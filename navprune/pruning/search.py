@@ -14,33 +14,22 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import combinations_with_replacement, islice, pairwise
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from navprune.checks import bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.groups import units
+from navprune.pruning.config import MEASURES, Budget, SearchConfig, check_budget
+from navprune.pruning.groups import Widths, units
 
-MEASURES = ("macs", "parameters")
-LATENCY = "latency"
-SCOPES = ("global", "layer")
 MEASURED_TOLERANCE = 0.05
 """How far below its budget a measured cost may end (relative): clocks do not repeat to one per cent."""
 TILTS = 14  # halvings of theta: beyond, no unit changes its place
 RELEASES = 300  # sets of units above the threshold that are tried to give way to others before a budget is refused
-
-Budget = Mapping[str, float]
-"""Largest share of the dense network for each measure, in (0, 1]."""
-
-Widths = Mapping[str, int]
-"""{group name: channels}; of a block 1, or 0 where it is removed."""
 
 Share = Callable[[Widths], float]
 Shares = Callable[[Widths], Mapping[str, float]]
@@ -49,74 +38,6 @@ Shares = Callable[[Widths], Mapping[str, float]]
 
 class BudgetUnmet(UserError):
     """A budget that cannot be met within its tolerance, with the nearest that was found."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """What a search may cut, and how."""
-
-    scope: str = chosen("global", SCOPES)
-    """global: one threshold for all layers; layer: the same share of each, its best units."""
-    limits: Mapping[str, float] = field(default_factory=dict)
-    """Largest kept share of layers by pattern, such as {"stage4.*": 0.3}; in (0, 1]."""
-    minimum: int = bounded(1, 1)
-    """Units that stay of every width; at least 1."""
-    minimum_share: float = bounded(0.0, 0, 1)
-    """Share that stays of every width; from 0 to 1."""
-    multiple: int = bounded(1, 1)
-    """Kept channels are multiples of this, and at least so many, or all of a width; at least 1."""
-    tolerance: float = bounded(0.01, 0, 1)
-    """How far below its budget the tightest measure may end, relative; from 0 to 1."""
-
-    def __post_init__(self) -> None:
-        check_fields("search", self)
-        _check_shares("limits", "the layer", self.limits)
-
-
-def parse_shares(option: str, text: str, names: Sequence[str] = ()) -> dict[str, float]:
-    """Read `macs=0.5,parameters=0.45`: each of `names` (or any name) at most once, with a number.
-
-    Raises UserError, naming the `option`, on anything else.
-    """
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not name or name in shares or (names and name not in names):
-            known, example = " or ".join(names) or "NAME=SHARE", f"{names[0] if names else 'stage4.*'}=0.5"
-            reason = f"cannot read {part.strip()!r}; write {known}, each once, as in {example}"
-            raise UserError(f"{option} {text!r}: {reason}")
-        try:
-            shares[name] = float(value)
-        except ValueError:
-            raise UserError(f"{option} {text!r}: {value!r} is not a number; write a share such as 0.5") from None
-    return shares
-
-
-def parse_budget(text: str) -> dict[str, float]:
-    """Read `macs=0.5,parameters=0.45` or `latency=0.7`: shares of the dense network, 0 < share <= 1.
-
-    Raises UserError on anything else.
-    """
-    budget = parse_shares("budget", text, (*MEASURES, LATENCY))
-    check_budget(budget, (*MEASURES, LATENCY))
-    return budget
-
-
-def _check_shares(title: str, whole: str, shares: object) -> None:
-    if not isinstance(shares, Mapping):
-        raise UserError(f"{title} must not be {shares!r}: give shares by name, such as {{'NAME': 0.5}}")
-    for name, share in shares.items():
-        if not isinstance(share, Real) or not 0 < float(share) <= 1:
-            raise UserError(f"{title}: {name}={share} is not a share of {whole}; give 0 < {name} <= 1")
-
-
-def check_budget(budget: Budget, known: Sequence[str] = MEASURES) -> None:
-    """Raise UserError unless every entry is a share in (0, 1] of a known measure."""
-    _check_shares("budget", "the dense network", budget)
-    if not budget:
-        raise UserError(f"the budget is empty: give a share of {' or '.join(known)}")
-    if unknown := [name for name in budget if name not in known]:
-        raise UserError(f"budget: unknown measure {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def search(

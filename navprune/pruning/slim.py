@@ -1,6 +1,7 @@
 """Slimming: the kept slices of the weights in a smaller network, nothing else."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,36 +15,29 @@ from navprune.models.encoders import ChannelGroup, Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, renumbered
 from navprune.models.widths import with_widths
 from navprune.pruning.channels import long_axis
-from navprune.pruning.graph import Example, copied, features_kept, tensors_in
-from navprune.pruning.groups import Keep, checked_keep, encoder_in, groups_of, spread
+from navprune.pruning.graph import copied, tensors_in
+from navprune.pruning.groups import Keep, encoder_in, spread
 
 INPUTS = ("in_channels", "in_features")
 OUTPUTS = ("out_channels", "out_features", "num_features", "num_channels", "num_groups")
 """What layers say of their own widths."""
 
 
-def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Module:
-    """The smaller model that computes what `mask(model, keep)` computes, to float rounding.
-
-    `keep` is {group name: bool [units]}; groups it does not name are kept whole, blocks at False removed. Of what
-    comes from `build` (an encoder, a whole policy, a classifier) the answer is an ordinary `build(smaller spec)`;
-    whatever lies outside the encoder is copied. Of any other network, traced with the `example` of `groups_of`, it is
-    a deep copy with narrower layers. With BatchNorm it computes the same in training mode, too, since each channel has
-    its own statistics; dropout draws other numbers. Raises UserError on a keep that does not fit the model.
-    """
-    groups = groups_of(model, example, blocks=True)
-    full = checked_keep(groups, keep)
+def slimmed(
+    model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep, features: Sequence[tuple[str, str]] = ()
+) -> nn.Module:
+    """What `Structure.slim` says, of all `groups` at a full `keep`; `features` are attributes that forward keeps."""
     if isinstance(getattr(model, "spec", None), Spec):
-        return _rebuilt(model, groups, full)
+        return _rebuilt(model, groups, keep)
     small = copied(model)
     if any(isinstance(part, Encoder) for part in model.modules()):
         prefix, encoder = encoder_in(model)
-        small.set_submodule(prefix.removesuffix("."), slim(encoder, keep))
+        own = [*encoder.groups(), *(group for group in groups if group.block)]
+        small.set_submodule(prefix.removesuffix("."), _rebuilt(encoder, own, keep))
         return small
     for group in groups:
-        _narrow(small, group, full[group.name])
-    if example is not None:
-        _forget(small, model, example)
+        _narrow(small, group, keep[group.name])
+    _forget(small, model, features)
     for part in small.modules():
         if isinstance(part, Classifier):
             left = {name: len(part.get_parameter(f"{name}.weight")) for name in part.spec.widths}
@@ -51,7 +45,7 @@ def slim(model: nn.Module, keep: Keep, example: Example | None = None) -> nn.Mod
     return small
 
 
-def _rebuilt(model: nn.Module, groups: list[ChannelGroup], keep: dict[str, Tensor]) -> nn.Module:
+def _rebuilt(model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep) -> nn.Module:
     """What `build` makes of the smaller spec, with the weights kept."""
     removed = [group.name for group in groups if group.block and not keep[group.name]]
     widths = [group for group in groups if not group.block]
@@ -84,15 +78,10 @@ def cut_group(weights: dict[str, Tensor], group: ChannelGroup, kept: Tensor) -> 
             weights[name] = _cut(weights[name], long_axis(weights[name]) or 0, kept)
 
 
-def slim_optimiser(
-    optimiser: torch.optim.Optimizer, model: nn.Module, keep: Keep, example: Example | None = None
+def slimmed_optimiser(
+    optimiser: torch.optim.Optimizer, model: nn.Module, groups: Sequence[ChannelGroup], keep: Keep
 ) -> dict[str, Any]:
-    """The state of an optimiser of `model` for one of `slim(model, keep, example)`.
-
-    Whatever it keeps for each weight, as Adam its two moments, loses what the weights lose; the next step on the slim
-    model is then that on the masked one. Raises UserError for an optimiser of other weights, or one that keeps
-    something else than numbers and one value for each weight.
-    """
+    """What `Structure.slim_optimiser` says, of channel `groups` at a full `keep`."""
     packed = optimiser.state_dict()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -103,13 +92,11 @@ def slim_optimiser(
         if not isinstance(i, int) or any(value.shape != parameters[i].shape for value in kept):
             raise UserError(f"{type(optimiser).__name__} keeps more than one value for each weight: begin a fresh one")
     order = [names[id(parameter)] for parameter in parameters]
-    groups = groups_of(model, example)
-    full = checked_keep(groups, keep)
     state = copy.deepcopy(packed["state"])
     for key in {key for entry in state.values() for key in entry}:
         named = {order[i]: entry[key] for i, entry in state.items() if isinstance(entry.get(key), Tensor)}
         for group in groups:
-            cut_group(named, group, full[group.name])
+            cut_group(named, group, keep[group.name])
         for i, entry in state.items():
             if order[i] in named:
                 entry[key] = named[order[i]]
@@ -160,11 +147,11 @@ def _narrow(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
                     setattr(layer, size, getattr(layer, size) * int(kept.sum()) // len(kept))
 
 
-def _forget(small: nn.Module, model: nn.Module, example: Example) -> None:
+def _forget(small: nn.Module, model: nn.Module, features: Sequence[tuple[str, str]]) -> None:
     """Empties what a copy holds of the features that the original's `forward` has kept."""
     plain = [{k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers")} for part in model.modules()]
     if next(tensors_in(plain), None) is not None:
-        for name, key in features_kept(model, example):
+        for name, key in features:
             attributes = vars(small.get_submodule(name))
             if key in attributes:
                 kind = type(attributes[key])

@@ -8,12 +8,12 @@ that it is 0 wherever a layer reads it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
-from navprune.errors import UserError
+from navprune.costs.counting import LayerCost, total
 from navprune.models.encoders import ChannelGroup
 from navprune.pruning.channels import (
     IN_PLACE,
@@ -32,7 +32,7 @@ from navprune.pruning.channels import (
     whole,
     width_of,
 )
-from navprune.pruning.graph import Example, shaped_graph
+from navprune.pruning.graph import Example, features_kept, shaped_graph
 
 FUNCTIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
     "conv2d": nn.Conv2d, "linear": nn.Linear, "batch_norm": NORMS[:3], "instance_norm": nn.InstanceNorm2d,
@@ -43,76 +43,29 @@ ADVICE = "prune the parts around it, or write it with convolutions, norms, linea
 
 
 @dataclass(frozen=True)
-class LayerCost:
-    """What one convolution, linear layer or norm costs; see `module_cost`.
-
-    `source` and `target` name groups, or are None where the width is fixed; `inputs` and `outputs` are features for
-    each channel of those groups, or all of them. Each of `positions` takes `taps` multiply-accumulates for each pair
-    of input and output; `vectors` counts parameters for each output: a bias, or a norm's scale and shift. A parameter
-    of its own with an entry for each channel is a layer of one vector.
-    """
-
-    module: str
-    source: str | None
-    inputs: int
-    target: str | None
-    outputs: int
-    taps: int
-    positions: int
-    vectors: int
-
-
-@dataclass(frozen=True)
 class Trace:
-    """The groups of a network, in order of execution, its layers, and parameters that no cut changes.
+    """The groups of a network, in order of execution, and its layers, with what no cut changes as the last of them.
 
-    `obstacles` name the operations that keep channels whole, since these cannot be followed through them.
+    `obstacles` name the operations that keep channels whole, since these cannot be followed through them; `features`
+    are modules and those of their attributes in which `forward` keeps tensors that it does not read again.
     """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[LayerCost, ...]
-    parameters: int
-    obstacles: tuple[str, ...] = ()
-
-    def cost(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """Multiply-accumulates for one input, and parameters: {"macs", "parameters"}, at {group name: channels}.
-
-        Multiply-accumulates are those of convolutions, padding included, and linear layers; nothing is run.
-        Groups that are not named keep their channels; a name that leads to 0 channels removes the block it names.
-        """
-        channels = {group.name: group.channels for group in self.groups}
-        for name, count in widths.items():
-            if name not in channels and count not in (0, 1):
-                raise UserError(f"no channel group {name!r}: there are {', '.join(channels)}")
-            if count < 0:
-                raise UserError(f"{name} cannot have {count} channels: give 0 or more")
-        channels |= widths
-        removed = tuple(f"{name}." for name, count in widths.items() if count == 0)
-        macs, parameters = 0, self.parameters
-        for layer in self.layers:
-            if removed and layer.module.startswith(removed):
-                continue
-            outputs = layer.outputs * (channels[layer.target] if layer.target else 1)
-            weights = layer.taps * layer.inputs * (channels[layer.source] if layer.source else 1) * outputs
-            macs += layer.positions * weights
-            parameters += weights + layer.vectors * outputs
-        return {"macs": macs, "parameters": parameters}
+    obstacles: tuple[str, ...]
+    features: tuple[tuple[str, str], ...]
 
 
 def trace(module: nn.Module, example: Example) -> Trace:
-    """The groups and costs of a network of convolutions, norms, linear layers, pooling, flattening and sums.
+    """The groups and layers of a network of convolutions, norms, linear layers, pooling, flattening and sums.
 
     `example` is an input [B, C, ...] of it, or the tuple of its inputs; only shapes are used, and nothing is
     computed. Layers that are called twice have both their inputs and outputs coupled. What reads channels in any
     other way keeps them whole, and is named among the `obstacles`. Raises UserError as `shaped_graph`.
     """
     ghost, graph = shaped_graph(module, example)
-    return _Follower(ghost).follow(graph)
-
-
-def module_cost(module: nn.Module, example: Example) -> Callable[[Mapping[str, int]], dict[str, int]]:
-    """`Trace.cost` of a network: what it costs as a function of its widths. Raises UserError as `trace`."""
-    return trace(module, example).cost
+    features = features_kept(ghost, graph)
+    return _Follower(ghost).follow(graph, features)
 
 
 @dataclass
@@ -140,7 +93,7 @@ class _Follower:
     """Layers that are called, or whose weights are read, in a way that no cut survives."""
     obstacles: dict[fx.Node, str] = field(default_factory=dict)
 
-    def follow(self, graph: fx.Graph) -> Trace:
+    def follow(self, graph: fx.Graph, features: tuple[tuple[str, str], ...]) -> Trace:
         """The whole graph."""
         for node in graph.nodes:
             if node.op == "output":
@@ -154,7 +107,7 @@ class _Follower:
             if node.meta.get("decided") and node in self.counts:
                 self._note(node, "a branch on a number of channels")
                 self.counts[node][0].root.fixed = True
-        return self._result()
+        return self._result(features)
 
     def _followed(self, node: fx.Node) -> Value | None:
         """The value of a node; where channels cannot be followed through it, those that it reads stay whole."""
@@ -341,7 +294,7 @@ class _Follower:
         at = f"at {place}" if place else "in forward"
         self.obstacles.setdefault(node, f"{what or layer} {at}")
 
-    def _result(self) -> Trace:
+    def _result(self, features: tuple[tuple[str, str], ...]) -> Trace:
         for call in (self.calls[name] for name in self.elsewhere & self.calls.keys()):
             for channels in filter(None, (call.source, call.target)):
                 channels.root.fixed = True
@@ -355,9 +308,10 @@ class _Follower:
         parameters = dict(self.module.named_parameters())
         cut = [(name, names.get(channels.root)) for name, channels in self.vectors.items() if name in parameters]
         layers += [LayerCost(name, None, 0, target, 1, 0, 0, 1) for name, target in cut if target]
-        counted = Trace(groups, tuple(layers), 0).cost({})["parameters"]
-        total = sum(p.numel() for p in parameters.values())
-        return Trace(groups, tuple(layers), total - counted, tuple(dict.fromkeys(self.obstacles.values())))
+        counted = total(layers, {group.name: group.channels for group in groups})["parameters"]
+        others = sum(p.numel() for p in parameters.values()) - counted
+        layers.append(LayerCost("", None, 0, None, others, 0, 0, 1))
+        return Trace(groups, tuple(layers), tuple(dict.fromkeys(self.obstacles.values())), features)
 
     def _group(self, channels: Channels, writers: list[str]) -> ChannelGroup:
         silenced = channels.multiplying - channels.speaking

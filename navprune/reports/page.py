@@ -102,7 +102,7 @@ def draw_figures(folder: Path, report: Report) -> list[Picture]:
         draw("spl_latency.png", "SPL against measured time.",
              plots.plot_spl, rows, by="latency", runtime=report.runtime)  # fmt: skip
     if any(line.get("saving_theoretical") for line in report.latency()):
-        draw("savings.png", "Time saved on the clock, against multiply-accumulates saved on paper.",
+        draw("savings.png", "Time saved on the clock, against deployed multiply-accumulates saved on paper.",
              plots.plot_savings, report.latency())  # fmt: skip
     if report.curves:
         draw("curves.png", "SPL of the training episodes; the strong lines are means of ten points.",

@@ -155,7 +155,7 @@ def plot_savings(path: str | Path, rows: Sequence[dict]) -> None:
             axes.bar(places, heights, 0.9 * width, color=colour, label=f"{runtime}, batch {batch}")
         for i, model in enumerate(models):
             theory = next(r["saving_theoretical"] for r in shown if r["model"] == model)
-            label = "in theory (MACs)" if i == 0 else ""
+            label = "in theory (deployed MACs)" if i == 0 else ""
             axes.hlines(theory, i - 0.45, i + 0.45, color=style.INK, linewidth=1.6, label=label)
         axes.set_xticks(range(len(models)), models)
         axes.tick_params(axis="x", labelcolor=style.INK)

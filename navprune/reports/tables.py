@@ -183,13 +183,15 @@ def cost_table(costs: Mapping[str, dict]) -> Table:
 
 
 def latency_table(rows: Sequence[dict]) -> Table:
-    """Return rows of `navprune latency --json`, realised saving beside the theoretical one."""
+    """Return rows of `navprune latency --json`: what is saved of the time, and of the deployed multiply-accumulates."""
     cells = []
     for row in rows:
-        times, savings = (row["median_ms"], row["p95_ms"]), (row["saving_realised"], row["saving_theoretical"])
+        times = row["median_ms"], row["p95_ms"], row.get("p99_ms")
+        savings = row["saving_realised"], row["saving_theoretical"]
         kind = row["model"], row["runtime"], str(row["batch_size"])
         cells.append((*kind, *map(significant, times), *map(percent, savings)))
-    return Table(("encoder", "runtime", "batch", "median ms", "p95 ms", "realised", "theoretical"), cells)
+    savings = "saved, realised", "in theory (deployed MACs)"
+    return Table(("network", "runtime", "batch", "median ms", "p95 ms", "p99 ms", *savings), cells)
 
 
 def measure_table(evaluation: dict) -> Table:
@@ -198,14 +200,23 @@ def measure_table(evaluation: dict) -> Table:
     return Table(("measure", "mean", "95 % interval"), cells)
 
 
+FIGURES = {
+    "table 1 MACs (Gi)": ("table1", "macs_gi", 1.0),
+    "table 1 parameters (Mi)": ("table1", "parameters_mi", 1.0),
+    "deployed MACs (M)": ("deployed", "macs", 1e6),
+    "deployed parameters (M)": ("deployed", "parameters", 1e6),
+}
+"""What `pruning.json` says of costs by each convention: section, key and unit; of a classifier the latter alone."""
+
+
 def pruning_table(pruning: dict) -> Table:
-    """Return what `navprune prune --json` says: cost, then every width, before and after."""
+    """Return what `navprune prune --json` says: cost by each convention, then every width, before and after."""
     before, after = pruning["before"], pruning["after"]
-    figures = {"MACs (Gi)": ("table1", "macs_gi", 1.0), "parameters (Mi)": ("table1", "parameters_mi", 1.0)}
-    if "table1" not in before:  # a classifier: what runs, in decimal units
-        figures = {"MACs (M)": ("deployed", "macs", 1e6), "parameters (M)": ("deployed", "parameters", 1e6)}
-    pairs = {name: (before[kind][key] / unit, after[kind][key] / unit) for name, (kind, key, unit) in figures.items()}
-    cells = [(name, significant(a), significant(b), percent(1 - b / a)) for name, (a, b) in pairs.items()]
+    cells = []
+    for name, (kind, key, unit) in FIGURES.items():
+        if kind in before:
+            pair = before[kind][key] / unit, after[kind][key] / unit
+            cells.append((name, *map(significant, pair), percent(1 - pair[1] / pair[0])))
     cells += [(name, str(a), str(b), percent(1 - b / a)) for name, (a, b) in pruning["widths"].items()]
     return Table(("", "before", "after", "cut"), cells)
 

@@ -11,6 +11,7 @@ from navprune import installing
 from navprune.cli import main
 from navprune.commands import doctor
 from navprune.commands.doctor import KNOWN, examine
+from navprune.costs.runtimes import RUNTIMES, openvino
 
 
 @pytest.fixture
@@ -210,6 +211,14 @@ def test_a_package_without_metadata_is_found_by_its_module(tmp_path, monkeypatch
     assert doctor._version(package).startswith(said)
 
 
+def test_each_runtime_is_a_line_found_or_missing_with_how_to_get_it(tmp_path, monkeypatch):
+    assert {f"runtime: {name}" for name in RUNTIMES} <= {one.name for one in examine(tmp_path) if one.ok}
+    assert finding(tmp_path, "runtime: eager").found.startswith("torch ")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = finding(tmp_path, "runtime: openvino").found
+    assert found == f"not available; openvino is not installed: {openvino.INSTALL}"
+
+
 def test_nothing_found_says_how_to_make_some(tmp_path):
     nothing = finding(tmp_path, f"data sets in {tmp_path}")
     assert not nothing.ok and "navprune scenes generate" in nothing.advice
@@ -220,5 +229,5 @@ def test_what_habitat_needs_is_told_where_it_is_absent(tmp_path):
     assert {"habitat-lab", "habitat-sim", "gym"} <= {one.name for one in examine(tmp_path)}
     advice = {"env=habitat": installing.HABITAT_LAB, "simulator=habitat_sim": installing.HABITAT_SIM}
     for one in examine(tmp_path):
-        if "not available" in one.found:
+        if "not available" in one.found and not one.name.startswith("runtime: "):
             assert one.found == f"not available; {advice[one.name]}"

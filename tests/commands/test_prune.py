@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 
 from navprune.cli import main
-from navprune.commands.evidence import PruningOptions, material
-from navprune.commands.prune import count_cost, latency_share, next_step, run_pruning, unpruned
+from navprune.commands.evidence import material
+from navprune.commands.prune import EncoderClock, next_step, resized, run_pruning, unpruned
 from navprune.config import load_config
+from navprune.costs.counting import cost
 from navprune.errors import UserError
 from navprune.models.spec import encoder_spec
 from navprune.models.widths import widths
-from navprune.pruning.gates import GateConfig
-from navprune.pruning.prune import resized
-from navprune.pruning.search import SearchConfig
+from navprune.pruning.config import ClockConfig, EvidenceConfig, GateConfig, PruningConfig
+from navprune.pruning.methods import method_of
 from navprune.rl.checkpoints import load_classifier, load_policy
 from navprune.source import Source
 
@@ -33,7 +33,15 @@ TINY = [
     "agent.compression=8", "agent.visual_features=16", "agent.hidden_size=16", "environments=2", "ppo.steps=8",
     "ppo.epochs=1", "ppo.minibatches=2", "trainer.total_frames=1000", "trainer.device=cpu",
 ]  # fmt: skip
-LOOSE = SearchConfig(tolerance=0.1)
+LOOSE = {"tolerance": 0.1}
+
+
+def run(source, method, budget, out, config, seed=0, frames_per_second=None, **options):
+    """`run_pruning` to shares by name; options of the evidence may stand beside the others."""
+    evidence = EvidenceConfig(**{name: options.pop(name) for name in EvidenceConfig().__dict__ if name in options})
+    text = ",".join(f"{name}={share}" for name, share in budget.items())
+    asked = PruningConfig(method=method, budget=text, evidence=evidence, **options)
+    return run_pruning(source, asked, out, config, seed=seed, frames_per_second=frames_per_second)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +55,9 @@ def config(tmp_path_factory):
     ("method", "loss"), [("gates", None), ("gates", "ppo"), ("taylor", None), ("activation", None)]
 )
 def test_scores_and_gates_look_at_the_task(config, tmp_path, method, loss):
-    result = run_pruning(
+    result = run(
         "resnet18", method, {"macs": 0.6}, tmp_path / "slim", config, steps=16, epochs=1, batch_size=8, loss=loss,
-        search=LOOSE, gates=GateConfig(expansion=1),
+        **LOOSE, gates=GateConfig(expansion=1),
     )  # fmt: skip
     assert 0.54 <= result.reached["macs"] <= 0.6
     assert len(result.losses) == {("gates", None): 4, ("gates", "ppo"): 4}.get((method, loss), 0)
@@ -59,17 +67,15 @@ def test_scores_and_gates_look_at_the_task(config, tmp_path, method, loss):
 @pytest.mark.parametrize(("method", "batches"), [("gates", 4), ("activation", 4), ("taylor", 4)])
 def test_progress_is_shown_while_batches_are_looked_at(config, tmp_path, capsys, method, batches):
     """Of 2 x 16 observations by 8, and of two rollouts with two mini-batches each."""
-    options = dict(steps=16, epochs=1, batch_size=8, search=LOOSE, gates=GateConfig(expansion=1))
-    run_pruning("resnet18", method, {"macs": 0.6}, tmp_path / "slim", config, **options)
+    options = dict(steps=16, epochs=1, batch_size=8, **LOOSE, gates=GateConfig(expansion=1))
+    run("resnet18", method, {"macs": 0.6}, tmp_path / "slim", config, **options)
     assert f"{method}  {batches} of {batches} batches" in capsys.readouterr().err
 
 
 def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
     out = tmp_path / "slim"
     for _ in range(2):  # the second time in place of the first
-        result = run_pruning(
-            "resnet18", "l1", {"macs": 0.6}, out, config, search=LOOSE, seed=3, frames_per_second=10.0, blocks=True
-        )
+        result = run("resnet18", "l1", {"macs": 0.6}, out, config, **LOOSE, seed=3, frames_per_second=10.0, blocks=True)
     assert {path.name for path in out.iterdir()} == {
         "weights.safetensors", "spec.json", "config.yaml", "metrics.json", "pruning.json", "widths.png"
     }  # fmt: skip
@@ -100,7 +106,7 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
 @pytest.mark.parametrize("kind", ["source", "teacher", "training", "trained", "folder", "file"])
 def test_pruning_takes_nothing_but_a_slim_checkpoints_place(config, tmp_path, kind):
     source, other = tmp_path / "dense", tmp_path / "other"
-    run_pruning("resnet18", "l1", {"macs": 1.0}, source, config)
+    run("resnet18", "l1", {"macs": 1.0}, source, config)
     options = {"loss": "distillation", "teacher": str(other)} if kind == "teacher" else {}
     if kind == "file":
         other.write_text("notes")
@@ -112,18 +118,18 @@ def test_pruning_takes_nothing_but_a_slim_checkpoints_place(config, tmp_path, ki
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     out = source if kind == "source" else other
     with pytest.raises(UserError, match="choose another folder"):
-        run_pruning(str(source), "taylor", {"macs": 0.6}, out, config, search=LOOSE, **options)
+        run(str(source), "taylor", {"macs": 0.6}, out, config, **LOOSE, **options)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_folder_by_the_name_of_a_network_is_no_hindrance(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet18").mkdir()
-    assert run_pruning("resnet18", "l1", {"macs": 0.6}, Path("out"), config, search=LOOSE).dense
+    assert run("resnet18", "l1", {"macs": 0.6}, Path("out"), config, **LOOSE).dense
 
 
 def test_a_slim_checkpoint_loads_without_pruning_code(config, tmp_path):
-    run_pruning("resnet50", "random", {"macs": 0.6}, tmp_path / "slim", config, search=LOOSE, blocks=True)
+    run("resnet50", "random", {"macs": 0.6}, tmp_path / "slim", config, **LOOSE, blocks=True)
     code = f"""
 import sys
 from navprune.rl.checkpoints import load_policy
@@ -139,20 +145,20 @@ def images(tmp_path):
     generator = np.random.default_rng(0)
     file = tmp_path / "set.npz"
     np.savez(file, images=generator.integers(0, 256, (16, 3, 32, 32), np.uint8), labels=np.arange(16) % 4)
-    return file
+    return str(file)
 
 
 def test_classifiers_learn_gates_from_labelled_images(config, tmp_path, images):
     out = tmp_path / "slim"
     options = dict(images=images, batch_size=8, epochs=1)
-    result = run_pruning("cifar_resnet56", "gates", {"macs": 0.5}, out, config, loss="classification", **options)
+    result = run("cifar_resnet56", "gates", {"macs": 0.5}, out, config, loss="classification", **options)
     assert result.dense.classes == 4 and len(result.losses) == 2
     classifier = load_classifier(out)
     assert classifier.spec == result.spec
     data = json.loads((out / "pruning.json").read_text())
     counts = [data[when]["deployed"]["macs"] for when in ("before", "after")]
     assert 0.495 <= counts[1] / counts[0] <= 0.5
-    again = run_pruning(str(out), "taylor", {"parameters": 0.9}, tmp_path / "slimmer", config, **options)
+    again = run(str(out), "taylor", {"parameters": 0.9}, tmp_path / "slimmer", config, **options)
     assert again.dense == classifier.spec and 0.89 <= again.reached["parameters"] <= 0.9
 
 
@@ -161,12 +167,12 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
     looked = {"resnet18": {"steps": 8, "batch_size": 8}, "cifar_resnet56": {"images": images, "batch_size": 8}}
     for source, options in looked.items():
         dense, cut, out = (tmp_path / f"{source}-{name}" for name in ("dense", "cut", "out"))
-        run_pruning(source, "l1", {"macs": 1.0}, dense, config)
-        run_pruning(str(dense), "l1", {"macs": 0.8}, cut, config, search=LOOSE)
+        run(source, "l1", {"macs": 1.0}, dense, config)
+        run(str(dense), "l1", {"macs": 0.8}, cut, config, **LOOSE)
         taught = {**options, "loss": "distillation", "teacher": str(dense)}
         with pytest.raises(UserError, match="copy of its own teacher"):
-            run_pruning(str(dense), "taylor", {"macs": 0.7}, out, config, search=LOOSE, **taught)
-        result = run_pruning(str(cut), "taylor", {"macs": 0.7}, out, config, search=LOOSE, **taught)
+            run(str(dense), "taylor", {"macs": 0.7}, out, config, **LOOSE, **taught)
+        result = run(str(cut), "taylor", {"macs": 0.7}, out, config, **LOOSE, **taught)
         assert 0.63 <= result.reached["macs"] <= 0.7
         assert any(score.unique().numel() > 1 for score in result.scores.values())
 
@@ -179,8 +185,8 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
         ("resnet18", "gates", {"loss": "classification"}, "classification needs a classifier"),
         ("resnet18", "taylor", {"loss": "imitation"}, "follow ppo's loss"),
         ("resnet18", "activation", {"loss": "ppo"}, "activation follows no loss"),
-        ("resnet18", "l1", {"images": Path("set.npz")}, "set.npz: labelled images are for classifiers"),
-        ("resnet18", "gates", {"loss": "guess"}, "use imitation, ppo, classification, distillation"),
+        ("resnet18", "l1", {"images": "set.npz"}, "set.npz: labelled images are for classifiers"),
+        ("resnet18", "gates", {"loss": "guess"}, "known are null, imitation, ppo, classification, distillation"),
         ("resnet18", "taylor", {"loss": "distillation"}, "distillation and a teacher go together"),
         ("resnet18", "taylor", {"teacher": "runs/dense"}, "distillation and a teacher go together"),
         ("resnet18", "gates", {"loss": "distillation", "teacher": "resnet18"}, "a loss of taylor scores"),
@@ -196,52 +202,58 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
 )
 def test_what_does_not_go_together_is_refused(config, tmp_path, source, method, options, complaint):
     with pytest.raises(UserError, match=complaint):
-        run_pruning(source, method, {"macs": 0.5}, tmp_path / "slim", config, **options)
+        run(source, method, {"macs": 0.5}, tmp_path / "slim", config, **options)
     assert not (tmp_path / "slim").exists()
 
 
 @pytest.mark.parametrize(("method", "passes"), [("gates", 3), ("taylor", 1), ("activation", 1)])
 def test_only_gates_pass_through_the_images_more_than_once(config, monkeypatch, images, method, passes):
-    options = PruningOptions(images=images, batch_size=4, epochs=3)
+    asked = EvidenceConfig(images=images, batch_size=4, epochs=3)
     spec = unpruned(Source.parse("cifar_resnet56"), config, images)
     monkeypatch.setattr("navprune.commands.evidence.training_env", lambda _: pytest.fail("no environment"))
-    batches: Any = material(method, spec, options, config, ExitStack())[0]
+    batches: Any = material(method_of(method), spec, asked, config, 0, ExitStack())[0]
     assert sum(len(labels) for _, labels in batches(None)) == 16 * passes
 
 
 def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
-    run_pruning("cifar_resnet56", "l1", {"macs": 0.5}, tmp_path / "slim", config)
+    run("cifar_resnet56", "l1", {"macs": 0.5}, tmp_path / "slim", config)
     np.savez(images, images=np.zeros((8, 3, 40, 40), np.uint8), labels=np.arange(8))
     with pytest.raises(UserError, match=r"holds images of \[3, 40, 40\] with 8 classes"):
-        run_pruning(str(tmp_path / "slim"), "taylor", {"macs": 0.5}, tmp_path / "x", config, images=images)
+        run(str(tmp_path / "slim"), "taylor", {"macs": 0.5}, tmp_path / "x", config, images=images)
 
 
 def test_latency_is_a_share_of_the_dense_encoder():
     spec = encoder_spec("resnet18", (1, 64, 64), 32)
-    share = latency_share(spec, batch_size=4, repeats=5)
-    thin = share({name: spec.unit_channels[name] for name in widths(spec)})
-    assert 0 < thin < share(widths(spec)) < 3
+    clock = EncoderClock(spec, ClockConfig(batch=4), "cpu", repeats=5)
+    thin = {name: spec.unit_channels[name] for name in widths(spec)}
+    assert 0 < clock.share(thin) < clock.share(widths(spec)) < 3
+    assert 0 < clock.milliseconds(thin) < clock.milliseconds(widths(spec))
 
 
-def test_latency_may_be_the_budget(config, tmp_path, monkeypatch):
-    """By a clock that is made up: each multiply-accumulate takes as long as any other."""
-    asked = []
+class Counting(EncoderClock):
+    """A clock that is made up: each multiply-accumulate takes a nanosecond."""
 
-    def share(dense, *_):
-        whole = count_cost(dense)["macs"]
-        return lambda channels: asked.append(channels) or count_cost(resized(dense, channels))["macs"] / whole
+    def _medians(self, channels):
+        return tuple(cost(spec).table1_macs / 1e6 for spec in (self.dense, resized(self.dense, channels)))
 
-    monkeypatch.setattr("navprune.commands.prune.latency_share", share)
-    result = run_pruning("resnet18", "random", {"latency": 0.7}, tmp_path / "slim", config)
-    assert 0.665 <= result.reached["latency"] <= 0.7 and len(asked) < 12
+
+@pytest.mark.parametrize("unit", ["share", "milliseconds"])
+def test_latency_may_be_the_budget(config, tmp_path, monkeypatch, unit):
+    monkeypatch.setattr("navprune.commands.prune.EncoderClock", Counting)
+    dense = cost(unpruned(Source.parse("resnet18"), config, None)).table1_macs / 1e6
+    name, limit = ("latency", 0.7) if unit == "share" else ("latency_ms", 0.7 * dense)
+    asked = PruningConfig(method="random", budget=f"latency={limit}{'ms' * (unit == 'milliseconds')}")
+    result = run_pruning("resnet18", asked, tmp_path / "slim", config)
+    assert 0.95 * limit <= result.reached[name] <= limit
+    assert json.loads((tmp_path / "slim" / "pruning.json").read_text())["budget"] == {name: limit}
     monkeypatch.undo()
     with pytest.raises(UserError, match="latency is measured of visual encoders"):
-        run_pruning("cifar_resnet56", "random", {"latency": 0.7}, tmp_path / "x", config)
+        run("cifar_resnet56", "random", {"latency": 0.7}, tmp_path / "x", config)
 
 
 def test_gates_on_ppo_repeat_with_their_seed(config, tmp_path):
-    options = dict(steps=16, search=LOOSE, loss="ppo", seed=1)
-    first, second = (run_pruning("resnet18", "gates", {"macs": 0.7}, tmp_path / n, config, **options) for n in "ab")
+    options = dict(steps=16, **LOOSE, loss="ppo", seed=1)
+    first, second = (run("resnet18", "gates", {"macs": 0.7}, tmp_path / n, config, **options) for n in "ab")
     assert first.losses == second.losses
     assert all(torch.equal(first.scores[name], second.scores[name]) for name in first.scores)
 
@@ -259,7 +271,6 @@ SMALL = ["agent.base_planes=8", "task.width=64", "task.height=64"]
         ("--method l1 --steps 9", "--steps is for"),
         ("--method random --batch-size 9", "--batch-size is for"),
         ("--method taylor --batch-size 9", "PPO draws its own mini-batches"),
-        ("--method taylor --teacher X", "--teacher is for --loss distillation"),
         ("--method gates --loss ppo --epochs 2", "--epochs is for gates, unless PPO"),
         ("--method activation --epochs 2", "--epochs is for gates"),
         ("--method taylor --expansion 1.5", "--expansion is for gates"),
@@ -282,8 +293,8 @@ def test_options_that_make_no_difference_are_refused(capsys, tmp_path, options, 
 @pytest.mark.parametrize(
     ("options", "epochs", "batch_size", "expansion", "penalty"),
     [
-        ("", None, None, 1.25, 20),
-        ("--epochs 2 --expansion 1", 2, None, 1, 20),
+        ("", 3, 100, 1.25, 20),
+        ("--epochs 2 --expansion 1", 2, 100, 1, 20),
         ("--paper cifar --images X", 10, 128, 1.25, 0.5),
         ("--paper cifar --images X --epochs 2 --expansion 1", 2, 128, 1, 0.5),
         ("--paper imagenet --images X --batch-size 7", 1, 7, 1.25, 0.05),
@@ -292,16 +303,17 @@ def test_options_that_make_no_difference_are_refused(capsys, tmp_path, options, 
 def test_what_is_asked_for_goes_before_the_papers_settings(
     monkeypatch, tmp_path, options, epochs, batch_size, expansion, penalty
 ):
-    given = {}
+    given = []
 
-    def run(*_, **options):
-        given.update(options)
+    def stop(_source, asked, *_, **__):
+        given.append(asked)
         raise UserError("enough")
 
-    monkeypatch.setattr("navprune.commands.prune.run_pruning", run)
+    monkeypatch.setattr("navprune.commands.prune.run_pruning", stop)
     assert main(["prune", "resnet18", "--budget", "macs=0.5", "--out", str(tmp_path / "x"), *options.split()]) == 2
-    assert (given.get("epochs"), given.get("batch_size")) == (epochs, batch_size)
-    assert (given["gates"].expansion, given["gates"].penalty) == (expansion, penalty)
+    (asked,) = given
+    assert (asked.evidence.epochs, asked.evidence.batch_size) == (epochs, batch_size)
+    assert (asked.gates.expansion, asked.gates.penalty) == (expansion, penalty)
 
 
 def test_a_budget_that_does_not_bind_is_told(capsys, tmp_path):

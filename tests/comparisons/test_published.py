@@ -15,9 +15,8 @@ from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import encoder_spec
 from navprune.models.widths import widths, with_widths
-from navprune.pruning.groups import groups_of
-from navprune.pruning.scores import unit_weights
-from navprune.pruning.slim import slim
+from navprune.pruning.groups import unit_weights
+from navprune.pruning.structure import structure_of
 
 TABLE = json.loads(
     (Path(__file__).parents[2] / "experiments" / "structured_sparsity" / "published.json").read_text(encoding="utf-8")
@@ -81,7 +80,7 @@ def test_units_are_added_at_random():
 def test_what_is_above_the_threshold_stays(over, score):
     model = network()
     found = chosen(model, over, score)
-    groups = {group.name: group for group in groups_of(model)}
+    groups = {group.name: group for group in structure_of(model).groups}
 
     def scores(name, which):
         weights = unit_weights(model, groups[name], which)[0].detach()
@@ -125,7 +124,7 @@ def test_over_both_more_stays_than_over_either_and_what_is_pooled_stays_whole():
 def test_the_selection_slims():
     model = network().eval()
     found = chosen(model, "both", share=0.5)
-    small = slim(model, found.keep)
+    small = structure_of(model).slim(found.keep)
     assert widths(small.spec) == {name: int(kept.sum()) for name, kept in found.keep.items()}
     assert small(torch.rand(1, 3, 32, 32)).shape == (1, 5)
 

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from navprune.costs.counting import count
 from navprune.errors import UserError
-from navprune.pruning.groups import groups_of, mask, units
-from navprune.pruning.slim import slim
-from navprune.pruning.trace import module_cost, trace
+from navprune.pruning.groups import units
+from navprune.pruning.structure import structure_of
+from navprune.pruning.trace import trace
 
 CHANNELS, SIDE = 6, 7
 
@@ -69,19 +69,20 @@ def shaken(model):
 def law(model, example, keep=None):
     """Checks it in both modes, and costs; returns the smaller network."""
     shaken(model)
-    groups = groups_of(model, example)
+    structure = structure_of(model, example)
+    groups = structure.groups
     keep = keep or {g.name: torch.arange(units(g)) % 3 != 1 for g in groups}
     for training in (False, True):
         model.train(training)
-        small = slim(model, keep, example)
+        small = structure.slim(keep)
         torch.manual_seed(2)
-        with torch.no_grad(), mask(model, keep, example):
+        with torch.no_grad(), structure.mask(keep):
             masked = model(example)
         torch.manual_seed(2)
         with torch.no_grad():
             assert (small(example) - masked).abs().max() < 1e-10
     widths = {g.name: int(keep.get(g.name, torch.ones(units(g))).sum()) * g.unit for g in groups}
-    assert module_cost(model, example)(widths)["parameters"] == sum(p.numel() for p in small.parameters())
+    assert structure.cost(widths)["parameters"] == sum(p.numel() for p in small.parameters())
     return small
 
 
@@ -140,7 +141,7 @@ FOLLOWED = {
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_published_modules_are_followed(name):
     model = Around(FOLLOWED[name]())
-    names = [group.name for group in groups_of(model, example())]
+    names = [group.name for group in structure_of(model, example()).groups]
     assert names[:2] == ["stem", "first"]
     small = law(model, example())
     assert small.first.out_channels < CHANNELS
@@ -211,7 +212,7 @@ KEPT = {
 def test_what_is_not_followed_stays_whole_and_the_rest_is_pruned(name):
     make, obstacle = KEPT[name]
     model = Around(make())
-    names = [group.name for group in groups_of(model, example())]
+    names = [group.name for group in structure_of(model, example()).groups]
     assert "stem" in names and "first" not in names
     assert any(obstacle in met for met in trace(model, example()).obstacles)
     assert law(model, example()).stem.out_channels == 3
@@ -221,14 +222,14 @@ def test_what_is_not_followed_stays_whole_and_the_rest_is_pruned(name):
 def test_heads_over_tokens_keep_their_inputs(kind):
     stem = [nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3, 2), nn.BatchNorm2d(4)]
     model = nn.Sequential(*stem, Tokens(4, kind))
-    assert [group.name for group in groups_of(model, example())] == ["0"]
+    assert [group.name for group in structure_of(model, example()).groups] == ["0"]
     assert trace(model, example()).obstacles[:2] == ("permute at 5", "LayerNorm at 5.norm")
     law(model, example())
 
 
 def test_shuffled_units_are_pruned_inside():
     model = nn.Sequential(nn.Conv2d(2, 4, 1), Shuffle(4), Shuffle(4), nn.Conv2d(4, 2, 1))
-    assert [group.name for group in groups_of(model, example())] == ["1.branch.0", "2.branch.0"]
+    assert [group.name for group in structure_of(model, example()).groups] == ["1.branch.0", "2.branch.0"]
     law(model, example())
 
 
@@ -244,30 +245,32 @@ def test_shuffled_units_are_pruned_inside():
 )
 def test_where_everything_stays_the_operation_is_named(model, reason):
     if reason is None:
-        assert [group.name for group in groups_of(model, example())] == ["1.branch.0"]
+        assert [group.name for group in structure_of(model, example()).groups] == ["1.branch.0"]
         return
     with pytest.raises(UserError, match=f"no channels to prune: .* stay, and .* followed {reason}") as error:
-        groups_of(model, example())
+        structure_of(model, example())
     assert "\n" not in str(error.value)
 
 
 def test_parameters_by_channel_are_counted_and_cut():
     model = shaken(Around(nn.Sequential(LayerScale((1, CHANNELS, 1, 1)), FrozenBatchNorm2d(CHANNELS))))
-    (group,) = [g for g in groups_of(model, example()) if g.name == "first"]
+    structure = structure_of(model, example())
+    (group,) = [g for g in structure.groups if g.name == "first"]
     assert set(group.vectors) == {
         "middle.0.gamma",
         *(f"middle.1.{n}" for n in ("weight", "bias", "running_mean", "running_var")),
     }
     assert group.ends == ("middle.1",)
     model.middle[0].gamma.requires_grad_(False)
-    small = slim(model, {"first": torch.arange(6) < 2}, example())
+    small = structure.slim({"first": torch.arange(6) < 2})
     assert (small.middle[0].gamma.shape, small.middle[1].weight.shape) == ((1, 2, 1, 1), (2,))
     assert torch.equal(small.middle[0].gamma, model.middle[0].gamma[:, :2]) and not small.middle[0].gamma.requires_grad
-    assert module_cost(model, example())({"first": 2})["macs"] == count(small, example()).macs
+    assert structure.cost({"first": 2})["macs"] == count(small, example()).macs
 
 
 def test_functional_layers_say_their_widths():
     model = Around(nn.Sequential(SameConv2d(CHANNELS, CHANNELS, 3, groups=3), GroupNormAct(3, CHANNELS, act=nn.ReLU)))
-    small = slim(model, {"first": torch.tensor([True, False, True])}, example())
+    structure = structure_of(model, example())
+    small = structure.slim({"first": torch.tensor([True, False, True])})
     assert (small.middle[0].groups, small.middle[0].in_channels, small.middle[1].num_groups) == (2, 4, 2)
-    assert groups_of(model, example())[1].norms == ("middle.1",)
+    assert structure.groups[1].norms == ("middle.1",)

@@ -22,17 +22,12 @@ from navprune.costs.counting import cost
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.spec import EncoderSpec, Layer, PolicySpec
-from navprune.pruning.gradual import (
-    TOLERANCES,
-    GradualPruning,
-    PruningScheduleConfig,
-    fade,
-    share_after,
-)
-from navprune.pruning.groups import groups_of, mask, units
+from navprune.pruning.config import PruningScheduleConfig
+from navprune.pruning.gradual import LOOSER, GradualPruning, fade, share_after
+from navprune.pruning.groups import units
+from navprune.pruning.methods.scores import SCORES
 from navprune.pruning.recover import rewound_checkpoint
-from navprune.pruning.scores import SCORES
-from navprune.pruning.slim import slim
+from navprune.pruning.structure import structure_of
 from navprune.rl.checkpoints import load_policy
 from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
@@ -64,7 +59,7 @@ def count(spec):
 
 
 def pruning(config=CUTS, seed=0, frames=(0, RUN.total_frames), spec=SPEC, **options):
-    return GradualPruning(config, build(spec, seed), count, frames=frames, update=UPDATE, **options)
+    return GradualPruning(config, build(spec, seed), frames=frames, update=UPDATE, **options)
 
 
 def run(folder, callback, *, lost=None, run=RUN, others=(), spec=SPEC):
@@ -106,7 +101,7 @@ def test_schedules_computed_by_hand():
 @given(st.integers(1, 9), st.floats(0, 0.9), st.floats(0.05, 1), st.integers(0, 500))
 def test_the_last_cut_is_due_at_the_end_and_none_before_the_first(cuts, begin, length, first):
     config = replace(CUTS, cuts=cuts, begin=begin, end=min(begin + length, 1.0))
-    schedule = GradualPruning(config, DENSE, count, frames=(first, first + 10_000), update=1)
+    schedule = GradualPruning(config, DENSE, frames=(first, first + 10_000), update=1)
     due = [schedule.due(frames) for frames in range(first, first + 10_001, 10)]
     assert due[0] == 0 and due[-1] == cuts and due == sorted(due)
     assert schedule.due(math.ceil(schedule.end)) == cuts
@@ -153,7 +148,7 @@ def test_each_loosening_of_a_cuts_tolerance_is_told_and_written(tmp_path, capsys
     callback = pruning(config, spec=COARSE)
     run(tmp_path, callback, run=replace(RUN, total_frames=5 * UPDATE), spec=COARSE)
     said = [line for line in capsys.readouterr().err.splitlines() if " may miss by " in line]
-    assert [cut["tolerance"] for cut in callback.to_json()["cuts"]] == [TOLERANCES[loosened]]
+    assert [cut["tolerance"] for cut in callback.to_json()["cuts"]] == [(CUTS.tolerance, *LOOSER)[loosened]]
     assert len(said) == loosened
     assert all(
         re.match(rf"cut 1 of 1 may miss by \d+%: budget {budget} cannot be met .* nearest found is ", line)
@@ -164,7 +159,7 @@ def test_each_loosening_of_a_cuts_tolerance_is_told_and_written(tmp_path, capsys
 @pytest.mark.parametrize("penalty", [None, "growing"])
 def test_a_mistake_that_no_tolerance_mends_is_not_swallowed(tmp_path, monkeypatch, capsys, penalty):
     monkeypatch.setitem(
-        SCORES, "l1", lambda model, _: {g.name: torch.full((units(g),), math.nan) for g in groups_of(model)}
+        SCORES, "l1", lambda structure, _: {g.name: torch.full((units(g),), math.nan) for g in structure.groups}
     )
     with pytest.raises(UserError, match="finite numbers"):
         run(tmp_path, pruning(replace(CUTS, method="l1", penalty=penalty)))
@@ -187,7 +182,7 @@ def test_what_is_written_describes_the_network(whole):
     final = spec_after(folder, 10)
     assert written["reached"] == pytest.approx({k: v / count(SPEC.encoder)[k] for k, v in count(final.encoder).items()})
     keep = {name: torch.tensor(flags, dtype=torch.bool) for name, flags in written["keep"].items()}
-    assert slim(build(SPEC, 0), keep).spec == final
+    assert structure_of(build(SPEC, 0)).slim(keep).spec == final
     channels = {layer.name: layer.channels for layer in final.encoder.layers}
     assert {name: after for name, (_, after) in written["widths"].items()} == channels
 
@@ -236,7 +231,7 @@ def test_kept_weights_go_back_to_the_early_checkpoint(tmp_path):
     trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, phases_of(PPO, None, [callback]), tmp_path)
     for _ in range(8):
         trainer._update()
-    expected = slim(early, callback.kept)
+    expected = structure_of(early).slim(callback.kept)
     assert trainer.policy.spec == expected.spec != SPEC and not trainer.learner.state_dict()["optimiser"]["state"]
     assert all(value.equal(trainer.policy.state_dict()[name]) for name, value in expected.state_dict().items())
 
@@ -291,14 +286,14 @@ def test_of_several_workers_the_first_speaks(tmp_path, capsys):
 
 def test_units_of_a_module_of_ones_own_fade():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    fade(model, {"0": torch.tensor([False, True, False, False])}, 0.0, torch.rand(2, 3, 4, 4))
+    fade(structure_of(model, torch.rand(2, 3, 4, 4)), {"0": torch.tensor([False, True, False, False])}, 0.0)
     assert not model[1].weight[1].any() and model[1].weight[0].any()
 
 
 def test_a_faded_unit_is_a_masked_one():
     policy = build(SPEC, 0).double()
     generator = torch.Generator().manual_seed(0)
-    doomed = {group.name: torch.rand(units(group), generator=generator) > 0.5 for group in groups_of(policy)}
+    doomed = {group.name: torch.rand(units(group), generator=generator) > 0.5 for group in structure_of(policy).groups}
     for goes in doomed.values():
         goes[0] = False
     images = torch.rand(3, 2, SIDE, SIDE, 1, generator=generator, dtype=torch.float64)
@@ -306,9 +301,9 @@ def test_a_faded_unit_is_a_masked_one():
     masks = torch.rand(3, 2, generator=generator) > 0.3
     arguments = {"depth": images, GOAL: goals}, policy.initial_state(2), torch.zeros(3, 2, dtype=torch.int64), masks
     with torch.no_grad():
-        with mask(policy, {name: ~goes for name, goes in doomed.items()}):
+        with structure_of(policy).mask({name: ~goes for name, goes in doomed.items()}):
             expected = policy.sequence(*arguments).logits
-        fade(policy, doomed, 0.0)
+        fade(structure_of(policy), doomed, 0.0)
         torch.testing.assert_close(policy.sequence(*arguments).logits, expected, rtol=0, atol=1e-12)
 
 
@@ -335,7 +330,7 @@ def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
     trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, phases_of(PPO, None, [pruning(config)]), tmp_path)
     for _ in range(2):
         trainer._update()
-    weights = [trainer.policy.get_parameter(f"{g.producers[0]}.weight") for g in groups_of(trainer.policy)]
+    weights = [trainer.policy.get_parameter(f"{g.producers[0]}.weight") for g in structure_of(trainer.policy).groups]
     assert all(weight.any() for weight in weights)
     trainer._update()
     assert not any(weight.any() for weight in weights)

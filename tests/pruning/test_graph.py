@@ -10,8 +10,7 @@ from torch.nn.utils import parametrizations, prune
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.spec import encoder_spec
-from navprune.pruning.groups import groups_of, mask, scaled
-from navprune.pruning.slim import slim
+from navprune.pruning.structure import structure_of
 
 EXAMPLE = torch.rand(2, 3, 6, 6)
 
@@ -68,7 +67,7 @@ REFUSED = {
 def test_what_no_trace_sees_is_refused_by_the_layers_name(name):
     change, complaint = REFUSED[name]
     model = chain(change)
-    for attempt in (groups_of, lambda m, x: slim(m, {}, x)):
+    for attempt in (structure_of, lambda m, x: structure_of(m, x).slim({})):
         with pytest.raises(UserError, match=complaint) as error:
             attempt(model, EXAMPLE)
         assert "\n" not in str(error.value)
@@ -97,7 +96,7 @@ class Part(nn.Module):
 def test_wrapped_networks_are_refused_with_what_to_give_instead(wrap, complaint, inside):
     model = Part(wrap(chain())) if inside else wrap(chain())
     with pytest.raises(UserError, match=complaint) as error:
-        groups_of(model, EXAMPLE)
+        structure_of(model, EXAMPLE)
     assert (" at part" in str(error.value)) == inside
 
 
@@ -105,7 +104,7 @@ def test_distributed_networks_are_refused_alike(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         with pytest.raises(UserError, match="DistributedDataParallel is a wrapper for several devices"):
-            groups_of(nn.parallel.DistributedDataParallel(chain()), EXAMPLE)
+            structure_of(nn.parallel.DistributedDataParallel(chain()), EXAMPLE)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -113,24 +112,25 @@ def test_distributed_networks_are_refused_alike(tmp_path):
 def test_a_network_compiled_in_place_is_followed():
     model = chain()
     model.compile()
-    assert [group.name for group in groups_of(model, EXAMPLE)] == ["0", "1"]
+    assert [group.name for group in structure_of(model, EXAMPLE).groups] == ["0", "1"]
 
 
 def test_hooks_on_our_own_networks_are_refused_too():
     encoder = build(encoder_spec("resnet18", (1, 32, 32), 4), 0)
     handle = encoder.compression[0].register_forward_hook(lambda m, x, y: y + 1)
     with pytest.raises(UserError, match=r"compression\.0 has a forward hook"):
-        slim(encoder, {})
+        structure_of(encoder)
     handle.remove()
-    slim(encoder, {})
+    structure_of(encoder).slim({})
 
 
 def test_masks_within_masks_are_no_hooks_of_the_user():
     model = chain()
     factors = {"0": torch.tensor([1.0, 0.0, 1.0, 1.0])}
-    with scaled(model, factors, EXAMPLE), mask(model, {"1": factors["0"].bool()}, EXAMPLE):
+    structure = structure_of(model, EXAMPLE)
+    with structure.scaled(factors), structure.mask({"1": factors["0"].bool()}):
         inner = model(EXAMPLE)
-    small = slim(model, {name: factors["0"].bool() for name in "01"}, EXAMPLE)
+    small = structure.slim({name: factors["0"].bool() for name in "01"})
     torch.testing.assert_close(small(EXAMPLE), inner)
 
 
@@ -165,10 +165,11 @@ def test_features_that_a_network_keeps_are_not_copied(way, gradient):
     with torch.set_grad_enabled(gradient):
         model(EXAMPLE)
     kept = {"a": torch.tensor([True, False, True, True])}
-    small = slim(model, kept, EXAMPLE)
+    structure = structure_of(model, EXAMPLE)
+    small = structure.slim(kept)
     assert (small.seen, small.found, small.last, getattr(small, "new", None)) == ([], {}, None, None)
     assert torch.equal(small.constant, model.constant) and (model.seen or model.found or model.last is not None)
-    with mask(model, kept, EXAMPLE):
+    with structure.mask(kept):
         masked = model(EXAMPLE)
     torch.testing.assert_close(small(EXAMPLE), masked)
 
@@ -176,7 +177,7 @@ def test_features_that_a_network_keeps_are_not_copied(way, gradient):
 def test_an_encoder_in_a_network_that_keeps_features_is_slimmed():
     model = Part(build(encoder_spec("resnet18", (1, 32, 32), 4), 0))
     vars(model)["features"] = [model(torch.rand(1, 1, 32, 32))]
-    assert slim(model, {}).features == [None]
+    assert structure_of(model).slim({}).features == [None]
 
 
 class Shaped(nn.Module):
@@ -198,10 +199,10 @@ class Shaped(nn.Module):
 
 def test_branches_on_shapes_go_as_the_example_does():
     model = Shaped()
-    assert [group.name for group in groups_of(model, EXAMPLE)] == ["a"]
-    assert [group.name for group in groups_of(model, (EXAMPLE, torch.rand(2, 1, 6, 6)))] == ["a"]
+    assert [group.name for group in structure_of(model, EXAMPLE).groups] == ["a"]
+    assert [group.name for group in structure_of(model, (EXAMPLE, torch.rand(2, 1, 6, 6))).groups] == ["a"]
     with pytest.raises(UserError, match=r"cannot be traced \(images of even height\)"):
-        groups_of(model, torch.rand(1, 3, 5, 6))
+        structure_of(model, torch.rand(1, 3, 5, 6))
 
 
 class Asking(nn.Module):
@@ -219,7 +220,7 @@ class Asking(nn.Module):
 )  # fmt: skip
 def test_questions_about_values_are_refused(ask):
     with pytest.raises(UserError, match=r"Asking cannot be traced .*must not branch on values"):
-        groups_of(Asking(ask), EXAMPLE)
+        structure_of(Asking(ask), EXAMPLE)
 
 
 MADE = {
@@ -253,11 +254,12 @@ class Making(nn.Module):
 @pytest.mark.parametrize("way", MADE)
 def test_forward_may_make_tensors_and_slim_equals_mask(way):
     model = Making(way).eval()
-    assert [group.name for group in groups_of(model, EXAMPLE)] == ["a", "b"]
+    structure = structure_of(model, EXAMPLE)
+    assert [group.name for group in structure.groups] == ["a", "b"]
     kept = {name: torch.tensor([True, False, True, True]) for name in "ab"}
-    with mask(model, kept, EXAMPLE):
+    with structure.mask(kept):
         masked = model(EXAMPLE)
-    torch.testing.assert_close(slim(model, kept, EXAMPLE)(EXAMPLE), masked)
+    torch.testing.assert_close(structure.slim(kept)(EXAMPLE), masked)
 
 
 def test_what_made_tensors_become_is_not_decided_by_values_they_had():
@@ -268,4 +270,4 @@ def test_what_made_tensors_become_is_not_decided_by_values_they_had():
             return self.b(y) if rows.sum() == 0 else self.c(y)
 
     with pytest.raises(UserError, match="must not branch on values"):
-        groups_of(Filling("plain"), EXAMPLE)
+        structure_of(Filling("plain"), EXAMPLE)

@@ -14,7 +14,8 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
-from navprune.pruning.groups import groups_of, units
+from navprune.pruning.groups import units
+from navprune.pruning.losses import Evidence, classification_loss
 from navprune.pruning.masks import (
     STRATEGIES,
     accuracy,
@@ -28,8 +29,7 @@ from navprune.pruning.masks import (
     theoretical_speedup,
 )
 from navprune.pruning.prune import weights_hash
-from navprune.pruning.scores import Evidence, classification_loss
-from navprune.pruning.slim import slim
+from navprune.pruning.structure import structure_of
 
 LAW = settings(max_examples=20, deadline=None, derandomize=True)
 UNSTRUCTURED = [name for name in STRATEGIES if not name.startswith("structured-")]
@@ -206,13 +206,14 @@ def test_nan_is_refused_by_name():
 def test_masks_of_units_are_what_slim_takes_away(name, seed):
     spec = model().spec if name == "cifar_resnet56" else encoder_spec(name, (1, 32, 32), 4, groups=2)
     network = build(spec, 0).double().eval()
-    groups = groups_of(network, blocks=True)
+    groups = structure_of(network, blocks=True).groups
     chance = torch.Generator().manual_seed(seed)
     keep = {group.name: torch.rand(units(group), generator=chance) < 0.7 for group in groups}
     for group in groups:
         keep[group.name][0] |= not group.block
-    small = slim(network, keep)
-    masks = structured_masks(network, groups, keep)
+    structure = structure_of(network)
+    small = structure.slim(keep)
+    masks = structured_masks(structure, keep)
     assert sum(int(mask.sum()) for mask in masks.values()) == size(small)
     apply_masks(network, masks)
     images = torch.rand(2, *spec.input, dtype=torch.float64, generator=chance)
@@ -221,11 +222,12 @@ def test_masks_of_units_are_what_slim_takes_away(name, seed):
 
 def test_masks_of_units_save_what_slim_saves():
     network = model()
-    groups = groups_of(network)
+    structure = structure_of(network)
+    groups = structure.groups
     keep = {group.name: torch.arange(units(group)) % 2 == 0 for group in groups}
     example = torch.zeros(1, 3, 32, 32)
-    dense, slimmed = count(network, example), count(slim(network, keep), example)
-    masks = structured_masks(network, groups, keep)
+    dense, slimmed = count(network, example), count(structure.slim(keep), example)
+    masks = structured_masks(structure, keep)
     assert compression_ratio(network, masks) == pytest.approx(dense.parameters / slimmed.parameters)
     assert theoretical_speedup(network, masks, example) == pytest.approx(dense.macs / slimmed.macs)
 

@@ -10,11 +10,11 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import encoder_spec
-from navprune.pruning.groups import groups_of, units
+from navprune.pruning.groups import unit_weights, units
 from navprune.pruning.masks import apply_masks, structured_masks
+from navprune.pruning.methods.scores import group_size
 from navprune.pruning.penalties import group_lasso, proximal_step, survivors
-from navprune.pruning.scores import group_size, unit_weights
-from navprune.pruning.slim import slim
+from navprune.pruning.structure import structure_of
 
 LAW = settings(max_examples=10, deadline=None, derandomize=True)
 OVER = ("filters", "channels", "both")
@@ -54,7 +54,7 @@ def random_keep(groups, seed):
 def pair():
     """Two convolutions of which the second reads what the first writes, and their only group."""
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1)).double()
-    groups = groups_of(model, torch.zeros(1, 2, 5, 5, dtype=torch.float64))
+    groups = structure_of(model, torch.zeros(1, 2, 5, 5, dtype=torch.float64)).groups
     assert [group.producers for group in groups] == [("0",)]
     return model, groups
 
@@ -71,7 +71,7 @@ def test_the_value_is_the_formula():
 
 def test_blocks_are_penalised_whole():
     model = classifier("cifar_resnet56")
-    blocks = [group for group in groups_of(model, blocks=True) if group.block]
+    blocks = [group for group in structure_of(model, blocks=True).groups if group.block]
     assert len(blocks) == 25  # 27 less the two that change the resolution
     block = model.layer1[3]
     weights = torch.cat([block.conv1.weight.flatten(), block.conv2.weight.flatten()]).detach()
@@ -116,7 +116,7 @@ def test_a_step_is_the_proximal_operator(threshold, over, seed):
 
 def test_a_step_over_both_shrinks_rows_and_columns_by_their_own_factors():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1)).double()
-    groups = groups_of(model, torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+    groups = structure_of(model, torch.zeros(1, 1, 2, 2, dtype=torch.float64)).groups
     norms = [torch.cat(unit_weights(model, g, "both"), dim=1).norm(dim=1).detach() for g in groups]
     factors = [(1 - 0.1 * group_size(model, g, "both").sqrt() / n).clamp_min(0) for g, n in zip(groups, norms)]
     middle = model[2].weight.detach().clone()
@@ -146,7 +146,7 @@ def test_proximal_gradient_descent_ends_in_exact_zeros(over):
     assert loss < 0.6 * target.var()
     weights = torch.cat(unit_weights(model, groups[0], over), dim=1)
     assert not weights[~keep["0"]].any()
-    small = slim(model, keep, torch.zeros(1, 2, 5, 5, dtype=torch.float64))
+    small = structure_of(model, torch.zeros(1, 2, 5, 5, dtype=torch.float64)).slim(keep)
     torch.testing.assert_close(small(images), model(images), rtol=0, atol=1e-10)
 
 
@@ -158,7 +158,7 @@ def test_slimming_what_the_step_zeroed_changes_nothing(name, over):
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1  # norms and biases that would show
-    groups = [group for group in groups_of(model, blocks=True) if group.block == (over == "depth")]
+    groups = [group for group in structure_of(model, blocks=True).groups if group.block == (over == "depth")]
     if not groups:
         pytest.skip("no blocks")
     over = "filters" if over == "depth" else over
@@ -167,12 +167,12 @@ def test_slimming_what_the_step_zeroed_changes_nothing(name, over):
     proximal_step(model, groups, torch.cat(strengths).median().item(), over)
     keep = survivors(model, groups, over)
     assert 0 < sum(int(kept.sum()) for kept in keep.values()) < sum(len(kept) for kept in keep.values())
-    torch.testing.assert_close(slim(model, keep)(image(model)), model(image(model)), rtol=0, atol=1e-10)
+    torch.testing.assert_close(structure_of(model).slim(keep)(image(model)), model(image(model)), rtol=0, atol=1e-10)
 
 
 def test_what_a_penalty_cannot_silence_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    groups = groups_of(model, torch.rand(1, 3, 4, 4))
+    groups = structure_of(model, torch.rand(1, 3, 4, 4)).groups
     with pytest.raises(UserError, match="1 has no scale to set to zero"):
         proximal_step(model, groups, 0.1)
     with pytest.raises(UserError, match="1 has no scale to set to zero"):
@@ -201,11 +201,12 @@ def test_a_unit_at_zero_stays_silent_when_gradients_move_its_norm():
 @given(seed=st.integers(0, 1000), over=st.sampled_from(OVER))
 def test_a_slimmed_network_pays_what_the_masked_one_pays(name, seed, over):
     model = NETWORKS[name]()
-    groups = groups_of(model, blocks=True)
+    groups = structure_of(model, blocks=True).groups
     keep = random_keep(groups, seed)
-    small = slim(model, keep)
-    apply_masks(model, structured_masks(model, groups, keep))
+    structure = structure_of(model)
+    small = structure.slim(keep)
+    apply_masks(model, structured_masks(structure, keep))
     torch.testing.assert_close(
         group_lasso(model, groups, over),
-        group_lasso(small, groups_of(small, blocks=True), over),
+        group_lasso(small, structure_of(small, blocks=True).groups, over),
     )

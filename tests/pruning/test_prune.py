@@ -1,6 +1,7 @@
 """Pruning end to end, on the published network and on small ones."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,14 +14,15 @@ from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.models.widths import widths, with_widths
-from navprune.pruning.gates import GateConfig
-from navprune.pruning.groups import groups_of, is_inner, units
-from navprune.pruning.losses import EXPERT, Imitation, labelled_batches
+from navprune.pruning.config import GateConfig, PruningConfig
+from navprune.pruning.groups import is_inner, units
+from navprune.pruning.losses import EXPERT, Imitation, classification_loss, labelled_batches
 from navprune.pruning.methods import GATES, METHODS, TORCH_PRUNING
-from navprune.pruning.prune import expanded, prune, weights_hash
-from navprune.pruning.scores import SCORES, classification_loss
-from navprune.pruning.search import SearchConfig
-from navprune.pruning.slim import encoder_of, slim
+from navprune.pruning.methods.gates import expanded
+from navprune.pruning.methods.scores import SCORES
+from navprune.pruning.prune import prune, weights_hash
+from navprune.pruning.slim import encoder_of
+from navprune.pruning.structure import structure_of
 from navprune.tasks import GOAL
 
 PUBLISHED = {"macs": 0.488, "parameters": 0.435}  # 0.60 of 1.23 Gi and 2.43 of 5.59 Mi
@@ -44,7 +46,14 @@ def batches(side, count=4):
     ]
 
 
-LOOSE = SearchConfig(tolerance=0.1)
+USUAL = PruningConfig()
+LOOSE = PruningConfig(tolerance=0.1)
+
+
+def pruned(network, method, budget, asked=USUAL, **evidence):
+    """`prune` to shares by name."""
+    text = ",".join(f"{name}={share!r}" for name, share in budget.items())
+    return prune(network, replace(asked, method=method, budget=text), **evidence)
 
 
 def loss_for(method, spec):
@@ -55,7 +64,7 @@ def loss_for(method, spec):
 @pytest.mark.parametrize("method", [method for method in METHODS if method != TORCH_PRUNING])
 def test_every_method_reaches_both_reductions_of_table_1(method):
     spec = encoder_spec("resnet50", (1, 64, 64))
-    result = prune(spec, method, PUBLISHED, table1, batches=batches(64, 1), loss=loss_for(method, spec))
+    result = pruned(spec, method, PUBLISHED, batches=batches(64, 1), loss=loss_for(method, spec))
     assert all(0.99 * limit <= result.reached[name] <= limit for name, limit in PUBLISHED.items())
     assert table1(result.spec)["macs"] / GI == pytest.approx(0.60, abs=0.006)
     assert table1(result.spec)["parameters"] / MI == pytest.approx(2.43, abs=0.024)
@@ -66,7 +75,7 @@ def test_every_method_reaches_both_reductions_of_table_1(method):
 @pytest.mark.parametrize("budget", [{"macs": 0.25}, {"parameters": 0.75}], ids=str)
 def test_budgets_are_met_from_below_within_one_per_cent(name, method, budget):
     spec = encoder_spec(name, (1, 64, 64), 32)
-    result = prune(spec, method, budget, table1, batches=batches(64, 1))
+    result = pruned(spec, method, budget, batches=batches(64, 1))
     dense, slimmed = table1(spec), table1(result.spec)
     loads = {measure: slimmed[measure] / dense[measure] / limit for measure, limit in budget.items()}
     assert 0.99 <= max(loads.values()) <= 1
@@ -80,8 +89,8 @@ def test_budgets_are_met_from_below_within_one_per_cent(name, method, budget):
 @pytest.mark.parametrize("method", ["magnitude", GATES])
 def test_excited_and_grouped_networks_meet_their_budget(method):
     spec = encoder_spec("se_resneXt50", (1, 64, 64), 8)
-    config = SearchConfig(tolerance=0.05)
-    result = prune(spec, method, {"macs": 0.5}, table1, batches=batches(64, 1), config=config)
+    asked = PruningConfig(tolerance=0.05)
+    result = pruned(spec, method, {"macs": 0.5}, batches=batches(64, 1), asked=asked)
     assert 0.475 <= result.reached["macs"] <= 0.5
     assert all(after % spec.unit_channels[name] == 0 for name, (_, after) in result.widths.items())
     assert any(name.endswith(".se") and after < before for name, (before, after) in result.widths.items())
@@ -91,11 +100,11 @@ def test_excited_and_grouped_networks_meet_their_budget(method):
 def test_the_same_seed_gives_the_same_network(method):
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
 
-    def pruned(seed):
+    def of(seed):
         loss = loss_for(method, spec)
-        return prune(spec, method, {"macs": 0.5}, table1, seed=seed, batches=batches(32), loss=loss, config=LOOSE)
+        return pruned(spec, method, {"macs": 0.5}, seed=seed, batches=batches(32), loss=loss, asked=LOOSE)
 
-    first, second, other = pruned(0), pruned(0), pruned(1)
+    first, second, other = of(0), of(0), of(1)
     assert weights_hash(first.model) == weights_hash(second.model) != weights_hash(other.model)
     assert first.initial_weights == second.initial_weights != other.initial_weights
 
@@ -103,16 +112,16 @@ def test_the_same_seed_gives_the_same_network(method):
 def test_a_trained_policy_keeps_its_weights():
     policy = build(PolicySpec(encoder_spec("resnet18", (1, 32, 32), 8), 16, 16), seed=7)
     before = weights_hash(policy)
-    result = prune(policy, "magnitude", {"macs": 0.5}, table1, config=LOOSE)
+    result = pruned(policy, "magnitude", {"macs": 0.5}, asked=LOOSE)
     assert weights_hash(policy) == before == result.initial_weights
-    assert weights_hash(result.model) == weights_hash(slim(policy, result.keep))
+    assert weights_hash(result.model) == weights_hash(structure_of(policy).slim(result.keep))
     for name, tensor in result.model.state_dict().items():
         if "visual_encoder" not in name:
             assert torch.equal(tensor, policy.state_dict()[name])
 
 
 def test_fresh_weights_belong_to_the_slim_spec():
-    result = prune(encoder_spec("simple_cnn", (1, 64, 64)), "uniform", {"parameters": 0.5}, table1, config=LOOSE)
+    result = pruned(encoder_spec("simple_cnn", (1, 64, 64)), "uniform", {"parameters": 0.5}, asked=LOOSE)
     fresh = result.fresh(3)
     assert fresh.spec == result.spec
     assert weights_hash(fresh) == weights_hash(result.fresh(3)) != weights_hash(result.fresh(4))
@@ -123,8 +132,8 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
     spec = encoder_spec("resnet50", (1, 32, 32), 8)
     policy = PolicySpec(spec, 16, 16)
     wide = encoder_of(expanded(policy, 1.25))
-    result = prune(policy, GATES, {"macs": 0.5}, table1, batches=batches(32), config=LOOSE)
-    for group in groups_of(build(wide, 0)):
+    result = pruned(policy, GATES, {"macs": 0.5}, batches=batches(32), asked=LOOSE)
+    for group in structure_of(build(wide, 0)).groups:
         before, after = result.widths[group.name]
         assert (before, group.channels) == (widths(spec)[group.name], round(1.25 * before))
         assert len(result.keep[group.name]) == units(group)
@@ -135,8 +144,8 @@ def test_gates_search_a_wider_network_and_cut_only_inside_blocks():
 
 def test_limits_are_shares_of_the_dense_network_with_gates_too():
     spec = encoder_spec("resnet18", (1, 32, 32), 32)
-    config = SearchConfig(limits={"stage4.*": 0.5}, tolerance=0.1)
-    result = prune(spec, GATES, {"macs": 0.5}, table1, batches=batches(32, 2), config=config)
+    asked = PruningConfig(limits={"stage4.*": 0.5}, tolerance=0.1)
+    result = pruned(spec, GATES, {"macs": 0.5}, batches=batches(32, 2), asked=asked)
     kept = [after / before for name, (before, after) in result.widths.items() if name.startswith("stage4.block1")]
     assert kept and max(kept) <= 0.5
 
@@ -151,15 +160,15 @@ def test_what_cannot_be_met_is_refused_before_anything_is_looked_at(budget, limi
         yield
 
     with pytest.raises(UserError, match=complaint):
-        prune(encoder_spec("resnet18", (1, 32, 32), 32), GATES, budget, table1, batches=unreachable,
-              config=SearchConfig(limits=limits))  # fmt: skip
+        pruned(encoder_spec("resnet18", (1, 32, 32), 32), GATES, budget, batches=unreachable,
+              asked=PruningConfig(limits=limits))  # fmt: skip
 
 
 def test_gates_ignore_the_weights_they_are_given():
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
-    options = dict(batches=batches(32), gates=GateConfig(expansion=1), config=LOOSE)
-    first = prune(build(spec, 1), GATES, {"macs": 0.5}, table1, **options)
-    second = prune(build(spec, 2), GATES, {"macs": 0.5}, table1, **options)
+    options = dict(batches=batches(32), asked=replace(LOOSE, gates=GateConfig(expansion=1)))
+    first = pruned(build(spec, 1), GATES, {"macs": 0.5}, **options)
+    second = pruned(build(spec, 2), GATES, {"macs": 0.5}, **options)
     assert first.initial_weights == second.initial_weights == weights_hash(build(spec, 0))
 
 
@@ -173,17 +182,16 @@ def test_an_encoder_of_ours_in_a_module_of_ones_own_is_cut():
         def forward(self, images):
             return self.eyes(images)
 
-    result = prune(Agent(), "l1", {"macs": 0.5}, table1, config=LOOSE, example=torch.rand(1, 1, 32, 32))
+    result = pruned(Agent(), "l1", {"macs": 0.5}, asked=LOOSE, example=torch.rand(1, 1, 32, 32))
     assert 0.45 <= result.reached["macs"] <= 0.5
     assert table1(result.model.eyes.spec)["macs"] < table1(encoder_spec("resnet18", (1, 32, 32), 8))["macs"]
-    with pytest.raises(UserError, match="give `cost`"):
-        prune(Agent(), "l1", {"macs": 0.5}, config=LOOSE)
+    assert pruned(Agent(), "l1", {"macs": 0.5}, asked=LOOSE).reached == result.reached  # it needs no example
 
 
 @pytest.mark.parametrize("network", ["resnet50", None])
 def test_what_is_no_network_is_refused(network):
     with pytest.raises(UserError, match="a network or a spec, not"):
-        prune(network, "l1", {"macs": 0.5}, table1)
+        pruned(network, "l1", {"macs": 0.5})
 
 
 def test_any_precision_has_a_hash():
@@ -197,7 +205,7 @@ def test_gates_of_a_module_need_a_loss():
     images = torch.rand(4, 1, 8, 8)
     model(images)
     with pytest.raises(UserError, match="gates follow a loss"):
-        prune(model, GATES, {"macs": 0.5}, batches=[images], example=images)
+        pruned(model, GATES, {"macs": 0.5}, batches=[images], example=images)
 
 
 def test_expansion_rounds_to_whole_units():
@@ -210,13 +218,13 @@ def test_expansion_rounds_to_whole_units():
 
 def test_the_minimum_stays():
     spec = encoder_spec("resnet50", (1, 32, 32), 16)
-    result = prune(spec, "random", {"parameters": 0.4}, table1, config=SearchConfig(minimum=4))
+    result = pruned(spec, "random", {"parameters": 0.4}, asked=PruningConfig(minimum=4))
     assert min(int(kept.sum()) for kept in result.keep.values()) >= 4
 
 
 def test_the_report_is_json():
     spec = encoder_spec("resnet18", (1, 32, 32), 8)
-    result = prune(spec, "random", {"macs": 0.5}, table1, config=LOOSE, seed=5)
+    result = pruned(spec, "random", {"macs": 0.5}, asked=LOOSE, seed=5)
     data = json.loads(json.dumps(result.to_json()))
     assert data["method"] == "random" and data["seed"] == 5 and data["budget"] == {"macs": 0.5}
     assert data["initial_weights"] == weights_hash(build(spec, 5))
@@ -232,7 +240,7 @@ def test_the_report_is_json():
 @pytest.mark.parametrize(
     ("method", "budget", "complaint"),
     [
-        ("magnitudes", {"macs": 0.5}, "unknown pruning method 'magnitudes'"),
+        ("magnitudes", {"macs": 0.5}, "pruning.method is magnitudes; known are null, gates, l1"),
         ("random", {"macs": 1.5}, "macs=1.5 is not a share"),
         ("random", {}, "budget is empty"),
         ("random", {"milliseconds": 0.5}, "unknown measure 'milliseconds'"),
@@ -242,12 +250,12 @@ def test_the_report_is_json():
 )
 def test_what_cannot_be_done_is_refused(method, budget, complaint):
     with pytest.raises(UserError, match=complaint):
-        prune(encoder_spec("resnet18", (1, 32, 32), 8), method, budget, table1)
+        pruned(encoder_spec("resnet18", (1, 32, 32), 8), method, budget)
 
 
 def test_a_blind_agent_cannot_be_pruned():
     with pytest.raises(UserError, match="no channels to prune"):
-        prune(PolicySpec(encoder_spec("blind"), 16, 16), "random", {"macs": 0.5}, table1)
+        pruned(PolicySpec(encoder_spec("blind"), 16, 16), "random", {"macs": 0.5})
 
 
 # Everything that can be cut ----------------------------------------------------------------------
@@ -263,7 +271,7 @@ def labelled(count=8):
 @pytest.mark.parametrize("name", ["cifar_resnet56", "cifar_vgg16_bn"])
 def test_classifiers_are_pruned(name, method):
     spec = classifier_spec(name, 4)
-    result = prune(spec, method, {"macs": 0.5}, batches=labelled())
+    result = pruned(spec, method, {"macs": 0.5}, batches=labelled())
     assert 0.495 <= result.reached["macs"] <= 0.5
     assert result.spec.widths == {width: after for width, (_, after) in result.widths.items()}
     assert result.model(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
@@ -284,7 +292,7 @@ def test_modules_from_elsewhere_are_pruned(method):
     model = sequence()
     before = weights_hash(model)
     options = dict(batches=labelled(), loss=classification_loss, example=example)
-    result = prune(model, method, {"parameters": 0.5}, config=SearchConfig(tolerance=0.05), **options)
+    result = pruned(model, method, {"parameters": 0.5}, asked=PruningConfig(tolerance=0.05), **options)
     assert weights_hash(model) == before == result.initial_weights
     kept = sum(parameter.numel() for parameter in result.model.parameters())
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -301,7 +309,7 @@ def test_whole_blocks_may_go():
             for layer in block.convs:
                 if hasattr(layer, "weight"):
                     layer.weight.mul_(1e-3)
-    result = prune(policy, "l1", {"macs": 0.8}, table1, blocks=True, config=LOOSE)
+    result = pruned(policy, "l1", {"macs": 0.8}, asked=replace(LOOSE, blocks=True))
     assert {"stage2.block2", "stage3.block4"} <= set(result.blocks)
     removed = tuple(f"{block}." for block in result.blocks)
     assert all((after == 0) == name.startswith(removed) for name, (_, after) in result.widths.items())
@@ -319,7 +327,7 @@ def test_a_cost_of_ones_own_is_a_budget():
         asked.append(dict(widths))
         return widths["stem"] / 16
 
-    scores = prune(spec, "random", {"stem": 0.5}, table1, costs={"stem": stem})
+    scores = pruned(spec, "random", {"stem": 0.5}, costs={"stem": stem})
     assert scores.reached["stem"] == 0.5
     assert len(asked) == len({tuple(each.items()) for each in asked})  # a measurement is not repeated
 
@@ -331,13 +339,11 @@ def test_a_network_that_is_not_what_its_spec_says_is_refused():
     model = build(encoder_spec("resnet18", (1, 32, 32), 8), 0)
     model.spec = with_widths(model.spec, {"stem": 4})
     with pytest.raises(UserError, match="does not fit its spec"):
-        prune(model, "l1", {"macs": 0.5}, table1)
+        pruned(model, "l1", {"macs": 0.5})
 
 
 def test_what_is_missing_is_named():
     with pytest.raises(UserError, match="an example of its input"):
-        prune(sequence(), "l1", {"macs": 0.5})
-    with pytest.raises(UserError, match="give `cost`"):
-        prune(encoder_spec("resnet18", (1, 32, 32), 8), "l1", {"macs": 0.5})
+        pruned(sequence(), "l1", {"macs": 0.5})
     with pytest.raises(UserError, match=r"images of \[1, 36, 36\]"):
-        prune(encoder_spec("resnet18", (1, 32, 32), 8), GATES, {"macs": 0.5}, table1, batches=batches(36))
+        pruned(encoder_spec("resnet18", (1, 32, 32), 8), GATES, {"macs": 0.5}, batches=batches(36))

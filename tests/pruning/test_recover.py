@@ -16,9 +16,9 @@ from torch.distributions import Categorical, kl_divergence
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
-from navprune.pruning.groups import groups_of, units
+from navprune.pruning.groups import units
 from navprune.pruning.recover import Distillation, policy_divergence, rewound, rewound_checkpoint
-from navprune.pruning.slim import slim
+from navprune.pruning.structure import structure_of
 from navprune.rl.checkpoints import load_policy, save_checkpoint
 from navprune.rl.phases import phases_of
 from navprune.rl.ppo import PPOConfig
@@ -200,7 +200,7 @@ def test_a_teacher_that_cannot_read_what_its_student_keeps_is_refused_and_no_oth
 
 
 def half(policy):
-    return {group.name: torch.arange(units(group)) % 2 == 1 for group in groups_of(policy)}
+    return {group.name: torch.arange(units(group)) % 2 == 1 for group in structure_of(policy).groups}
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def pruned(tmp_path):
     """A dense agent, an early checkpoint of it, and what was pruned from the dense one."""
     dense, early = build(SPEC, 0), build(SPEC, 1)
     save_checkpoint(tmp_path / "early", early)
-    folder = save_checkpoint(tmp_path / "pruned", slim(dense, half(dense)))
+    folder = save_checkpoint(tmp_path / "pruned", structure_of(dense).slim(half(dense)))
     keep = {name: kept.int().tolist() for name, kept in half(dense).items()}
     (folder / "pruning.json").write_text(json.dumps({"keep": keep}))
     return folder
@@ -216,7 +216,7 @@ def pruned(tmp_path):
 
 def test_what_stayed_goes_back_to_the_early_checkpoint(pruned):
     early = build(SPEC, 1)
-    expected = slim(early, half(early)).state_dict()
+    expected = structure_of(early).slim(half(early)).state_dict()
     for found in (rewound(half(early), early), rewound_checkpoint(pruned, pruned.parent / "early")):
         assert found.spec == load_policy(pruned).policy.spec
         assert all(value.equal(expected[name]) for name, value in found.state_dict().items())

@@ -16,8 +16,9 @@ from navprune.models.build import build
 from navprune.models.classifiers import CLASSIFIERS, classifier_spec
 from navprune.models.spec import Layer, PolicySpec, convolutions, encoder_spec
 from navprune.models.widths import widths, with_widths
-from navprune.pruning.groups import groups_of, is_inner, mask, scaled, units
-from navprune.pruning.slim import encoder_of, slim, slim_optimiser
+from navprune.pruning.groups import is_inner, units
+from navprune.pruning.slim import encoder_of
+from navprune.pruning.structure import structure_of
 from navprune.rl.ppo import gradient_step
 from navprune.tasks import GOAL
 
@@ -61,7 +62,7 @@ def random_classifier(family, rng):
 def random_keep(model, rng):
     """A keep mask for every width, with at least one unit left, and for every block that can be removed."""
     keep = {}
-    for group in groups_of(model, blocks=True):
+    for group in structure_of(model, blocks=True).groups:
         flags = torch.from_numpy(rng.random(units(group)) < 0.6)
         flags[rng.integers(units(group))] |= not group.block
         keep[group.name] = flags
@@ -89,18 +90,20 @@ def test_slim_equals_mask(family):
         model = shaken(spec)
         keep = random_keep(model, rng)
         images = torch.from_numpy(rng.random((2, *spec.input)))
+        structure = structure_of(model, blocks=True)
         with torch.no_grad():
-            with mask(model, keep):
+            with structure.mask(keep):
                 masked = model(images)
-            small = slim(model, keep)
+            small = structure.slim(keep)
             assert (small(images) - masked).abs().max() < 1e-10
-            with mask(model.float(), keep):
+            model.float()
+            with structure.mask(keep):
                 rounded = model(images.float())
             # Norms of nearly equal values magnify rounding, of the masked network's as of the slim one's.
             rounding = (rounded - masked).abs().max()
-            assert (slim(model, keep)(images.float()) - masked).abs().max() < 1e-4 + 10 * rounding
-        removed = [group.name for group in groups_of(model, blocks=True) if group.block and not keep[group.name]]
-        left = {group.name: int(keep[group.name].sum()) * group.unit for group in groups_of(model)}
+            assert (structure.slim(keep)(images.float()) - masked).abs().max() < 1e-4 + 10 * rounding
+        removed = [group.name for group in structure.blocks if not keep[group.name]]
+        left = {group.name: int(keep[group.name].sum()) * group.unit for group in structure.channels}
         assert small.spec == with_widths(spec, left).without_blocks(removed)
         assert sum(small.spec.blocks) == sum(spec.blocks) - len(removed)
         assert not any(module._forward_hooks for module in [*model.modules(), *small.modules()])
@@ -113,16 +116,16 @@ def test_batch_norm_in_training_keeps_the_law_and_its_statistics(family):
     rng = np.random.default_rng(0)
     model = shaken(random_classifier(family, rng)).train()
     keep = random_keep(model, rng)
-    small = slim(model, keep)
+    small = structure_of(model).slim(keep)
     for module in [*model.modules(), *small.modules()]:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # it would draw other numbers for another width
     images = torch.from_numpy(rng.random((4, *model.spec.input)))
     with torch.no_grad():
-        with mask(model, keep):
+        with structure_of(model).mask(keep):
             masked = model(images)
         assert (small(images) - masked).abs().max() < 1e-8
-    again, state = slim(model, keep).state_dict(), small.state_dict()
+    again, state = structure_of(model).slim(keep).state_dict(), small.state_dict()
     assert all((state[name] - again[name]).abs().max() < 1e-10 for name in state)
 
 
@@ -130,15 +133,15 @@ def test_our_networks_in_a_users_module_keep_their_specs_true():
     wrapped = torch.nn.Sequential(torch.nn.Identity(), shaken(encoder_spec("resnet18", (1, 32, 32), 4)))
     keep = {"stage2.block1": torch.tensor([False]), "stem": torch.tensor([False, True])}
     images = torch.rand(2, 1, 32, 32, dtype=torch.float64)
-    small = slim(wrapped, keep)
-    with torch.no_grad(), mask(wrapped, keep):
+    small = structure_of(wrapped).slim(keep)
+    with torch.no_grad(), structure_of(wrapped).mask(keep):
         assert (small(images) - wrapped(images)).abs().max() < 1e-10
-    assert small[1].spec == slim(wrapped[1], keep).spec
+    assert small[1].spec == structure_of(wrapped[1]).slim(keep).spec
     classifier = build(classifier_spec("cifar_resnet56", 3, (1, 8, 8), 0.1), 0)
-    keep = {group.name: torch.arange(units(group)) % 2 == 0 for group in groups_of(classifier)}
+    keep = {group.name: torch.arange(units(group)) % 2 == 0 for group in structure_of(classifier).groups}
     inside = {f"1.{name}": kept for name, kept in keep.items()}
-    small = slim(torch.nn.Sequential(torch.nn.ReLU(), classifier), inside, torch.rand(1, 1, 8, 8))
-    assert small[1].spec == slim(classifier, keep).spec != classifier.spec
+    small = structure_of(torch.nn.Sequential(torch.nn.ReLU(), classifier), torch.rand(1, 1, 8, 8)).slim(inside)
+    assert small[1].spec == structure_of(classifier).slim(keep).spec != classifier.spec
 
 
 def test_blocks_that_lead_from_trunk_to_trunk_can_be_removed():
@@ -148,22 +151,22 @@ def test_blocks_that_lead_from_trunk_to_trunk_can_be_removed():
         "simple_cnn": [],
     }
     for name, blocks in offered.items():
-        groups = groups_of(build(encoder_spec(name, (1, 64, 64), 8), 0), blocks=True)
+        groups = structure_of(build(encoder_spec(name, (1, 64, 64), 8), 0), blocks=True).groups
         assert [group.name for group in groups if group.block] == blocks
         assert not any(is_inner(group) for group in groups if group.block)
     model = build(encoder_spec("resnet18", (1, 64, 64), 8), 0)
-    small = slim(model, {name: torch.tensor([False]) for name in offered["resnet18"]})
+    small = structure_of(model).slim({name: torch.tensor([False]) for name in offered["resnet18"]})
     assert small.spec.blocks == (0, 1, 1, 1)
     assert torch.equal(small.backbone.layer3[0].convs[0].weight, model.backbone.layer3[0].convs[0].weight)
     with pytest.raises(UserError, match=r"no channel group 'stage2\.block0'"):
-        slim(model, {"stage2.block0": torch.tensor([False])})
+        structure_of(model).slim({"stage2.block0": torch.tensor([False])})
 
 
 @pytest.mark.parametrize(("family", "rnn", "layers"), [("resnet18", "gru", 1), ("se_resneXt50", "lstm", 2)])
 def test_a_whole_policy_is_slimmed_in_place(family, rnn, layers):
     spec = PolicySpec(encoder_spec(family, (4, 32, 32), 8), 16, 12, rnn, layers)
     model = shaken(spec)
-    keep = {g.name: torch.arange(units(g)) % 3 != 1 for g in groups_of(model)}
+    keep = {g.name: torch.arange(units(g)) % 3 != 1 for g in structure_of(model).groups}
     keep[list(spec.encoder.removable_blocks())[1]] = torch.tensor([False])
     observations = {
         "depth": torch.rand(3, 2, 32, 32, 1, dtype=torch.float64),
@@ -172,15 +175,15 @@ def test_a_whole_policy_is_slimmed_in_place(family, rnn, layers):
     }
     rest = (model.initial_state(2), torch.tensor([[0, 1]] * 3), torch.tensor([[False, True]] * 3))
     with torch.no_grad():
-        with mask(model, keep):
+        with structure_of(model).mask(keep):
             masked = model.sequence(observations, *rest)
-        slimmed = slim(model, keep).sequence(observations, *rest)
+        slimmed = structure_of(model).slim(keep).sequence(observations, *rest)
         dense = model.sequence(observations, *rest)
     for answer, expected in zip(slimmed, masked):
         assert (answer - expected).abs().max() < 1e-10
     assert (dense.logits - masked.logits).abs().max() > 1e-6  # the masked channels mattered
-    assert sum(slim(model, keep).spec.encoder.blocks) == sum(spec.encoder.blocks) - 1
-    for name, tensor in slim(model, keep).state_dict().items():
+    assert sum(structure_of(model).slim(keep).spec.encoder.blocks) == sum(spec.encoder.blocks) - 1
+    for name, tensor in structure_of(model).slim(keep).state_dict().items():
         if "visual_encoder" not in name:
             assert torch.equal(tensor, model.state_dict()[name])
 
@@ -188,7 +191,7 @@ def test_a_whole_policy_is_slimmed_in_place(family, rnn, layers):
 def test_keeping_everything_changes_nothing():
     spec = encoder_spec("resnet50", (1, 32, 32), 4)
     model = shaken(spec)
-    same = slim(model, {})
+    same = structure_of(model).slim({})
     assert same.spec == spec
     assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), model.state_dict().values()))
 
@@ -197,14 +200,14 @@ def test_slimming_leaves_the_model_and_the_global_generator_alone():
     model = shaken(encoder_spec("resnet18", (1, 32, 32), 4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    slim(model.train(), {"stem": torch.tensor([True, False])})
+    structure_of(model.train()).slim({"stem": torch.tensor([True, False])})
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_every_convolution_of_a_width_is_in_its_group():
     model = build(PolicySpec(encoder_spec("resnet50", (1, 64, 64), 8), 16, 16), 0)
-    groups = groups_of(model)
+    groups = structure_of(model).groups
     assert len(groups) == 37  # stem, four trunks, 32 inner widths
     for group in groups:
         assert len(group.norms) == len(group.producers)
@@ -222,16 +225,16 @@ def test_units_of_a_grouped_convolution_are_whole_groups_of_it_and_of_its_norms(
     assert group.producers == ("backbone.layer1.0.convs.0", "backbone.layer1.0.convs.3")
     assert group.readers == ("backbone.layer1.0.convs.6",)
     assert spec.by_name[group.name].group == 2 and group.unit == 4
-    small = slim(build(spec, 0), {group.name: torch.tensor([True, False, True, False])})
+    small = structure_of(build(spec, 0)).slim({group.name: torch.tensor([True, False, True, False])})
     grouped, norm = small.get_submodule(group.producers[1]), small.get_submodule(group.norms[1])
     assert (grouped.groups, norm.num_groups, grouped.weight.shape[1]) == (2, 4, 4)
 
 
 def test_factors_scale_and_carry_gradients():
     model = shaken(encoder_spec("simple_cnn", (1, 36, 36)))
-    factors = {g.name: torch.full((units(g),), 0.5, requires_grad=True) for g in groups_of(model)}
+    factors = {g.name: torch.full((units(g),), 0.5, requires_grad=True) for g in structure_of(model).groups}
     images = torch.rand(2, 1, 36, 36, dtype=torch.float64)
-    with scaled(model, factors):
+    with structure_of(model).scaled(factors):
         model(images).sum().backward()
     assert all(factor.grad.abs().sum() > 0 for factor in factors.values())
 
@@ -248,14 +251,14 @@ def test_factors_scale_and_carry_gradients():
 def test_keeps_that_do_not_fit_are_refused(keep, complaint):
     model = build(encoder_spec("resnet18", (1, 32, 32), 4), 0)
     with pytest.raises(UserError, match=complaint):
-        slim(model, keep)
-    with pytest.raises(UserError, match=complaint), mask(model, keep):
+        structure_of(model).slim(keep)
+    with pytest.raises(UserError, match=complaint), structure_of(model).mask(keep):
         pass
 
 
 def test_a_blind_policy_has_nothing_to_prune():
     with pytest.raises(UserError, match="no channels to prune"):
-        slim(build(PolicySpec(encoder_spec("blind"), 16, 16), 0), {})
+        structure_of(build(PolicySpec(encoder_spec("blind"), 16, 16), 0)).slim({})
 
 
 # The state of an optimiser -----------------------------------------------------------------------
@@ -296,19 +299,19 @@ def test_the_next_step_of_the_slim_network_is_that_of_the_masked_one(seed, kind,
     for step in range(3):
         learn(policy, optimiser, step)
     generator = torch.Generator().manual_seed(seed)
-    keep = {group.name: torch.rand(units(group), generator=generator) > 0.4 for group in groups_of(policy)}
+    keep = {group.name: torch.rand(units(group), generator=generator) > 0.4 for group in structure_of(policy).groups}
     for kept in keep.values():
         kept[torch.randint(len(kept), (), generator=generator)] = True
 
-    small = slim(policy, keep)
+    small = structure_of(policy).slim(keep)
     sliced = OPTIMISERS[kind](small.parameters())
-    sliced.load_state_dict(slim_optimiser(optimiser, policy, keep))
+    sliced.load_state_dict(structure_of(policy).slim_optimiser(optimiser, keep))
     for step in range(3, 5):
         learn(small, sliced, step)
-    with mask(policy, keep):
+    with structure_of(policy).mask(keep):
         for step in range(3, 5):
             learn(policy, optimiser, step)
-    for name, value in slim(policy, keep).state_dict().items():
+    for name, value in structure_of(policy).slim(keep).state_dict().items():
         torch.testing.assert_close(small.state_dict()[name], value, rtol=1e-9, atol=1e-10)
 
 
@@ -326,11 +329,11 @@ def test_the_optimiser_of_a_module_of_ones_own_is_cut_likewise(kind):
         return kind(network.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
 
     step(model, optimiser := optimiser_of(model))
-    small = slim(model, keep, images)
+    small = structure_of(model, images).slim(keep)
     cut = optimiser_of(small)
-    cut.load_state_dict(slim_optimiser(optimiser, model, keep, images))
+    cut.load_state_dict(structure_of(model, images).slim_optimiser(optimiser, keep))
     step(small, cut)
-    with mask(model, keep, images):
+    with structure_of(model, images).mask(keep):
         step(model, optimiser)
         torch.testing.assert_close(small(images), model(images), rtol=0, atol=1e-10)
 
@@ -342,7 +345,9 @@ def test_plain_numbers_in_an_optimisers_state_stay():
     optimiser.step()
     for state in optimiser.state.values():
         state["step"], state["age"] = 1, 7
-    cut = slim_optimiser(optimiser, model, {"0": torch.tensor([True, False, True, True])}, torch.rand(2, 3, 4, 4))
+    cut = structure_of(model, torch.rand(2, 3, 4, 4)).slim_optimiser(
+        optimiser, {"0": torch.tensor([True, False, True, True])}
+    )
     assert all((entry["step"], entry["age"]) == (1, 7) for entry in cut["state"].values())
     assert cut["state"][0]["exp_avg"].shape == (3, 3, 1, 1)
 
@@ -351,13 +356,13 @@ def test_an_optimiser_of_something_else_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     images, keep = torch.rand(2, 3, 4, 4), {"0": torch.tensor([True, False, True, True])}
     with pytest.raises(UserError, match="not the model's"):
-        slim_optimiser(torch.optim.Adam(nn.Linear(2, 2).parameters()), model, keep, images)
+        structure_of(model, images).slim_optimiser(torch.optim.Adam(nn.Linear(2, 2).parameters()), keep)
     for kind in (torch.optim.Adafactor, torch.optim.LBFGS):
         optimiser = kind(model.parameters())
         model(images).sum().backward()
         optimiser.step(lambda: model(images).square().sum())
         with pytest.raises(UserError, match="begin a fresh one"):
-            slim_optimiser(optimiser, model, keep, images)
+            structure_of(model, images).slim_optimiser(optimiser, keep)
 
 
 def test_the_optimiser_that_was_cut_is_left_as_it_was():
@@ -365,6 +370,6 @@ def test_the_optimiser_that_was_cut_is_left_as_it_was():
     optimiser = torch.optim.Adam(policy.parameters())
     learn(policy, optimiser, 0)
     shapes = [optimiser.state[p]["exp_avg"].shape for p in policy.parameters()]
-    keep = {group.name: torch.arange(units(group)) < 1 for group in groups_of(policy)}
-    slim_optimiser(optimiser, policy, keep)
+    keep = {group.name: torch.arange(units(group)) < 1 for group in structure_of(policy).groups}
+    structure_of(policy).slim_optimiser(optimiser, keep)
     assert [optimiser.state[p]["exp_avg"].shape for p in policy.parameters()] == shapes

@@ -1,8 +1,5 @@
 """Networks that are not ours: their groups by tracing, the law for them, their costs, and what is refused."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,15 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from navprune.costs.counting import cost, count
+from navprune.costs.counting import cost, count, total
 from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import encoder_spec
 from navprune.models.widths import with_widths
-from navprune.pruning.groups import groups_of, mask, scaled, units
-from navprune.pruning.slim import slim
-from navprune.pruning.trace import module_cost, trace
+from navprune.pruning.groups import units
+from navprune.pruning.structure import structure_of
+from navprune.pruning.trace import trace
 
 LAW = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -120,22 +117,25 @@ def test_slim_equals_mask_and_costs_are_those_of_the_slim_module(seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     model, example = shaken(random_net(rng), rng), torch.rand(2, 2, 9, 8)
-    groups = groups_of(model, example)
+    structure = structure_of(model, example)
+    groups = structure.groups
     keep = random_keep(groups, rng)
     images = torch.rand(3, 2, 9, 8, dtype=torch.float64)
     with torch.no_grad():
-        with mask(model, keep, example):
+        with structure.mask(keep):
             masked = model(images)
-        small = slim(model, keep, example)
+        small = structure.slim(keep)
         assert (small(images) - masked).abs().max() < 1e-10
-        assert torch.equal(model(images), slim(model, {}, example)(images))
+        assert torch.equal(model(images), structure.slim({})(images))
     widths = {group.name: int(keep[group.name].sum()) * group.unit for group in groups}
     counted = count(small, images)
-    assert module_cost(model, example)(widths) == {"macs": counted.macs, "parameters": counted.parameters}
+    assert structure.cost(widths) == {"macs": counted.macs, "parameters": counted.parameters}
     # A grouped convolution with one group left is a plain one, which has a width of its own.
-    assert all(group.channels == widths.get(group.name, group.channels) for group in groups_of(small, example))
+    assert all(
+        group.channels == widths.get(group.name, group.channels) for group in structure_of(small, example).groups
+    )
     model.train(), small.train()
-    with mask(model, keep, example):
+    with structure.mask(keep):
         masked = model(images)
     assert (small(images) - masked).abs().max() < 1e-6  # small batches magnify rounding
 
@@ -150,9 +150,9 @@ def test_the_trace_finds_the_groups_that_our_encoders_declare(name, channels):
     spec = encoder_spec(name, (channels, 64, 48), 8)
     model = build(spec, 0)
     traced = trace(model, torch.empty(1, channels, 64, 48))
-    assert {facts(group) for group in traced.groups} == {facts(group) for group in groups_of(model)}
-    assert traced.cost({})["parameters"] == cost(spec).parameters
-    assert traced.cost({})["macs"] == cost(spec).macs
+    assert {facts(group) for group in traced.groups} == {facts(group) for group in structure_of(model).groups}
+    counted = total(traced.layers, {group.name: group.channels for group in traced.groups})
+    assert counted == {"macs": cost(spec).macs, "parameters": cost(spec).parameters}
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet56", "imagenet_resnet50", "vgg16_bn"])
@@ -161,7 +161,7 @@ def test_costs_of_classifiers_follow_widths_and_blocks(name):
     widths = {layer: max(1, channels // 2) for layer, channels in spec.widths.items()}
     removed = list(spec.removable_blocks())[1::2]
     with torch.device("meta"):
-        estimate = module_cost(build(spec), torch.empty(1, 3, 64, 64))
+        estimate = structure_of(build(spec), torch.empty(1, 3, 64, 64)).cost
         for blocks in ([], removed):
             smaller = build(with_widths(spec, widths).without_blocks(blocks))
             counted = count(smaller, torch.empty(1, 3, 64, 64))
@@ -173,11 +173,11 @@ def test_widths_of_a_slim_module_are_told_by_its_layers():
     model = nn.Sequential(
         nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, groups=3), nn.GroupNorm(2, 6), nn.Flatten(), nn.Linear(6 * 4, 3)
     )
-    group = groups_of(model, torch.rand(1, 2, 4, 4))[0]
+    group = structure_of(model, torch.rand(1, 2, 4, 4)).groups[0]
     assert (group.name, group.unit, group.producers) == ("0", 6, ("0", "1"))  # groups of 2 and of 3
     model[2] = nn.GroupNorm(3, 6)
     model[4].requires_grad_(False)
-    small = slim(model.train(), {"0": torch.tensor([True, False, True])}, torch.rand(1, 2, 4, 4))
+    small = structure_of(model.train(), torch.rand(1, 2, 4, 4)).slim({"0": torch.tensor([True, False, True])})
     assert str(small[1]) == "Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), groups=2)"
     assert (small[2].num_groups, small[2].num_channels) == (2, 4)
     assert str(small[4]) == "Linear(in_features=16, out_features=3, bias=True)"
@@ -192,21 +192,22 @@ def test_a_layer_that_is_used_twice_couples_its_inputs_and_outputs():
         stem=nn.Conv2d(2, 4, 1), twice=nn.Conv2d(4, 4, 3, padding=1), out=nn.Conv2d(4, 1, 1),
     )  # fmt: skip
     example = torch.rand(2, 2, 5, 5)
-    (group,) = groups_of(model, example)
+    structure = structure_of(model, example)
+    (group,) = structure.groups
     assert (group.producers, group.readers) == (("stem", "twice"), ("twice", "out"))
     keep = {"stem": torch.tensor([True, False, True, True])}
-    with mask(model, keep, example):
+    with structure.mask(keep):
         masked = model(example)
-    small = slim(model, keep, example)
+    small = structure.slim(keep)
     torch.testing.assert_close(small(example), masked)
-    assert module_cost(model, example)({"stem": 3})["macs"] == count(small, example).macs
+    assert structure.cost({"stem": 3})["macs"] == count(small, example).macs
 
 
 def test_inputs_outputs_and_grouped_convolutions_of_two_widths_stay():
     model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 8, 1, groups=2), nn.Conv2d(8, 3, 1), nn.Conv2d(3, 3, 1))
-    assert [group.name for group in groups_of(model, torch.rand(1, 2, 4, 4))] == ["2"]
+    assert [group.name for group in structure_of(model, torch.rand(1, 2, 4, 4)).groups] == ["2"]
     with pytest.raises(UserError, match="no channels to prune"):
-        groups_of(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 4, 4))
+        structure_of(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -223,11 +224,12 @@ def test_layers_that_are_read_otherwise_stay_whole(forward):
     """Their weights in forward, or a linear layer along the last of several dimensions."""
     model = net(lambda m, x: (*forward(m, x), m.d(m.b(x))), c=nn.Linear(4, 2))
     example = torch.rand(2, 3, 6, 6)
-    assert [group.name for group in groups_of(model, example)] == ["b"]
+    structure = structure_of(model, example)
+    assert [group.name for group in structure.groups] == ["b"]
     keep = {"b": torch.tensor([True, False, False, True])}
-    with mask(model, keep, example):
+    with structure.mask(keep):
         masked = model(example)
-    for mine, theirs in zip(masked, slim(model, keep, example)(example)):
+    for mine, theirs in zip(masked, structure.slim(keep)(example)):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -238,16 +240,8 @@ def test_a_thousand_residual_sums_are_followed():
             y = y + m.b(x)
         return m.c(y)
 
-    (group,) = groups_of(net(forward), torch.rand(1, 3, 4, 4))
+    (group,) = structure_of(net(forward), torch.rand(1, 3, 4, 4)).groups
     assert group.producers == ("a", "b")
-
-
-def test_costs_are_of_groups_that_exist():
-    model = net(lambda m, x: m.c(m.a(x)))
-    price = module_cost(model, torch.rand(1, 3, 4, 4))
-    for widths, complaint in (({"typo": 3}, "no channel group 'typo': there are a"), ({"a": -1}, "0 or more")):
-        with pytest.raises(UserError, match=complaint):
-            price(widths)
 
 
 def test_what_is_given_is_looked_at_first():
@@ -255,13 +249,17 @@ def test_what_is_given_is_looked_at_first():
     example = torch.rand(1, 3, 4, 4)
     for wrong in ({"rgb": example}, 3, (example, 3)):
         with pytest.raises(UserError, match="an example is a tensor"):
-            groups_of(model, wrong)
+            structure_of(model, wrong)
+    structure = structure_of(model, example)
     with pytest.raises(UserError, match="keep is NoneType"):
-        slim(model, None, example)
-    with pytest.raises(UserError, match="no channel group 'z'"), scaled(model, {"z": torch.ones(4)}, example):
+        structure.slim(None)
+    with (
+        pytest.raises(UserError, match="no channel group 'z'"),
+        structure.scaled({"z": torch.ones(4)}),
+    ):
         pass
     with (
-        mask(model, {"a": torch.tensor([True, False, False, True])}, example),
+        structure.mask({"a": torch.tensor([True, False, False, True])}),
         pytest.raises(UserError, match="in batches, not in"),
     ):
         model(example[0])
@@ -274,9 +272,10 @@ def test_what_only_fixed_channels_meet_is_left_alone():
         colours=nn.Linear(3, 2), gain=nn.Parameter(torch.rand(5, 1, 1)), a=nn.Conv2d(5, 4, 3), b=nn.Conv2d(4, 5, 1),
     )  # fmt: skip
     example = torch.rand(2, 3, 6, 6)
-    assert [group.name for group in groups_of(model, example)] == ["a"]
+    structure = structure_of(model, example)
+    assert [group.name for group in structure.groups] == ["a"]
     counted = count(model, example)
-    assert module_cost(model, example)({}) == {"macs": counted.macs, "parameters": counted.parameters}
+    assert structure.cost({}) == {"macs": counted.macs, "parameters": counted.parameters}
 
 
 def conv(source=3, target=4):
@@ -343,14 +342,15 @@ def test_cut_channels_are_silenced_wherever_they_would_speak(model, ends, multip
     rng = np.random.default_rng(0)
     shaken(model, rng)
     images = torch.rand(2, 3, 6, 6, dtype=torch.float64)
-    (group,) = groups_of(model, images)
+    structure = structure_of(model, images)
+    (group,) = structure.groups
     assert (set(group.ends), set(group.multipliers)) == (ends, multipliers)
     keep = {group.name: torch.tensor([True, False, False, True])}
     for training in (False, True):
         model.train(training)
-        with mask(model, keep, images):
+        with structure.mask(keep):
             masked = model(images)
-        assert (slim(model, keep, images)(images) - masked).abs().max() < 1e-10
+        assert (structure.slim(keep)(images) - masked).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_cut_channels_are_silenced_wherever_they_would_speak(model, ends, multip
 )  # fmt: skip
 def test_what_cannot_be_followed_is_named(model, complaint):
     with pytest.raises(UserError, match=complaint) as error:
-        groups_of(model, torch.rand(2, 3, 6, 6))
+        structure_of(model, torch.rand(2, 3, 6, 6))
     assert "\n" not in str(error.value)
 
 
@@ -416,35 +416,26 @@ def test_what_cannot_be_followed_is_named(model, complaint):
 )
 def test_where_nothing_can_be_cut_the_operation_that_fixed_channels_is_named(model, obstacle):
     with pytest.raises(UserError, match=f"has no channels to prune: .* stay, and .* through {obstacle}") as error:
-        groups_of(model, torch.rand(2, 3, 6, 6))
+        structure_of(model, torch.rand(2, 3, 6, 6))
     assert "\n" not in str(error.value)
 
 
 def test_a_single_layer_has_inputs_and_outputs_alone():
     with pytest.raises(UserError, match=r"inputs and outputs stay$"):
-        groups_of(nn.Sequential(conv()), torch.rand(2, 3, 6, 6))
+        structure_of(nn.Sequential(conv()), torch.rand(2, 3, 6, 6))
 
 
 def test_without_an_example_nothing_can_be_traced():
     with pytest.raises(UserError, match="an example of its input"):
-        groups_of(nn.Sequential(conv(), conv(4)))
+        structure_of(nn.Sequential(conv(), conv(4)))
 
 
 def test_only_shapes_of_the_example_matter_and_the_model_is_left_alone():
     model = nn.Sequential(conv(), nn.BatchNorm2d(4), conv(4)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert groups_of(model, torch.full((1, 3, 6, 6), float("nan"))) == groups_of(model, torch.empty(5, 3, 6, 6))
+    assert (
+        structure_of(model, torch.full((1, 3, 6, 6), float("nan"))).groups
+        == structure_of(model, torch.empty(5, 3, 6, 6)).groups
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
-
-
-def test_the_page_on_adding_a_family_works(capsys):
-    page = Path(__file__).parents[2].joinpath("docs/pruning.md").read_text()
-    (code,) = re.findall(
-        r"```python\n(.*?)```", page.partition("## Adding a family")[2].partition("\n## ")[0], re.DOTALL
-    )
-    exec(code, {})
-    printed = capsys.readouterr().out.splitlines()
-    assert [f"# {line}" for line in printed[:2]] == [
-        line.partition("  ")[0] for line in code.splitlines() if re.match(r"# \S+ \d+ ", line)
-    ]

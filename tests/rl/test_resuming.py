@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from navprune.config import DataConfig, to_yaml
 from navprune.errors import UserError
-from navprune.pruning.gradual import PruningScheduleConfig
+from navprune.pruning.config import PruningScheduleConfig
 from navprune.reports.plots import read_curve
 from navprune.rl import monitor, runs
 from navprune.rl.checkpoints import find_checkpoint, numbered, read_any_spec, read_config

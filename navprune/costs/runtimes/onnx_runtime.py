@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from navprune.costs.runtimes.base import Example, Run
-from navprune.costs.runtimes.onnx import AFFINE, INSTALL, PLAIN, onnx_bytes, quantised
+from navprune.costs.runtimes.base import Example, Run, absent, as_tuple
+from navprune.costs.runtimes.onnx import AFFINE, INSTALL, PLAIN, int8_bytes, named, onnx_bytes
+from navprune.errors import UserError
 
 INSTALL_GPU = "pip install onnx onnxruntime-gpu"
-CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+LIBRARIES = {CUDA: "its CUDA and cuDNN are others than torch's", TENSORRT: "pip install tensorrt"}
+"""What is amiss where a provider is installed and does not start."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,16 @@ class OnnxRuntime:
 
     def missing(self, device: torch.device) -> str | None:
         """Whether it, or its provider for the device, is not installed."""
-        install = INSTALL_GPU if device.type == "cuda" or self.tensorrt else INSTALL
-        for package in ("onnxruntime", "onnx"):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed: {install}"
         if self.tensorrt and device.type != "cuda":
             return "TensorRT needs a GPU: give --device cuda"
+        install = INSTALL_GPU if device.type == "cuda" else INSTALL
+        if fault := absent(install, "onnxruntime", "onnx"):
+            return fault
         import onnxruntime
 
-        wanted = TENSORRT if self.tensorrt else CUDA if device.type == "cuda" else "CPUExecutionProvider"
-        if wanted not in onnxruntime.get_available_providers():
-            return f"onnxruntime lacks {wanted}: {install}"
-        return None
+        wanted = self._providers(device)[0]
+        here = wanted in onnxruntime.get_available_providers()
+        return None if here else f"onnxruntime lacks its {wanted}: {install}"
 
     def version(self) -> str:
         """onnxruntime's."""
@@ -48,20 +49,25 @@ class OnnxRuntime:
     def prepare(self, module: nn.Module, example: Example) -> Run:
         """See `Runtime`."""
         device = example[0].device
-        graph = onnx_bytes(module, example, form=PLAIN if self.int8 or device.type == "cuda" else AFFINE)
-        names = [f"input_{i}" for i in range(len(example))]
-        if self.int8:
-            graph = quantised(graph, [{name: x.cpu().numpy() for name, x in zip(names, example)}])
-        providers = [TENSORRT] if self.tensorrt else []
-        session = session_of(graph, [*providers, CUDA] if device.type == "cuda" else None)
+        form = PLAIN if device.type == "cuda" else AFFINE
+        graph = int8_bytes(module, example) if self.int8 else onnx_bytes(module, example, form=form)
+        providers = self._providers(device)
+        session = session_of(graph, providers)
         if device.type == "cuda":
-            return _bound(session, names)
+            if providers[0] not in session.get_providers():  # it then runs on another one, and only logs so
+                raise UserError(f"onnxruntime cannot start its {providers[0]}: {LIBRARIES[providers[0]]}")
+            return bound(session, module, example)
+        read = {value.name for value in session.get_inputs()}
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            given = {name: tensor.numpy() for name, tensor in zip(names, inputs)}
+            given = {name: x.numpy() for name, x in named(inputs, read).items()}
             return tuple(map(torch.from_numpy, session.run(None, given)))
 
         return run
+
+    def _providers(self, device: torch.device) -> list[str]:
+        """The one that is meant, and those that take what it cannot."""
+        return [TENSORRT] * self.tensorrt + [CUDA] * (device.type == "cuda") or [CPU]
 
 
 def session_of(graph: bytes, providers: list[str] | None = None) -> Any:
@@ -71,23 +77,36 @@ def session_of(graph: bytes, providers: list[str] | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=providers or ["CPUExecutionProvider"])
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else its threads wait on others' cores
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=providers or [CPU])
+    except Exception as error:  # its exceptions share no class of their own
+        raise UserError(f"onnxruntime cannot run this graph: {' '.join(str(error).split())}") from None
 
 
-def _bound(session: Any, names: list[str]) -> Run:
-    """Inputs and outputs stay in the memory of the GPU."""
+def bound(session: Any, module: nn.Module, example: Example) -> Run:
+    """As `Runtime.prepare`, of a session whose inputs and outputs stay in the memory of the example's device."""
+    device = example[0].device
+    with torch.inference_mode():
+        answers = as_tuple(copy.deepcopy(module).cpu().eval()(*(x.cpu() for x in example)))
+    read = {value.name for value in session.get_inputs()}
+    written = [value.name for value in session.get_outputs()]
+
+    def place(name: str, x: Tensor) -> tuple[Any, ...]:
+        kind = torch.empty(0, dtype=x.dtype).numpy().dtype
+        return name, device.type, device.index or 0, kind, tuple(x.shape), x.data_ptr()
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        given = {name: x.contiguous() for name, x in named(inputs, read).items()}
+        outputs = tuple(torch.empty(x.shape, dtype=x.dtype, device=device) for x in answers)
         binding = session.io_binding()
-        for name, x in zip(names, inputs):
-            x = x.contiguous()
-            kind = str(x.dtype).removeprefix("torch.").replace("bool", "bool_")
-            import numpy
-
-            binding.bind_input(name, "cuda", 0, getattr(numpy, kind), tuple(x.shape), x.data_ptr())
-        for output in session.get_outputs():
-            binding.bind_output(output.name, "cuda")
+        for name, x in given.items():
+            binding.bind_input(*place(name, x))
+        for name, x in zip(written, outputs):
+            binding.bind_output(*place(name, x))
+        if device.type == "cuda":  # the session has a stream of its own, and does not wait for torch's
+            torch.cuda.current_stream(device).synchronize()
         session.run_with_iobinding(binding)
-        return tuple(torch.from_dlpack(value._ortvalue) for value in binding.get_outputs())
+        return outputs
 
     return run

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from navprune.costs.runtimes.base import Example, Run
-from navprune.costs.runtimes.onnx import MOMENTS, PLAIN, onnx_bytes, quantised
+from navprune.costs.runtimes.base import Example, Run, absent
+from navprune.costs.runtimes.onnx import MOMENTS, PLAIN, int8_bytes, named, onnx_bytes
 
 INSTALL = "pip install openvino onnx onnxruntime"
 
@@ -25,16 +24,15 @@ class OpenVino:
 
     def missing(self, device: torch.device) -> str | None:
         """Whether it is not installed, or the processor does not compute in its precision."""
-        for package in ("openvino", "onnx", *(["onnxruntime"] if self.int8 else [])):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed: {INSTALL}"
         if device.type != "cpu":
             return "OpenVINO is measured on the CPU: give --device cpu"
+        if fault := absent(INSTALL, "openvino", "onnx", *(["onnxruntime"] if self.int8 else [])):
+            return fault
         import openvino
 
         able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         wanted = "INT8" if self.int8 else "BF16" if self.precision == "bf16" else "FP32"
-        return None if wanted in able else f"this processor does not compute in {wanted}"
+        return None if wanted in able else f"this processor does not compute in {wanted}: take openvino"
 
     def version(self) -> str:
         """openvino's."""
@@ -44,14 +42,13 @@ class OpenVino:
 
     def prepare(self, module: nn.Module, example: Example) -> Run:
         """See `Runtime`."""
-        graph = onnx_bytes(module, example, form=MOMENTS if self.precision == "f32" and not self.int8 else PLAIN)
-        if self.int8:
-            names = [f"input_{i}" for i in range(len(example))]
-            graph = quantised(graph, [{name: x.numpy() for name, x in zip(names, example)}])
+        form = MOMENTS if self.precision == "f32" else PLAIN
+        graph = int8_bytes(module, example) if self.int8 else onnx_bytes(module, example, form=form)
         request = request_of(graph, self.precision)
+        read = {place.get_any_name() for place in request.model_inputs}
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            found = request.infer({i: tensor.numpy() for i, tensor in enumerate(inputs)}, share_inputs=True)
+            found = request.infer({name: x.numpy() for name, x in named(inputs, read).items()}, share_inputs=True)
             return tuple(torch.from_numpy(value.copy()) for value in found.values())
 
         return run
@@ -66,5 +63,6 @@ def request_of(graph: bytes, precision: str = "f32") -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # else it waits for its core where another process is at work there
     }
     return core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()

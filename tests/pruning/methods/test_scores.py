@@ -13,22 +13,17 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
-from navprune.pruning.groups import groups_of, scaled, units
-from navprune.pruning.methods import GATES, METHODS, NEEDS_BATCHES
+from navprune.pruning.groups import unit_weights, units
+from navprune.pruning.losses import Evidence, classification_loss, distillation_loss, outputs
+from navprune.pruning.methods import GATES, METHODS, method_of
+from navprune.pruning.methods.base import BATCHES
+from navprune.pruning.methods.scores import SCORES, geometric_median
 from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import weights_hash
-from navprune.pruning.scores import (
-    SCORES,
-    Evidence,
-    classification_loss,
-    distillation_loss,
-    geometric_median,
-    outputs,
-    unit_weights,
-)
+from navprune.pruning.structure import structure_of
 
 LAW = settings(max_examples=5, deadline=None, derandomize=True)
-OF_WEIGHTS = sorted(set(SCORES) - NEEDS_BATCHES - {"random"})
+OF_WEIGHTS = sorted(name for name in SCORES if not method_of(name).needs and name != "random")
 
 
 def generator(seed=0):
@@ -66,7 +61,7 @@ def test_every_method_has_a_line_of_help_with_its_source():
     assert set(METHODS) >= {*SCORES, GATES}
     for name, line in METHODS.items():
         assert "\n" not in line and len(line) < 110
-        assert ("needs batches" in line) == (name in NEEDS_BATCHES)
+        assert ("needs batches" in line) == (BATCHES in method_of(name).needs)
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -75,12 +70,13 @@ def test_every_score_is_finite_repeats_and_leaves_no_trace(name, blocks):
     model = encoder().train()
     model.backbone.layer1.eval()
     before, modes = weights_hash(model), [module.training for module in model.modules()]
+    structure = structure_of(model, blocks=blocks)
     if blocks and name == "geometric-median":
         with pytest.raises(UserError, match="does not compare residual blocks"):
-            SCORES[name](model, evidence(blocks=blocks))
+            SCORES[name](structure, evidence())
         return
-    scores, again = (SCORES[name](model, evidence(blocks=blocks)) for _ in range(2))
-    groups = groups_of(model, blocks=blocks)
+    scores, again = (SCORES[name](structure, evidence()) for _ in range(2))
+    groups = structure.groups
     assert scores.keys() == {group.name for group in groups}
     for group in groups:
         assert scores[group.name].shape == (units(group),) and scores[group.name].dtype == torch.float64
@@ -94,7 +90,7 @@ def test_every_score_is_finite_repeats_and_leaves_no_trace(name, blocks):
 
 def reordered(model, name, order):
     """The same network with the units of one group in another order."""
-    group = next(group for group in groups_of(model) if group.name == name)
+    group = next(group for group in structure_of(model).groups if group.name == name)
     index = torch.arange(group.channels).view(-1, group.unit)[order].flatten()
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -112,9 +108,9 @@ def reordered(model, name, order):
 @given(seed=st.integers(0, 100), name=st.sampled_from(["stem", "stage2.block1.conv1", "stage2.trunk"]))
 def test_a_score_follows_its_unit_wherever_it_stands(method, seed, name):
     model = encoder(seed, "resnet18")
-    before = SCORES[method](model, evidence())
+    before = SCORES[method](structure_of(model), evidence())
     order = torch.randperm(len(before[name]), generator=generator(seed))
-    after = SCORES[method](reordered(model, name, order), evidence())
+    after = SCORES[method](structure_of(reordered(model, name, order)), evidence())
     for group, scores in after.items():
         torch.testing.assert_close(scores, before[group][order] if group == name else before[group])
 
@@ -124,13 +120,14 @@ def test_a_score_follows_its_unit_wherever_it_stands(method, seed, name):
 def test_scaling_laws(factor, seed):
     model = encoder(seed, "resnet18")
     name = "stage2.block0.conv1"
-    before = {method: SCORES[method](model, evidence())[name] for method in (*OF_WEIGHTS, "activation")}
+    structure = structure_of(model)
+    before = {method: SCORES[method](structure, evidence())[name] for method in (*OF_WEIGHTS, "activation")}
     with torch.no_grad():
         model.backbone.layer2[0].convs[0].weight.mul_(factor)
         model.backbone.layer2[0].convs[1].weight.mul_(factor)
         model.backbone.layer2[0].convs[1].bias.mul_(factor)
     for method, scores in before.items():
-        after = SCORES[method](model, evidence())[name]
+        after = SCORES[method](structure, evidence())[name]
         if method in ("mean-abs", "group-lasso", "norm-scale"):
             torch.testing.assert_close(after, factor * scores)
         elif method == "sum-squares":
@@ -142,16 +139,17 @@ def test_scaling_laws(factor, seed):
 @pytest.mark.parametrize(("method", "order"), [("l1", 1), ("magnitude", 1), ("l2", 2)])
 def test_magnitude_is_the_norm_over_coupled_filters(method, order):
     model = encoder()
-    group = next(g for g in groups_of(model) if g.name == "stage2.trunk")
+    structure = structure_of(model)
+    group = next(g for g in structure.groups if g.name == "stage2.trunk")
     filters = [model.get_submodule(name).weight for name in group.producers]
     norms = torch.linalg.vector_norm(torch.cat([w.reshape(units(group), -1) for w in filters], dim=1), ord=order, dim=1)
     assert len(filters) == 5  # four blocks and the shortcut
-    torch.testing.assert_close(SCORES[method](model, evidence())["stage2.trunk"], (norms / norms.mean()).detach())
+    torch.testing.assert_close(SCORES[method](structure, evidence())["stage2.trunk"], (norms / norms.mean()).detach())
 
 
 def test_what_reads_a_unit_is_found_behind_a_flatten_too():
     model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5))
-    group = groups_of(model, torch.zeros(1, 1, 3, 3))[0]
+    group = structure_of(model, torch.zeros(1, 1, 3, 3)).groups[0]
     (columns,) = unit_weights(model, group, "channels")
     assert torch.equal(columns[1], model[3].weight[:, 4:8].flatten())
     both = unit_weights(model, group, "both")
@@ -161,10 +159,10 @@ def test_what_reads_a_unit_is_found_behind_a_flatten_too():
 @pytest.mark.parametrize("method", ["group-lasso", "group-lasso-channel", "group-lasso-both"])
 def test_group_lasso_is_the_strength_that_sets_a_unit_to_zero(method):
     over = {"group-lasso": "filters", "group-lasso-channel": "channels", "group-lasso-both": "both"}[method]
-    scores = SCORES[method](encoder(), evidence())["stage1.block0.conv1"]
+    scores = SCORES[method](structure_of(encoder()), evidence())["stage1.block0.conv1"]
     strength = scores.median().item() * (1 + 1e-9)
     model = encoder()
-    group = [g for g in groups_of(model) if g.name == "stage1.block0.conv1"]
+    group = [g for g in structure_of(model).groups if g.name == "stage1.block0.conv1"]
     proximal_step(model, group, strength, over)
     alive = torch.cat(unit_weights(model, group[0], over), dim=1).any(dim=1)
     assert torch.equal(alive, scores > strength) and 0 < alive.sum() < len(alive)
@@ -174,13 +172,13 @@ def test_geometric_median_is_the_sum_of_distances():
     model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Conv2d(3, 1, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([0.0, 1.0, 5.0])[:, None, None, None])
-    group = groups_of(model, torch.zeros(1, 1, 2, 2))[0]
+    group = structure_of(model, torch.zeros(1, 1, 2, 2)).groups[0]
     assert geometric_median(model, group).tolist() == [6, 5, 9]
 
 
 def test_norm_scale_reads_the_norms_and_leaves_groups_without_norm_alone():
     model = encoder(name="se_resnet50")
-    scores = SCORES["norm-scale"](model, evidence())
+    scores = SCORES["norm-scale"](structure_of(model), evidence())
     scale = model.backbone.layer1[0].convs[1].weight.detach().abs()
     torch.testing.assert_close(
         scores["stage1.block0.conv1"], scale.view(len(scores["stage1.block0.conv1"]), -1).mean(1)
@@ -190,15 +188,16 @@ def test_norm_scale_reads_the_norms_and_leaves_groups_without_norm_alone():
 
 def test_taylor_is_the_slope_of_the_loss_along_each_unit():
     model = encoder().eval()
-    scores = SCORES["taylor"](model, evidence())
+    structure = structure_of(model)
+    scores = SCORES["taylor"](structure, evidence())
     for name in ("stage1.block1.conv2", "stage3.trunk", "stage2.block1"):
         size = len(scores[name]) if name in scores else 1
         step = torch.ones(size, dtype=torch.float64)
         step[0] += 1e-5
-        with scaled(model, {name: step}):
+        with structure.scaled({name: step}):
             more = mean_square(model, images())
         slope = (more - mean_square(model, images())) / 1e-5
-        found = SCORES["taylor"](model, evidence(blocks=True))[name][0]
+        found = SCORES["taylor"](structure_of(model, blocks=True), evidence())[name][0]
         torch.testing.assert_close(found, slope.detach().abs(), rtol=1e-3, atol=1e-7)
 
 
@@ -207,7 +206,7 @@ def test_weight_times_gradient_of_filters_before_a_norm_would_say_nothing():
     model = encoder().eval()
     conv, norm = model.backbone.layer1[0].convs[:2]
     mean_square(model, images()).backward()
-    score = SCORES["taylor"](model, evidence())["stage1.block0.conv1"]
+    score = SCORES["taylor"](structure_of(model), evidence())["stage1.block0.conv1"]
 
     def products(parameter):
         return (parameter * parameter.grad).reshape(len(score), -1).sum(1).detach()
@@ -217,15 +216,17 @@ def test_weight_times_gradient_of_filters_before_a_norm_would_say_nothing():
 
 
 def test_taylor_is_the_mean_over_batches():
-    parts = [SCORES["taylor"](encoder(), evidence(batches=[images(seed=seed)])) for seed in (0, 1)]
-    both = SCORES["taylor"](encoder(), evidence(batches=[images(seed=0), images(seed=1)]))
+    structure = structure_of(encoder())
+    parts = [SCORES["taylor"](structure, evidence(batches=[images(seed=seed)])) for seed in (0, 1)]
+    both = SCORES["taylor"](structure, evidence(batches=[images(seed=0), images(seed=1)]))
     for name, scores in both.items():
         torch.testing.assert_close(scores, (parts[0][name] + parts[1][name]) / 2)
 
 
 def test_activation_weighs_a_small_last_batch_by_its_size():
-    whole = SCORES["activation"](encoder(), evidence(batches=[images(5)], loss=None))
-    split = SCORES["activation"](encoder(), evidence(batches=images(5).split(4), loss=None))
+    structure = structure_of(encoder())
+    whole = SCORES["activation"](structure, evidence(batches=[images(5)], loss=None))
+    split = SCORES["activation"](structure, evidence(batches=images(5).split(4), loss=None))
     for name, scores in whole.items():
         torch.testing.assert_close(split[name], scores)
 
@@ -239,7 +240,7 @@ def test_activation_is_measured_behind_the_nonlinearity_and_a_flatten():
     with torch.no_grad():
         model[1].bias[0] = -50
     batch = torch.rand(3, 3, 8, 8)
-    scores = SCORES["activation"](model, Evidence(generator(), [batch], None, batch))
+    scores = SCORES["activation"](structure_of(model, batch), Evidence(generator(), [batch]))
     assert scores["0"][0] == 0 and (scores["0"][1:] > 0).all()
     with torch.no_grad():
         means = model.eval()[:5](batch).abs().mean((0, 2, 3)).double()
@@ -248,7 +249,8 @@ def test_activation_is_measured_behind_the_nonlinearity_and_a_flatten():
 
 def test_activation_of_a_trunk_is_the_mean_over_what_reads_it():
     model = encoder(name="resnet18")
-    group = next(g for g in groups_of(model) if g.name == "stage2.trunk")
+    structure = structure_of(model)
+    group = next(g for g in structure.groups if g.name == "stage2.trunk")
     seen = []
     handles = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -261,7 +263,7 @@ def test_activation_of_a_trunk_is_the_mean_over_what_reads_it():
     assert len(seen) == len(group.readers) > 1
     means = [x.abs().movedim(1, 0).reshape(units(group), -1).mean(1) for x in seen]
     total = torch.stack(means).mean(0)
-    torch.testing.assert_close(SCORES["activation"](model, evidence())["stage2.trunk"], total / total.mean())
+    torch.testing.assert_close(SCORES["activation"](structure, evidence())["stage2.trunk"], total / total.mean())
 
 
 def test_a_silent_unit_scores_zero_where_the_norm_or_the_activation_is_asked():
@@ -271,7 +273,7 @@ def test_a_silent_unit_scores_zero_where_the_norm_or_the_activation_is_asked():
         norm.weight[:4] = 0  # a norm group
         norm.bias[:4] = 0
     for method in ("norm-scale", "taylor", "activation"):
-        scores = SCORES[method](model, evidence())["stage2.block1.conv1"]
+        scores = SCORES[method](structure_of(model), evidence())["stage2.block1.conv1"]
         assert scores[0] == 0 and (scores[1:] > 0).all()
 
 
@@ -281,23 +283,30 @@ def test_blocks_compare_with_each_other():
         for parameter in model.backbone.layer3[2].parameters():
             parameter.mul_(0.01)
     for method in ("l1", "l2", "mean-abs", "group-lasso", "norm-scale", "activation", "uniform"):
-        scores = SCORES[method](model, evidence(blocks=True))
-        blocks = {group.name: float(scores[group.name]) for group in groups_of(model, blocks=True) if group.block}
+        structure = structure_of(model, blocks=True)
+        scores = SCORES[method](structure, evidence())
+        blocks = {group.name: float(scores[group.name]) for group in structure.groups if group.block}
         assert min(blocks, key=blocks.get) == "stage3.block2", method
         assert len(blocks) == 12
 
 
 def test_uniform_cuts_the_same_share_of_every_group_and_keeps_its_largest_filters():
     model = encoder()
-    shares, magnitudes = SCORES["uniform"](model, evidence()), SCORES["l1"](model, evidence())
-    for group in groups_of(model):
+    structure = structure_of(model)
+    shares, magnitudes = (
+        SCORES["uniform"](structure, evidence()),
+        SCORES["l1"](structure, evidence()),
+    )
+    for group in structure.groups:
         kept = shares[group.name] > 0.5
         assert kept.sum() == units(group) // 2
         assert magnitudes[group.name][kept].min() >= magnitudes[group.name][~kept].max()
 
 
 def test_random_scores_follow_the_generator():
-    first, second = (SCORES["random"](encoder(), evidence(generator=generator(seed)))["stem"] for seed in (0, 1))
+    first, second = (
+        SCORES["random"](structure_of(encoder()), evidence(generator=generator(seed)))["stem"] for seed in (0, 1)
+    )
     assert not torch.equal(first, second)
 
 
@@ -308,29 +317,29 @@ def test_scores_serve_policies_classifiers_and_other_networks(method):
     classifier = build(classifier_spec("cifar_resnet56", 4, width=0.25), 0)
     labelled = [(torch.rand(2, 3, 32, 32), torch.tensor([0, 3]))]
     own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
-    rest = {"loss": classification_loss, "example": torch.zeros(1, 3, 8, 8)}
-    for model, given_evidence in (
-        (policy, evidence(batches=seen)),
-        (classifier, evidence(batches=labelled, loss=classification_loss)),
-        (own, evidence(batches=[(torch.rand(2, 3, 8, 8), torch.tensor([0, 3]))], **rest)),
+    small = [(torch.rand(2, 3, 8, 8), torch.tensor([0, 3]))]
+    for structure, given_evidence in (
+        (structure_of(policy), evidence(batches=seen)),
+        (structure_of(classifier), evidence(batches=labelled, loss=classification_loss)),
+        (structure_of(own, torch.zeros(1, 3, 8, 8)), evidence(batches=small, loss=classification_loss)),
     ):
-        scores = SCORES[method](model, given_evidence)
-        assert {len(values) for values in scores.values()} <= {units(g) for g in given_evidence.groups(model)}
+        scores = SCORES[method](structure, given_evidence)
+        assert {len(values) for values in scores.values()} <= {units(group) for group in structure.groups}
         assert scores
 
 
 @pytest.mark.parametrize("batches", [torch.rand(2, 1, 32, 32), 3])
 def test_batches_are_a_list_of_batches(batches):
     with pytest.raises(UserError, match="give a list of them"):
-        SCORES["activation"](encoder(), evidence(batches=batches))
+        SCORES["activation"](structure_of(encoder()), evidence(batches=batches))
 
 
 def test_distillation_has_a_slope_only_away_from_the_teacher():
     teacher = encoder(0)
     student = encoder(1)
-    assert SCORES["taylor"](student, evidence(loss=distillation_loss(teacher)))["stem"].any()
+    assert SCORES["taylor"](structure_of(student), evidence(loss=distillation_loss(teacher)))["stem"].any()
     with pytest.raises(UserError, match="copy of its own teacher"):
-        SCORES["taylor"](copy.deepcopy(teacher), evidence(loss=distillation_loss(teacher)))
+        SCORES["taylor"](structure_of(copy.deepcopy(teacher)), evidence(loss=distillation_loss(teacher)))
     with pytest.raises(UserError, match="give the network that this one was cut from"):
         distillation_loss(build(replace(teacher.spec, output=2 * teacher.spec.output)).double())(student, images())
     torch.testing.assert_close(
@@ -350,7 +359,7 @@ def broken():
 @pytest.mark.parametrize("method", sorted(set(SCORES) - {"random"}))
 def test_scores_that_are_not_finite_are_refused_by_name(method):
     with pytest.raises(UserError, match=r"scores of '[a-z0-9.]+' are not finite") as refusal:
-        SCORES[method](broken(), evidence())
+        SCORES[method](structure_of(broken()), evidence())
     assert "\n" not in str(refusal.value)
 
 
@@ -365,7 +374,7 @@ def test_scores_that_are_not_finite_are_refused_by_name(method):
 )
 def test_what_a_score_needs_is_asked_for(method, changes, complaint):
     with pytest.raises(UserError, match=complaint):
-        SCORES[method](encoder(), evidence(**changes))
+        SCORES[method](structure_of(encoder()), evidence(**changes))
 
 
 @pytest.mark.parametrize(
@@ -382,7 +391,7 @@ def test_what_a_score_needs_is_asked_for(method, changes, complaint):
 def test_batches_that_do_not_fit_are_refused(batch, complaint):
     classifier = build(classifier_spec("cifar_resnet56", 4, width=0.25), 0)
     with pytest.raises(UserError, match=complaint):
-        SCORES["taylor"](classifier, evidence(batches=[batch], loss=classification_loss))
+        SCORES["taylor"](structure_of(classifier), evidence(batches=[batch], loss=classification_loss))
 
 
 @pytest.mark.parametrize("method", ["taylor", "activation"])
@@ -398,9 +407,10 @@ def test_batches_that_do_not_fit_are_refused(batch, complaint):
 )
 def test_batches_that_do_not_fit_a_module_are_refused_in_one_line(method, batch):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2))
-    given_evidence = Evidence(generator(), [batch], classification_loss, torch.rand(1, 3, 16, 16))
+    given_evidence = Evidence(generator(), [batch], classification_loss)
+    structure = structure_of(model, torch.rand(1, 3, 16, 16))
     with pytest.raises(UserError, match=f"^{method}: a batch does not fit the network") as refusal:
-        SCORES[method](model, given_evidence)
+        SCORES[method](structure, given_evidence)
     assert "\n" not in str(refusal.value)
 
 
@@ -414,7 +424,7 @@ def test_batches_that_do_not_fit_a_module_are_refused_in_one_line(method, batch)
 )
 def test_losses_that_are_no_number_with_a_slope_are_refused(loss, found):
     with pytest.raises(UserError, match=f"taylor: the loss of a batch is {found}.*give one number"):
-        SCORES["taylor"](encoder(), evidence(loss=loss))
+        SCORES["taylor"](structure_of(encoder()), evidence(loss=loss))
 
 
 def test_observations_that_do_not_fit_are_refused():
@@ -427,4 +437,4 @@ def test_observations_that_do_not_fit_are_refused():
 
 def test_a_network_without_norms_has_no_norm_scales():
     with pytest.raises(UserError, match="'norm-scale' finds nothing to score"):
-        SCORES["norm-scale"](build(encoder_spec("simple_cnn", (1, 40, 40)), 0), evidence())
+        SCORES["norm-scale"](structure_of(build(encoder_spec("simple_cnn", (1, 40, 40)), 0)), evidence())

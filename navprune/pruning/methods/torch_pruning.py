@@ -13,7 +13,6 @@ one round, it leaves every layer whole of which it would remove all.
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -25,15 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from navprune.errors import UserError
-from navprune.models.build import build
+from navprune.models.build import Spec, build
 from navprune.models.encoders import Encoder
 from navprune.models.spec import EncoderSpec, PolicySpec, convolutions
-from navprune.models.widths import widths
-from navprune.pruning.groups import encoder_in, groups_of
+from navprune.pruning.config import Budget, check_budget
+from navprune.pruning.groups import encoder_in
 from navprune.pruning.methods import TORCH_PRUNING
-from navprune.pruning.prune import CountCost, PruningResult, checked_spec, weights_hash
-from navprune.pruning.search import MEASURES, Budget, SearchConfig, check_budget
-from navprune.pruning.slim import Spec, encoder_of, with_encoder
+from navprune.pruning.methods.base import Context, Method, Outcome
+from navprune.pruning.slim import with_encoder
+from navprune.pruning.structure import Structure, structure_of
 
 ROUNDS = 5
 HALVINGS = 12
@@ -53,10 +52,18 @@ class Cut(NamedTuple):
     keep: dict[str, Tensor]
 
 
-def cut(model: nn.Module, budget: Budget, cost: CountCost, tolerance: float = TOLERANCE) -> Cut:
-    """Cut the encoder of an encoder or a policy with Torch-Pruning; `model` is left as it is.
+def run(structure: Structure, budget: Budget, context: Context) -> Outcome:
+    """Cut as `cut` does; raises UserError for what Torch-Pruning does not offer."""
+    if not isinstance(structure.spec, EncoderSpec | PolicySpec):
+        raise UserError("torch-pruning is a control for encoders and policies alone: give one of these")
+    small, keep = cut(structure, budget)
+    return Outcome(structure, keep, model=small, widths={name: int(kept.sum()) for name, kept in keep.items()})
 
-    Bisects its pruning ratio until every measure of the budget, shares of `cost` of the dense encoder, is met from
+
+def cut(structure: Structure, budget: Budget, tolerance: float = TOLERANCE) -> Cut:
+    """Cut the encoder of an encoder or a policy with Torch-Pruning; its model is left as it is.
+
+    Bisects its pruning ratio until every measure of the budget, shares of the structure's cost, is met from
     below, the tightest within `tolerance` (relative): one place in its ranking is a channel of every norm group, which
     in small networks is worth some per cent. The encoder's output stays, and so do the grouped convolutions
     of a ResNeXt, of which our spec cannot express thinner groups. Raises UserError where Torch-Pruning is not
@@ -64,15 +71,14 @@ def cut(model: nn.Module, budget: Budget, cost: CountCost, tolerance: float = TO
     """
     library = _library()
     check_budget(budget)
-    prefix, encoder = encoder_in(model)
-    whole = cost(encoder.spec)
+    prefix, encoder = encoder_in(structure.model)
 
     best, reached, low, high = Cut(encoder, {}), 0.0, 0.0, 1.0
     for _ in range(HALVINGS):
         ratio = (low + high) / 2
         found = _cut_by(library, encoder, ratio)
-        counts = cost(cast(EncoderSpec, found.model.spec))
-        value = max(counts[name] / whole[name] / share for name, share in budget.items())
+        shares = structure.shares({name: int(kept.sum()) for name, kept in found.keep.items()})
+        value = max(shares[name] / share for name, share in budget.items())
         low, high = (ratio, high) if value > 1 else (low, ratio)
         if reached < value <= 1:
             best, reached = found, value
@@ -81,7 +87,7 @@ def cut(model: nn.Module, budget: Budget, cost: CountCost, tolerance: float = TO
     if reached < 1 - tolerance:
         asked = ",".join(f"{name}={share:g}" for name, share in budget.items())
         raise UserError(f"torch-pruning cannot meet the budget {asked}: it comes to {reached:.3f} of it; ask for more")
-    return _within(model, prefix, best)
+    return _within(structure.model, prefix, best)
 
 
 def departure(model: nn.Module, small: nn.Module, keep: Mapping[str, Tensor], images: Tensor) -> float:
@@ -101,7 +107,7 @@ def departure(model: nn.Module, small: nn.Module, keep: Mapping[str, Tensor], im
 
     with torch.no_grad():
         with ExitStack() as hooks:
-            for group in groups_of(model):
+            for group in structure_of(model).channels:
                 for layer in group.ends:
                     hooks.enter_context(model.get_submodule(layer).register_forward_hook(silencing(keep[group.name])))
             masked = model(images)
@@ -177,39 +183,12 @@ def _within(model: nn.Module, prefix: str, found: Cut) -> Cut:
     return Cut(small, found.keep)
 
 
-def prune(
-    network: nn.Module | Spec,
-    budget: Budget,
-    cost: CountCost | None = None,
-    *,
-    seed: int = 0,
-    config: SearchConfig | None = None,
-    blocks: bool = False,
-) -> PruningResult:
-    """Do what `pruning.prune.prune` does, by `cut`; raises UserError for what Torch-Pruning does not offer."""
-    if blocks or (config and config != SearchConfig(tolerance=config.tolerance)):
-        raise UserError("torch-pruning knows no limits, minimum, multiple, scope or blocks: leave them out")
-    began = time.perf_counter()
-    dense = checked_spec(network)
-    if not isinstance(dense, EncoderSpec | PolicySpec) or cost is None:
-        raise UserError("torch-pruning is a control for encoders and policies alone: give one, and what it costs")
-    model = network if isinstance(network, nn.Module) else build(network, seed)
-    slim = cut(model, budget, cost)
-    seconds = time.perf_counter() - began
-    before, after = (cast(EncoderSpec, encoder_of(spec)) for spec in (dense, cast(Spec, slim.model.spec)))
-    whole, left = cost(before), cost(after)
-    return PruningResult(
-        model=slim.model,
-        dense=dense,
-        method=TORCH_PRUNING,
-        budget=dict(budget),
-        reached={name: left[name] / whole[name] for name in MEASURES},
-        widths={name: (count, widths(after)[name]) for name, count in widths(before).items()},
-        blocks=(),
-        keep=slim.keep,
-        scores={},
-        seed=seed,
-        seconds=seconds,
-        search_seconds=seconds,
-        initial_weights=weights_hash(model),
+METHODS = {
+    TORCH_PRUNING: Method(
+        name=TORCH_PRUNING,
+        run=run,
+        searches=False,
+        tolerance=TOLERANCE,
+        slack="its one pruning ratio cannot make both bind",
     )
+}

@@ -3,25 +3,27 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from navprune.commands.prune import pruning_json
-from navprune.comparisons import torch_pruning as control
 from navprune.costs.counting import cost as full_cost
 from navprune.errors import UserError
 from navprune.models.build import build, spec_from_json
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import EncoderSpec, PolicySpec, encoder_spec
+from navprune.pruning.config import PruningConfig
 from navprune.pruning.groups import encoder_in, units
-from navprune.pruning.prune import weights_hash
-from navprune.pruning.search import SearchConfig
-from navprune.pruning.slim import slim
+from navprune.pruning.methods import torch_pruning as control
+from navprune.pruning.prune import prune, weights_hash
+from navprune.pruning.structure import structure_of
 from navprune.tasks import GOAL
 
 library = pytest.importorskip("torch_pruning")
 
+ASKED = PruningConfig(method="torch-pruning", budget="macs=0.5")
 NAMES = ["resnet18", "resnet50", "se_resnet50", "resneXt50"]
 
 
@@ -61,14 +63,14 @@ def test_ours_is_exact_and_theirs_is_not_under_group_norm(name):
     encoder = build(encoder_spec(name, (1, 64, 64), 8), 0).eval()
     images = torch.rand(4, 1, 64, 64)
     ours = halves(encoder)
-    assert control.departure(encoder, slim(encoder, ours), ours, images) < 1e-5
-    small, theirs = control.cut(encoder, {"macs": 0.5}, table1)
+    assert control.departure(encoder, structure_of(encoder).slim(ours), ours, images) < 1e-5
+    small, theirs = control.cut(structure_of(encoder), {"macs": 0.5})
     assert control.departure(encoder, small, theirs, images) > 0.01
 
 
 def test_without_norms_theirs_is_exact_too():
     encoder = build(encoder_spec("simple_cnn", (1, 64, 64)), 0).eval()
-    small, keep = control.cut(encoder, {"macs": 0.5}, table1)
+    small, keep = control.cut(structure_of(encoder), {"macs": 0.5})
     assert control.departure(encoder, small, keep, torch.rand(4, 1, 64, 64)) < 1e-5
     assert not keep["conv1"].all()
 
@@ -77,7 +79,7 @@ def test_without_norms_theirs_is_exact_too():
 def test_budgets_are_met_from_below(budget):
     encoder = build(encoder_spec("resnet18", (1, 64, 64), 16), 0)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    small, _ = control.cut(encoder, budget, table1)
+    small, _ = control.cut(structure_of(encoder), budget)
     dense, slimmed = table1(encoder.spec), table1(small.spec)
     assert 0.95 <= max(slimmed[name] / dense[name] / share for name, share in budget.items()) <= 1
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
@@ -85,7 +87,7 @@ def test_budgets_are_met_from_below(budget):
 
 def test_a_whole_policy_keeps_its_core():
     policy = build(PolicySpec(encoder_spec("resnet18", (1, 64, 64), 8), 16, 16, "lstm", 2), 0)
-    small, keep = control.cut(policy, {"macs": 0.5}, table1, tolerance=0.1)
+    small, keep = control.cut(structure_of(policy), {"macs": 0.5}, tolerance=0.1)
     assert small.spec.encoder == encoder_in(small)[1].spec != policy.spec.encoder
     state, after = policy.state_dict(), small.state_dict()
     assert all(torch.equal(after[name], state[name]) for name in state if "visual_encoder" not in name)
@@ -98,14 +100,14 @@ def test_a_whole_policy_keeps_its_core():
 
 def test_the_same_network_comes_again():
     encoder = build(encoder_spec("resnet18", (1, 64, 64), 8), 0)
-    first, second = (control.cut(encoder, {"macs": 0.5}, table1, tolerance=0.1) for _ in range(2))
+    first, second = (control.cut(structure_of(encoder), {"macs": 0.5}, tolerance=0.1) for _ in range(2))
     assert first.model.spec == second.model.spec
     assert all(torch.equal(first.keep[name], second.keep[name]) for name in first.keep)
 
 
 def test_it_is_a_method_like_any_other():
     spec = PolicySpec(encoder_spec("resnet18", (1, 64, 64), 16), 16, 16)
-    result = control.prune(spec, {"macs": 0.5}, table1, seed=3)
+    result = prune(spec, ASKED, seed=3)
     assert 0.95 * 0.5 <= result.reached["macs"] <= 0.5
     assert weights_hash(build(spec, 3)) == result.initial_weights
     assert {name: int(kept.sum()) for name, kept in result.keep.items()} == {
@@ -115,19 +117,19 @@ def test_it_is_a_method_like_any_other():
     assert data["after"] == full_cost(result.spec).to_json() and data["before"] == full_cost(spec).to_json()
     assert spec_from_json(result.spec.to_json()) == result.spec
     with pytest.raises(UserError, match="torch-pruning knows no limits"):
-        control.prune(spec, {"macs": 0.5}, table1, config=SearchConfig(limits={"stem": 0.5}))
+        prune(spec, replace(ASKED, limits={"stem": 0.5}))
     with pytest.raises(UserError, match="for encoders and policies alone"):
-        control.prune(classifier_spec("cifar_resnet56", 10), {"macs": 0.5})
+        prune(classifier_spec("cifar_resnet56", 10), ASKED)
 
 
 def test_what_cannot_be_done_is_refused(monkeypatch):
     encoder = build(encoder_spec("resnet18", (1, 64, 64), 8), 0)
     with pytest.raises(UserError, match=r"cannot meet the budget macs=0\.001"):
-        control.cut(encoder, {"macs": 0.001}, table1)
+        control.cut(structure_of(encoder), {"macs": 0.001})
     with pytest.raises(UserError, match=r"macs=2\.0 is not a share"):
-        control.cut(encoder, {"macs": 2.0}, table1)
+        control.cut(structure_of(encoder), {"macs": 2.0})
     with pytest.raises(UserError, match="no channels to prune"):
-        control.cut(torch.nn.Linear(2, 2), {"macs": 0.5}, table1)
+        control.cut(structure_of(torch.nn.Linear(2, 2)), {"macs": 0.5})
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(UserError, match=r"pip install 'torch-pruning>=1.6'"):
-        control.cut(encoder, {"macs": 0.5}, table1)
+        control.cut(structure_of(encoder), {"macs": 0.5})

@@ -10,18 +10,20 @@ from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.models.widths import with_widths
-from navprune.pruning.gates import PAPER_RECIPES, GateConfig, learn_gates, rank_correlation
+from navprune.pruning.config import GateConfig
 from navprune.pruning.losses import (
     EXPERT,
     Imitation,
     PPOTask,
+    classification_loss,
     collect_observations,
     labelled_batches,
     read_labelled,
     shuffled_batches,
 )
+from navprune.pruning.methods.gates import learn_gates, rank_correlation
 from navprune.pruning.prune import weights_hash
-from navprune.pruning.scores import classification_loss
+from navprune.pruning.structure import structure_of
 from navprune.rl.ppo import PPOConfig
 from navprune.tasks import GOAL
 
@@ -59,7 +61,9 @@ def batches(data, count, seed=0):
 
 
 def imitated(model, batches, config=None, seed=0):
-    return learn_gates(model, batches, Imitation(model, torch.Generator().manual_seed(seed)), config or GateConfig())
+    return learn_gates(
+        structure_of(model), batches, Imitation(model, torch.Generator().manual_seed(seed)), config or GateConfig()
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -90,7 +94,7 @@ def test_only_gates_learn_and_the_model_is_left_as_it_was():
 def test_whole_blocks_have_a_gate_each_where_they_may_go():
     model = build(encoder_spec("resnet18", (4, SIDE, SIDE), 8), 0)
     loss = Imitation(model, torch.Generator().manual_seed(0))
-    learned = learn_gates(model, batches(quadrants(64), 3), loss, GateConfig(), blocks=True)
+    learned = learn_gates(structure_of(model, blocks=True), batches(quadrants(64), 3), loss, GateConfig())
     blocks = {name: gate for name, gate in learned.gates.items() if not name.endswith("conv1")}
     assert blocks.keys() == model.spec.removable_blocks().keys()
     assert all(gate.shape == (1,) and gate < 1 for gate in blocks.values())
@@ -230,10 +234,10 @@ def test_gates_of_classifiers_leave_weights_and_statistics(name):
     model = build(spec, 0).train()
     before = weights_hash(model)
     learned = learn_gates(
-        model,
+        structure_of(model),
         labelled_batches(*labelled(32), 16, 1, torch.Generator().manual_seed(0)),
         classification_loss,
-        PAPER_RECIPES["cifar"]["config"],
+        GateConfig(penalty=0.5, stable=1.0),
     )
     assert weights_hash(model) == before and model.training
     inner = {"cifar_resnet56": 27, "cifar_vgg16_bn": 13}[name]
@@ -251,7 +255,7 @@ def test_gates_of_a_module_from_elsewhere():
         model[0].weight[3:] = 0  # says nothing
     data = labelled_batches(*labelled(64), 32, 40, torch.Generator().manual_seed(0))
     config = GateConfig(penalty=1.0, stable=1)
-    learned = learn_gates(model, data, classification_loss, config, example=torch.zeros(1, 3, 32, 32))
+    learned = learn_gates(structure_of(model, example=torch.zeros(1, 3, 32, 32)), data, classification_loss, config)
     gates = learned.gates["0"]
     assert gates[:3].max() > gates[3:].max() + 0.2
 
@@ -271,7 +275,7 @@ def test_batches_that_do_not_fit_are_refused(batch, complaint):
     model = build(classifier_spec("cifar_resnet56", 3, width=0.25), 0)
     before = weights_hash(model)
     with pytest.raises(UserError, match=complaint):
-        learn_gates(model, [batch], classification_loss, GateConfig())
+        learn_gates(structure_of(model), [batch], classification_loss, GateConfig())
     assert weights_hash(model) == before
 
 
@@ -362,7 +366,7 @@ def test_gates_learn_from_ppo_and_leave_the_policy_as_it_was():
     policy = lit_policy().train()
     before = weights_hash(policy)
     task = PPOTask(Lamp(), PPOConfig(steps=4, epochs=2, minibatches=2), updates=3)
-    learned = learn_gates(policy, task.batches(policy), task.loss, GateConfig())
+    learned = learn_gates(structure_of(policy), task.batches(policy), task.loss, GateConfig())
     assert len(learned.losses) == 3 * 2 * 2
     assert weights_hash(policy) == before
     assert all(parameter.grad is None and parameter.requires_grad for parameter in policy.parameters())
@@ -375,11 +379,11 @@ def test_ppo_learns_the_task_behind_the_gates():
     """The heads learn along, so that the loss says something of the features: the values come to be right."""
     policy = lit_policy()
     task = PPOTask(Lamp(), PPOConfig(steps=16, epochs=4, minibatches=1, entropy_coefficient=0), updates=8)
-    learn_gates(policy, task.batches(policy), task.loss, GateConfig(readout_learning_rate=1e-2))
+    learn_gates(structure_of(policy), task.batches(policy), task.loss, GateConfig(readout_learning_rate=1e-2))
     assert task.ppo.rollout.rewards.mean() > 0.4  # by chance 0.25
 
 
 def test_ppo_needs_a_policy():
     task = PPOTask(Lamp(), PPOConfig(), updates=1)
     with pytest.raises(UserError, match="needs a whole policy"):
-        learn_gates(lit_policy().encoder, task.batches(lit_policy().encoder), task.loss, GateConfig())
+        learn_gates(structure_of(lit_policy().encoder), task.batches(lit_policy().encoder), task.loss, GateConfig())

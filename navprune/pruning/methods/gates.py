@@ -13,59 +13,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
-from navprune.models.encoders import Encoder, RunningMeanAndVar
+from navprune.models.build import Spec, build
+from navprune.models.encoders import ChannelGroup, Encoder, RunningMeanAndVar
 from navprune.models.modes import evaluating
-from navprune.pruning.graph import Example
-from navprune.pruning.groups import groups_of, is_inner, scaled, units
-from navprune.pruning.scores import LossFunction, Scores, loss_of
+from navprune.models.spec import EncoderSpec
+from navprune.models.widths import widths, with_widths
+from navprune.pruning.config import IMITATION, Budget, GateConfig
+from navprune.pruning.groups import is_inner, units
+from navprune.pruning.losses import Evidence, Imitation, LossFunction, loss_of
+from navprune.pruning.methods import GATES
+from navprune.pruning.methods.base import (
+    BATCHES,
+    LOSS,
+    PASSES,
+    Context,
+    Method,
+    Outcome,
+    Scores,
+    check_reach,
+    chosen_units,
+)
+from navprune.pruning.slim import encoder_of, with_encoder
+from navprune.pruning.structure import Structure, structure_of
 
 STABLE_OVER = 20  # steps between two looks at the ranking, which decide on an early stop
 NEAR_TARGET = 0.25  # the mean gate must have come so near to its target before an early stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateConfig:
-    """How gates are learned; expansion and Adam's rate are the paper's.
-
-    The penalty is not: the paper's 0.5 works over thousands of steps, and here a hundred or two must do.
-    """
-
-    expansion: float = bounded(1.25, 1, 8)  # beyond, a typing error is likelier than a wish
-    """Widths of the searched network relative to the dense one, to which budgets refer; from 1 to 8.
-
-    Trunks and stem are widened too, as in the paper, though no gate cuts them. In networks of few, coarse units
-    they then eat the budget (ResNet50 of base 8 cannot go below 0.38 of the MACs): 1 leaves the gates more room.
-    """
-    penalty: float = bounded(20.0, 0)
-    """Weight of (mean |gate| - target)^2; at least 0."""
-    target: float = bounded(0.5, TINY, 1 - TINY)
-    """Mean gate to aim at, between 0 and 1."""
-    learning_rate: float = bounded(0.01, TINY)
-    """Adam's rate for the gates; above 0."""
-    readout_learning_rate: float = bounded(1e-3, TINY)
-    """Adam's rate for what learns along with them behind the encoder; above 0."""
-    stable: float = bounded(0.95, TINY, 1)
-    """Stop once the gates' ranking correlates by this much (Spearman) with that of 20 steps before, and their mean is
-    within 0.25 of the target; above 0, and 1 goes through all batches. More steps do not make it more certain.
-    """
-
-    def __post_init__(self) -> None:
-        check_fields("gates", self)
-
-
-PAPER_RECIPES: dict[str, dict[str, Any]] = {
-    "cifar": {"config": GateConfig(penalty=0.5, stable=1.0), "epochs": 10, "batch_size": 128},
-    "imagenet": {"config": GateConfig(penalty=0.05, stable=1.0), "epochs": 1, "batch_size": 100},
-}
-"""The paper's settings for classification, with the passes over the data and the size of its batches."""
 
 
 class LearnedGates(NamedTuple):
@@ -75,24 +53,56 @@ class LearnedGates(NamedTuple):
     losses: list[float]
 
 
-def learn_gates(
-    model: nn.Module,
-    batches: Iterable[Any],
-    loss: LossFunction,
-    config: GateConfig,
-    *,
-    example: Example | None = None,
-    blocks: bool = False,
-) -> LearnedGates:
-    """Learn one gate for each unit inside the residual blocks; `model` is left as it was.
+def run(structure: Structure, budget: Budget, context: Context) -> Outcome:
+    """Learn gates on random weights and keep the units whose gates stayed open.
+
+    What has a spec is searched `expansion` times as wide, with random weights from the seed, whatever its own are;
+    anything else as it is. Without a loss, agents imitate the expert.
+    """
+    config, wide = context.config.gates, structure
+    if structure.spec is not None:
+        model = build(expanded(structure.spec, config.expansion), context.seed).to(context.device)
+        wide = structure_of(model, blocks=structure.with_blocks)
+    check_reach(wide, gated(wide), budget, context, structure)
+    evidence = context.evidence.of(wide.model)
+    if evidence.batches is None:
+        raise UserError("gates are learned on observations: give batches with expert actions, or others and their loss")
+    learned = learn_gates(wide, cast(Iterable[Any], evidence.batches), _loss(wide, evidence), config)
+    keep = chosen_units(wide, learned.gates, budget, context, structure)
+    return Outcome(wide, keep, learned.gates, learned.losses)
+
+
+def _loss(structure: Structure, evidence: Evidence) -> LossFunction:
+    if evidence.loss is not None:
+        return evidence.loss
+    if not any(isinstance(module, Encoder) for module in structure.model.modules()):
+        raise UserError("gates follow a loss: give one, such as classification_loss")
+    return Imitation(structure.model, evidence.generator)
+
+
+def expanded(spec: Spec, factor: float) -> Spec:
+    """The same network with every free width multiplied by `factor`, rounded to whole units."""
+    own = encoder_of(spec)
+    units = own.unit_channels if isinstance(own, EncoderSpec) else dict.fromkeys(own.widths, 1)
+    wider = {name: max(1, round(factor * count / units[name])) * units[name] for name, count in widths(own).items()}
+    return with_encoder(spec, with_widths(own, wider))
+
+
+def gated(structure: Structure) -> list[ChannelGroup]:
+    """The groups that have gates: those inside residual blocks and, where blocks are offered, the blocks."""
+    return [group for group in structure.groups if is_inner(group) or group.block]
+
+
+def learn_gates(structure: Structure, batches: Iterable[Any], loss: LossFunction, config: GateConfig) -> LearnedGates:
+    """Learn one gate for each unit inside the residual blocks; the model is left as it was.
 
     Each batch makes one step, on `loss(model, batch)`, a scalar. The weights stand still, of a policy those of its
     encoder: what lies behind it learns along and is put back, since untrained heads carry no signal; so do the
-    parameters of a loss that is a module. Norms work as in training. `example` and `blocks` are those of `groups_of`;
-    with `blocks` whole residual blocks have gates, too. Batches are drawn while the gates are in place. Raises
-    UserError when there is no batch, or one does not fit the network.
+    parameters of a loss that is a module. Norms work as in training. Where the structure offers blocks, whole
+    residual blocks have gates, too. Batches are drawn while the gates are in place. Raises UserError when there is no
+    batch, or one does not fit the network.
     """
-    groups = [group for group in groups_of(model, example, blocks=blocks) if is_inner(group) or group.block]
+    model, groups = structure.model, gated(structure)
     if not groups:
         raise UserError(f"{type(model).__name__} has no channels inside residual blocks: gates have nothing to cut")
     device = next(model.parameters()).device
@@ -100,7 +110,7 @@ def learn_gates(
     inside = {id(value) for part in model.modules() if isinstance(part, Encoder) for value in part.parameters()}
     behind = [parameter for parameter in model.parameters() if inside and id(parameter) not in inside]
     along = [*behind, *(loss.parameters() if isinstance(loss, nn.Module) else ())]
-    with _put_back(model, along), evaluating(model), scaled(model, gates, example):
+    with _put_back(model, along), evaluating(model), structure.scaled(gates):
         losses = _descend(model, gates, along, batches, loss, config)
     if not losses:
         raise UserError("gates cannot be learned from no observations: give at least one batch")
@@ -172,3 +182,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
 def _mean_ranks(values: Tensor) -> Tensor:
     _, places, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2)[places]
+
+
+METHODS = {
+    GATES: Method(name=GATES, run=run, needs=frozenset({BATCHES, LOSS, PASSES}), loss=IMITATION, options="gates")
+}
