@@ -51,7 +51,7 @@ class Exported:
 def step_of(path: Path) -> Step:
     """What runs a file, in the runtime that its suffix names; raises UserError where that is not installed."""
     try:
-        return _RUN[path.suffix](path)
+        return _RUN[path.suffix.lower()](path)
     except ImportError as error:
         raise UserError(f"{path} needs {error.name}, which is not installed: pip install {error.name}") from None
 
