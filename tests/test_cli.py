@@ -232,6 +232,8 @@ def test_an_exported_policy_is_evaluated_and_compared_as_its_run(run, data, tmp_
     assert "only runs" in mistake(
         capsys, "prune", file, "--method", "l1", "--budget", "macs=0.5", "--out", tmp_path / "p"
     )
+    calibrated = "export", run, "--format", "onnx", "--calibration-steps", 9, "--out", file
+    assert "is for --int8" in mistake(capsys, *calibrated)
     assert "weights alone" in mistake(capsys, "export", run, "--int8", "--out", tmp_path / "a.pth")
 
 
