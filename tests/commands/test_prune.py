@@ -333,3 +333,26 @@ def test_what_is_printed_of_a_classifier_loads_it(capsys, tmp_path):
     code = said.strip().splitlines()[-1].strip()
     assert code == f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
     assert load_classifier(out).spec.widths
+
+
+@pytest.mark.parametrize("way", ["flags", "settings", "recipe"])
+def test_flags_settings_and_recipes_ask_for_the_same(tmp_path, way):
+    out, recipe = tmp_path / "slim", tmp_path / "mine.yaml"
+    recipe.write_text("defaults: [pointnav]\npruning: {method: l2, budget: macs=0.5, minimum: 2, limits: stem=0.5}\n")
+    asked = {
+        "flags": ["--method", "l2", "--budget", "macs=0.5", "--minimum", "2", "--limits", "stem=0.5"],
+        "settings": [
+            "pruning.method=l2", "pruning.budget=macs=0.5", "pruning.minimum=2", "pruning.limits=stem=0.5"
+        ],
+        "recipe": ["--config", str(recipe)],
+    }  # fmt: skip
+    assert main(["prune", "resnet18", *SMALL, "agent.base_planes=16", "--out", str(out), *asked[way]]) == 0
+    data = json.loads((out / "pruning.json").read_text())
+    assert data["method"] == "l2" and data["budget"] == {"macs": 0.5}
+    assert (data["settings"]["search"]["minimum"], data["settings"]["search"]["limits"]) == (2, {"stem": 0.5})
+    assert load_config(str(out / "config.yaml")).pruning is None  # else the training that follows would cut again
+
+
+def test_a_budget_must_be_given(capsys, tmp_path):
+    assert main(["prune", "resnet18", *SMALL, "--method", "l1", "--out", str(tmp_path / "slim")]) == 2
+    assert "set pruning.budget" in capsys.readouterr().err
