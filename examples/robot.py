@@ -34,7 +34,9 @@ class Policy:
         options.intra_op_num_threads = 1  # a step is too short to share
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self.images = [entry for entry in self.contract["inputs"] if entry["name"] in self.contract["camera"]["sensors"]]
+        self.images = [
+            entry for entry in self.contract["inputs"] if entry["name"] in self.contract["camera"]["sensors"]
+        ]
         self.chance, self.greedy = np.random.default_rng(seed), greedy
         self.start()
 
@@ -44,7 +46,7 @@ class Policy:
         self.state, self.previous, self.mask = np.zeros(shape, np.float32), 0, 0.0
 
     def step(self, images: dict[str, np.ndarray], distance: float, angle: float) -> int:
-        """The next action. Depth float32 [H, W] in metres, rgb uint8 [H, W, 3]; the goal in metres and radians, left."""
+        """The next action. Depth float32 [H, W] in metres, rgb uint8 [H, W, 3]; goal in metres, radians to the left."""
         given = {
             "goal": np.array([[distance, angle]], np.float32),
             "previous_action": np.array([self.previous], np.int64),

@@ -101,6 +101,30 @@ def test_why_a_runtime_was_not_measured_is_told_once(monkeypatch, capsys):
     assert capsys.readouterr().err.count("compiled: it needs a C++ compiler") == 1
 
 
+def test_latency_of_all_kinds_with_threads(tmp_path):
+    words = ["latency", "cifar_resnet56", "simple_cnn", "--runtime", "eager,onnxruntime", "--threads", 1]
+    found = answer(tmp_path, *words, "--device", "cpu", "--batch-sizes", 1, "--runs", 2)
+    assert found["device"].endswith(", 1 threads") and found["versions"]["eager"].startswith("torch ")
+    rows = [(row["model"], row["runtime"], row["note"]) for row in found["rows"] if row["median_ms"]]
+    runtimes = ["eager", *(["onnxruntime"] if "onnxruntime" in found["versions"] else [])]
+    assert rows == [(name, runtime, "") for runtime in runtimes for name in ("cifar_resnet56", "simple_cnn")]
+
+
+def test_latency_of_whole_steps(run, tmp_path, capsys):
+    words = ["--step", "--runtime", "eager,onnxruntime", "--device", "cpu", "--batch-sizes", 1, "--runs", 2]
+    found = answer(tmp_path, "latency", run, "blind", *words)
+    assert all(row["median_ms"] for row in found["rows"] if row["runtime"] in found["versions"])
+    assert found["rows"][1]["saving_theoretical"] < 1  # its recurrent core counts
+    assert "is no policy" in mistake(capsys, "latency", "cifar_resnet56", "--step")
+
+
+def test_wrong_runtimes_and_devices_are_told_in_one_line(capsys):
+    assert "unknown runtime 'tvm'; known are eager" in mistake(
+        capsys, "latency", "simple_cnn", "--runtime", "eager,tvm"
+    )
+    assert "--device tpu cannot be used here" in mistake(capsys, "latency", "simple_cnn", "--device", "tpu")
+
+
 def test_generate_then_doctor(tmp_path):
     result = answer(tmp_path, "scenes", "generate", "--out", tmp_path / "d", "--train", 1, "--val", 1,
                     "--train-episodes", 5, "--val-episodes", 3, "--area", 40, 90)  # fmt: skip

@@ -23,6 +23,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--runtime", default="eager", metavar="NAME,NAME", help=runtimes)
     parser.add_argument("--device", help="cpu or cuda (default: cuda where present)")
     parser.add_argument("--threads", type=positive, help="threads of a CPU (default: torch's, one a core)")
+    step = "time an agent's whole step, from images and goal to action and next state, not its encoder alone"
+    parser.add_argument("--step", action="store_true", help=step)
     parser.add_argument("--runs", type=positive, default=30, help="timed runs of each (default: 30)")
 
     parser = command(
@@ -103,7 +105,7 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.source import named
 
     sizes = numbers("--batch-sizes", options.batch_sizes)
-    networks = {name: timed_part(source) for name, source in named(options.sources).items()}
+    networks = {name: timed_part(source, options.step) for name, source in named(options.sources).items()}
     runtimes = chosen_runtimes(options.runtime)
     answer = run_latency(networks, sizes, runtimes, options.device, options.runs, options.threads)
     print(latency_table(answer["rows"]).text())

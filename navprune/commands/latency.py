@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from navprune.costs.latency import device_name, measure
+from navprune.costs.latency import deployed_macs, device_name, images_of, measure
 from navprune.costs.runtimes import RUNTIMES, runtime_of
+from navprune.costs.runtimes.base import Example
+from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
+from navprune.models.step import PolicyStep
 from navprune.progress import ProgressLine
 from navprune.rl.trainer import default_device
 from navprune.source import Source
@@ -28,11 +31,12 @@ def run_latency(
 
     `threads` are those of a CPU, by default torch's.
     """
-    device = device or default_device()
+    device = checked_device(device or default_device())
     line = ProgressLine("measuring latency", len(runtimes) * len(batch_sizes), "settings")
     rows = measure(
-        networks, batch_sizes, runtimes, device, runs, progress=lambda done, _: line.show(done), threads=threads
-    )
+        networks, batch_sizes, runtimes, device, runs, progress=lambda done, _: line.show(done), threads=threads,
+        example=inputs_of, macs=macs_of,
+    )  # fmt: skip
     here = [runtime_of(name) for name in runtimes if runtime_of(name).missing(torch.device(device)) is None]
     return {
         "device": device_name(device, threads),
@@ -41,10 +45,38 @@ def run_latency(
     }
 
 
-def timed_part(source: Source) -> nn.Module:
-    """What of a network is measured: of an agent its encoder, else the whole."""
+def checked_device(name: str) -> str:
+    """The name of a device; raises UserError for one that torch cannot use here."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); give cpu") from None
+    return name
+
+
+def timed_part(source: Source, step: bool = False) -> nn.Module:
+    """What of a network is measured: of an agent its encoder or, where asked for, its whole `step`; else all of it."""
+    if step:
+        task = source.config().task
+        return PolicyStep(source.policy(), task.min_depth, task.max_depth)
     network = source.load()
     return network.encoder if isinstance(network, PointNavPolicy) else network
+
+
+def inputs_of(module: nn.Module, batch_size: int) -> Example:
+    """What a network is measured on."""
+    return module.example(batch_size) if isinstance(module, PolicyStep) else images_of(module, batch_size)
+
+
+def macs_of(module: nn.Module, example: Example) -> int:
+    """Deployed multiply-accumulates; of a step also those of linear layers and the recurrent core, each weight once."""
+    if not isinstance(module, PolicyStep):
+        return deployed_macs(module, example)
+    encoder = module.policy.encoder
+    others = {*module.policy.modules()} - {*encoder.modules()}
+    products = (part for part in others if isinstance(part, nn.Linear | nn.RNNBase))
+    weights = (weight for part in products for weight in part.parameters(recurse=False) if weight.ndim == 2)
+    return deployed_macs(encoder, ()) + sum(weight.numel() for weight in weights)
 
 
 def chosen_runtimes(text: str) -> list[str]:

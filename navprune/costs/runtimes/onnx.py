@@ -11,7 +11,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -106,7 +106,7 @@ def onnx_bytes(
 
     `inputs` and `outputs` are the names of its tensors ("input_0" and so on by default).
     """
-    inputs = inputs or [f"input_{i}" for i in range(len(example))]
+    inputs = inputs or list(named(example))
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the deprecation of this exporter, and branches on shapes, which are fixed
@@ -122,11 +122,16 @@ def onnx_bytes(
     return file.getvalue()
 
 
+def named(inputs: tuple[Tensor, ...], read: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Inputs by the names that `onnx_bytes` gives them; `read` are those that a graph takes, which lacks the unread."""
+    names = {f"input_{i}": x for i, x in enumerate(inputs)}
+    return {name: x for name, x in names.items() if read is None or name in read}
+
+
 def int8_bytes(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     """The graph of a module, `quantised` on what it computes of the example: enough to time it, not to act by it."""
-    return quantised(
-        onnx_bytes(module, example, form=PLAIN), [{f"input_{i}": x.cpu().numpy() for i, x in enumerate(example)}]
-    )
+    observed = {name: x.cpu().numpy() for name, x in named(example).items()}
+    return quantised(onnx_bytes(module, example, form=PLAIN), [observed])
 
 
 def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]], within: str = "") -> bytes:
@@ -142,15 +147,18 @@ def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]], within: str =
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+    proto = onnx.load_from_string(graph).graph
+    read = {value.name for value in proto.input}
+
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.rest: Iterator[Mapping[str, Any]] = iter(observed)
+            self.rest = iter(observed)
 
         def get_next(self) -> Any:
-            return next(self.rest, None)
+            values = next(self.rest, None)
+            return values and {name: value for name, value in values.items() if name in read}
 
-    nodes = onnx.load_from_string(graph).graph.node
-    products = (node.name for node in nodes if node.op_type in ("Gemm", "MatMul") or _dense(node))
+    products = (node.name for node in proto.node if node.op_type in ("Gemm", "MatMul") or _dense(node))
     chosen = [name for name in products if within in name]
     if not chosen:  # which the quantiser would take for all
         return graph

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from navprune.costs.runtimes.base import Example, Run, absent, as_tuple
-from navprune.costs.runtimes.onnx import AFFINE, INSTALL, PLAIN, int8_bytes, onnx_bytes
+from navprune.costs.runtimes.onnx import AFFINE, INSTALL, PLAIN, int8_bytes, named, onnx_bytes
 from navprune.errors import UserError
 
 INSTALL_GPU = "pip install onnx onnxruntime-gpu"
@@ -57,10 +57,10 @@ class OnnxRuntime:
             if providers[0] not in session.get_providers():  # it then runs on another one, and only logs so
                 raise UserError(f"onnxruntime cannot start its {providers[0]}: {LIBRARIES[providers[0]]}")
             return bound(session, module, example)
-        names = [value.name for value in session.get_inputs()]
+        read = {value.name for value in session.get_inputs()}
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            given = {name: tensor.numpy() for name, tensor in zip(names, inputs)}
+            given = {name: x.numpy() for name, x in named(inputs, read).items()}
             return tuple(map(torch.from_numpy, session.run(None, given)))
 
         return run
@@ -89,20 +89,20 @@ def bound(session: Any, module: nn.Module, example: Example) -> Run:
     device = example[0].device
     with torch.inference_mode():
         answers = as_tuple(copy.deepcopy(module).cpu().eval()(*(x.cpu() for x in example)))
-    inputs_named = [value.name for value in session.get_inputs()]
-    outputs_named = [value.name for value in session.get_outputs()]
+    read = {value.name for value in session.get_inputs()}
+    written = [value.name for value in session.get_outputs()]
 
     def place(name: str, x: Tensor) -> tuple[Any, ...]:
         kind = torch.empty(0, dtype=x.dtype).numpy().dtype
         return name, device.type, device.index or 0, kind, tuple(x.shape), x.data_ptr()
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        inputs = tuple(x.contiguous() for x in inputs)
+        given = {name: x.contiguous() for name, x in named(inputs, read).items()}
         outputs = tuple(torch.empty(x.shape, dtype=x.dtype, device=device) for x in answers)
         binding = session.io_binding()
-        for name, x in zip(inputs_named, inputs):
+        for name, x in given.items():
             binding.bind_input(*place(name, x))
-        for name, x in zip(outputs_named, outputs):
+        for name, x in zip(written, outputs):
             binding.bind_output(*place(name, x))
         if device.type == "cuda":  # the session has a stream of its own, and does not wait for torch's
             torch.cuda.current_stream(device).synchronize()

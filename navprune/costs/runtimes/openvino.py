@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from navprune.costs.runtimes.base import Example, Run, absent
-from navprune.costs.runtimes.onnx import MOMENTS, PLAIN, int8_bytes, onnx_bytes
+from navprune.costs.runtimes.onnx import MOMENTS, PLAIN, int8_bytes, named, onnx_bytes
 
 INSTALL = "pip install openvino onnx onnxruntime"
 
@@ -45,9 +45,10 @@ class OpenVino:
         form = MOMENTS if self.precision == "f32" else PLAIN
         graph = int8_bytes(module, example) if self.int8 else onnx_bytes(module, example, form=form)
         request = request_of(graph, self.precision)
+        read = {place.get_any_name() for place in request.model_inputs}
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            found = request.infer({i: tensor.numpy() for i, tensor in enumerate(inputs)}, share_inputs=True)
+            found = request.infer({name: x.numpy() for name, x in named(inputs, read).items()}, share_inputs=True)
             return tuple(torch.from_numpy(value.copy()) for value in found.values())
 
         return run
@@ -62,5 +63,6 @@ def request_of(graph: bytes, precision: str = "f32") -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # else it waits for its core where another process is at work there
     }
     return core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()

@@ -59,7 +59,10 @@ class Compiled(Eager):
         # torch keeps what it compiled with the code of a function, at most 8 results, and looks through all of them at
         # each call: modules that shared their class's code would slow each other down and use up that number.
         own = FunctionType(forward.__code__.replace(), forward.__globals__, closure=forward.__closure__)
-        return torch.inference_mode()(torch.compile(own, dynamic=False, fullgraph=True))
+        run = torch.inference_mode()(torch.compile(own, dynamic=False, fullgraph=True))
+        with torch._dynamo.config.patch(allow_rnn=True):  # recurrent layers too, which it leaves out by itself
+            run(*example)
+        return run
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
+import copy
 import logging
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from torch import nn
 
 from navprune.costs.runtimes.onnx import AFFINE, MOMENTS, PLAIN, MomentsForm, onnx_bytes, quantised, with_norms
 from navprune.errors import UserError
+from navprune.source import Source
+
+CHECKPOINTS = Path(__file__).parents[3] / "checkpoints"
 
 FORMS = {"plain": PLAIN, "affine": AFFINE, "moments": MOMENTS}
 
@@ -61,6 +66,17 @@ def test_even_images_give_the_bias(form, value):
     torch.testing.assert_close(
         form(layer)(x), layer.bias.view(1, -1, 1, 1).expand_as(x), atol=1e-5 + 2e-4 * value, rtol=0
     )
+
+
+@pytest.mark.parametrize("form", [AFFINE, Always])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_trained_encoder_sees_even_images_as_it_should(form, value):
+    """Whose channels vary by what convolutions pad with alone, far less than they lie from 0."""
+    encoder = Source.parse(str(CHECKPOINTS / "resnet50-pruned")).load().encoder.eval()
+    images = torch.full((1, *map(int, encoder.spec.input)), value)
+    with torch.inference_mode():
+        given, exact = with_norms(encoder, form)(images), copy.deepcopy(encoder).double()(images.double())
+    torch.testing.assert_close(given, exact.float(), atol=1e-5, rtol=0)
 
 
 class NormAndMore(nn.GroupNorm):
@@ -121,6 +137,15 @@ def test_what_is_quantised_computes_nearly_the_same():
     with torch.no_grad():
         wanted = np.concatenate([module(torch.from_numpy(each["images"])).numpy().ravel() for each in inputs[:5]])
     assert np.corrcoef(given, wanted)[0, 1] > 0.99
+
+
+def test_only_what_lies_within_a_name_is_quantised():
+    pytest.importorskip("onnxruntime")
+    graph = onnx_bytes(convolutions(), (torch.rand(2, 2, 6, 6),), inputs=["images"], form=PLAIN)
+    counts = [
+        operations(quantised(graph, observed(), within)).count("DequantizeLinear") for within in ("", "/0/", "no")
+    ]
+    assert counts[0] > counts[1] > counts[2] == 0
 
 
 def test_without_convolutions_and_products_nothing_is_quantised():

@@ -20,16 +20,16 @@ GPU = torch.device("cuda")
 
 
 class Sums(nn.Module):
-    """Two inputs of two types, two outputs."""
+    """Three inputs of two types, one of which is not read, and two outputs."""
 
-    def forward(self, x, keep):
+    def forward(self, unread, x, keep):
         return x * keep[:, None], x.sum(dim=1) > 0
 
 
 def test_bound_tensors_give_what_the_module_gives():
-    module, example = Sums(), (torch.randn(2, 3), torch.tensor([True, False]))
+    module, example = Sums(), (torch.randn(5), torch.randn(2, 3), torch.tensor([True, False]))
     run = bound(session_of(onnx_bytes(module, example)), module, example)
-    others = torch.randn(3, 2).t(), torch.tensor([False, True])  # not in the order of a row
+    others = torch.randn(5), torch.randn(3, 2).t(), torch.tensor([False, True])  # not in the order of a row
     kept = [(inputs, run(*inputs)) for inputs in (example, others)]
     for inputs, given in kept:
         torch.testing.assert_close(given, module(*inputs))

@@ -12,11 +12,24 @@ def test_modules_that_were_compiled_stay_so_while_others_are():
     example, modules = (torch.rand(2, 3),), [nn.Linear(3, width) for width in range(1, 5)]
     with torch._dynamo.config.patch(recompile_limit=2):
         runs = [Compiled().prepare(module, example) for module in modules]
-        for run in runs:
-            run(*example)
     with torch.compiler.set_stance("fail_on_recompile"), torch.inference_mode():
         for run, module in zip(runs, modules):
             torch.testing.assert_close(run(*example)[0], module(*example))
+
+
+@pytest.mark.skipif(compile_fault() is not None, reason=f"torch.compile: {compile_fault()}")
+@pytest.mark.parametrize("core", [nn.GRU, nn.LSTM])
+def test_recurrent_layers_are_compiled(core):
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = core(3, 4)
+
+        def forward(self, x):
+            return self.core(x)[0]
+
+    module, x = Outputs(), torch.rand(1, 2, 3)
+    torch.testing.assert_close(Compiled().prepare(module, (x,))(x), (module(x).detach(),))
 
 
 @pytest.mark.skipif(compile_fault() is not None, reason=f"torch.compile: {compile_fault()}")
@@ -27,7 +40,7 @@ def test_what_cannot_be_compiled_whole_does_not_run_eagerly_in_its_name():
             return x + 1
 
     with pytest.raises(Exception, match=r"(?i)graph.break"):
-        Compiled().prepare(Printing(), (torch.rand(2),))(torch.rand(2))
+        Compiled().prepare(Printing(), (torch.rand(2),))
 
 
 def test_convolutions_run_in_channels_last_order():

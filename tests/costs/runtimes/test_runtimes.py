@@ -92,13 +92,13 @@ def test_classifiers_run_too(name, device):
 
 
 class Sums(nn.Module):
-    """Two inputs, one of them of truth values, and two outputs."""
+    """Three inputs, one of them of truth values and one that is not read, and two outputs."""
 
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3, 2)
 
-    def forward(self, x, keep):
+    def forward(self, x, unread, keep):
         y = self.linear(x)
         return y * keep[:, None], y.sum(dim=1)
 
@@ -107,7 +107,8 @@ class Sums(nn.Module):
 def test_several_inputs_and_outputs_in_their_order(name, device):
     torch.manual_seed(0)
     module = Sums()
-    given = [(torch.rand(2, 3).to(device), torch.tensor(keep).to(device)) for keep in ([True, False], [False, True])]
+    masks = torch.tensor([[True, False], [False, True]])
+    given = [tuple(x.to(device) for x in (torch.rand(2, 3), torch.rand(5), mask)) for mask in masks]
     run = RUNTIMES[name].prepare(module, given[0])
     answered = [run(*inputs) for inputs in given]  # of which no later pass may change an earlier one
     tolerance = 1e-4 if name in EXACT else 0.2
