@@ -208,6 +208,15 @@ class PruningConfig(SearchConfig):
             parse_budget(self.budget)
 
 
+def budget_of(config: PruningConfig, known: Sequence[str] = MEASURES) -> dict[str, float]:
+    """The budget of a configuration; raises UserError where it has none, or one of measures that are not `known`."""
+    if config.budget is None:
+        raise UserError("nothing says how much is to stay; set pruning.budget, as in macs=0.5,parameters=0.45")
+    budget = parse_budget(config.budget)
+    check_budget(budget, known)
+    return budget
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningScheduleConfig(PruningConfig):
     """What is cut while PPO trains, and what helps the agent to recover.

@@ -14,15 +14,7 @@ from navprune.errors import UserError
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import renumbered
-from navprune.pruning.config import (
-    LATENCY,
-    LATENCY_MS,
-    MEASURES,
-    PruningConfig,
-    SearchConfig,
-    check_budget,
-    parse_budget,
-)
+from navprune.pruning.config import LATENCY, LATENCY_MS, MEASURES, PruningConfig, SearchConfig, budget_of
 from navprune.pruning.graph import Example
 from navprune.pruning.losses import Batches, Evidence, LossFunction, classification_loss
 from navprune.pruning.methods import GATES, method_of
@@ -109,12 +101,11 @@ def prune(
     classifiers and imitation for gates of agents. What else the method is and does, it says in `methods`. Raises
     UserError for an unknown method, weights that do not fit the spec, or a budget that cannot be met.
     """
-    if config.budget is None:
-        raise UserError("nothing says how much is to stay: give a budget, such as macs=0.5,parameters=0.45")
-    method, budget = method_of(config.method or GATES), parse_budget(config.budget)
-    by_clock = {LATENCY: clock.share, LATENCY_MS: clock.milliseconds} if clock else {}
-    measured = {name: _remembered(share) for name, share in {**by_clock, **(costs or {})}.items() if name in budget}
-    check_budget(budget, (*MEASURES, *measured))
+    method, noisy = method_of(config.method or GATES), dict(costs or {})
+    if clock is not None:
+        noisy |= {LATENCY: clock.share, LATENCY_MS: clock.milliseconds}
+    budget = budget_of(config, (*MEASURES, *noisy))
+    measured = {name: _remembered(share) for name, share in noisy.items() if name in budget}
     _check_offered(method, config)
     began, dense = time.perf_counter(), checked_spec(network)
     model = network if isinstance(network, nn.Module) else build(network, seed).to(device)
