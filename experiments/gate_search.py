@@ -22,6 +22,7 @@ from navprune.progress import ProgressLine
 from navprune.pruning.config import GateConfig
 from navprune.pruning.losses import Imitation, collect_observations, shuffled_batches
 from navprune.pruning.methods.gates import learn_gates, rank_correlation
+from navprune.pruning.structure import structure_of
 from navprune.scenes.files.episodes import read_episodes
 from navprune.tasks.pointnav import PointNavEnv, Shuffled
 
@@ -69,7 +70,7 @@ def search(data: dict[str, torch.Tensor], steps: int, seed: int) -> torch.Tensor
     loss = Imitation(model, torch.Generator().manual_seed(0))
     epochs = -(-steps * BATCH // len(data["depth"])) + 1
     batches = islice(shuffled_batches(data, BATCH, epochs, torch.Generator().manual_seed(seed)), steps)
-    gates = learn_gates(model, batches, loss, CONFIG).gates
+    gates = learn_gates(structure_of(model), batches, loss, CONFIG).gates
     return torch.cat(list(gates.values()))
 
 

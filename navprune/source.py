@@ -98,7 +98,7 @@ class Source:
         if self.kind == WEIGHTS_FILE:
             return read_foreign(self.path)[0]
         if self.kind == EXPORTED:
-            return read_exported(self.path).spec
+            raise UserError(f"{self.text} is an {EXPORTED}, which only runs; give the checkpoint that it was made of")
         if self.kind == FOLDER:
             return checkpoints.read_any_spec(self.folder)
         raise UserError(f"{self.text} is a {CONTROL}, which has no network; give one of {', '.join(NAMES)} or a run")
@@ -107,8 +107,6 @@ class Source:
         """Its network with its weights; random ones from `seed` where it has none."""
         if self.kind == FOLDER:
             return checkpoints.load_network(self.folder)
-        if self.kind == EXPORTED:
-            raise UserError(f"{self.text} is an {EXPORTED}, which only runs; give the checkpoint that it was made of")
         if self.kind != WEIGHTS_FILE:
             return build(self.spec(config), seed)  # type: ignore[return-value]
         spec, weights = read_foreign(self.path)

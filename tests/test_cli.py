@@ -215,6 +215,28 @@ def test_a_dense_policy_is_exported_and_a_pruned_one_is_not(tmp_path, capsys):
     assert "only a dense one" in mistake(capsys, "export", pruned, "--out", tmp_path / "c.pth")
 
 
+def test_an_exported_policy_is_evaluated_and_compared_as_its_run(run, data, tmp_path, capsys):
+    file = tmp_path / "agent.onnx"
+    told = answer(tmp_path, "export", run, "--format", "onnx", "--out", file)
+    assert told["format"] == "onnx" and told["check"]["steps"] == 500
+    result = answer(tmp_path, "evaluate", file, "--episodes", 4, "--against", run, "--out", tmp_path / "val")
+    assert result["against"]["differing"] == [] and result["against"]["steps"] >= 4
+    assert json.loads((tmp_path / "val" / "summary.json").read_text())["agent"] == str(file)
+    eager = answer(tmp_path, "evaluate", run, "--episodes", 4, "--out", tmp_path / "eager")
+    assert eager["measures"] == result["measures"] and "against" not in eager
+    compared = answer(tmp_path, "compare", run, file, "--out", tmp_path / "page", "--pictures", "0")
+    first, second = compared["rows"]
+    assert first["evaluation"]["measures"] == second["evaluation"]["measures"] and compared["comparisons"]
+    capsys.readouterr()
+    assert "two networks" in mistake(capsys, "evaluate", file, "--against", "random", "--episodes", 1)
+    assert "only runs" in mistake(
+        capsys, "prune", file, "--method", "l1", "--budget", "macs=0.5", "--out", tmp_path / "p"
+    )
+    calibrated = "export", run, "--format", "onnx", "--calibration-steps", 9, "--out", file
+    assert "is for --int8" in mistake(capsys, *calibrated)
+    assert "weights alone" in mistake(capsys, "export", run, "--int8", "--out", tmp_path / "a.pth")
+
+
 def test_agents_are_looked_for_before_data(tmp_path, capsys):
     for missing in ("missing.pth", "runs/missing"):
         assert "missing" in mistake(capsys, "evaluate", tmp_path / missing, f"data.folder={tmp_path}")

@@ -110,6 +110,8 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
         policy = export_for_habitat_baselines(source, options.out, options.json)
         print(options.out)
         return {"format": options.format, "out": str(options.out), "spec": policy.spec.to_json()}
+    if options.calibration_steps and not options.int8:
+        raise UserError("--calibration-steps is for --int8; give both or neither")
     config = source.config(options.config, options.settings)
     contract = run_export(source, config, options.out, ExportOptions(**given(options, ExportOptions)))
     check = contract["check"]

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
@@ -19,6 +19,7 @@ TITLES = {
     "": "what may be cut",
     "evidence": "what methods that need batches look at",
     "gates": "how gates are learned",
+    "probe": "how layers are timed, and what is worth keeping",
     "clock": "how latency is measured",
 }
 """Sections of `PruningConfig` -> what their flags are called together; others have their name."""
@@ -99,12 +100,12 @@ def _methods() -> str:
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
     """Prune an encoder to a budget and write a slim checkpoint.
     SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights
-    (.pth, .pt, .ckpt, .safetensors). Flags stand for settings of the section `pruning` of a configuration, such as
-    pruning.search... pruning.json and widths.png in the new folder say what was cut where. docs/pruning.md has the
-    formulas.
+    (.pth, .pt, .ckpt, .safetensors). Flags of the first groups stand for settings below `pruning` in a configuration.
+    pruning.json and widths.png in the new folder say what was cut where. docs/pruning.md has the formulas.
     """
-    from navprune.commands.prune import asked_budget, next_step, run_pruning
-    from navprune.pruning.methods import GATES, method_of
+    from navprune.commands.prune import next_step, run_pruning
+    from navprune.pruning.config import KNOWN, budget_of
+    from navprune.pruning.methods import method_for
     from navprune.pruning.search import shortfall
     from navprune.reports.tables import pruning_table
     from navprune.rl.checkpoints import PRUNING
@@ -117,11 +118,11 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     # What a checkpoint was trained with asks nothing of this command; a recipe that is named does.
     before = ["pruning=null"] if options.config is None else []
     asked = source.config(options.config, [*before, *paper, *options.settings, *own]).pruning or PruningConfig()
-    config = source.config(options.config, [text for text in options.settings if not text.startswith("pruning")])
+    config = source.config(options.config, options.settings)
     if config.pruning and config.pruning.budget:
-        config = replace(config, pruning=None)  # what follows trains what is cut
-    method, budget = method_of(asked.method or GATES), asked_budget(asked)
-    check_used(method, asked, {flag: value for flag, value in given.items() if flag.name not in LEADING})
+        config = replace(config, pruning=None)  # the training that follows begins with what is cut
+    method, budget = method_for(asked), budget_of(asked, KNOWN)
+    check_used(method, asked, budget, [flag for flag in given if flag.name not in LEADING])
     if options.paper and (method.options != "gates" or not asked.evidence.images):
         raise UserError("--paper is for gates that learn from labelled --images; leave it out")
     pace = options.frames_per_second
@@ -137,9 +138,9 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
-def check_used(method: "Method", asked: PruningConfig, given: dict[Flag, str]) -> None:
+def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], given: Collection[Flag]) -> None:
     """Raise UserError for a flag that the method makes no use of, by what it declares."""
-    from navprune.pruning.config import DISTILLATION, LATENCY, LATENCY_MS, PPO, parse_budget
+    from navprune.pruning.config import LATENCY, LATENCY_MS, PPO
     from navprune.pruning.methods import method_of
     from navprune.pruning.methods.base import BATCHES, CLOCK, LOSS, PASSES
 
@@ -149,13 +150,11 @@ def check_used(method: "Method", asked: PruningConfig, given: dict[Flag, str]) -
     labelled, evidence = asked.evidence.images is not None, asked.evidence
     looks, learns = BATCHES in method.needs, PASSES in method.needs
     rollouts = not labelled and LOSS in method.needs and (evidence.loss or method.loss) == PPO
-    timed = bool({LATENCY, LATENCY_MS} & parse_budget(asked.budget or "").keys()) or CLOCK in method.needs
-    searching = {name: (method.searches, "methods that rank units") for name in _names(SearchConfig)}
+    timed = LATENCY in budget or LATENCY_MS in budget or CLOCK in method.needs
+    searching = [*(item.name for item in fields(SearchConfig)), "blocks"]
     used = {
-        **searching,
-        "blocks": (method.searches, "methods that rank units"),
+        **dict.fromkeys(searching, (method.searches, "methods that rank units")),
         "evidence.loss": (looks, "methods that need batches"),
-        "evidence.teacher": (evidence.loss == DISTILLATION, "--loss distillation"),
         "evidence.steps": (looks and not labelled, "methods that need batches, where the agent collects them"),
         "evidence.batch_size": (
             looks and not rollouts, "methods that need batches, unless PPO draws its own mini-batches",
@@ -167,13 +166,9 @@ def check_used(method: "Method", asked: PruningConfig, given: dict[Flag, str]) -
     for flag in given:
         matters, users = used.get(flag.key, (True, ""))
         if flag.section == "clock":
-            matters, users = timed, "a budget of latency"
+            matters, users = timed, f"a budget of latency, and {those(lambda m: CLOCK in m.needs)}"
         elif flag.section not in ("", "evidence"):
-            section = flag.section
-            matters, users = method.options == section, those(lambda m: m.options == section)  # noqa: B023
+            own = {method.options, method_of(asked.probe.importance).options if method.borrows else None}
+            matters, users = flag.section in own, those(lambda m, own=flag.section: m.options == own)
         if not matters:
             raise UserError(f"--{flag.option.replace('_', '-')} is for {users}; leave it out")
-
-
-def _names(config: Any) -> list[str]:
-    return [item.name for item in fields(config)]

@@ -1,24 +1,25 @@
 """`navprune export`: a policy as a file that runs without navprune, with the contract that says how to call it."""
 
 import importlib.metadata
+import importlib.util
 import json
+import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import navprune
 from navprune.checks import bounded, check_fields, chosen
 from navprune.commands.environments import check_sees, training_env
 from navprune.config import Config
-from navprune.costs.runtimes import RUNTIMES
 from navprune.costs.runtimes.onnx import AFFINE, MOMENTS, OPSET, PLAIN, onnx_bytes, quantised
 from navprune.errors import UserError
 from navprune.evaluation.agents import FileAgent, PolicyAgent
@@ -42,13 +43,12 @@ Ten times what sharply trained policies have; a GRU of the wrong form is a hundr
 """
 CHECKED_STEPS, EPISODE = 500, 25
 """Steps that every file is run over beside eager, and of how many one begins an episode on average."""
+SMALL = 128 * 128
+"""Pixels up to which OpenVINO is quicker with plain norms: at 64 x 64 by a third; at 256 x 256 slower by a half."""
 ACTORS = 8
 """Environments at most that observations for int8 come from."""
-PACKAGES = {
-    "onnx": ("onnx", "onnxruntime"),
-    "openvino": ("openvino", "onnx"),
-    "torch": (),
-}
+PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "onnx"), "torch": ()}
+"""What writes and runs a format, beside torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +90,8 @@ def run_export(source: Source, config: Config, out: Path, options: ExportOptions
     """
     if out.suffix != FORMATS[options.format]:
         raise UserError(f"a file of {options.format} ends in {FORMATS[options.format]}, unlike {out}; rename it")
-    for runtime in {"onnx": ["onnxruntime"], "openvino": ["openvino", *["onnxruntime"] * options.int8]}.get(
-        options.format, []
-    ):
-        if missing := RUNTIMES[runtime].missing(torch.device("cpu")):
-            raise UserError(missing)
+    if missing := [name for name in _packages(options) if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{options.format} needs {missing[0]}, which is not installed: pip install {' '.join(missing)}")
     policy = source.policy(config).eval()
     check_sees(policy.spec.encoder, config)
     step = PolicyStep(policy, config.task.min_depth, config.task.max_depth)
@@ -114,7 +111,11 @@ def run_export(source: Source, config: Config, out: Path, options: ExportOptions
         "runtime": options.format,
         "precision": "int8" if options.int8 else "float32",
         "files": {name: sha256(data) for name, data in files.items()},
-        "versions": {"navprune": navprune.__version__, **_packages(options), "opset": OPSET},
+        "versions": {
+            "navprune": navprune.__version__,
+            **{name: importlib.metadata.version(name) for name in _packages(options)},
+            "opset": OPSET,
+        },
         "agent": {"source": source.text, "frames": frames},
         **told_of_task(step, config.task),
         "check": asdict(check),
@@ -128,9 +129,9 @@ def run_export(source: Source, config: Config, out: Path, options: ExportOptions
     return contract
 
 
-def _packages(options: ExportOptions) -> dict[str, str]:
-    """The versions of the packages that write and run a format."""
-    return {name: importlib.metadata.version(name) for name in ("torch", *PACKAGES[options.format])}
+def _packages(options: ExportOptions) -> list[str]:
+    """What writes and runs the file that is asked for."""
+    return list(dict.fromkeys(["torch", *PACKAGES[options.format], *["onnxruntime"] * options.int8]))
 
 
 def _write(step: PolicyStep, file: Path, options: ExportOptions, config: Config) -> None:
@@ -140,8 +141,7 @@ def _write(step: PolicyStep, file: Path, options: ExportOptions, config: Config)
             warnings.simplefilter("ignore")  # of how it keeps recurrent weights, which `checked` looks after
             torch.export.save(torch.export.export(step, step.example()), file)
         return
-    form = PLAIN if options.int8 else MOMENTS if options.format == "openvino" else AFFINE
-    graph = onnx_bytes(step, step.example(), step.inputs, OUTPUTS, form)
+    graph = onnx_bytes(step, step.example(), step.inputs, OUTPUTS, _form(options, step))
     if options.int8:
         numpy = ({name: tensor.numpy() for name, tensor in seen.items()} for seen in calibration(step, options, config))
         graph = quantised(graph, numpy, within="/visual_encoder/")
@@ -151,6 +151,15 @@ def _write(step: PolicyStep, file: Path, options: ExportOptions, config: Config)
         import openvino
 
         openvino.save_model(openvino.Core().read_model(graph), file, compress_to_fp16=False)
+
+
+def _form(options: ExportOptions, step: PolicyStep) -> Callable[[nn.GroupNorm], nn.Module]:
+    """The form of GroupNorm that the runtime is quickest with; the plain one for int8, which the quantiser knows."""
+    if options.int8:
+        return PLAIN
+    if options.format == "onnx":
+        return AFFINE
+    return MOMENTS if math.prod(step.policy.spec.encoder.input[1:]) > SMALL else PLAIN
 
 
 def calibration(step: PolicyStep, options: ExportOptions, config: Config) -> Iterator[dict[str, Tensor]]:

@@ -25,14 +25,12 @@ from navprune.pruning.config import (
     KNOWN,
     LATENCY,
     LATENCY_MS,
-    Budget,
     ClockConfig,
     PruningConfig,
-    check_budget,
-    parse_budget,
+    budget_of,
 )
 from navprune.pruning.losses import read_labelled
-from navprune.pruning.methods import GATES, method_of
+from navprune.pruning.methods import method_for
 from navprune.pruning.methods.base import BATCHES, CLOCK
 from navprune.pruning.prune import PruningResult, prune
 from navprune.pruning.slim import encoder_of
@@ -53,7 +51,7 @@ def run_pruning(
     """
     if frames_per_second is not None and not frames_per_second > 0:
         raise UserError(f"training runs at more than 0 frames per second, not at {frames_per_second:g}")
-    method, budget, source = method_of(asked.method or GATES), asked_budget(asked), Source.parse(text)
+    method, budget, source = method_for(asked), budget_of(asked, KNOWN), Source.parse(text)
     evidence = asked.evidence
     _check_out(out, [source, *([Source.parse(evidence.teacher)] if evidence.teacher else [])])
     weights = source.kind in (WEIGHTS_FILE, FOLDER)
@@ -72,15 +70,6 @@ def run_pruning(
     save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
     write_pruning(out, pruning_json(cut, config.trainer.total_frames, frames_per_second))
     return cut
-
-
-def asked_budget(asked: PruningConfig) -> Budget:
-    """The budget of a configuration; raises UserError where it has none, or one of measures that nothing here takes."""
-    if asked.budget is None:
-        raise UserError("nothing says how much is to stay: give --budget, such as macs=0.5,parameters=0.45")
-    budget = parse_budget(asked.budget)
-    check_budget(budget, KNOWN)
-    return budget
 
 
 def _check_out(out: Path, sources: Sequence[Source]) -> None:

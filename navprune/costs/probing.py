@@ -203,16 +203,18 @@ def kind(layer: LayerCost, channels: Widths) -> tuple[int, ...]:
     return layer.taps, layer.positions, inputs, outputs
 
 
-def probe(network: Network, timer: Timer, rounds: int, seconds: float, cache: Path | None) -> LayerTimes:
+def probe(
+    network: Network, timer: Timer, rounds: int, seconds: float, cache: Path | None, *, fresh: bool = False
+) -> LayerTimes:
     """Measure `rounds` random networks, stage by stage, or fewer where `seconds` are over, and fit the layers' times.
 
-    What has been measured with the same device, runtime, versions and threads is read from `cache`. Raises UserError
+    What has been measured with the same device, runtime, versions and threads is read from `cache`, unless it is to be `fresh`. Raises UserError
     where the same network, measured twice, disagrees with itself.
     """
     dense = network.build(network.channels)
     reference, again = (timer.prepared(dense, network.example) for _ in range(2))
     check_quiet(timer.ratio(again, reference).value, 1.0)
-    store = _Store(cache, {**timer.place, "network": network.name})
+    store = _Store(cache, {**timer.place, "network": network.name}, fresh)
     rng, line = random.Random(0), ProgressLine(f"probing {timer.runtime.name}", rounds, "networks")
     began, samples = time.perf_counter(), [_whole(network, dict(network.channels), Ratio(1.0, 0.0))]
     for done in range(rounds):
@@ -337,11 +339,12 @@ class _Store:
 
     folder: Path | None
     key: dict[str, Any]
+    fresh: bool
     known: dict[str, list[dict[str, Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.known = {}
-        if self.folder is not None:
+        if self.folder is not None and not self.fresh:
             try:
                 held = json.loads(self.path.read_text())
                 self.known = held["samples"] if held["key"] == self.key else {}

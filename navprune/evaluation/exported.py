@@ -51,7 +51,7 @@ class Exported:
 def step_of(path: Path) -> Step:
     """What runs a file, in the runtime that its suffix names; raises UserError where that is not installed."""
     try:
-        return _RUN[path.suffix](path)
+        return _RUN[path.suffix.lower()](path)
     except ImportError as error:
         raise UserError(f"{path} needs {error.name}, which is not installed: pip install {error.name}") from None
 
@@ -96,8 +96,8 @@ def _openvino(path: Path) -> Step:
     request = request_of(cast(Any, path))  # reads paths as well as bytes
 
     def step(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        request.infer({name: tensor.numpy() for name, tensor in inputs.items()})
-        return {name: torch.from_numpy(request.get_tensor(name).data.copy()) for name in OUTPUTS}
+        found = request.infer({name: tensor.numpy() for name, tensor in inputs.items()}, share_inputs=True)
+        return {name: torch.from_numpy(found[name].copy()) for name in OUTPUTS}
 
     return step
 

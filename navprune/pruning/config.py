@@ -191,15 +191,15 @@ class ProbeConfig:
     """How layers are timed, and what is worth keeping."""
 
     importance: str = chosen("l1", IMPORTANCE)
-    """What ranks units: a score, or gates."""
+    """What ranks units: one of the scores, or gates."""
     networks: int = bounded(24, 4)
     """Random narrower networks that are measured, stage by stage; 4 or more."""
     seconds: float = bounded(300.0, 0)
     """After so many no further one is."""
     least: float = bounded(0.25, TINY, 1)
     """Share of every width that stays; above 0, to 1."""
-    cache: bool = True
-    """Whether measurements are kept for the next probe on this machine."""
+    fresh: bool = False
+    """Whether to measure anew what an earlier probe on this machine has measured."""
 
     def __post_init__(self) -> None:
         check_fields("pruning.probe", self)
@@ -228,6 +228,15 @@ class PruningConfig(SearchConfig):
         super().__post_init__()
         if self.budget is not None:
             parse_budget(self.budget)
+
+
+def budget_of(config: PruningConfig, known: Sequence[str] = MEASURES) -> dict[str, float]:
+    """The budget of a configuration; raises UserError where it has none, or one of measures that are not `known`."""
+    if config.budget is None:
+        raise UserError("nothing says how much is to stay; set pruning.budget, as in macs=0.5,parameters=0.45")
+    budget = parse_budget(config.budget)
+    check_budget(budget, known)
+    return budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,15 +22,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.models.policy import PointNavPolicy
-from navprune.pruning.config import (
-    GROWING,
-    LASSOS,
-    MEASURES,
-    Budget,
-    PruningScheduleConfig,
-    check_budget,
-    parse_budget,
-)
+from navprune.pruning.config import GROWING, LASSOS, MEASURES, Budget, PruningScheduleConfig, budget_of
 from navprune.pruning.groups import Keep, spread, units
 from navprune.pruning.losses import Evidence
 from navprune.pruning.methods.base import Scores
@@ -75,8 +67,6 @@ class GradualPruning(Callback):
 
         Raises UserError without a budget, for one that cannot be met, and for what no cut while training can do.
         """
-        if config.budget is None:
-            raise UserError("nothing is to be cut; set pruning.budget, as in macs=0.5")
         self.method = config.method or TAYLOR
         if self.method not in SCORES:
             raise UserError(f"pruning.method is {self.method}; known are {', '.join(SCORES)}, while an agent trains")
@@ -86,8 +76,7 @@ class GradualPruning(Callback):
         self.structure = structure_of(dense)
         """That of the network that the run begins with."""
         self.dense = dense.spec.encoder
-        self.budget = parse_budget(config.budget)
-        check_budget(self.budget)
+        self.budget = budget_of(config)
         first, last = frames
         self.strength = config.strength or (3.0 if config.penalty == GROWING else 0.01)
         self.begin, self.end = (first + share * (last - first) for share in (config.begin, config.end))

@@ -15,19 +15,10 @@ from navprune.errors import UserError
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import renumbered
-from navprune.pruning.config import (
-    LATENCY,
-    LATENCY_MS,
-    MEASURES,
-    Budget,
-    PruningConfig,
-    SearchConfig,
-    check_budget,
-    parse_budget,
-)
+from navprune.pruning.config import LATENCY, LATENCY_MS, MEASURES, Budget, PruningConfig, SearchConfig, budget_of
 from navprune.pruning.graph import Example
 from navprune.pruning.losses import Batches, Evidence, LossFunction, classification_loss
-from navprune.pruning.methods import GATES, method_of
+from navprune.pruning.methods import method_for
 from navprune.pruning.methods.base import CLOCK, Context, Method, Outcome, Scores
 from navprune.pruning.search import Share
 from navprune.pruning.structure import Structure, structure_of
@@ -113,10 +104,8 @@ def prune(
     classifiers and imitation for gates of agents. What else the method is and does, it says in `methods`. Raises
     UserError for an unknown method, weights that do not fit the spec, or a budget that cannot be met.
     """
-    if config.budget is None:
-        raise UserError("nothing says how much is to stay: give a budget, such as macs=0.5,parameters=0.45")
-    method, budget = method_of(config.method or GATES), parse_budget(config.budget)
-    check_budget(budget, (*MEASURES, *((LATENCY, LATENCY_MS) if clock else ()), *(costs or ())))
+    method = method_for(config)
+    budget = budget_of(config, (*MEASURES, *((LATENCY, LATENCY_MS) if clock else ()), *(costs or ())))
     _check_offered(method, config)
     began, dense = time.perf_counter(), checked_spec(network)
     model = network if isinstance(network, nn.Module) else build(network, seed).to(device)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,11 +149,27 @@ def test_the_contract_says_what_the_file_takes(tmp_path, config, source):
     assert contract["precision"] == "float32" and contract["calibration"] is None
 
 
+def test_a_torch_file_runs_where_navprune_is_not(tmp_path, config, source):
+    out = tmp_path / "a.pt2"
+    run_export(source, config, out, ExportOptions(format="torch"))
+    step = PolicyStep(source.policy(), config.task.min_depth, config.task.max_depth)
+    with torch.no_grad():
+        torch.save((step.example(), tuple(step(*step.example()))), tmp_path / "both.pt")
+    program = """
+import sys
+sys.modules["navprune"] = None
+import torch
+inputs, wanted = torch.load(sys.argv[2])
+torch.testing.assert_close(torch.export.load(sys.argv[1]).module()(*inputs), wanted, atol=1e-4, rtol=1e-4)
+"""
+    subprocess.run([sys.executable, "-c", program, out, tmp_path / "both.pt"], check=True, cwd=tmp_path)
+
+
 def test_an_exported_file_acts_as_the_policy_does(tmp_path, config, source):
     out = tmp_path / "a.onnx"
     run_export(source, config, out, ExportOptions())
     exported = Source.parse(str(out))
-    assert exported.config() == config and exported.spec() == source.spec()
+    assert exported.config() == config and read_exported(out).spec == source.spec()
     eager, _ = run_evaluation(source.text, config, limit=6)
     found, _ = run_evaluation(str(out), exported.config(), limit=6, environments=4)
     assert found.episodes == eager.episodes

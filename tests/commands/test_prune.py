@@ -19,6 +19,7 @@ from navprune.commands.evidence import material
 from navprune.commands.prune import EncoderClock, next_step, resized, run_pruning, unpruned
 from navprune.config import load_config
 from navprune.costs.counting import cost
+from navprune.costs.latency import LatencyRow
 from navprune.errors import UserError
 from navprune.models.spec import encoder_spec
 from navprune.models.widths import widths
@@ -222,12 +223,29 @@ def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
         run(str(tmp_path / "slim"), "taylor", {"macs": 0.5}, tmp_path / "x", config, images=images)
 
 
-def test_latency_is_a_share_of_the_dense_encoder():
-    spec = encoder_spec("resnet18", (1, 64, 64), 32)
-    clock = EncoderClock(spec, ClockConfig(batch=4), "cpu", repeats=5)
+def test_latency_is_that_of_an_encoder_built_beside_the_dense_one(monkeypatch):
+    spec, asked = encoder_spec("resnet18", (1, 64, 64), 32), []
+
+    def by_work(models, sizes, runtimes, device, repeats, threads):
+        """Each multiply-accumulate takes a nanosecond."""
+        asked.append((sizes, runtimes, device, repeats, threads))
+        work = [cost(model.spec).macs / 1e6 for model in models.values()]
+        return [LatencyRow(name, runtimes[0], sizes[0], ms, ms, None, 0.0) for name, ms in zip(models, work)]
+
+    monkeypatch.setattr("navprune.commands.prune.measure", by_work)
+    clock = EncoderClock(spec, ClockConfig(batch=4, runtime="compiled", threads=2), "cpu", repeats=5)
     thin = {name: spec.unit_channels[name] for name in widths(spec)}
-    assert 0 < clock.share(thin) < clock.share(widths(spec)) < 3
-    assert 0 < clock.milliseconds(thin) < clock.milliseconds(widths(spec))
+    macs = cost(resized(spec, thin)).macs
+    assert clock.share(widths(spec)) == 1 and clock.share(thin) == macs / cost(spec).macs
+    assert clock.milliseconds(thin) == macs / 1e6
+    assert asked == [([4], ["compiled"], "cpu", 5, 2)] * 3
+    with pytest.raises(UserError, match="unknown runtime 'sundial'"):
+        EncoderClock(spec, ClockConfig(runtime="sundial"), "cpu")
+
+
+def test_a_clock_measures():
+    spec = encoder_spec("simple_cnn", (1, 40, 40))
+    assert EncoderClock(spec, ClockConfig(), "cpu", repeats=2).milliseconds(widths(spec)) > 0
 
 
 class Counting(EncoderClock):
@@ -333,3 +351,26 @@ def test_what_is_printed_of_a_classifier_loads_it(capsys, tmp_path):
     code = said.strip().splitlines()[-1].strip()
     assert code == f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
     assert load_classifier(out).spec.widths
+
+
+@pytest.mark.parametrize("way", ["flags", "settings", "recipe"])
+def test_flags_settings_and_recipes_ask_for_the_same(tmp_path, way):
+    out, recipe = tmp_path / "slim", tmp_path / "mine.yaml"
+    recipe.write_text("defaults: [pointnav]\npruning: {method: l2, budget: macs=0.5, minimum: 2, limits: stem=0.5}\n")
+    asked = {
+        "flags": ["--method", "l2", "--budget", "macs=0.5", "--minimum", "2", "--limits", "stem=0.5"],
+        "settings": [
+            "pruning.method=l2", "pruning.budget=macs=0.5", "pruning.minimum=2", "pruning.limits=stem=0.5"
+        ],
+        "recipe": ["--config", str(recipe)],
+    }  # fmt: skip
+    assert main(["prune", "resnet18", *SMALL, "agent.base_planes=16", "--out", str(out), *asked[way]]) == 0
+    data = json.loads((out / "pruning.json").read_text())
+    assert data["method"] == "l2" and data["budget"] == {"macs": 0.5}
+    assert (data["settings"]["search"]["minimum"], data["settings"]["search"]["limits"]) == (2, {"stem": 0.5})
+    assert load_config(str(out / "config.yaml")).pruning is None  # else the training that follows would cut again
+
+
+def test_a_budget_must_be_given(capsys, tmp_path):
+    assert main(["prune", "resnet18", *SMALL, "--method", "l1", "--out", str(tmp_path / "slim")]) == 2
+    assert "set pruning.budget" in capsys.readouterr().err

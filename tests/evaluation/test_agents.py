@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from navprune.evaluation.agents import GoalFollower, PolicyAgent, RandomAgent, choose
+from navprune.evaluation.agents import Compared, FileAgent, GoalFollower, PolicyAgent, RandomAgent, choose, margins
+from navprune.evaluation.evaluate import evaluate
 from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.models.step import OUTPUTS, PolicyStep
 from navprune.tasks import FORWARD, GOAL, LEFT, RIGHT, STOP
 from navprune.tasks.config import TaskConfig
 
@@ -81,3 +83,67 @@ def test_idle_environments_neither_change_nor_disturb(blind):
     agent.act({GOAL: goals}, torch.zeros(3, dtype=torch.bool), rows, torch.zeros(2).double())
     assert agent.state[rows].isfinite().all() and agent.state[rows].abs().sum() > 0
     assert (agent.state[1] == 0).all()
+
+
+@torch.inference_mode()
+def step_of(policy, bias=0.0):
+    """What a file of a policy would compute; with a bias, of one that errs."""
+    step = PolicyStep(policy, 0.0, 10.0)
+    off = torch.tensor([0.0, 0.0, bias, 0.0])
+
+    def run(inputs):
+        outputs = dict(zip(OUTPUTS, step(*inputs.values())))
+        return outputs | {"logits": outputs["logits"] + off}
+
+    return torch.inference_mode()(run)
+
+
+@pytest.fixture(scope="module")
+def seeing():
+    policy = build(PolicySpec(encoder_spec("resnet18", (1, 32, 32), 4), 16, 16, goal_details=True), seed=0)
+    with torch.no_grad():
+        policy.action_distribution["linear"].weight.mul_(100)
+    return policy.eval()
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_file_takes_every_episode_as_its_policy_does(seeing, episodes, make_env, greedy):
+    eager = evaluate(make_env(episodes, 4), PolicyAgent(seeing, greedy), episodes)
+    file = FileAgent(step_of(seeing), seeing.spec, TaskConfig(), greedy)
+    assert evaluate(make_env(episodes, 3), file, episodes).episodes == eager.episodes
+
+
+def test_agents_that_agree_differ_nowhere(seeing, episodes, make_env):
+    env = make_env(episodes, 4)
+    file = FileAgent(step_of(seeing), seeing.spec, TaskConfig(), greedy=False)
+    both = Compared(file, PolicyAgent(seeing, greedy=False), env)
+    alone = evaluate(make_env(episodes, 4), PolicyAgent(seeing, greedy=False), episodes)
+    assert evaluate(env, both, episodes).episodes == alone.episodes
+    found = both.to_json()
+    assert found["differing"] == [] and found["largest_deviation"] < 1e-4
+    assert found["steps"] == sum(record["steps"] for record in alone.episodes)
+
+
+def test_every_step_that_differs_is_told(seeing, episodes, make_env):
+    """A file that likes to turn left differs near the policy's ties, for a draw is taken from all shares together."""
+    env = make_env(episodes, 4)
+    file = FileAgent(step_of(seeing, bias=0.3), seeing.spec, TaskConfig(), greedy=False)
+    both = Compared(file, PolicyAgent(seeing, greedy=False), env)
+    result = evaluate(env, both, episodes)
+    lengths = {(record["scene"], record["episode_id"]): record["steps"] for record in result.episodes}
+    assert both.differing and both.deviation == pytest.approx(0.3, abs=1e-4)
+    for step in both.differing:
+        assert step["action"] != step["reference"]
+        assert 0 <= step["step"] < lengths[step["scene"], step["episode_id"]]
+        assert 0 <= step["margin"] < 0.1  # a logit of 0.3 moves a share by 0.075 at most
+
+
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=4), st.floats(0, 1, exclude_max=True))
+def test_a_choice_changes_where_its_margin_ends(logits, draw):
+    row, draws = torch.tensor([logits]), torch.tensor([draw], dtype=torch.float64)
+    margin = margins(row, draws)
+    assert 0 <= float(margin) <= 1
+    inside = [draws - 0.99 * margin, draws + 0.99 * margin]
+    assert all(int(choose(row, moved)) == int(choose(row, draws)) for moved in inside if 0 <= float(moved) < 1)
+    likely = row.double().softmax(-1).sort(descending=True).values[0]
+    assert float(margins(row, None)) == pytest.approx(float(likely[0] - likely[1]))

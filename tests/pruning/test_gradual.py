@@ -346,7 +346,7 @@ def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
         ({"budget": "latency=0.5"}, "latency"),
         ({"budget": "macs=0.001"}, "nearest found is"),
         ({"budget": None, "rewind_lr": True}, "go with cuts"),
-        ({"budget": None}, "nothing is to be cut"),
+        ({"budget": None}, "nothing says how much"),
         ({"method": "gates"}, r"pruning\.method is gates; known are l1"),
         ({"schedule": "linear"}, "known are cubic, steps"),
         ({"penalty": "l1"}, "known are null, group-lasso, .*, growing"),
@@ -425,6 +425,7 @@ def test_from_a_dense_agent_to_a_slim_one_and_on(tmp_path):
     assert {"distillation/policy", "pruning/macs"} <= set(scalars(tmp_path / "steps"))
     tuned = trained("tuned", "pruning=distil", f"init={slim_one.latest}", f"pruning.teacher={dense.latest}")
     assert load_policy(tuned.latest).policy.spec == spec
+    assert load_config(str(tuned.latest / "config.yaml")).pruning.method == "taylor"
     rewind = [f"init={slim_one.latest}", f"pruning.rewind={early}", "ppo.lr=1e-12"]
     back = load_policy(trained("rewound", *rewind).latest).policy
     assert back.spec == spec

@@ -6,12 +6,14 @@ module, and a line here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from navprune.errors import UserError
 
 if TYPE_CHECKING:
+    from navprune.pruning.config import PruningConfig
     from navprune.pruning.methods.base import Method
 
 GATES = "gates"
@@ -57,3 +59,12 @@ def method_of(name: str) -> Method:
     if module is None:
         raise UserError(f"unknown pruning method {name!r}; known are {', '.join(METHODS)}")
     return import_module(f"{__name__}.{module}").METHODS[name]
+
+
+def method_for(config: PruningConfig) -> Method:
+    """The method that is asked for, by default gates; it needs what the one needs that it takes its importance from."""
+    method = method_of(config.method or GATES)
+    if not method.borrows:
+        return method
+    other = method_of(getattr(config, str(method.options)).importance)
+    return replace(method, needs=method.needs | other.needs, loss=other.loss)

@@ -65,7 +65,8 @@ class Method:
 
     `needs` are some of "batches", "loss", "passes" and "clock"; `loss` is the one that agents follow where none is
     asked for. `options` names the section of `PruningConfig` that is this method's own. What `searches` heeds scope,
-    limits, minimum, multiple and blocks. `tolerance` and `slack` are how far below its budget a cut may end and why,
+    limits, minimum, multiple and blocks; what `borrows` takes the importance of units from the method that its options
+    name. `tolerance` and `slack` are how far below its budget a cut may end and why,
     where that is not the search's.
     """
 
@@ -75,6 +76,7 @@ class Method:
     loss: str = PPO
     options: str | None = None
     searches: bool = True
+    borrows: bool = False
     tolerance: float | None = None
     slack: str = "in whole units along this ranking they cannot bind together"
 

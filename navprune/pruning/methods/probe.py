@@ -80,8 +80,8 @@ def run(structure: Structure, budget: Budget, context: Context) -> Outcome:
     structure = replace(structure, with_blocks=True)
     scores = _scores(structure, context)
     network = network_of(structure, timer.batch, _sizes(structure, scores, context))
-    cache = user_cache() if config.cache else None
-    times = probe(network, timer, config.networks, config.seconds, cache and cache / "probes")
+    cache = user_cache()
+    times = probe(network, timer, config.networks, config.seconds, cache and cache / "probes", fresh=config.fresh)
     gains = importances(structure, scores, config.importance)
     search = _Search(structure, network, times, gains, _limits(budget, times))
     found, tried = _refined(search, timer)
@@ -365,4 +365,4 @@ def _part(search: _Search, place: str, widths: Widths) -> float:
     return search.times.part(place, widths) / search.dense
 
 
-METHODS = {PROBE: Method(name=PROBE, run=run, needs=frozenset({CLOCK}), options=PROBE)}
+METHODS = {PROBE: Method(name=PROBE, run=run, needs=frozenset({CLOCK}), options=PROBE, borrows=True)}
