@@ -208,8 +208,8 @@ def probe(
 ) -> LayerTimes:
     """Measure `rounds` random networks, stage by stage, or fewer where `seconds` are over, and fit the layers' times.
 
-    What has been measured with the same device, runtime, versions and threads is read from `cache`, unless it is to be `fresh`. Raises UserError
-    where the same network, measured twice, disagrees with itself.
+    What has been measured with the same device, runtime, versions and threads is read from `cache`, unless it is to be
+    `fresh`. Raises UserError where the same network, measured twice, disagrees with itself.
     """
     dense = network.build(network.channels)
     reference, again = (timer.prepared(dense, network.example) for _ in range(2))

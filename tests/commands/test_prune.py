@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clocks import machine, seconds
 from PIL import Image
 
 from navprune.cli import main
 from navprune.commands.evidence import material
-from navprune.commands.prune import EncoderClock, next_step, resized, run_pruning, unpruned
+from navprune.commands.prune import next_step, run_pruning, timer_of, unpruned
 from navprune.config import load_config
-from navprune.costs.counting import cost
-from navprune.costs.latency import LatencyRow
 from navprune.errors import UserError
-from navprune.models.spec import encoder_spec
+from navprune.models.build import build
 from navprune.models.widths import widths
 from navprune.pruning.config import ClockConfig, EvidenceConfig, GateConfig, PruningConfig
 from navprune.pruning.methods import method_of
@@ -223,50 +222,26 @@ def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
         run(str(tmp_path / "slim"), "taylor", {"macs": 0.5}, tmp_path / "x", config, images=images)
 
 
-def test_latency_is_that_of_an_encoder_built_beside_the_dense_one(monkeypatch):
-    spec, asked = encoder_spec("resnet18", (1, 64, 64), 32), []
-
-    def by_work(models, sizes, runtimes, device, repeats, threads):
-        """Each multiply-accumulate takes a nanosecond."""
-        asked.append((sizes, runtimes, device, repeats, threads))
-        work = [cost(model.spec).macs / 1e6 for model in models.values()]
-        return [LatencyRow(name, runtimes[0], sizes[0], ms, ms, None, 0.0) for name, ms in zip(models, work)]
-
-    monkeypatch.setattr("navprune.commands.prune.measure", by_work)
-    clock = EncoderClock(spec, ClockConfig(batch=4, runtime="compiled", threads=2), "cpu", repeats=5)
-    thin = {name: spec.unit_channels[name] for name in widths(spec)}
-    macs = cost(resized(spec, thin)).macs
-    assert clock.share(widths(spec)) == 1 and clock.share(thin) == macs / cost(spec).macs
-    assert clock.milliseconds(thin) == macs / 1e6
-    assert asked == [([4], ["compiled"], "cpu", 5, 2)] * 3
+def test_a_clock_is_that_of_its_configuration():
+    timer = timer_of(ClockConfig(batch=4, threads=2), torch.device("cpu"))
+    assert (timer.runtime.name, timer.batch, timer.threads) == ("eager", 4, 2)
     with pytest.raises(UserError, match="unknown runtime 'sundial'"):
-        EncoderClock(spec, ClockConfig(runtime="sundial"), "cpu")
-
-
-def test_a_clock_measures():
-    spec = encoder_spec("simple_cnn", (1, 40, 40))
-    assert EncoderClock(spec, ClockConfig(), "cpu", repeats=2).milliseconds(widths(spec)) > 0
-
-
-class Counting(EncoderClock):
-    """A clock that is made up: each multiply-accumulate takes a nanosecond."""
-
-    def _medians(self, channels):
-        return tuple(cost(spec).table1_macs / 1e6 for spec in (self.dense, resized(self.dense, channels)))
+        timer_of(ClockConfig(runtime="sundial"), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"latency cannot be measured in cuda-graphs: .* need a GPU"):
+        timer_of(ClockConfig(runtime="cuda-graphs"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("unit", ["share", "milliseconds"])
 def test_latency_may_be_the_budget(config, tmp_path, monkeypatch, unit):
-    monkeypatch.setattr("navprune.commands.prune.EncoderClock", Counting)
-    dense = cost(unpruned(Source.parse("resnet18"), config, None)).table1_macs / 1e6
+    monkeypatch.setattr("navprune.commands.prune.timer_of", lambda *_: machine(constant=0.0))
+    encoder = unpruned(Source.parse("resnet18"), config, None).encoder
+    dense = 1e3 * seconds(build(encoder, 0), torch.rand(1, *encoder.input), constant=0.0)
     name, limit = ("latency", 0.7) if unit == "share" else ("latency_ms", 0.7 * dense)
     asked = PruningConfig(method="random", budget=f"latency={limit}{'ms' * (unit == 'milliseconds')}")
     result = run_pruning("resnet18", asked, tmp_path / "slim", config)
     assert 0.95 * limit <= result.reached[name] <= limit
     assert json.loads((tmp_path / "slim" / "pruning.json").read_text())["budget"] == {name: limit}
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="latency is measured of visual encoders"):
-        run("cifar_resnet56", "random", {"latency": 0.7}, tmp_path / "x", config)
+    assert run("cifar_resnet56", "random", {"latency": 0.7}, tmp_path / "x", config).reached["latency"] <= 0.7
 
 
 def test_gates_on_ppo_repeat_with_their_seed(config, tmp_path):

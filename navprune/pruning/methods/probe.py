@@ -233,7 +233,7 @@ class _Search:
                     gains[each.widths, each.block] += multiplier * EFFICIENCY * each.cost
         costs = {(each.widths, each.block): each.cost for each in self.costs[first]}
         factors = [
-            Factor(names, costs.get((names, block), np.zeros(np.shape(gain))), block, gain)
+            Factor(names, costs.get((names, block), np.zeros_like(gain)), block, gain)
             for (names, block), gain in ({key: None for key in costs} | dict(gains)).items()
         ]
         limit = self.limits[first]
