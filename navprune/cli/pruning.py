@@ -107,7 +107,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.pruning.config import KNOWN, budget_of
     from navprune.pruning.methods import method_for
     from navprune.pruning.search import shortfall
-    from navprune.reports.tables import pruning_table
+    from navprune.reports.tables import probe_table, pruning_table
     from navprune.rl.checkpoints import PRUNING
     from navprune.source import Source
 
@@ -129,6 +129,8 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     result = run_pruning(options.source, asked, options.out, config, seed=options.seed, frames_per_second=pace)
     answer = json.loads((options.out / PRUNING).read_text())
     print(pruning_table(answer).text())
+    if result.report:
+        print(f"\n{probe_table(answer[result.method]).text()}")
     tolerance = asked.tolerance if method.tolerance is None else method.tolerance
     if line := shortfall(budget, result.reached, tolerance, method.slack):
         note(line)

@@ -30,12 +30,20 @@ from navprune.pruning.config import (
     budget_of,
 )
 from navprune.pruning.losses import read_labelled
-from navprune.pruning.methods import method_for
+from navprune.pruning.methods import PROBE, method_for
 from navprune.pruning.methods.base import BATCHES, CLOCK
 from navprune.pruning.prune import PruningResult, prune
 from navprune.pruning.slim import encoder_of
-from navprune.reports.plots import widths_figure
-from navprune.rl.checkpoints import PRUNED_FROM, PRUNING, WIDTHS, check_replaceable, save_checkpoint, was_pruned
+from navprune.reports.plots import milliseconds_figure, widths_figure
+from navprune.rl.checkpoints import (
+    MILLISECONDS,
+    PRUNED_FROM,
+    PRUNING,
+    WIDTHS,
+    check_replaceable,
+    save_checkpoint,
+    was_pruned,
+)
 from navprune.rl.trainer import device_of
 from navprune.source import CLASSIFIER, FOLDER, NAMED, WEIGHTS_FILE, Source
 
@@ -122,12 +130,16 @@ def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
 
 
 def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
-    """Write pruning.json and the picture of the widths beside a slim checkpoint."""
+    """Write pruning.json beside a slim checkpoint, and pictures of its widths and, after a probe, of milliseconds."""
     write_file(folder / PRUNING, json_bytes(answer))
     with TemporaryDirectory() as temporary:
-        picture = Path(temporary) / WIDTHS
-        widths_figure(picture, answer)
-        write_file(folder / WIDTHS, picture.read_bytes())
+        pictures = [Path(temporary) / WIDTHS]
+        widths_figure(pictures[0], answer)
+        if PROBE in answer:
+            pictures.append(Path(temporary) / MILLISECONDS)
+            milliseconds_figure(pictures[1], answer[PROBE])
+        for picture in pictures:
+            write_file(folder / picture.name, picture.read_bytes())
 
 
 def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False) -> str:

@@ -33,7 +33,8 @@ class PruningResult:
     that was asked about, None of a network that has none. `widths` is {name: (before, after)} channels, before in the
     dense network, after 0 in removed `blocks`. `keep` and `scores` are those of the network that was searched, which
     with gates is wider than the dense one. `seconds` is all the time taken, `search_seconds` that of scores or gates
-    and of the search. `losses` are those of the gates' steps; `report` is whatever else the method says.
+    and of the search. `losses` are those of the gates' steps; `report` is what else the method says; in JSON it has the
+    method's name.
     """
 
     model: nn.Module
@@ -71,15 +72,21 @@ class PruningResult:
 
     def to_json(self) -> dict[str, Any]:
         """What `pruning.json` holds: everything but the weights."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "dense", "blocks")}
-        return plain | {
-            "equal_compute": self.equal_compute,
-            "widths": {name: list(pair) for name, pair in self.widths.items()},
-            "blocks_removed": list(self.blocks),
-            "keep": {name: kept.int().tolist() for name, kept in self.keep.items()},
-            "scores": {name: score.tolist() for name, score in self.scores.items()},
-            "losses": list(self.losses),
-        }
+        left_out = ("model", "dense", "blocks", "report")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        own = {self.method: self.report} if self.report else {}
+        return (
+            plain
+            | own
+            | {
+                "equal_compute": self.equal_compute,
+                "widths": {name: list(pair) for name, pair in self.widths.items()},
+                "blocks_removed": list(self.blocks),
+                "keep": {name: kept.int().tolist() for name, kept in self.keep.items()},
+                "scores": {name: score.tolist() for name, score in self.scores.items()},
+                "losses": list(self.losses),
+            }
+        )
 
 
 def prune(

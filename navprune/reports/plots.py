@@ -128,6 +128,30 @@ def widths_figure(path: str | Path, pruning: Mapping) -> None:
         kept.set_xticks(range(len(widths)), list(widths), rotation=90, fontsize=8)
 
 
+def milliseconds_figure(path: str | Path, probe: Mapping) -> None:
+    """Draw what `pruning.json` says under "probe": milliseconds of each block over its widths, and what is left of it.
+
+    One panel for each stage and one for what lies outside of stages; a ring is what stays of a block, a cross one that
+    is gone.
+    """
+    stages: dict[str, dict[str, Mapping]] = {}
+    for place, found in probe["places"].items():
+        stage = place.rpartition(".")[0] if "layer" in place else "outside of stages"
+        stages.setdefault(stage.removeprefix("backbone."), {})[place] = found
+    with style.figure(path, 3.2 * len(stages), 3.8) as figure:
+        panels = figure.subplots(1, len(stages), squeeze=False)[0]
+        for axes, (stage, places) in zip(panels, stages.items()):
+            for i, (place, found) in enumerate(places.items()):
+                colour, (share, left) = style.SERIES[i % len(style.SERIES)], found["left"]
+                axes.plot(*np.array(found["ms"]).T, color=colour, label=place.rpartition("layer")[2] or place)
+                look = "o" if left else "x"
+                axes.plot(share or 1.0, left or found["ms"][-1][1], look, color=colour, fillstyle="none", markersize=8)
+            axes.set(title=stage, xlabel="share of channels", ylim=(0, None))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.legend(fontsize=8)
+        panels[0].set_ylabel(f"ms, {probe['runtime']}, batch {probe['batch']}")
+
+
 def _channels(axes: Axes, widths: Mapping[str, Sequence[int]], title: str) -> None:
     before, after = np.array(list(widths.values())).T
     places = np.arange(len(widths))

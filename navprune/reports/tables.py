@@ -221,6 +221,19 @@ def pruning_table(pruning: dict) -> Table:
     return Table(("", "before", "after", "cut"), cells)
 
 
+def probe_table(probe: dict) -> Table:
+    """Return what `pruning.json` says under "probe": milliseconds of every block by the fit, and of the whole."""
+    cells = []
+    for place, found in probe["places"].items():
+        dense, left = found["ms"][-1][1], found["left"][1]
+        cells.append((place, significant(dense), significant(left), percent(1 - left / dense) if dense else MISSING))
+    dense = probe["dense_ms"]
+    for name in ("predicted", "measured"):
+        whole = probe[f"{name}_ms"]
+        cells.append((f"all, {name}", significant(dense), significant(whole), percent(1 - whole / dense)))
+    return Table(("milliseconds", "before", "after", "cut"), cells)
+
+
 MOST_COLUMNS = 6
 ERRORS = ("geodesic.median", "geodesic.p99", "geodesic.max")
 """Figures of parity that are no shares."""

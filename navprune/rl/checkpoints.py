@@ -32,7 +32,7 @@ FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "tra
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
 PRUNED_FROM = "pruned_from"
 """In the metrics of a checkpoint that pruning wrote: the source."""
-PRUNING, WIDTHS = "pruning.json", "widths.png"  # stand beside these where the network was pruned
+PRUNING, WIDTHS, MILLISECONDS = "pruning.json", "widths.png", "milliseconds.png"  # beside these of a pruned network
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 BEST_FRAMES = "best_frames"
 """In the metrics of a run's checkpoint: the frames of the best one by then."""
@@ -258,7 +258,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} is the folder we are in; choose another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING, WIDTHS}:
+    if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING, WIDTHS, MILLISECONDS}:
         raise UserError(f"{folder} holds other files; choose another folder")
 
 

@@ -51,6 +51,7 @@ LEVELS = 16  # numbers of channels of a width that are told apart, at most
 EFFICIENCY = 0.95  # share of the saving in operations that is to be saved in time
 STEPS = 10  # towards a multiplier, doubled and then halved
 TRIALS = 7  # networks that are measured whole, at most
+FRESH = 3  # times that the one taken is made ready and measured anew: where its memory lies makes a difference
 AIM = 0.98  # of a limit of time: clocks do not repeat to one per cent
 MARGINS = (1.0, 0.985, 0.97, 0.955)  # costs are rounded to bins, which a search for the best turns to its advantage
 NEAR = 0.04  # how far below it a measured network may end
@@ -302,18 +303,20 @@ def _refined(search: _Search, timer: Timer) -> tuple[Candidate, list[Candidate]]
     for _ in range(TRIALS):
         widths = search.best()
         expected = search.predicted(widths)
-        found = timer.ratio(timer.prepared(network.build(widths), network.example), reference).value
-        tried.append(Candidate(widths, search.kept(widths), expected, found))
-        loads[search.scale] = found / search.wanted(widths)
+        took = timer.ratio(timer.prepared(network.build(widths), network.example), reference).value
+        tried.append(Candidate(widths, search.kept(widths), expected, took))
+        loads[search.scale] = took / search.wanted(widths)
         if 1 - NEAR <= loads[search.scale] <= 1:
             break
         search.scale = _between(loads)
     fitting = [each for each in tried if each.measured <= search.wanted(each.widths)]
     best = max(fitting, key=lambda each: each.kept) if fitting else min(tried, key=lambda each: each.measured)
-    again = timer.prepared(network.build({}), network.example)
-    measured = timer.ratio(timer.prepared(network.build(best.widths), network.example), again).value
-    check_quiet(measured, best.measured)
-    return best._replace(measured=measured), tried
+    found = []
+    for _ in range(FRESH):
+        pair = (timer.prepared(network.build(each), network.example) for each in (best.widths, {}))
+        found.append(timer.ratio(*pair).value)
+    check_quiet(float(np.median(found)), best.measured)
+    return best._replace(measured=float(np.median(found))), tried
 
 
 def _between(loads: Mapping[float, float]) -> float:
@@ -329,40 +332,36 @@ def _between(loads: Mapping[float, float]) -> float:
 
 def _report(search: _Search, found: Candidate, tried: Sequence[Candidate], timer: Timer) -> dict[str, Any]:
     """What `pruning.json` says of a probe: milliseconds predicted and measured, and of each block at any width."""
-    times, network = search.times, search.network
+    times, dense = search.times, search.times.milliseconds
     return {
         **timer.place,
-        "dense_ms": times.milliseconds,
-        "predicted_ms": found.predicted * times.milliseconds,
-        "measured_ms": found.measured * times.milliseconds,
+        "dense_ms": dense,
+        "predicted_ms": found.predicted * dense,
+        "measured_ms": found.measured * dense,
         "error": times.error,
         "importance_kept": found.kept,
         "candidates": [{"kept": e.kept, "predicted": e.predicted, "measured": e.measured} for e in tried],
-        "block_ms": {place: _curve(search, place) for place in _places(network)},
-        "chosen_block_ms": {
-            place: times.milliseconds * _part(search, place, found.widths) for place in _places(network)
-        },
+        "places": {place: _place(search, place, found.widths) for place in _places(search.network)},
     }
 
 
 def _places(network: Network) -> list[str]:
     """Residual blocks and, outside of them, single layers, by the names of their modules."""
-    found = (_BLOCK.match(layer.module) for layer in network.layers if layer.module)
-    return list(dict.fromkeys(match[0] if match else layer.module for match, layer in zip(found, network.layers)))
+    modules = [layer.module for layer in network.layers if layer.taps]
+    found = ((_BLOCK.match(module), module) for module in modules)
+    return list(dict.fromkeys(match[0] if match else module for match, module in found))
 
 
-def _curve(search: _Search, place: str) -> list[list[float]]:
-    """[share of all widths, milliseconds] of a place."""
-    sizes = search.network.sizes
-    rows = []
+def _place(search: _Search, place: str, widths: Widths) -> dict[str, Any]:
+    """Milliseconds of a block: "ms" [[share of all widths, milliseconds]], and what is "left" of it."""
+    times, sizes, curve = search.times, search.network.sizes, []
     for share in np.linspace(0.25, 1, 7):
-        widths = {name: min(counts, key=lambda c: abs(c - share * counts[-1])) for name, counts in sizes.items()}
-        rows.append([float(share), search.times.milliseconds * _part(search, place, widths)])
-    return rows
-
-
-def _part(search: _Search, place: str, widths: Widths) -> float:
-    return search.times.part(place, widths) / search.dense
+        at = {name: min(counts, key=lambda count: abs(count - share * counts[-1])) for name, counts in sizes.items()}
+        curve.append([float(share), times.milliseconds * times.part(place, at) / search.dense])
+    own = {name for layer in search.network.present({}, place) for name in (layer.source, layer.target) if name}
+    kept = [widths[name] / sizes[name][-1] for name in own]
+    left = search.scale * times.milliseconds * times.part(place, widths) / search.dense
+    return {"ms": curve, "left": [float(np.mean(kept)) if kept and left else 0.0, left]}
 
 
 METHODS = {PROBE: Method(name=PROBE, run=run, needs=frozenset({CLOCK}), options=PROBE, borrows=True)}
