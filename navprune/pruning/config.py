@@ -26,7 +26,8 @@ Budget = Mapping[str, float]
 SCOPES = ("global", "layer")
 IMITATION, PPO, CLASSIFICATION, DISTILLATION = LOSSES = ("imitation", "ppo", "classification", "distillation")
 SCHEDULES = ("cubic", "steps")
-IMPORTANCE = (*MODULES["scores"], GATES)
+IMPORTANCE = (*(name for name in MODULES["scores"] if name != "geometric-median"), GATES)
+"""Methods whose scores compare widths and blocks."""
 LASSOS = {"group-lasso": "filters", "group-lasso-channel": "channels", "group-lasso-both": "both"}
 GROWING = "growing"
 PENALTIES = (None, *LASSOS, GROWING)

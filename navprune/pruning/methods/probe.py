@@ -137,7 +137,7 @@ class _Search:
         network: Network,
         times: LayerTimes,
         gains: dict[str, Array],
-        limits: Mapping[str, float],
+        limits: dict[str, float],
     ) -> None:
         self.structure, self.network, self.times, self.gains, self.limits = structure, network, times, gains, limits
         self.dense = times.share(network.channels)
@@ -181,14 +181,17 @@ class _Search:
     def excess(self, widths: Widths) -> dict[str, float]:
         """By how much each measure is over its limit, as a share of the limit; 0 or less where it is within."""
         shares = {**self.structure.shares(widths), LATENCY: self.predicted(widths)}
-        over = {name: shares[name] / limit - 1 for name, limit in self.limits.items()}
-        if LATENCY not in self.limits and "macs" in self.limits:
-            over[LATENCY] = shares[LATENCY] / self.wanted(widths) - 1
-        return over
+        limits = self.limits | ({LATENCY: self.room(widths)} if self.timed else {})
+        return {name: shares[name] / limit - 1 for name, limit in limits.items()}
 
-    def wanted(self, widths: Widths) -> float:
-        """The share of the dense network's time that widths may take."""
-        if LATENCY in self.limits or "macs" not in self.limits:
+    @property
+    def timed(self) -> bool:
+        """Whether time is limited: by itself, or by the operations that are saved."""
+        return LATENCY in self.limits or "macs" in self.limits
+
+    def room(self, widths: Widths) -> float:
+        """The share of the dense network's time that widths may take; 1 where it is not limited."""
+        if LATENCY in self.limits or not self.timed:
             return self.limits.get(LATENCY, 1.0)
         return 1 - EFFICIENCY * (1 - self.structure.shares(widths)["macs"])
 
@@ -215,6 +218,8 @@ class _Search:
                     high, widths = multipliers[name], trial
                 else:
                     low = multipliers[name]
+            if high == math.inf:
+                break
             multipliers[name] = high
         over = {name: excess for name, excess in self.excess(widths).items() if excess > 0}
         if over:
@@ -252,10 +257,7 @@ class _Search:
 
     def _filled(self, widths: Widths) -> Widths:
         """The room that is left filled with the levels that add the most importance for what they take of it."""
-        widths, full = (
-            dict(widths),
-            {name for block, names in self.inside.items() if not widths[block] for name in names},
-        )
+        full = {name for block, names in self.inside.items() if not widths[block] for name in names}
         while True:
             before, taken = self.kept(widths), max(self.excess(widths).values())
             options = []
@@ -302,14 +304,16 @@ def _refined(search: _Search, timer: Timer) -> tuple[Candidate, list[Candidate]]
     loads: dict[float, float] = {}
     for _ in range(TRIALS):
         widths = search.best()
+        if any(each.widths == widths for each in tried):
+            break
         expected = search.predicted(widths)
         took = timer.ratio(timer.prepared(network.build(widths), network.example), reference).value
         tried.append(Candidate(widths, search.kept(widths), expected, took))
-        loads[search.scale] = took / search.wanted(widths)
-        if 1 - NEAR <= loads[search.scale] <= 1:
+        loads[search.scale] = took / search.room(widths)
+        if 1 - NEAR <= loads[search.scale] <= 1 or not search.timed:
             break
         search.scale = _between(loads)
-    fitting = [each for each in tried if each.measured <= search.wanted(each.widths)]
+    fitting = [each for each in tried if each.measured <= search.room(each.widths)]
     best = max(fitting, key=lambda each: each.kept) if fitting else min(tried, key=lambda each: each.measured)
     found = []
     for _ in range(FRESH):

@@ -145,3 +145,10 @@ def test_limits_and_least_shares_are_kept():
         assert after == 0 or after >= 0.4 * before
         if name.startswith("stage4."):
             assert after <= 0.5 * before
+
+
+def test_parameters_alone_limit_no_time():
+    timer = machine()
+    result = probed(RESNET50, "parameters=0.5", timer)
+    assert 0.45 < result.reached["parameters"] <= 0.5
+    assert len(result.report["candidates"]) == 1
