@@ -128,6 +128,20 @@ def importances(structure: Structure, scores: Scores, importance: str) -> dict[s
     return gains
 
 
+def importance_kept(structure: Structure, gains: Mapping[str, Array], widths: Widths) -> float:
+    """The share of the `importances` of a structure that is left at these widths, which name blocks that may be gone.
+
+    Of a width that is wider than in the structure, all that it has there.
+    """
+    gone = tuple(f"{group.name}." for group in structure.blocks if widths.get(group.name, 1) == 0)
+    left = 0.0
+    for group in structure.groups:
+        if group.name in gains and not group.name.startswith(gone):
+            gain = gains[group.name]
+            left += float(gain[min(widths.get(group.name, group.channels) // group.unit, len(gain) - 1)])
+    return left / sum(float(gain[-1]) for gain in gains.values())
+
+
 class _Search:
     """Choices for one network under limits on time, multiply-accumulates and parameters."""
 
@@ -197,10 +211,7 @@ class _Search:
 
     def kept(self, widths: Widths) -> float:
         """The share of all importance that is left."""
-        gone = {name for block, inside in self.inside.items() if not widths[block] for name in inside}
-        unit = {group.name: group.unit for group in self.structure.groups}
-        left = (gain[widths[name] // unit[name]] for name, gain in self.gains.items() if name not in gone)
-        return float(sum(left)) / self.total
+        return importance_kept(self.structure, self.gains, widths)
 
     def best(self) -> Widths:
         """The widths of most importance within the limits; raises BudgetUnmet where none were found."""
