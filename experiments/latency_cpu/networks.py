@@ -18,9 +18,9 @@ from navprune.files import write_file
 from navprune.machine import cores
 from navprune.models.build import build
 from navprune.models.spec import EncoderSpec, encoder_spec
+from navprune.pruning.choosing import importance_kept, importances
 from navprune.pruning.config import ProbeConfig, PruningConfig
 from navprune.pruning.losses import Evidence
-from navprune.pruning.methods.probe import importance_kept, importances
 from navprune.pruning.methods.scores import SCORES
 from navprune.pruning.prune import prune
 from navprune.pruning.structure import structure_of

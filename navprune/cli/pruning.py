@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from navprune.cli.parsers import add_overrides, command, field_texts, natural, note
 from navprune.errors import UserError
-from navprune.pruning.config import PAPERS, PruningConfig, SearchConfig
+from navprune.pruning.config import PAPERS, PruningConfig
 from navprune.pruning.methods import METHODS
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     result = run_pruning(options.source, asked, options.out, config, seed=options.seed, frames_per_second=pace)
     answer = json.loads((options.out / PRUNING).read_text())
     print(pruning_table(answer).text())
+    for line in result.report.get("notes", ()):
+        note(line)
     if result.report:
         print(f"\n{probe_table(answer[result.method]).text()}")
     tolerance = asked.tolerance if method.tolerance is None else method.tolerance
@@ -144,7 +146,7 @@ def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], 
     """Raise UserError for a flag that the method makes no use of, by what it declares."""
     from navprune.pruning.config import LATENCY, LATENCY_MS, PPO
     from navprune.pruning.methods import method_of
-    from navprune.pruning.methods.base import BATCHES, CLOCK, LOSS, PASSES
+    from navprune.pruning.methods.base import BATCHES, CLOCK, LOSS, PASSES, SEARCHED
 
     def those(true_of: Any) -> str:
         return ", ".join(name for name in METHODS if true_of(method_of(name)))
@@ -153,9 +155,8 @@ def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], 
     looks, learns = BATCHES in method.needs, PASSES in method.needs
     rollouts = not labelled and LOSS in method.needs and (evidence.loss or method.loss) == PPO
     timed = LATENCY in budget or LATENCY_MS in budget or CLOCK in method.needs
-    searching = [*(item.name for item in fields(SearchConfig)), "blocks"]
     used = {
-        **dict.fromkeys(searching, (method.searches, "methods that rank units")),
+        **{name: (name in method.heeds, "methods that search along a ranking") for name in SEARCHED},
         "evidence.loss": (looks, "methods that need batches"),
         "evidence.steps": (looks and not labelled, "methods that need batches, where the agent collects them"),
         "evidence.batch_size": (

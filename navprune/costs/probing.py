@@ -42,12 +42,13 @@ from navprune.progress import ProgressLine
 STAGE = re.compile(r"(^|\.)layer\d+$")
 """Names of the modules that are chains of blocks."""
 ENDS = re.compile(r"(^|\.)(conv1|compression)$")
-"""Of what lies before and behind them."""
+"""Of what lies before and behind them, outside of blocks."""
 BLOCKS_GO = 0.35  # share of the removable blocks that a random network lacks
 WARM = 3  # passes before anything is measured
 PASSES = 10  # between two looks at how narrow the interval is
 NARROW = 0.015  # half the 95 % interval of a ratio, relative, at which it is known well enough
 MOST_PASSES = 60
+FEWEST = 4  # networks that a fit is made of
 AGREE = 0.05  # by how much two measurements of the same networks may differ
 
 Widths = Mapping[str, int]
@@ -164,13 +165,16 @@ class Sample:
 class LayerTimes:
     """Time of each kind of layer, as a share of the dense network's; see the module's text.
 
-    `error` is the median relative error of networks that were measured and left out of a fit.
+    `milliseconds` are the dense network's; `networks` were measured. `error` is the median relative error of stages
+    that were left out of a fit, None of too few; `doubt` half the widest of the measurements' intervals, relative.
     """
 
     terms: Mapping[tuple[Any, ...], float]
     network: Network
     milliseconds: float
-    error: float
+    networks: int
+    error: float | None
+    doubt: float
 
     def layer(self, layer: LayerCost, inputs: Any, outputs: Any) -> Any:
         """The share that a layer of so many input and output channels takes; arrays broadcast."""
@@ -204,19 +208,26 @@ def kind(layer: LayerCost, channels: Widths) -> tuple[int, ...]:
 
 
 def probe(
-    network: Network, timer: Timer, rounds: int, seconds: float, cache: Path | None, *, fresh: bool = False
+    network: Network,
+    timer: Timer,
+    reference: Callable[[], object],
+    rounds: int,
+    seconds: float,
+    cache: Path | None,
+    *,
+    fresh: bool = False,
 ) -> LayerTimes:
     """Measure `rounds` random networks, stage by stage, or fewer where `seconds` are over, and fit the layers' times.
 
-    What has been measured with the same device, runtime, versions and threads is read from `cache`, unless it is to be
-    `fresh`. Raises UserError where the same network, measured twice, disagrees with itself.
+    `reference` is the dense network, `prepared`. What has been measured with the same device, runtime, versions and
+    threads is read from `cache`, unless it is to be `fresh`. Raises UserError where the same network, measured twice,
+    disagrees with itself, or `seconds` are over too soon.
     """
-    dense = network.build(network.channels)
-    reference, again = (timer.prepared(dense, network.example) for _ in range(2))
-    check_quiet(timer.ratio(again, reference).value, 1.0)
+    again = timer.prepared(network.build({}), network.example)
+    check_quiet(lambda: timer.ratio(again, reference), 1.0)
     store = _Store(cache, {**timer.place, "network": network.name}, fresh)
     rng, line = random.Random(0), ProgressLine(f"probing {timer.runtime.name}", rounds, "networks")
-    began, samples = time.perf_counter(), [_whole(network, dict(network.channels), Ratio(1.0, 0.0))]
+    began, networks, samples = time.perf_counter(), 0, [_whole(network, dict(network.channels), Ratio(1.0, 0.0))]
     for done in range(rounds):
         widths = network.drawn(rng)
         if time.perf_counter() - began > seconds and widths not in store:
@@ -224,18 +235,23 @@ def probe(
         if widths not in store:
             store.add(widths, _measured(network, widths, timer, reference, whole=done % 4 == 0))
         samples += store.samples(widths)
-        line.show(done + 1)
-    store.write()
-    return fitted(network, samples, timer.milliseconds(reference))
+        networks = done + 1
+        line.show(networks)
+    if networks < FEWEST:
+        raise UserError(f"a probe stopped after {networks} networks, of {FEWEST} at least: give it more seconds")
+    return fitted(network, samples, timer.milliseconds(reference), networks)
 
 
-def check_quiet(found: float, before: float) -> None:
-    """Raise UserError where two measurements of the same thing differ."""
-    if abs(found - before) > AGREE * before:
-        raise UserError(
-            f"two measurements of the same network differ by {abs(found / before - 1):.0%}: the machine is not quiet "
-            "enough to say how long anything takes; end what else runs on it, or give a budget in macs"
-        )
+def check_quiet(measure: Callable[[], Ratio], before: float) -> Ratio:
+    """A measurement that agrees with one before; raises UserError where two in a row do not."""
+    for _ in range(2):
+        found = measure()
+        if abs(found.value - before) <= AGREE * before + found.half:
+            return found
+    raise UserError(
+        f"two measurements of the same network differ by {abs(found.value / before - 1):.0%}: the machine is not quiet "
+        "enough to say how long anything takes; end what else runs on it, or choose a method without a clock"
+    )
 
 
 def _measured(
@@ -246,11 +262,12 @@ def _measured(
     names = [name for name, _ in model.named_modules()]
     parts = [name for name in names if STAGE.search(name)]
     if whole or not parts:
-        parts += [name for name in names if parts and ENDS.search(name)] + [""]
+        inside = tuple(f"{part}." for part in parts)
+        parts += [name for name in names if parts and ENDS.search(name) and not name.startswith(inside)] + [""]
     inputs, outputs = _shapes(model, network.example, parts)
     samples = []
     for part in parts:
-        example = network.example if not part else torch.rand(inputs[part])
+        example = network.example if not part else torch.rand(inputs[part], generator=torch.Generator().manual_seed(0))
         run = timer.prepared(model.get_submodule(part), example)
         ends = (0.0, 0.0) if not part else (float(math.prod(inputs[part])), float(math.prod(outputs[part])))
         samples.append(Sample(widths, part, ends, timer.ratio(run, reference)))
@@ -280,7 +297,7 @@ def _shapes(model: nn.Module, example: Tensor, parts: Sequence[str]) -> tuple[di
     return inputs, outputs
 
 
-def fitted(network: Network, samples: Sequence[Sample], milliseconds: float) -> LayerTimes:
+def fitted(network: Network, samples: Sequence[Sample], milliseconds: float, networks: int) -> LayerTimes:
     """The layers' times, by non-negative least squares of relative errors; whole networks count fourfold."""
     rows = [_terms(network, sample) for sample in samples]
     names = sorted({name for row in rows for name in row}, key=str)
@@ -294,8 +311,9 @@ def fitted(network: Network, samples: Sequence[Sample], milliseconds: float) -> 
         terms = non_negative(scaled[~out], weights[~out])
         left_out += list(np.abs(matrix[out] @ terms / shares[out] - 1))
     terms = non_negative(scaled, weights)
-    error = float(np.median(left_out)) if left_out else math.nan
-    return LayerTimes(dict(zip(names, terms.tolist())), network, milliseconds, error)
+    error = float(np.median(left_out)) if left_out else None
+    doubt = max(sample.share.half / sample.share.value for sample in samples)
+    return LayerTimes(dict(zip(names, terms.tolist())), network, milliseconds, networks, error, doubt)
 
 
 def _terms(network: Network, sample: Sample) -> dict[tuple[Any, ...], float]:
@@ -362,11 +380,9 @@ class _Store:
     def add(self, widths: Widths, samples: Sequence[Sample]) -> None:
         rows = [{"part": sample.part, "ends": sample.ends, "share": list(sample.share)} for sample in samples]
         self.known[json.dumps(widths)] = rows
+        if self.folder is not None:
+            write_file(self.path, json_bytes({"key": self.key, "samples": self.known}))
 
     def samples(self, widths: dict[str, int]) -> list[Sample]:
         rows = self.known[json.dumps(widths)]
         return [Sample(widths, row["part"], tuple(row["ends"]), Ratio(*row["share"])) for row in rows]
-
-    def write(self) -> None:
-        if self.folder is not None:
-            write_file(self.path, json_bytes({"key": self.key, "samples": self.known}))

@@ -75,6 +75,8 @@ def allocate(problem: Problem, limit: float, bins: int = 512) -> Choice:
 
     Raises UserError where even the cheapest costs more.
     """
+    if not limit > 0:
+        raise UserError(f"no choice of widths and blocks costs {limit:g} or less; allow more")
     solver = _Solver(problem, limit / bins, bins)
     for block, inside in problem.blocks.items():
         solver.close(block, inside)

@@ -15,11 +15,11 @@ from navprune.errors import UserError
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import renumbered
-from navprune.pruning.config import LATENCY, LATENCY_MS, MEASURES, Budget, PruningConfig, SearchConfig, budget_of
+from navprune.pruning.config import LATENCY, LATENCY_MS, MEASURES, Budget, PruningConfig, budget_of
 from navprune.pruning.graph import Example
 from navprune.pruning.losses import Batches, Evidence, LossFunction, classification_loss
-from navprune.pruning.methods import method_for
-from navprune.pruning.methods.base import CLOCK, Context, Method, Outcome, Scores
+from navprune.pruning.methods import lender_of, method_for
+from navprune.pruning.methods.base import CLOCK, SEARCHED, Context, Method, Outcome, Scores
 from navprune.pruning.search import Share
 from navprune.pruning.structure import Structure, structure_of
 from navprune.pruning.timing import Stopwatch
@@ -141,20 +141,25 @@ def prune(
 
 
 def _check_offered(method: Method, config: PruningConfig) -> None:
-    """Raise UserError for options of the search under a method that does not search."""
+    """Raise UserError for options of the search that the method does not heed."""
     own, usual = _settings_of_search(config), _settings_of_search(PruningConfig())
-    if not method.searches and (config.blocks or own | {"tolerance": None} != usual | {"tolerance": None}):
-        raise UserError(f"{method.name} knows no limits, minimum, multiple, scope or blocks: leave them out")
+    if unheeded := [name for name in own if own[name] != usual[name] and name not in method.heeds]:
+        raise UserError(f"{method.name} knows no {' and no '.join(unheeded)}: leave it out")
 
 
 def _settings(method: Method, config: PruningConfig) -> dict[str, Any]:
     """The options that the method made use of, as `pruning.json` holds them."""
-    search = {"search": _settings_of_search(config), "blocks": config.blocks} if method.searches else {}
-    return search | ({method.options: asdict(getattr(config, method.options))} if method.options else {})
+    search = {name: value for name, value in _settings_of_search(config).items() if name in method.heeds}
+    found: dict[str, Any] = {"blocks": search.pop("blocks")} if "blocks" in search else {}
+    found = ({"search": search} if search else {}) | found
+    sections = [method.options, *(["clock"] if CLOCK in method.needs else [])]
+    if method.borrows and (lender := lender_of(config)) is not None:
+        sections.append(lender.options)
+    return found | {name: asdict(getattr(config, name)) for name in sections if name}
 
 
-def _settings_of_search(config: SearchConfig) -> dict[str, Any]:
-    return {option.name: getattr(config, option.name) for option in fields(SearchConfig)}
+def _settings_of_search(config: PruningConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in SEARCHED}
 
 
 def _left(dense: Structure, found: Outcome, measured: Mapping[str, Share]) -> dict[str, Any]:

@@ -130,9 +130,7 @@ def _steps(
 ) -> tuple[Counter[str], list[Growth]]:
     """The units that must stay of each group, and the steps by which it may grow, the best first."""
     cut = [group.name for group in groups if group.name in scores]
-    for pattern in config.limits:
-        if not any(fnmatchcase(name, pattern) for name in cut):
-            raise UserError(f"limits: no layer that this method cuts is called {pattern!r}; it cuts {', '.join(cut)}")
+    check_limits(config, cut)
     if unknown := sorted(scores.keys() - {group.name for group in groups}):
         raise UserError(f"scores of {unknown[0]!r}: no such group; there are {', '.join(g.name for g in groups)}")
     floors: Counter[str] = Counter()
@@ -148,6 +146,13 @@ def _steps(
             score = 1 - (low + high) / 2 / units(group) if config.scope == "layer" else float(best[low:high].mean())
             steps.append(Growth(group.name, high - low, score))
     return floors, steps
+
+
+def check_limits(config: SearchConfig, cut: Sequence[str]) -> None:
+    """Raise UserError where limits name a layer that is none of those that are cut."""
+    for pattern in config.limits:
+        if not any(fnmatchcase(name, pattern) for name in cut):
+            raise UserError(f"limits: no layer that this method cuts is called {pattern!r}; it cuts {', '.join(cut)}")
 
 
 def sizes(group: ChannelGroup, config: SearchConfig, dense: int) -> list[int]:

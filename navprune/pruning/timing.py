@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import cast
@@ -25,8 +26,9 @@ def network_of(structure: Structure, batch: int, sizes: Mapping[str, Sequence[in
     allowed = {name: (sizes or {}).get(name, (channels,)) for name, channels in part.widths.items()}
     blocks = {group.name: block_of(group) for group in part.blocks}
     example = torch.rand(batch, *_input(model, structure), generator=torch.Generator().manual_seed(0))
-    layers = [(layer.module, layer.taps, layer.positions) for layer in part.layers]
-    name = f"{type(model).__name__} {part.widths} {layers} {allowed}"
+    leaves = [f"{name} {module!r}" for name, module in model.named_modules() if not [*module.children()]]
+    said = repr((type(model).__name__, part.layers, leaves, sorted(allowed.items()), sorted(blocks.items())))
+    name = hashlib.sha256(said.encode()).hexdigest()
     return Network(partial(_built, part), part.layers, part.widths, allowed, blocks, example, name)
 
 

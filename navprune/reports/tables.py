@@ -228,7 +228,7 @@ def probe_table(probe: dict) -> Table:
         dense, left = found["ms"][-1][1], found["left"][1]
         cells.append((place, significant(dense), significant(left), percent(1 - left / dense) if dense else MISSING))
     dense = probe["dense_ms"]
-    for name in ("predicted", "measured"):
+    for name in ("fitted", "predicted", "measured"):
         whole = probe[f"{name}_ms"]
         cells.append((f"all, {name}", significant(dense), significant(whole), percent(1 - whole / dense)))
     return Table(("milliseconds", "before", "after", "cut"), cells)

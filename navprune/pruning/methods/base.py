@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from navprune.costs.probing import Timer
 from navprune.models.encoders import ChannelGroup
-from navprune.pruning.config import MEASURES, PPO, Budget, PruningConfig
+from navprune.pruning.config import MEASURES, PPO, Budget, PruningConfig, SearchConfig
 from navprune.pruning.groups import Widths, units
 from navprune.pruning.losses import Evidence
 from navprune.pruning.search import Share, search
@@ -19,6 +19,9 @@ from navprune.pruning.structure import Structure
 
 BATCHES, LOSS, PASSES, CLOCK = "batches", "loss", "passes", "clock"
 """What a method may need: batches of inputs, a loss on them, more than one pass through them, a clock."""
+
+SEARCHED = (*(option.name for option in fields(SearchConfig)), "blocks")
+"""Options of the search along a ranking."""
 
 Scores = dict[str, Tensor]
 """{group name: float64 [units]}: the higher, the sooner kept."""
@@ -64,7 +67,7 @@ class Method:
     """A way to choose what stays: `run` is given the dense structure, a checked budget and the rest.
 
     `needs` are some of "batches", "loss", "passes" and "clock"; `loss` is the one that agents follow where none is
-    asked for. `options` names the section of `PruningConfig` that is this method's own. What `searches` heeds scope,
+    asked for. `options` names the section of `PruningConfig` that is this method's own. It `heeds` some of scope,
     limits, minimum, multiple and blocks; what `borrows` takes the importance of units from the method that its options
     name. `tolerance` and `slack` are how far below its budget a cut may end and why,
     where that is not the search's.
@@ -75,7 +78,7 @@ class Method:
     needs: frozenset[str] = frozenset()
     loss: str = PPO
     options: str | None = None
-    searches: bool = True
+    heeds: Collection[str] = SEARCHED
     borrows: bool = False
     tolerance: float | None = None
     slack: str = "in whole units along this ranking they cannot bind together"

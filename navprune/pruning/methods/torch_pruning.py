@@ -187,7 +187,7 @@ METHODS = {
     TORCH_PRUNING: Method(
         name=TORCH_PRUNING,
         run=run,
-        searches=False,
+        heeds=("tolerance",),
         tolerance=TOLERANCE,
         slack="its one pruning ratio cannot make both bind",
     )

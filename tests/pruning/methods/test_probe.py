@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
+from navprune.pruning.choosing import EFFICIENCY, importances
 from navprune.pruning.config import ProbeConfig, PruningConfig
 from navprune.pruning.losses import Evidence
 from navprune.pruning.methods import method_for
-from navprune.pruning.methods.probe import EFFICIENCY, importances
 from navprune.pruning.methods.scores import SCORES
 from navprune.pruning.prune import prune
 from navprune.pruning.structure import structure_of
@@ -78,6 +80,10 @@ def test_milliseconds_may_be_given_and_several_measures_bind():
     result = probed(RESNET50, f"latency={0.7 * dense}ms,macs=0.6,parameters=0.5")
     assert result.reached["latency_ms"] <= 0.7 * dense
     assert result.reached["macs"] <= 0.6 and result.reached["parameters"] <= 0.5
+    with pytest.raises(UserError, match=r"a call alone takes|narrowest network has"):
+        probed(RESNET50, "latency=0.001ms")
+    with pytest.raises(UserError, match=r"budget macs=0.01 cannot be met: the narrowest"):
+        probed(RESNET50, "macs=0.01")
     with pytest.raises(UserError, match=r"within .* already"):
         probed(RESNET50, f"latency={2 * dense}ms")
     with pytest.raises(UserError, match=r"allow more|ask for more"):
@@ -152,3 +158,34 @@ def test_parameters_alone_limit_no_time():
     result = probed(RESNET50, "parameters=0.5", timer)
     assert 0.45 < result.reached["parameters"] <= 0.5
     assert len(result.report["candidates"]) == 1
+
+
+def test_a_saving_in_operations_that_cannot_be_had_in_time_is_told():
+    spec = encoder_spec("simple_cnn", (1, 64, 64))  # of which no block can go
+    result = probed(spec, "macs=0.5", machine(constant=300.0))  # almost all is in the calls
+    assert result.reached["macs"] <= 0.5 and result.reached["latency"] > 0.55
+    assert any("is saved in time" in line for line in result.report["notes"])
+
+
+def test_options_that_a_probe_does_not_heed_are_refused():
+    for options, message in (
+        ({"scope": "layer"}, "probe knows no scope"),
+        ({"blocks": True}, "no blocks"),
+        ({"limits": {"nosuch": 0.3}}, "no layer that this method cuts is called 'nosuch'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prune(RESNET50, PruningConfig(method="probe", budget="latency=0.7", **options), clock=machine())
+
+
+def test_noise_does_not_lead_above_the_budget():
+    for seed in range(3):
+        timer = machine(noise=0.02)
+        timer.rng.seed(seed)
+        try:
+            assert probed(RESNET50, "latency=0.7", timer).reached["latency"] <= 0.7
+        except UserError as error:
+            assert "not quiet" in str(error) or "nearest is" in str(error)
+
+
+def test_what_is_written_is_strict_json():
+    json.loads(json.dumps(probed(RESNET50, "latency=0.7").to_json(), allow_nan=False))
