@@ -107,7 +107,8 @@ def test_it_ends_when_its_time_is_over():
 
 def test_networks_that_differ_have_names_that_differ():
     specs = [
-        *(encoder_spec("resnet18", (channels, 64, 64), 8) for channels in (1, 4)), encoder_spec("resnet18", (1, 64, 64)),
+        encoder_spec("resnet18", (1, 64, 64), 8), encoder_spec("resnet18", (4, 64, 64), 8),
+        encoder_spec("resnet18", (1, 64, 64)),
         classifier_spec("cifar_resnet56", 10), classifier_spec("cifar_resnet56", 100),
     ]  # fmt: skip
     modules = [nn.Sequential(nn.Conv2d(3, 8, 3), act, nn.Conv2d(8, 4, 3)) for act in (nn.ReLU(), nn.GELU())]
