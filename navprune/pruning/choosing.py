@@ -24,7 +24,7 @@ from navprune.pruning.methods.base import Scores
 from navprune.pruning.search import BudgetUnmet
 from navprune.pruning.structure import Structure
 
-EFFICIENCY = 0.95  # share of the saving in operations that is to be saved in time
+EFFICIENCY = 0.92  # share of the saving in operations that is to be saved in time
 STEPS = 10  # towards a multiplier, doubled and then halved
 MARGINS = (1.0, 0.985, 0.97, 0.955)  # costs are rounded to bins, which a search for the best turns to its advantage
 ABSOLUTE = ("taylor", GATES)

@@ -43,6 +43,7 @@ from navprune.pruning.search import BudgetUnmet, check_limits, largest, sizes
 from navprune.pruning.structure import Structure
 from navprune.pruning.timing import network_of
 
+LANES = 16  # channels that a processor's vectors and a runtime's layouts hold
 LEVELS = 16  # numbers of channels of a width that are told apart, at most
 TRIALS = 7  # networks that are measured whole, at most
 FRESH = 3  # times that the one taken is made ready and measured anew: where its memory lies makes a difference
@@ -108,11 +109,18 @@ def _scores(structure: Structure, context: Context) -> Scores:
 
 
 def _sizes(structure: Structure, scores: Scores, context: Context) -> dict[str, list[int]]:
-    """Channels that each width with scores may have."""
-    config, least = context.config, context.config.probe.least
-    asked = replace(config, minimum_share=max(config.minimum_share, least))
-    cut = (group for group in structure.channels if group.name in scores)
-    return {group.name: [n * group.unit for n in _thinned(sizes(group, asked, group.channels))] for group in cut}
+    """Channels that each width with scores may have.
+
+    Unless a multiple is asked for, multiples of LANES, where there are enough: what lies between takes as long as the
+    next, or longer, in a way that no sum of smooth terms tells.
+    """
+    config, found = context.config, {}
+    for group in (group for group in structure.channels if group.name in scores):
+        lanes = LANES if group.channels >= 2 * LANES and config.multiple == 1 else config.multiple
+        share = max(config.minimum_share, config.probe.least)
+        asked = replace(config, minimum_share=share, multiple=lanes)
+        found[group.name] = [n * group.unit for n in _thinned(sizes(group, asked, group.channels))]
+    return found
 
 
 def _thinned(counts: Sequence[int]) -> list[int]:
@@ -143,7 +151,7 @@ def _refined(search: Choices, timer: Timer, reference: Callable[[], object]) -> 
     loads: dict[float, float] = {}
     for _ in range(TRIALS):
         widths = search.best()
-        if any(each.widths == widths for each in tried):
+        if tried and (search.soft or any(each.widths == widths for each in tried)):
             break
         small = network.build(widths)
         took = timer.ratio(timer.prepared(small, network.example), reference)
