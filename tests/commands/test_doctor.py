@@ -11,7 +11,7 @@ from navprune import installing
 from navprune.cli import main
 from navprune.commands import doctor
 from navprune.commands.doctor import KNOWN, examine
-from navprune.costs.runtimes import RUNTIMES, openvino
+from navprune.costs.runtimes import RUNTIMES
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_each_runtime_is_a_line_found_or_missing_with_how_to_get_it(tmp_path, mo
     assert finding(tmp_path, "runtime: eager").found.startswith("torch ")
     monkeypatch.setitem(sys.modules, "openvino", None)
     found = finding(tmp_path, "runtime: openvino").found
-    assert found == f"not available; openvino is not installed: {openvino.INSTALL}"
+    assert found == f"not available; openvino is not installed: {installing.DEPLOY}"
 
 
 def test_nothing_found_says_how_to_make_some(tmp_path):
