@@ -115,7 +115,7 @@ def test_a_robot_refuses_another_camera_and_another_file(exported, tmp_path):
     robot.Policy(exported, {"sensors": ["depth"]})
     with pytest.raises(SystemExit, match=r"sensors is \['rgb'\], and the policy was trained with \['depth'\]"):
         robot.Policy(exported, {"sensors": ["rgb"]})
-    with pytest.raises(SystemExit, match="fov is 90, and the policy was trained with no such thing; .*hfov_degrees"):
+    with pytest.raises(SystemExit, match=r"fov is 90, and the policy was trained with no such thing; .*hfov_degrees"):
         robot.Policy(exported, {"fov": 90})
     for file in (exported, contract_of(exported)):
         shutil.copy(file, tmp_path)

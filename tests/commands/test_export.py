@@ -251,7 +251,7 @@ class TestMistakes:
         with pytest.raises(UserError, match=f"onnx: onnxruntime is not installed: {DEPLOY}"):
             run_export(source, config, tmp_path / "a.onnx", ExportOptions())
         (tmp_path / "a.onnx").write_bytes(b"")
-        with pytest.raises(UserError, match=f"a.onnx needs onnxruntime, which is not installed: {DEPLOY}"):
+        with pytest.raises(UserError, match=rf"a\.onnx needs onnxruntime, which is not installed: {DEPLOY}"):
             step_of(tmp_path / "a.onnx")
 
     def test_another_camera(self, tmp_path, config, source):
