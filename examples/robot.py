@@ -26,17 +26,16 @@ class Policy:
         graph = file.read_bytes()
         if self.contract["files"].get(file.name) != hashlib.sha256(graph).hexdigest():
             raise SystemExit(f"{file} is not the file that its contract was written for; export it again")
+        told = self.contract["camera"]
         for name, value in (camera or {}).items():
-            wanted = self.contract["camera"][name]
-            if not np.allclose(value, wanted, rtol=0.02):
+            wanted = told.get(name, f"no such thing; the contract has {', '.join(told)}")
+            if not (np.allclose(value, wanted, rtol=0.02) if isinstance(wanted, int | float) else value == wanted):
                 raise SystemExit(f"the camera's {name} is {value}, and the policy was trained with {wanted}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a step is too short to share
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self.images = [
-            entry for entry in self.contract["inputs"] if entry["name"] in self.contract["camera"]["sensors"]
-        ]
+        self.images = [entry for entry in self.contract["inputs"] if entry["name"] in told["sensors"]]
         self.chance, self.greedy = np.random.default_rng(seed), greedy
         self.start()
 

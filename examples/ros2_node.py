@@ -60,6 +60,7 @@ class PointNav(Node):
     def __init__(self, file: Path):
         super().__init__("pointnav")
         self.file = file
+        self.camera = Policy(file, {"sensors": ["depth"]}).contract["camera"]  # what the policy asks of it
         self.policy: Policy | None = None  # made when the camera has said what it is
         self.depth: np.ndarray | None = None
         self.goal: tuple[float, float] | None = None
@@ -78,15 +79,13 @@ class PointNav(Node):
     def on_info(self, info: Any) -> None:
         """Check the camera against the contract, once; ends the node where it does not fit."""
         if self.policy is None:
-            policy = Policy(self.file)
-            size = policy.contract["camera"]["height"], policy.contract["camera"]["width"]
-            self.policy = Policy(self.file, {"hfov_degrees": hfov_of(info, *size), "height_metres": self.camera_height})
+            hfov = hfov_of(info, self.camera["height"], self.camera["width"])
+            self.policy = Policy(self.file, {"hfov_degrees": hfov, "height_metres": self.camera_height})
 
     def on_depth(self, image: Any) -> None:
         """Keep the latest image that was taken while the robot stood."""
         if self.policy and self.action is None:
-            camera = self.policy.contract["camera"]
-            self.depth = depth_of(image, camera["height"], camera["width"])
+            self.depth = depth_of(image, self.camera["height"], self.camera["width"])
 
     def on_odometry(self, message: Any) -> None:
         """Keep the latest place."""

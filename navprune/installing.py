@@ -7,4 +7,6 @@ HABITAT_SIM = (
     "one, or build it from its source for this Python, with NumPy 1.26 as habitat-lab asks; or use simulator=embedded, "
     "which gives the same numbers without it"
 )
+DEPLOY = "pip install onnx onnxruntime openvino"
+DEPLOY_GPU = "pip install onnx onnxruntime-gpu"
 COMPRESSED = "run pip install '.[compressed]' in a checkout of navprune"

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import math
 import re
 import shutil
@@ -111,6 +112,11 @@ def test_a_robot_refuses_another_camera_and_another_file(exported, tmp_path):
     robot.Policy(exported, {"hfov_degrees": 90.5, "width": 64})
     with pytest.raises(SystemExit, match="hfov_degrees is 60"):
         robot.Policy(exported, {"hfov_degrees": 60})
+    robot.Policy(exported, {"sensors": ["depth"]})
+    with pytest.raises(SystemExit, match=r"sensors is \['rgb'\], and the policy was trained with \['depth'\]"):
+        robot.Policy(exported, {"sensors": ["rgb"]})
+    with pytest.raises(SystemExit, match=r"fov is 90, and the policy was trained with no such thing; .*hfov_degrees"):
+        robot.Policy(exported, {"fov": 90})
     for file in (exported, contract_of(exported)):
         shutil.copy(file, tmp_path)
     with (tmp_path / exported.name).open("ab") as file:
@@ -207,6 +213,16 @@ def test_the_ros_node_refuses_a_narrow_camera(ros2_node, exported):
     node = ros2_node.PointNav(exported)
     with pytest.raises(SystemExit, match="hfov_degrees"):
         node.on_info(SimpleNamespace(height=480, width=640, k=[600.0]))
+
+
+@pytest.mark.parametrize("sensors", [["rgb"], ["depth", "rgb"], []])
+def test_the_ros_node_refuses_a_policy_that_does_not_see_depth_alone(ros2_node, exported, tmp_path, sensors):
+    contract = read_exported(exported).contract
+    contract["camera"]["sensors"] = sensors
+    shutil.copy(exported, tmp_path)
+    contract_of(tmp_path / exported.name).write_text(json.dumps(contract))
+    with pytest.raises(SystemExit, match="sensors is"):
+        ros2_node.PointNav(tmp_path / exported.name)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -181,8 +181,15 @@ def test_every_command_says_what_may_be_given_instead_of_the_unknown(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("text", ["run", "mine.pt", "alone.safetensors", "copy/other.safetensors", "copy/spec.json"])
-@pytest.mark.parametrize("command", ["cost", "latency", "prune", "export"])
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (command, text)
+        for command in ("cost", "latency", "prune", "export")
+        for text in ("run", "mine.pt", "alone.safetensors", "copy/other.safetensors", "copy/spec.json")
+        if (command, text) != ("export", "copy/spec.json")
+    ],
+)
 def test_every_command_takes_every_kind(things, tmp_path, capsys, command, text):
     out = str(tmp_path / "out")
     words = [word.replace("SOURCE", str(things / text)).replace("OUT", out) for word in COMMANDS[command]]

@@ -2,10 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from navprune.cli.parsers import add_overrides, command, field_texts, natural, note
 from navprune.errors import UserError
@@ -14,6 +16,7 @@ from navprune.pruning.methods import METHODS
 
 if TYPE_CHECKING:
     from navprune.pruning.methods.base import Method
+    from navprune.source import Source
 
 TITLES = {
     "": "what may be cut",
@@ -47,6 +50,11 @@ class Flag(NamedTuple):
     def option(self) -> str:
         """The flag as argparse calls its value."""
         return PREFIXES.get(self.section, "") + self.name
+
+    @property
+    def typed(self) -> str:
+        """The flag as a user types it."""
+        return f"--{self.option.replace('_', '-')}"
 
 
 def flags(config: Any = PruningConfig, section: str = "") -> Iterator[Flag]:
@@ -84,13 +92,15 @@ def add_commands(commands: Any) -> None:
 
 
 def _add(group: Any, flag: Flag) -> None:
-    name, text = f"--{flag.option.replace('_', '-')}", flag.text.replace("%", "%%")
+    text = flag.text.replace("%", "%%").replace("null:", "default:")
     if flag.kind is bool:
-        group.add_argument(name, action="store_const", const="true", help=text)
+        text = text.removeprefix("Whether ").removeprefix("to ")
+        group.add_argument(flag.typed, action="store_const", const="true", help=text[0].upper() + text[1:])
         return
     usual = f" (default: {flag.default})" if isinstance(flag.default, str | int | float) else ""
-    metavar = METAVARS.get(flag.name) or {int: "N", float: "X"}.get(flag.kind, "NAME")
-    group.add_argument(name, metavar=metavar, help=text + usual)
+    kinds = get_args(flag.kind) if isinstance(flag.kind, UnionType) else (flag.kind,)
+    metavar = METAVARS.get(flag.name) or {int: "N", float: "X"}.get(kinds[0], "NAME")
+    group.add_argument(flag.typed, metavar=metavar, help=text + usual)
 
 
 def _methods() -> str:
@@ -113,11 +123,10 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
 
     given = {flag: value for flag in flags() if (value := getattr(options, flag.option)) is not None}
     paper = [f"pruning.{key}={value}" for key, value in PAPERS.get(options.paper, {}).items()]
-    own = [f"pruning.{flag.key}={value}" for flag, value in given.items()]
     source = Source.parse(options.source)
     # What a checkpoint was trained with asks nothing of this command; a recipe that is named does.
     before = ["pruning=null"] if options.config is None else []
-    asked = source.config(options.config, [*before, *paper, *options.settings, *own]).pruning or PruningConfig()
+    asked = _asked(source, options.config, [*before, *paper, *options.settings], given)
     config = source.config(options.config, options.settings)
     if config.pruning and config.pruning.budget:
         config = replace(config, pruning=None)  # the training that follows begins with what is cut
@@ -142,10 +151,22 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
+def _asked(source: "Source", recipe: str | None, settings: list[str], given: Mapping[Flag, str]) -> PruningConfig:
+    """What a recipe, settings and flags ask for; raises UserError that names a flag by itself where one is wrong."""
+    own = [f"pruning.{flag.key}={value}" for flag, value in given.items()]
+    try:
+        return source.config(recipe, [*settings, *own]).pruning or PruningConfig()
+    except UserError as error:
+        for flag in given:
+            if wrong := re.search(rf"(?:^|: )(?:pruning\.)?{re.escape(flag.key)}(?=:? )", str(error)):
+                raise UserError(f"{flag.typed}{str(error)[wrong.end() :]}") from None
+        raise
+
+
 def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], given: Collection[Flag]) -> None:
     """Raise UserError for a flag that the method makes no use of, by what it declares."""
     from navprune.pruning.config import LATENCY, LATENCY_MS, PPO
-    from navprune.pruning.methods import method_of
+    from navprune.pruning.methods import lender_for, method_of
     from navprune.pruning.methods.base import BATCHES, CLOCK, LOSS, PASSES, SEARCHED
 
     def those(true_of: Any) -> str:
@@ -154,6 +175,7 @@ def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], 
     labelled, evidence = asked.evidence.images is not None, asked.evidence
     looks, learns = BATCHES in method.needs, PASSES in method.needs
     rollouts = not labelled and LOSS in method.needs and (evidence.loss or method.loss) == PPO
+    options = {one.options for one in (method, lender_for(asked)) if one}
     timed = LATENCY in budget or LATENCY_MS in budget or CLOCK in method.needs
     used = {
         **{name: (name in method.heeds, "methods that search along a ranking") for name in SEARCHED},
@@ -171,7 +193,6 @@ def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], 
         if flag.section == "clock":
             matters, users = timed, f"a budget of latency, and {those(lambda m: CLOCK in m.needs)}"
         elif flag.section not in ("", "evidence"):
-            own = {method.options, method_of(asked.probe.importance).options if method.borrows else None}
-            matters, users = flag.section in own, those(lambda m, own=flag.section: m.options == own)
+            matters, users = flag.section in options, those(lambda m, own=flag.section: m.options == own)
         if not matters:
-            raise UserError(f"--{flag.option.replace('_', '-')} is for {users}; leave it out")
+            raise UserError(f"{flag.typed} is for {users}; leave it out")

@@ -78,7 +78,7 @@ KNOWN = {
 
 
 class Finding(NamedTuple):
-    """One thing looked at: its name, whether it is in order, what was found, and what to do if it is not."""
+    """One thing looked at: its name, whether it is there and in order, what was found, and what to do if it is not."""
 
     name: str
     ok: bool
@@ -101,11 +101,12 @@ def _packages() -> Iterator[Finding]:
 def _simulators() -> Iterator[Finding]:
     yield Finding("simulator: embedded", True, "built in", "")
     for package in ("habitat-lab", "habitat-sim", "gym"):
-        yield Finding(package, True, _version(package) or "not installed; only env=habitat needs it", "")
+        version = _version(package)
+        yield Finding(package, version is not None, version or "not installed", "only env=habitat needs it")
     if importlib.util.find_spec("cv2"):
         yield _attempted("opencv", partial(importlib.import_module, "cv2"), OPENCV, "works without system libraries")
     if _version("habitat-lab") is None:
-        yield Finding("env=habitat", True, f"not available; {HABITAT_LAB}", "")
+        yield Finding("env=habitat", False, "not available", HABITAT_LAB)
         return
     habitat = _attempted("env=habitat", partial(importlib.import_module, "navprune.habitat"), HABITAT_LAB)
     yield habitat
@@ -114,7 +115,7 @@ def _simulators() -> Iterator[Finding]:
 
         yield _attempted("simulator=habitat_sim", check_habitat_sim, HABITAT_SIM)
     else:
-        yield Finding("simulator=habitat_sim", True, f"not available; {HABITAT_SIM}", "")
+        yield Finding("simulator=habitat_sim", False, "not available", HABITAT_SIM)
 
 
 def _attempted(name: str, attempt: Callable[[], object], advice: str, works: str = "works") -> Finding:
@@ -157,7 +158,8 @@ def _runtimes() -> Iterator[Finding]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name, runtime in RUNTIMES.items():
         missing = runtime.missing(device)
-        yield Finding(f"runtime: {name}", True, f"not available; {missing}" if missing else runtime.version(), "")
+        found = "not available" if missing else runtime.version()
+        yield Finding(f"runtime: {name}", not missing, found, missing or "")
 
 
 def _scene_cache() -> Finding:

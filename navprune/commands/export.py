@@ -1,7 +1,6 @@
 """`navprune export`: a policy as a file that runs without navprune, with the contract that says how to call it."""
 
 import importlib.metadata
-import importlib.util
 import json
 import math
 import tempfile
@@ -20,11 +19,13 @@ import navprune
 from navprune.checks import bounded, check_fields, chosen
 from navprune.commands.environments import check_sees, training_env
 from navprune.config import Config
+from navprune.costs.runtimes.base import absent
 from navprune.costs.runtimes.onnx import AFFINE, MOMENTS, OPSET, PLAIN, onnx_bytes, quantised
 from navprune.errors import UserError
 from navprune.evaluation.agents import FileAgent, PolicyAgent
 from navprune.evaluation.exported import FORMATS, Step, contract_of, sha256, step_of
 from navprune.files import json_bytes, write_file
+from navprune.installing import DEPLOY
 from navprune.models.build import FORMAT
 from navprune.models.policy import PointNavPolicy
 from navprune.models.step import DEPTH, OUTPUTS, PolicyStep
@@ -32,7 +33,7 @@ from navprune.models.weights import foreign_bytes, foreign_hints, hints_file
 from navprune.progress import ProgressLine
 from navprune.rl.checkpoints import read_metrics
 from navprune.sensors import SENSORS
-from navprune.source import FOLDER, Source
+from navprune.source import ENCODER, FOLDER, SPEC_FILE, Source
 from navprune.tasks import GOAL
 from navprune.tasks.config import TaskConfig
 
@@ -85,15 +86,17 @@ class Check:
 def run_export(source: Source, config: Config, out: Path, options: ExportOptions) -> dict[str, Any]:
     """Write a policy as one file (OpenVINO: two), checked beside eager, and its contract; returns the contract.
 
-    Raises UserError where the policy does not fit the task of `config`, where a package is missing, and where a float32
-    file does not compute what eager does: then nothing is written.
+    Raises UserError for a source without weights, where the policy does not fit the task of `config`, where a package
+    is missing, and where a float32 file does not compute what eager does: then nothing is written.
     """
     if out.suffix != FORMATS[options.format]:
         raise UserError(f"a file of {options.format} ends in {FORMATS[options.format]}, unlike {out}; rename it")
-    if missing := [name for name in _packages(options) if importlib.util.find_spec(name) is None]:
-        raise UserError(f"{options.format} needs {missing[0]}, which is not installed: pip install {' '.join(missing)}")
-    policy = source.policy(config).eval()
+    if fault := absent(DEPLOY, *_packages(options)):
+        raise UserError(f"{options.format}: {fault}")
+    policy = _trained(source).eval()
     check_sees(policy.spec.encoder, config)
+    if options.int8 and not policy.spec.encoder.observations:
+        raise UserError(f"{source.text} is blind and has no encoder to quantise; leave out --int8")
     step = PolicyStep(policy, config.task.min_depth, config.task.max_depth)
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / out.name
@@ -127,6 +130,13 @@ def run_export(source: Source, config: Config, out: Path, options: ExportOptions
         write_file(out.with_name(name), data)
     write_file(contract_of(out), json_bytes(contract))
     return contract
+
+
+def _trained(source: Source) -> PointNavPolicy:
+    """The policy of a source; raises UserError for what has no weights, of which random ones would be written."""
+    if source.kind in (ENCODER, SPEC_FILE):
+        raise UserError(f"{source.text} has no weights; give a checkpoint, a run or a file of weights")
+    return source.policy()
 
 
 def _packages(options: ExportOptions) -> list[str]:
@@ -281,12 +291,13 @@ def told_of_task(step: PolicyStep, task: TaskConfig) -> dict[str, Any]:
 def export_for_habitat_baselines(source: Source, out: Path, answer: Path | None = None) -> PointNavPolicy:
     """Write a dense policy as habitat-baselines loads it, and beside it what the shapes do not tell.
 
-    Raises UserError for a pruned one, and where `answer`, another file, would be that beside it.
+    Raises UserError for a pruned one and for a source without weights, and where `answer`, another file, would be that
+    beside it.
     """
     beside = hints_file(out)
     if answer == beside:
         raise UserError(f"{beside} is where navprune looks for the images' size; give --json another name")
-    policy = source.policy()
+    policy = _trained(source)
     write_file(out, foreign_bytes(policy))
     write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
     return policy

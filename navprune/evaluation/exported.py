@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError, plain
+from navprune.installing import DEPLOY
 from navprune.models.build import known_format
 from navprune.models.spec import PolicySpec
 from navprune.models.step import OUTPUTS
@@ -53,7 +54,7 @@ def step_of(path: Path) -> Step:
     try:
         return _RUN[path.suffix.lower()](path)
     except ImportError as error:
-        raise UserError(f"{path} needs {error.name}, which is not installed: pip install {error.name}") from None
+        raise UserError(f"{path} needs {error.name}, which is not installed: {DEPLOY}") from None
 
 
 def read_exported(path: Path) -> Exported:

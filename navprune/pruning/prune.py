@@ -18,7 +18,7 @@ from navprune.models.spec import renumbered
 from navprune.pruning.config import LATENCY, LATENCY_MS, MEASURES, Budget, PruningConfig, budget_of
 from navprune.pruning.graph import Example
 from navprune.pruning.losses import Batches, Evidence, LossFunction, classification_loss
-from navprune.pruning.methods import lender_of, method_for
+from navprune.pruning.methods import lender_for, method_for
 from navprune.pruning.methods.base import CLOCK, SEARCHED, Context, Method, Outcome, Scores
 from navprune.pruning.search import Share
 from navprune.pruning.structure import Structure, structure_of
@@ -153,7 +153,7 @@ def _settings(method: Method, config: PruningConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"blocks": search.pop("blocks")} if "blocks" in search else {}
     found = ({"search": search} if search else {}) | found
     sections = [method.options, *(["clock"] if CLOCK in method.needs else [])]
-    if method.borrows and (lender := lender_of(config)) is not None:
+    if method.borrows and (lender := lender_for(config)) is not None:
         sections.append(lender.options)
     return found | {name: asdict(getattr(config, name)) for name in sections if name}
 

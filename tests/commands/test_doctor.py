@@ -6,12 +6,13 @@ import sys
 
 import layouts
 import pytest
+import torch
 
 from navprune import installing
 from navprune.cli import main
 from navprune.commands import doctor
 from navprune.commands.doctor import KNOWN, examine
-from navprune.costs.runtimes import RUNTIMES, openvino
+from navprune.costs.runtimes import RUNTIMES
 
 
 @pytest.fixture
@@ -212,11 +213,13 @@ def test_a_package_without_metadata_is_found_by_its_module(tmp_path, monkeypatch
 
 
 def test_each_runtime_is_a_line_found_or_missing_with_how_to_get_it(tmp_path, monkeypatch):
-    assert {f"runtime: {name}" for name in RUNTIMES} <= {one.name for one in examine(tmp_path) if one.ok}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = {f"runtime: {name}": not runtime.missing(device) for name, runtime in RUNTIMES.items()}
+    assert here.items() <= {one.name: one.ok for one in examine(tmp_path)}.items()
     assert finding(tmp_path, "runtime: eager").found.startswith("torch ")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    found = finding(tmp_path, "runtime: openvino").found
-    assert found == f"not available; openvino is not installed: {openvino.INSTALL}"
+    missing = finding(tmp_path, "runtime: openvino")
+    assert missing[1:] == (False, "not available", f"openvino is not installed: {installing.DEPLOY}")
 
 
 def test_nothing_found_says_how_to_make_some(tmp_path):
@@ -225,9 +228,10 @@ def test_nothing_found_says_how_to_make_some(tmp_path):
 
 
 def test_what_habitat_needs_is_told_where_it_is_absent(tmp_path):
-    assert finding(tmp_path, "env=habitat").ok
-    assert {"habitat-lab", "habitat-sim", "gym"} <= {one.name for one in examine(tmp_path)}
+    found = {one.name: one for one in examine(tmp_path)}
+    assert {"env=habitat", "habitat-lab", "habitat-sim", "gym"} <= found.keys()
     advice = {"env=habitat": installing.HABITAT_LAB, "simulator=habitat_sim": installing.HABITAT_SIM}
-    for one in examine(tmp_path):
-        if "not available" in one.found and not one.name.startswith("runtime: "):
-            assert one.found == f"not available; {advice[one.name]}"
+    advice |= dict.fromkeys(("habitat-lab", "habitat-sim", "gym"), "only env=habitat needs it")
+    for one in found.values():
+        if one.found in ("not available", "not installed") and not one.name.startswith("runtime: "):
+            assert not one.ok and one.advice == advice[one.name]

@@ -12,10 +12,18 @@ import torch
 
 from navprune.commands import export
 from navprune.commands.evaluate import run_evaluation
-from navprune.commands.export import CHECKED_STEPS, TOLERANCE, ExportOptions, checked, run_export
+from navprune.commands.export import (
+    CHECKED_STEPS,
+    TOLERANCE,
+    ExportOptions,
+    checked,
+    export_for_habitat_baselines,
+    run_export,
+)
 from navprune.config import load_config
 from navprune.errors import UserError
-from navprune.evaluation.exported import CONTRACT, FORMATS, OUTPUTS, contract_of, read_exported, sha256
+from navprune.evaluation.exported import CONTRACT, FORMATS, OUTPUTS, contract_of, read_exported, sha256, step_of
+from navprune.installing import DEPLOY
 from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.models.step import PolicyStep
@@ -223,6 +231,28 @@ class TestMistakes:
     def test_int8_of_torch(self):
         with pytest.raises(UserError, match="not as torch"):
             ExportOptions(format="torch", int8=True)
+
+    def test_int8_of_a_blind_policy(self, tmp_path, config):
+        blind = Source.parse(str(save_checkpoint(tmp_path / "agent", NETWORKS["blind"])))
+        with pytest.raises(UserError, match="no encoder to quantise"):
+            run_export(blind, config, tmp_path / "a.onnx", ExportOptions(int8=True))
+
+    @pytest.mark.parametrize("kind", ["name", "spec.json"])
+    def test_a_source_without_weights(self, tmp_path, config, source, kind):
+        none = Source.parse("resnet18" if kind == "name" else str(source.folder / kind))
+        with pytest.raises(UserError, match="has no weights; give a checkpoint"):
+            run_export(none, config, tmp_path / "a.onnx", ExportOptions())
+        with pytest.raises(UserError, match="has no weights; give a checkpoint"):
+            export_for_habitat_baselines(none, tmp_path / "a.pth")
+        assert not [*tmp_path.glob("a.*")]
+
+    def test_a_package_that_is_missing(self, tmp_path, config, source, monkeypatch):
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(UserError, match=f"onnx: onnxruntime is not installed: {DEPLOY}"):
+            run_export(source, config, tmp_path / "a.onnx", ExportOptions())
+        (tmp_path / "a.onnx").write_bytes(b"")
+        with pytest.raises(UserError, match=rf"a\.onnx needs onnxruntime, which is not installed: {DEPLOY}"):
+            step_of(tmp_path / "a.onnx")
 
     def test_another_camera(self, tmp_path, config, source):
         with pytest.raises(UserError, match=r"set task\.width"):

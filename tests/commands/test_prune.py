@@ -271,6 +271,7 @@ SMALL = ["agent.base_planes=8", "task.width=64", "task.height=64"]
         ("--method l1 --paper cifar --images X", "--paper is for gates"),
         ("--method gates --paper cifar", "--paper is for gates that learn from labelled --images"),
         ("--method gates --images X --steps 9", "--steps is for"),
+        ("--method probe --importance l1 --expansion 1.5", "--expansion is for gates"),
         ("--method l1 --latency-batch 4", "--latency-batch is for a budget of latency"),
         ("--method l1 --images X", "labelled images are for classifiers"),
     ],
@@ -281,6 +282,34 @@ def test_options_that_make_no_difference_are_refused(capsys, tmp_path, options, 
     said = capsys.readouterr().err.strip().splitlines()
     assert complaint in said[-1] and said[-1].endswith("out")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--latency-threads 0", "--latency-threads is 0; it must be"),
+        ("--minimum few", "--minimum is 'few'; it must be a whole number"),
+        ("--minimum 2 --minimum-share 2", "--minimum-share is 2"),
+        ("--penalty -1", "--penalty is -1"),
+        ("--limits stem", "--limits 'stem': cannot read"),
+        ("--limits stem=2", "--limits: stem=2"),
+        ("--budget latency=0.5,latency=0.7", "--budget 'latency=0.5,latency=0.7': cannot read"),
+        ("--budget latency=0.5,latency=4ms", "--budget 'latency=0.5,latency=4ms' has two limits"),
+        ("--minimum 2 pruning.multiple=0", "pointnav: pruning.multiple is 0"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_told_of_the_flag(capsys, tmp_path, options, complaint):
+    assert main(["prune", "resnet18", "--budget", "macs=0.5", "--out", str(tmp_path / "x"), *options.split()]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith(f"navprune: {complaint}")
+
+
+def test_flags_say_what_a_command_line_knows(capsys):
+    with pytest.raises(SystemExit):
+        main(["prune", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "null:" not in said and "Whether" not in said
+    assert "--latency-threads N" in said and "--fresh Measure anew" in said
 
 
 @pytest.mark.parametrize(

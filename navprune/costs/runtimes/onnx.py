@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from navprune.costs.runtimes.base import absent
 from navprune.errors import UserError
+from navprune.installing import DEPLOY
 
 OPSET = 17
-INSTALL = "pip install onnx onnxruntime"
 
 
 class NormForm(nn.Module):
@@ -142,7 +142,7 @@ def quantised(graph: bytes, observed: Iterable[Mapping[str, Any]], within: str =
     Only nodes whose name has `within` in it are touched.
     Raises UserError where onnx or onnxruntime is not installed.
     """
-    if fault := absent(INSTALL, "onnx", "onnxruntime"):
+    if fault := absent(DEPLOY, "onnx", "onnxruntime"):
         raise UserError(fault)
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from navprune.costs.runtimes.base import Example, Run, absent, as_tuple
-from navprune.costs.runtimes.onnx import AFFINE, INSTALL, PLAIN, int8_bytes, named, onnx_bytes
+from navprune.costs.runtimes.onnx import AFFINE, PLAIN, int8_bytes, named, onnx_bytes
 from navprune.errors import UserError
+from navprune.installing import DEPLOY, DEPLOY_GPU
 
-INSTALL_GPU = "pip install onnx onnxruntime-gpu"
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 LIBRARIES = {CUDA: "its CUDA and cuDNN are others than torch's", TENSORRT: "pip install tensorrt"}
 """What is amiss where a provider is installed and does not start."""
@@ -31,7 +31,7 @@ class OnnxRuntime:
         """Whether it, or its provider for the device, is not installed."""
         if self.tensorrt and device.type != "cuda":
             return "TensorRT needs a GPU: give --device cuda"
-        install = INSTALL_GPU if device.type == "cuda" else INSTALL
+        install = DEPLOY_GPU if device.type == "cuda" else DEPLOY
         if fault := absent(install, "onnxruntime", "onnx"):
             return fault
         import onnxruntime

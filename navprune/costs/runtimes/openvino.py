@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from navprune.costs.runtimes.base import Example, Run, absent
 from navprune.costs.runtimes.onnx import MOMENTS, PLAIN, int8_bytes, named, onnx_bytes
-
-INSTALL = "pip install openvino onnx onnxruntime"
+from navprune.installing import DEPLOY
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class OpenVino:
         """Whether it is not installed, or the processor does not compute in its precision."""
         if device.type != "cpu":
             return "OpenVINO is measured on the CPU: give --device cpu"
-        if fault := absent(INSTALL, "openvino", "onnx", *(["onnxruntime"] if self.int8 else [])):
+        if fault := absent(DEPLOY, "openvino", "onnx", *(["onnxruntime"] if self.int8 else [])):
             return fault
         import openvino
 

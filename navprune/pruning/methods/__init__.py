@@ -63,11 +63,11 @@ def method_of(name: str) -> Method:
 
 def method_for(config: PruningConfig) -> Method:
     """The method that is asked for, by default gates; it needs what the one needs that it takes its importance from."""
-    method, lender = method_of(config.method or GATES), lender_of(config)
-    return replace(method, needs=method.needs | lender.needs, loss=lender.loss) if lender else method
+    method, other = method_of(config.method or GATES), lender_for(config)
+    return replace(method, needs=method.needs | other.needs, loss=other.loss) if other else method
 
 
-def lender_of(config: PruningConfig) -> Method | None:
-    """The method that the one that is asked for takes its importance from; None where that needs none."""
+def lender_for(config: PruningConfig) -> Method | None:
+    """The method that the one asked for takes its importance from; None where it has its own."""
     method = method_of(config.method or GATES)
     return method_of(getattr(config, str(method.options)).importance) if method.borrows else None
