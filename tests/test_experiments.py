@@ -15,6 +15,7 @@ from clocks import Machine
 from navprune.costs.counting import cost
 from navprune.errors import UserError
 from navprune.evaluation.evaluate import Evaluation
+from navprune.models.spec import EncoderSpec, encoder_spec
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "pruning_methods"
 
@@ -102,6 +103,7 @@ def test_a_home_and_its_scan_are_looked_at_from_the_same_places():
 
 TINY = "--size", "64", "--base", "8", "--networks", "4", "--repeats", "1"
 LATENCY = "latency_cpu", "latency_gpu"
+MODELS = {"ResNet50", "uniform", "ResNet18", "probe macs=0.5", "probe latency=0.5"}
 
 
 def latency(name, module="run"):
@@ -110,12 +112,35 @@ def latency(name, module="run"):
 
 
 @pytest.fixture
-def made_up_clock(monkeypatch, tmp_path):
-    """Searches measure a machine that is made up, and nothing of the user's cache."""
+def searches(monkeypatch):
+    """Searches that take no time: uniform at half, whatever is asked for; the runtimes and budgets that were asked."""
+    networks, asked = latency("latency_cpu", "networks"), []
+
+    def search(probes, setting, runtime, budget, *, fresh):
+        asked.append((runtime, budget, fresh))
+        times = {"dense_ms": 2.0, "predicted_ms": 1.0, "measured_ms": 1.0, "importance_kept": 0.5, "error": 0.0}
+        return times | {
+            "seconds": 1.0,
+            "fresh": fresh,
+            "reached": {"macs": 0.5, "latency": 0.5},
+            "spec": half.to_json(),
+        }
+
+    half = networks.Setting(64, 8).uniform()
+    monkeypatch.setattr(networks.Probes, "search", search)
+    return asked
+
+
+def test_a_search_tells_what_it_predicted_measured_and_took(monkeypatch, tmp_path):
     networks = latency("latency_cpu", "networks")
     monkeypatch.setattr(networks, "Timer", Machine)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return networks
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(networks.Setting, "encoder", lambda _: encoder_spec("resnet18", (1, 128, 128), 8))  # is quicker
+    probes, setting = networks.Probes(torch.device("cpu"), 8, 300.0), networks.Setting()
+    row = probes.search(setting, "eager", "latency=0.6", fresh=True)
+    assert row["reached"]["latency"] <= 0.6 and row["seconds"] > 0 and row["fresh"]
+    assert row["measured_ms"] == pytest.approx(row["dense_ms"] * row["reached"]["latency"])
+    assert cost(EncoderSpec.from_json(row["spec"])).macs < cost(setting.encoder()).macs
 
 
 @pytest.mark.parametrize("name", LATENCY)
@@ -128,20 +153,21 @@ def test_the_readme_of_latency_says_what_was_measured(name):
     )
 
 
-def test_all_steps_on_a_cpu_end_in_a_page_and_are_done_once(made_up_clock, tmp_path):
+def test_all_steps_on_a_cpu_end_in_a_page_and_are_done_once(searches, tmp_path, monkeypatch):
     run, table, out = latency("latency_cpu"), latency("latency_cpu", "table"), tmp_path / "out"
+    monkeypatch.setattr(run, "THREADS", (1,))  # more would wait for each other where tests have few cores
     arguments = [*TINY, "--runtimes", "eager,cuda-graphs", "--out", str(out)]
     run.main(arguments)
-    rows = made_up_clock.read_rows(out / "results.jsonl")
+    rows = table.read_rows(out / "results.jsonl")
     page = (out / "README.md").read_text()
     assert all(f"### {title}\n" in page for title, step, _ in table.SECTIONS if step != "spl")
     assert (out / "frontier.png").stat().st_size and "Left out: cuda-graphs" in page
-    models = {"ResNet50", "uniform", "ResNet18", "probe macs=0.5", "probe latency=0.5"}
-    cells = {(threads, size) for threads in (1, 2) for size in (1, 8)}
-    timed = {(row["model"], row["threads"], row["batch_size"]) for row in table.of(rows, "table")}
-    assert timed == {(model, *cell) for model in models for cell in cells}
+    timed = {(row["model"], row["batch_size"]) for row in table.of(rows, "table")}
+    assert timed == {(model, size) for model in MODELS for size in (1, 8)}
+    assert [fresh for *_, fresh in searches] == [True] + [False] * (len(searches) - 1)
+    assert len(searches) == len({row["budget"] for row in table.of(rows, "search")})
     run.main(arguments)
-    assert made_up_clock.read_rows(out / "results.jsonl") == rows
+    assert table.read_rows(out / "results.jsonl") == rows
 
 
 def test_results_of_another_setting_are_not_added_to(tmp_path):
@@ -153,16 +179,25 @@ def test_results_of_another_setting_are_not_added_to(tmp_path):
         networks.Results(path, networks.Setting(128, 8), ["eager"], cpu)
 
 
-def test_the_table_of_gpus_is_tried_on_a_cpu(made_up_clock, tmp_path, capsys):
+def test_the_table_of_gpus_is_tried_on_a_cpu_and_goes_on(searches, tmp_path, capsys):
     run, table = latency("latency_gpu"), latency("latency_cpu", "table")
-    arguments = [*TINY, "--device", "cpu", "--batch-sizes", "1,2", "--out", str(tmp_path)]
-    run.main([*arguments, "--runtimes", "eager,tensorrt", "--seconds", "0"])
-    assert "no time for eager, batch 2" in capsys.readouterr().err
-    run.main([*arguments, "--runtimes", "eager,tensorrt"])
-    timed = table.of(made_up_clock.read_rows(tmp_path / "results.jsonl"), "table")
-    models = {"ResNet50", "uniform", "ResNet18", "probe macs=0.5", "probe latency=0.5"}
+    arguments = [
+        *TINY,
+        "--device",
+        "cpu",
+        "--batch-sizes",
+        "1,2",
+        "--runtimes",
+        "eager,tensorrt",
+        "--out",
+        str(tmp_path),
+    ]
+    run.main([*arguments, "--seconds", "0"])
+    assert not searches and "no time for eager, batch 2" in capsys.readouterr().err
+    run.main(arguments)
+    timed = table.of(table.read_rows(tmp_path / "results.jsonl"), "table")
     assert {(row["model"], row["batch_size"]) for row in timed} == {
-        (model, size) for model in models for size in (1, 2)
+        (model, size) for model in MODELS for size in (1, 2)
     }
     assert "Left out: tensorrt" in (tmp_path / "README.md").read_text()
 
