@@ -33,7 +33,8 @@ class Machine(Timer):
 
     def prepared(self, module, example):
         self.prepared_networks.append(module)
-        return lambda: seconds(module, example, self.constant)
+        taken = seconds(module, example, self.constant)
+        return lambda: taken
 
     def ratio(self, one, other):
         found = one() / other() * (1 + self.noise * self.rng.gauss(0, 1))

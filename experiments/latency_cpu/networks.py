@@ -96,7 +96,7 @@ class Results:
 
     def __init__(self, path: Path, setting: Setting, runtimes: Sequence[str], device: torch.device) -> None:
         """Raises UserError where the file is of another machine, other versions or another setting."""
-        self.path, self.rows = path, read_rows(path)
+        self.path, self.rows, self.device = path, read_rows(path), device
         faults = {name: runtime_of(name).missing(device) for name in runtimes}
         self.missing = {name: fault for name, fault in faults.items() if fault}
         self.runtimes = [name for name, fault in faults.items() if not fault]
