@@ -129,7 +129,7 @@ def test_a_module_from_elsewhere_can_be_probed():
     )  # fmt: skip
     config = PruningConfig(method="probe", budget="latency=0.7", probe=ProbeConfig(networks=12))
     result = prune(module, config, clock=machine(), example=torch.rand(1, 3, 16, 16))
-    assert 0.6 < result.reached["latency"] <= 0.7
+    assert 0.5 < result.reached["latency"] <= 0.7
 
 
 def test_it_needs_what_its_importance_needs():
