@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from navprune.pruning.methods import GATES, METHODS
+from navprune.pruning.methods import GATES, METHODS, PROBE
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -17,7 +17,7 @@ RANDOM_CUTS = tuple(range(20))
 DENSE = "dense"
 CONTROLS = (RANDOM, "uniform")
 ALIASES = ("magnitude",)
-OF_TRAINED = tuple(name for name in METHODS if name not in (GATES, *ALIASES))
+OF_TRAINED = tuple(name for name in METHODS if name not in (GATES, PROBE, *ALIASES))
 CUT, TUNED, SCRATCH = "cut", "fine-tuned", "scratch"
 PROTOCOLS = {CUT: OF_TRAINED, TUNED: OF_TRAINED, SCRATCH: (GATES, "l1", "uniform", RANDOM)}
 """How the networks come about, and the methods that are tried so. All begin with the same trained agent, but for
