@@ -115,4 +115,4 @@ def main(file: Path, goal: tuple[float, float] = (3.0, 1.0)) -> list[int]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if len(sys.argv) == 2 else sys.exit("python robot.py FILE.onnx")

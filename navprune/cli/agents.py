@@ -74,12 +74,13 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """
     from navprune.commands.evaluate import difference, opened, run_evaluation
     from navprune.reports.tables import measure_table
-    from navprune.source import Source
+    from navprune.source import EXPORTED, Source
 
     source = Source.parse(options.agent)
     config = source.config(options.config, options.settings)
     split = options.split or config.data.val
-    out = options.out or (source.run or Path("runs") / source.place.stem) / "evaluation" / split
+    own = source.place.name if source.kind == EXPORTED else source.place.stem  # not where its run has its own
+    out = options.out or (source.run or Path("runs") / own) / "evaluation" / split
     against = opened(Source.parse(options.against), config) if options.against else None
     passed = {"source": opened(source, config), "config": config, "split": split, "out": out, "against": against}
     result, shown = run_evaluation(**given(options, run_evaluation, **passed))

@@ -37,7 +37,7 @@ from navprune.costs.runtimes.base import Runtime
 from navprune.errors import UserError
 from navprune.files import json_bytes, write_file
 from navprune.models.modes import evaluating
-from navprune.progress import ProgressLine
+from navprune.progress import ProgressLine, say_once
 
 STAGE = re.compile(r"(^|\.)layer\d+$")
 """Names of the modules that are chains of blocks."""
@@ -234,9 +234,15 @@ def probe(
             break
         if widths not in store:
             store.add(widths, _measured(network, widths, timer, reference, whole=done % 4 == 0))
+        else:
+            store.read += 1
         samples += store.samples(widths)
         networks = done + 1
         line.show(networks)
+    if store.read:
+        say_once(
+            f"{store.read} of {networks} networks were measured by an earlier probe on this machine; --fresh measures anew"
+        )
     if networks < FEWEST:
         raise UserError(f"a probe stopped after {networks} networks, of {FEWEST} at least: give it more seconds")
     return fitted(network, samples, timer.milliseconds(reference), networks)
@@ -358,6 +364,7 @@ class _Store:
     folder: Path | None
     key: dict[str, Any]
     fresh: bool
+    read: int = 0
     known: dict[str, list[dict[str, Any]]] = field(init=False)
 
     def __post_init__(self) -> None:

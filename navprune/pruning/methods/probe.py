@@ -149,9 +149,14 @@ def _refined(search: Choices, timer: Timer, reference: Callable[[], object]) -> 
     """
     network, tried = search.network, list[Candidate]()
     loads: dict[float, float] = {}
+    held = search.scale
     for _ in range(TRIALS):
         widths = search.best()
-        if tried and (search.soft or any(each.widths == widths for each in tried)):
+        if search.soft and tried:  # so far the prediction cannot be scaled
+            search.soft, search.scale = False, (held + search.scale) / 2
+            continue
+        held = search.scale
+        if any(each.widths == widths for each in tried):
             break
         small = network.build(widths)
         took = timer.ratio(timer.prepared(small, network.example), reference)
