@@ -240,9 +240,7 @@ def probe(
         networks = done + 1
         line.show(networks)
     if store.read:
-        say_once(
-            f"{store.read} of {networks} networks were measured by an earlier probe on this machine; --fresh measures anew"
-        )
+        say_once(f"{store.read} of {networks} networks were measured by an earlier probe here; --fresh measures anew")
     if networks < FEWEST:
         raise UserError(f"a probe stopped after {networks} networks, of {FEWEST} at least: give it more seconds")
     return fitted(network, samples, timer.milliseconds(reference), networks)
