@@ -169,7 +169,7 @@ def _refined(search: Choices, timer: Timer, reference: Callable[[], object]) -> 
             Candidate(widths, search.kept(widths), search.fitted(widths), search.predicted(widths), took.value)
         )
         loads[search.scale] = load
-        if 1 - NEAR - AGREE / 2 <= load <= 1 or search.soft or not search.timed:
+        if 1 - NEAR <= load <= 1 or search.soft or not search.timed:
             return tried[-1], tried
         search.scale = _between(loads)
     fitting = [each for each in tried if each.measured <= search.room(each.widths)]
