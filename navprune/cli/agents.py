@@ -106,6 +106,10 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
 
     source = Source.parse(options.source)
     if options.format == "habitat-baselines":
+        if options.out.suffix in (".onnx", ".xml", ".pt2"):
+            raise UserError(
+                f"{options.out} is no name for habitat-baselines' weights; give --format onnx, openvino or torch"
+            )
         if options.int8 or options.calibration_steps or options.config or options.settings:
             raise UserError("habitat-baselines' files hold weights alone: leave out --int8, --config and settings")
         policy = export_for_habitat_baselines(source, options.out, options.json)

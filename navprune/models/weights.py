@@ -109,7 +109,7 @@ def _check_dense(spec: PolicySpec) -> None:
     encoder = spec.encoder
     if encoder.family == "blind":
         return
-    refusal = "habitat-baselines cannot build this network, only a dense one (--format onnx takes any)"
+    refusal = "habitat-baselines cannot build this network, only a dense one"
     name = _resnet_name(encoder.block, encoder.blocks)
     if name is None:
         raise UserError(f"{refusal}: {encoder.family} {encoder.block} {encoder.blocks} is none of {', '.join(RESNETS)}")

@@ -17,7 +17,7 @@ from navprune.models.widths import widths, with_widths
 from navprune.pruning.config import GateConfig, PruningConfig
 from navprune.pruning.groups import is_inner, units
 from navprune.pruning.losses import EXPERT, Imitation, classification_loss, labelled_batches
-from navprune.pruning.methods import GATES, METHODS, TORCH_PRUNING
+from navprune.pruning.methods import GATES, METHODS, PROBE, TORCH_PRUNING
 from navprune.pruning.methods.gates import expanded
 from navprune.pruning.methods.scores import SCORES
 from navprune.pruning.prune import prune, weights_hash
@@ -61,7 +61,7 @@ def loss_for(method, spec):
     return Imitation(build(spec, 0), torch.Generator().manual_seed(0)) if method == "taylor" else None
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != TORCH_PRUNING])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in (TORCH_PRUNING, PROBE)])
 def test_every_method_reaches_both_reductions_of_table_1(method):
     spec = encoder_spec("resnet50", (1, 64, 64))
     result = pruned(spec, method, PUBLISHED, batches=batches(64, 1), loss=loss_for(method, spec))
@@ -240,7 +240,7 @@ def test_the_report_is_json():
 @pytest.mark.parametrize(
     ("method", "budget", "complaint"),
     [
-        ("magnitudes", {"macs": 0.5}, "pruning.method is magnitudes; known are null, gates, l1"),
+        ("magnitudes", {"macs": 0.5}, "pruning.method is magnitudes; known are null, gates, probe, l1"),
         ("random", {"macs": 1.5}, "macs=1.5 is not a share"),
         ("random", {}, "budget is empty"),
         ("random", {"milliseconds": 0.5}, "unknown measure 'milliseconds'"),
