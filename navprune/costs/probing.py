@@ -201,9 +201,7 @@ def _width(channels: Widths, name: str | None) -> int:
 
 def kind(layer: LayerCost, channels: Widths) -> tuple[int, ...]:
     """What layers have in common that take the same time at the same widths."""
-    inputs, outputs = (
-        each * _width(channels, name) for each, name in ((layer.inputs, layer.source), (layer.outputs, layer.target))
-    )
+    outputs, inputs = layer.filters(channels)
     return layer.taps, layer.positions, inputs, outputs
 
 
@@ -328,10 +326,7 @@ def _terms(network: Network, sample: Sample) -> dict[tuple[Any, ...], float]:
         for term in "abc":
             found.setdefault((*kind(layer, network.channels), term), 0.0)
     for layer in network.present(sample.widths, sample.part):
-        inputs, outputs = (
-            each * _width(channels, name)
-            for each, name in ((layer.inputs, layer.source), (layer.outputs, layer.target))
-        )
+        outputs, inputs = layer.filters(channels)
         key = kind(layer, network.channels)
         found[(*key, "a")] += 1.0
         found[(*key, "b")] += layer.taps * inputs * outputs * layer.positions

@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,12 +163,10 @@ def _refined(search: Choices, timer: Timer, reference: Callable[[], object]) -> 
         took = timer.ratio(timer.prepared(small, network.example), reference)
         load = took.value / search.room(widths)
         if 1 - NEAR <= load <= 1 or search.soft or not search.timed:
-            again = _anew(search, timer, widths)
-            check_quiet(lambda again=again: again, took.value)  # type: ignore[misc]
-            took, load = again, again.value / search.room(widths)
-        tried.append(
-            Candidate(widths, search.kept(widths), search.fitted(widths), search.predicted(widths), took.value)
-        )
+            took = check_quiet(partial(_anew, search, timer, widths), took.value)
+            load = took.value / search.room(widths)
+        said = search.fitted(widths), search.predicted(widths)
+        tried.append(Candidate(widths, search.kept(widths), *said, took.value))
         loads[search.scale] = load
         if 1 - NEAR <= load <= 1 or search.soft or not search.timed:
             return tried[-1], tried
