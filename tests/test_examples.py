@@ -180,6 +180,7 @@ def test_the_ros_node_drives_to_a_goal(ros2_node, exported):
     node = ros2_node.PointNav(exported)
     room = sys.modules["robot"].Room(read_exported(exported).contract, (3.0, 1.0))
     node.on_info(SimpleNamespace(height=128, width=160, k=[64.0]))
+    node.policy.chance = np.random.default_rng(0)
     node.on_goal(SimpleNamespace(pose=pose(3.0, 1.0, 0.0)))
     for _ in range(6000):
         depth = np.zeros((128, 160), np.uint16)  # millimetres; a square in its middle is what the policy sees
