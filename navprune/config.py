@@ -15,8 +15,10 @@ import yaml
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
+from navprune.images.config import ImagesConfig
 from navprune.pruning.config import PruningScheduleConfig, parse_shares
 from navprune.rl.ppo import PPOConfig
+from navprune.rl.supervised import SupervisedConfig
 from navprune.rl.trainer import TrainerConfig
 from navprune.rl.warm_start import WarmStartConfig
 from navprune.tasks.config import TaskConfig
@@ -27,7 +29,7 @@ FOLDER = next(
 )
 """Of the recipes: inside the package where that is installed, beside it in a checkout."""
 PATHS = (
-    "run", "init", "data.folder", "pruning.rewind", "pruning.teacher", "pruning.evidence.teacher",
+    "run", "init", "data.folder", "images.source", "pruning.rewind", "pruning.teacher", "pruning.evidence.teacher",
     "pruning.evidence.images",
 )  # fmt: skip
 """Settings in which a leading ~ stands for the user's home."""
@@ -92,8 +94,21 @@ class AgentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The classifier, where it is not taken from `init`; inputs and classes are those of the images."""
+
+    family: str = "cifar_resnet56"
+    """One of the classifiers that `navprune cost --help` lists."""
+    width: float = bounded(1.0, TINY, 8)
+    """Times which every layer is as wide as published; above 0."""
+
+    def __post_init__(self) -> None:
+        check_fields("classifier", self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that a training run needs to know."""
+    """Everything that a training run needs to know: of an agent or, where there are `images`, of a classifier."""
 
     run: str = "runs/pointnav"
     """Folder of the run; an existing one is resumed."""
@@ -119,8 +134,14 @@ class Config:
     """Imitation of the shortest path before PPO; null for PPO alone."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO."""
+    images: ImagesConfig | None = None
+    """Labelled images that a classifier learns; null where an agent learns to navigate."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """The classifier's network."""
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    """How a classifier learns."""
     pruning: PruningScheduleConfig | None = None
-    """What `navprune prune` cuts, or what is cut while PPO trains and from what teacher it learns; null for nothing."""
+    """What `navprune prune` cuts, or what is cut in training and from what teacher it learns; null for nothing."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Frames, seeds, checkpoints, logging."""
 
@@ -128,6 +149,8 @@ class Config:
         check_fields("", self)
         if empty := [key for key, folder in (("run", self.run), ("data.folder", self.data.folder)) if not folder]:
             raise UserError(f"{empty[0]} is empty; name a folder")
+        if self.images and self.trainer.total_frames != TrainerConfig.total_frames:
+            raise UserError("trainer.total_frames is for agents; a classifier trains for supervised.epochs")
         if self.simulator == "habitat_sim":
             object.__setattr__(self, "env", "habitat")
         if self.task.alpha_masks and self.env == "habitat":

@@ -125,6 +125,13 @@ class Source:
             raise UserError(f"{self.text} is no policy but a {network.spec.family} alone; give an agent's network")
         return network
 
+    def classifier(self, config: Config | None = None, seed: int = 0) -> Classifier:
+        """As `load`; raises UserError for anything but a classifier."""
+        network = self.load(config, seed)
+        if not isinstance(network, Classifier):
+            raise UserError(f"{self.text} is no classifier; give one of {', '.join(CLASSIFIERS)} or a run of one")
+        return network
+
     def config(self, recipe: str | None = None, overrides: Sequence[str] = ()) -> Config:
         """The configuration that goes with it: the named recipe, else its own, else the default.
 

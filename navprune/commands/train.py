@@ -1,40 +1,46 @@
 """`navprune train`: a training run as configured."""
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+from navprune.commands.classification import check_fits, classifier_of, training_images
 from navprune.commands.environments import check_sees, training_env
 from navprune.commands.prune import with_costs, write_pruning
 from navprune.config import Config, to_yaml
 from navprune.errors import UserError
+from navprune.images.splits import Images
 from navprune.machine import cores
-from navprune.models.build import build
+from navprune.models.build import Spec, build
+from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import PolicySpec
 from navprune.pruning.gradual import TAYLOR, GradualPruning
-from navprune.pruning.recover import Distillation, rewound_checkpoint
+from navprune.pruning.recover import Distillation, LogitDistillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
-from navprune.rl.checkpoints import read_spec
+from navprune.rl.checkpoints import read_any_spec
 from navprune.rl.group import Group
-from navprune.rl.phases import phases_of
+from navprune.rl.phases import phases_of, supervised_phase
+from navprune.rl.supervised import Reader
 from navprune.rl.trainer import TrainerConfig, TrainingResult, gpu_count, train
 from navprune.rl.workers import handed_over, workers
 from navprune.source import FOLDER, Source, agent_spec
 
+Network = PointNavPolicy | Classifier
 
-def initial_policy(config: Config) -> PointNavPolicy:
-    """The policy that a training run begins with."""
+
+def initial_network(config: Config, dense: Spec | None = None) -> Network:
+    """The network that a training run begins with; `dense` is what is built where nothing is taken from `init`."""
     pruning, seed = config.pruning, config.trainer.seed
     init = None if config.init is None else Source.parse(config.init)
     if pruning and pruning.rewind and pruning.budget is None:
         if init is None or init.kind != FOLDER:
             raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
         return rewound_checkpoint(init.folder, pruning.rewind)
-    given = init and init.policy(config, seed)
+    given = init and (init.load(config, seed) if config.images else init.policy(config, seed))
     if given and config.init_weights:
-        return given
-    return build(given.spec if given else agent_spec(config), seed)  # type: ignore[return-value]
+        return given  # type: ignore[return-value]
+    return build(given.spec if given else dense or agent_spec(config), seed)  # type: ignore[return-value]
 
 
 def run_training(config: Config) -> TrainingResult:
@@ -42,11 +48,17 @@ def run_training(config: Config) -> TrainingResult:
 
     Begins further workers, or is one itself where torchrun began it; the result is then that of the whole run.
     """
-    policy = initial_policy(config)
+    if config.images:
+        images = training_images(config)
+        title = config.init or config.classifier.family
+        classifier = check_fits(initial_network(config, classifier_of(config, images[0])), images[0], title)
+        with _workers(config) as group:
+            return _train_classifier(config, classifier, images, group)
+    policy = initial_network(config)
+    assert isinstance(policy, PointNavPolicy)
     check_sees(policy.spec.encoder, config)
-    count = worker_count(config)
-    with workers(count, config.trainer.timeout, "navprune.commands.train:work", config) as group:
-        return _train(config, policy, group)
+    with _workers(config) as group:
+        return _train_agent(config, policy, group)
 
 
 def work() -> None:
@@ -56,7 +68,7 @@ def work() -> None:
 
 def worker_count(config: Config) -> int:
     """How many workers `trainer.workers` asks for, or torchrun began; UserError where they cannot share the work."""
-    begun, parts, fits = int(os.environ.get("WORLD_SIZE", 0)), config.ppo.minibatches, fitting(config)
+    begun, fits = int(os.environ.get("WORLD_SIZE", 0)), fitting(config)
     asked = begun or config.trainer.workers
     gpus = gpu_count(config.trainer.device)
     if not asked:
@@ -65,60 +77,105 @@ def worker_count(config: Config) -> int:
         return max(count for count in fits if count <= there)
     what = f"torchrun began {begun} workers" if begun else f"trainer.workers is {asked}"
     if asked not in fits:
-        batch = f" and {config.warm_start.batch} sequences (warm_start.batch)" if config.warm_start else ""
-        more = f" and of {asked} sequences" if config.warm_start and config.warm_start.batch % asked else ""
-        raise UserError(
-            f"{what}, which cannot share out {config.environments} environments in {parts} mini-batches{batch}; "
-            f"use {' or '.join(map(str, fits))}, or a multiple of {asked * parts} environments{more}"
-        )
+        raise UserError(f"{what}, which cannot share out {_shared(config, asked)}")
     if gpus and (here := int(os.environ.get("LOCAL_WORLD_SIZE", asked))) > gpus:
         raise UserError(f"{what}, and {here} on this machine have {gpus} of its GPUs; begin {gpus} here, one for each")
     return asked
 
 
 def fitting(config: Config) -> list[int]:
-    """The numbers of workers that can share the environments, mini-batches and sequences of a configuration."""
+    """The numbers of workers that can share the batches, or the environments, mini-batches and sequences."""
+    if config.images:
+        return [count for count in range(1, config.supervised.batch + 1) if config.supervised.batch % count == 0]
     parts, batch = config.ppo.minibatches, config.warm_start.batch if config.warm_start else 0
     counts = range(2, config.environments + 1)
     return [1, *(count for count in counts if config.environments % (count * parts) == 0 and batch % count == 0)]
 
 
-def _train(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResult:
-    cuts, lessons = gradual_pruning(config, policy), distillation(config, policy.spec)
-    callbacks: list[Callback] = [callback for callback in (cuts, lessons) if callback]
-    # What is written down is for going on, or for other runs: it must not move this one aside.
-    pruning = config.pruning and replace(config.pruning, method=config.pruning.method or TAYLOR)
-    written = to_yaml(replace(config, pruning=pruning, trainer=replace(config.trainer, start=TrainerConfig.start)))
-    phases = phases_of(config.ppo, config.warm_start, callbacks)
+def _shared(config: Config, asked: int) -> str:
+    """What `asked` workers cannot share out, and what to do."""
+    fits = " or ".join(map(str, fitting(config)))
+    if config.images:
+        return f"batches of {config.supervised.batch} images (supervised.batch); use {fits} workers"
+    parts, warm_start = config.ppo.minibatches, config.warm_start
+    batch = f" and {warm_start.batch} sequences (warm_start.batch)" if warm_start else ""
+    more = f" and of {asked} sequences" if warm_start and warm_start.batch % asked else ""
+    return (
+        f"{config.environments} environments in {parts} mini-batches{batch}; "
+        f"use {fits}, or a multiple of {asked * parts} environments{more}"
+    )
+
+
+def _workers(config: Config) -> AbstractContextManager[Group]:
+    return workers(worker_count(config), config.trainer.timeout, "navprune.commands.train:work", config)
+
+
+def _train_agent(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResult:
+    begin = min(config.warm_start.frames, config.trainer.total_frames) if config.warm_start else 0
+    frames, update = (begin, config.trainer.total_frames), config.ppo.steps * config.environments
+    cuts = gradual_pruning(config, policy, frames, update)
+    phases = phases_of(config.ppo, config.warm_start, _callbacks(cuts, distillation(config, policy)))
     alone = config.env == "habitat" and group.on_machine == 1
     threads = config.trainer.threads or (cores() if alone else 1)
     env = training_env(config, group)
     try:
         trainer = replace(config.trainer, threads=threads)
-        result = train(policy, env, trainer, phases, Path(config.run), written, group)
+        result = train(policy, env, trainer, phases, Path(config.run), _written(config), group)
     finally:
         env.close()
-    if cuts and group.leads:
-        write_pruning(result.latest, with_costs(cuts.to_json(), cuts.dense, read_spec(result.latest)))
+    _tell_cuts(cuts, result, group)
     return result
 
 
-def gradual_pruning(config: Config, policy: PointNavPolicy) -> GradualPruning | None:
-    """What cuts `policy`, the one that the run begins with, while it trains; None where nothing does."""
-    pruning, trainer = config.pruning, config.trainer
+def _train_classifier(
+    config: Config, classifier: Classifier, images: tuple[Images, Images | None], group: Group
+) -> TrainingResult:
+    own, total = config.supervised, config.supervised.frames(len(images[0]))
+    cuts = gradual_pruning(config, classifier, (0, total), own.steps * own.batch)
+    phases = supervised_phase(own, _callbacks(cuts, distillation(config, classifier)))
+    # Each pass over the images that are held out says what the network is worth by itself.
+    trainer = replace(config.trainer, total_frames=total, window=1)
+    result = train(classifier, images, trainer, phases, Path(config.run), _written(config), group, Reader)
+    _tell_cuts(cuts, result, group)
+    return result
+
+
+def _callbacks(*wanted: Callback | None) -> list[Callback]:
+    return [callback for callback in wanted if callback]
+
+
+def _written(config: Config) -> str:
+    """The configuration as it is kept: for going on, or for other runs, so that it must not move this one aside."""
+    pruning = config.pruning and replace(config.pruning, method=config.pruning.method or TAYLOR)
+    return to_yaml(replace(config, pruning=pruning, trainer=replace(config.trainer, start=TrainerConfig.start)))
+
+
+def _tell_cuts(cuts: GradualPruning | None, result: TrainingResult, group: Group) -> None:
+    """Write what was cut beside the network that is left."""
+    if cuts and group.leads:
+        write_pruning(result.latest, with_costs(cuts.to_json(), cuts.dense, read_any_spec(result.latest)))
+
+
+def gradual_pruning(config: Config, network: Network, frames: tuple[int, int], update: int) -> GradualPruning | None:
+    """What cuts `network`, the one that the run begins with, from the first of `frames` to the second.
+
+    An `update` takes so many. None where nothing cuts.
+    """
+    pruning, seed = config.pruning, config.trainer.seed
     if pruning is None or pruning.budget is None:
         return None
-    early = Source.parse(pruning.rewind).policy(config) if pruning.rewind else None
-    begin = min(config.warm_start.frames, trainer.total_frames) if config.warm_start else 0
-    frames, update = (begin, trainer.total_frames), config.ppo.steps * config.environments
-    return GradualPruning(pruning, policy, frames=frames, update=update, seed=trainer.seed, early=early)
+    early = Source.parse(pruning.rewind).load(config) if pruning.rewind else None
+    return GradualPruning(pruning, network, frames=frames, update=update, seed=seed, early=early)  # type: ignore[arg-type]
 
 
-def distillation(config: Config, student: PolicySpec) -> Distillation | None:
-    """The distillation from `pruning.teacher` for a network of spec `student`; None where there is no teacher."""
+def distillation(config: Config, student: Network) -> Callback | None:
+    """The distillation from `pruning.teacher` for the network that the run begins with; None without a teacher."""
     pruning = config.pruning
     if pruning is None or pruning.teacher is None:
         return None
-    teacher = Source.parse(pruning.teacher).policy(config)
+    source = Source.parse(pruning.teacher)
+    if isinstance(student, Classifier):
+        return LogitDistillation(source.classifier(), student.spec, weight=pruning.teach_policy)
+    teacher = source.policy(config)
     check_sees(teacher.spec.encoder, config)
-    return Distillation(teacher, student, policy=pruning.teach_policy, features=pruning.teach_features)
+    return Distillation(teacher, student.spec, policy=pruning.teach_policy, features=pruning.teach_features)

@@ -1,4 +1,4 @@
-"""Pruning while PPO trains: cuts on a schedule, each one real, with the optimiser's state cut along.
+"""Pruning while a network trains: cuts on a schedule, each one real, with the optimiser's state cut along.
 
 At cut i of k the budget is, with the final share r of the dense network,
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
+from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.config import GROWING, LASSOS, MEASURES, Budget, PruningScheduleConfig, budget_of
 from navprune.pruning.groups import Keep, spread, units
@@ -31,9 +32,10 @@ from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.search import BudgetUnmet, search, shortfall
+from navprune.pruning.slim import encoder_of
 from navprune.pruning.structure import Structure, structure_of
 from navprune.rl.callbacks import Callback, Replacement
-from navprune.rl.ppo import PPO
+from navprune.rl.learner import GradientLearner
 
 TAYLOR = "taylor"
 LOOSER = (0.03, 0.1, 1.0)
@@ -48,22 +50,22 @@ def share_after(cut: int, cuts: int, final: float, schedule: str) -> float:
 
 
 class GradualPruning(Callback):
-    """Cuts PPO's network on a schedule; what is left of it is an ordinary smaller network at any time."""
+    """Cuts the network that learns on a schedule; what is left of it is an ordinary smaller network at any time."""
 
     name = "pruning"
 
     def __init__(
         self,
         config: PruningScheduleConfig,
-        dense: PointNavPolicy,
+        dense: PointNavPolicy | Classifier,
         *,
         frames: tuple[int, int],
         update: int,
         seed: int = 0,
-        early: PointNavPolicy | None = None,
+        early: PointNavPolicy | Classifier | None = None,
     ) -> None:
-        """`dense` is the network that the run begins with, to which the budget refers; `frames` are those at which PPO
-        begins and ends, `update` those of one update; `early` is what weights are rewound to.
+        """`dense` is the network that the run begins with, to which the budget refers; `frames` are those at which
+        its phase begins and ends, `update` those of one update; `early` is what weights are rewound to.
 
         Raises UserError without a budget, for one that cannot be met, and for what no cut while training can do.
         """
@@ -75,7 +77,7 @@ class GradualPruning(Callback):
         self.config, self.seed, self.early = config, seed, early
         self.structure = structure_of(dense)
         """That of the network that the run begins with."""
-        self.dense = dense.spec.encoder
+        self.dense = encoder_of(dense.spec)
         self.budget = budget_of(config)
         first, last = frames
         self.strength = config.strength or (3.0 if config.penalty == GROWING else 0.01)
@@ -96,7 +98,7 @@ class GradualPruning(Callback):
         if self.interval < update:
             between = int((self.end - self.begin) / update)
             remedy = f"pruning.begin and pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
-            raise UserError(f"pruning.cuts is {config.cuts}, but PPO makes {between} updates between {remedy}")
+            raise UserError(f"pruning.cuts is {config.cuts}, but training makes {between} updates between {remedy}")
         alike = {name: torch.ones(len(kept)) for name, kept in self.kept.items()}
         self._search(self.structure, alike, self.budget, 1.0)
         if self.early is not None and self.early.spec != dense.spec:
@@ -107,59 +109,56 @@ class GradualPruning(Callback):
         # Rounding must not put off the last cut, at which the run may end.
         return min(max(math.floor((frames - self.begin) / self.interval + 1e-6), 0), self.config.cuts)
 
-    def attach(self, ppo: PPO) -> None:
+    def attach(self, learner: GradientLearner) -> None:
         """Act behind each step of the optimiser, where a penalty is asked for."""
-        structure = structure_of(ppo.policy)
+        structure = structure_of(learner.network)
 
         def step(optimiser: torch.optim.Optimizer, *_: Any) -> None:
             active = self.begin <= self.frames and self.made < self.config.cuts
-            if not active or ppo.updates < ppo.config.critic_updates:
+            if not active or learner.partial:
                 return
             if over := LASSOS.get(self.config.penalty or ""):
-                proximal_step(ppo.policy, structure.groups, optimiser.param_groups[0]["lr"] * self.strength, over)
+                proximal_step(learner.network, structure.groups, optimiser.param_groups[0]["lr"] * self.strength, over)
             elif self.doomed:
-                fade(structure, self.doomed, self._faded(ppo))
+                fade(structure, self.doomed, self._faded(learner))
 
         if self.config.penalty:
-            ppo.optimiser.register_step_post_hook(step)
+            learner.optimiser.register_step_post_hook(step)
 
-    def _faded(self, ppo: PPO) -> float:
+    def _faded(self, learner: GradientLearner) -> float:
         """What one step leaves of a unit to be cut: exp(-strength) over the interval, the rate growing linearly."""
-        ends = self.frames, self.frames + ppo.frames_per_update
+        ends = self.frames, self.frames + learner.frames_per_update
         # From 0 at the latest cut to 1 at the next.
         before, after = (min(max((end - self.begin) / self.interval - self.made, 0.0), 1.0) for end in ends)
-        steps = ppo.config.epochs * ppo.config.minibatches
-        return math.exp(-self.strength * (after**2 - before**2) / steps)
+        return math.exp(-self.strength * (after**2 - before**2) / learner.steps_per_update)
 
-    def on_update(self, ppo: PPO, frames: int) -> Replacement | None:
+    def on_update(self, learner: GradientLearner, frames: int) -> Replacement | None:
         """Make the cut whose time has come, if any, and choose what goes next."""
         self.frames = frames
-        policy, replacement, due = ppo.policy, None, self.due(frames)
+        network, replacement, due = learner.network, None, self.due(frames)
         if due > self.made:
-            structure = structure_of(policy)
+            structure = structure_of(network)
             ready = self.doomed if due == self.made + 1 else {}
-            keep = {name: ~goes for name, goes in ready.items()} or self._choose(ppo, structure, due)
-            replacement = self._cut(ppo, structure, keep)
-            policy, self.made, self.doomed = replacement.policy, due, {}
+            keep = {name: ~goes for name, goes in ready.items()} or self._choose(learner, structure, due)
+            replacement = self._cut(learner, structure, keep)
+            network, self.made, self.doomed = replacement.network, due, {}
             if due == self.config.cuts and (line := shortfall(self.budget, self.history[-1], self.config.tolerance)):
-                ppo.actor.group.say(line)
+                learner.trainee.group.say(line)
         waits = self.begin <= frames and self.made < self.config.cuts and not self.doomed
         if self.config.penalty == GROWING and waits:
-            keep = self._choose(ppo, structure_of(policy), self.made + 1)
+            keep = self._choose(learner, structure_of(network), self.made + 1)
             self.doomed = {name: ~kept for name, kept in keep.items()}
         return replacement
 
-    def _choose(self, ppo: PPO, structure: Structure, cut: int) -> Keep:
-        """The units of PPO's network, or of the one that takes its place, to keep at a cut.
+    def _choose(self, learner: GradientLearner, structure: Structure, cut: int) -> Keep:
+        """The units of the network that learns, or of the one that takes its place, to keep at a cut.
 
-        They are scored on the latest rollout by PPO's own loss."""
-        actor = ppo.actor
-        rows = torch.arange(actor.env.num_envs, device=actor.device)
-        generator, batches = torch.Generator().manual_seed(self.seed + cut), rows.tensor_split(ppo.config.minibatches)
-        evidence = Evidence(generator, batches, lambda model, batch: ppo.loss(cast(PointNavPolicy, model), batch).total)
+        They are scored on what was learnt from latest, by the learner's own loss."""
+        group, generator = learner.trainee.group, torch.Generator().manual_seed(self.seed + cut)
+        evidence = Evidence(generator, learner.recent(), learner.loss_of)
         with torch.compiler.set_stance("force_eager"):  # compiled code would not call the hooks that scores need
             own = SCORES[self.method](structure, evidence)
-        scores = {name: actor.group.sum(score) / actor.group.size for name, score in own.items()}
+        scores = {name: group.sum(score) / group.size for name, score in own.items()}
         config = self.config
         budget = {name: share_after(cut, config.cuts, final, config.schedule) for name, final in self.budget.items()}
         tolerances = config.tolerance, *(looser for looser in LOOSER if looser > config.tolerance)
@@ -167,7 +166,7 @@ class GradualPruning(Callback):
             try:
                 return self._search(structure, scores, budget, self.tolerance)
             except BudgetUnmet as error:
-                actor.group.say(f"cut {cut} of {config.cuts} may miss by {looser:.0%}: {error}")
+                group.say(f"cut {cut} of {config.cuts} may miss by {looser:.0%}: {error}")
         self.tolerance = tolerances[-1]
         return self._search(structure, scores, budget, self.tolerance)
 
@@ -175,17 +174,17 @@ class GradualPruning(Callback):
         config = replace(self.config, tolerance=tolerance)
         return search(structure.groups, scores, self.structure.shares, budget, config, dense=self.structure.widths)
 
-    def _cut(self, ppo: PPO, structure: Structure, keep: Keep) -> Replacement:
+    def _cut(self, learner: GradientLearner, structure: Structure, keep: Keep) -> Replacement:
         for name, kept in keep.items():
             left = self.kept[name].nonzero().flatten()
             self.kept[name] = torch.zeros_like(self.kept[name]).index_fill(0, left[kept], True)
         if self.early is None:
-            small, optimiser = structure.slim(keep), structure.slim_optimiser(ppo.optimiser, keep)
+            small, optimiser = structure.slim(keep), structure.slim_optimiser(learner.optimiser, keep)
         else:
-            small, optimiser = rewound(self.kept, self.early).to(ppo.actor.device), None
+            small, optimiser = rewound(self.kept, self.early).to(learner.trainee.device), None
         shares = self.structure.shares(self.structure.widths_of(self.kept))
         self.history.append({"frames": self.frames, **shares, "tolerance": self.tolerance})
-        return Replacement(cast(PointNavPolicy, small), optimiser, restart=self.config.rewind_lr)
+        return Replacement(cast("PointNavPolicy | Classifier", small), optimiser, restart=self.config.rewind_lr)
 
     def scalars(self) -> dict[str, float]:
         """Shares of the dense network that are left."""

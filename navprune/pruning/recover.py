@@ -13,20 +13,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from navprune.errors import UserError
+from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy, PolicyOutput
 from navprune.models.spec import EncoderSpec, PolicySpec
 from navprune.pruning.structure import structure_of
 from navprune.rl.callbacks import Callback
-from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_policy, read_spec
+from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_network, read_any_spec
 from navprune.rl.group import ENVIRONMENTS, Group
+from navprune.rl.learner import GradientLearner
 from navprune.rl.ppo import PPO
+
+Network = TypeVar("Network", PointNavPolicy, Classifier)
 
 
 class Distillation(Callback):
@@ -69,8 +73,9 @@ class Distillation(Callback):
         self.answered: Tensor | None = None
         self.group = Group()
 
-    def attach(self, ppo: PPO) -> None:
+    def attach(self, learner: GradientLearner) -> None:
         """Listen to the student's features."""
+        ppo = cast(PPO, learner)
         device, count, self.group = ppo.actor.device, ppo.actor.env.num_envs, ppo.actor.group
         self.teacher.to(device)
         self.weights = self.weights.to(device)
@@ -83,8 +88,9 @@ class Distillation(Callback):
         self.answered = output
 
     @torch.no_grad()
-    def on_rollout(self, ppo: PPO) -> None:
+    def on_rollout(self, learner: GradientLearner) -> None:
         """Let the teacher answer the whole rollout, some environments at a time, and remember where it ends."""
+        ppo = cast(PPO, learner)
         rollout = ppo.rollout
         assert self.state is not None and self.seen is not None
         logits, features, states = [], [], []
@@ -103,13 +109,13 @@ class Distillation(Callback):
         self.seen = self.known[-1]
         self.sums = torch.zeros(3)
 
-    def loss(self, rows: Tensor, output: PolicyOutput) -> Tensor:
+    def loss(self, batch: Tensor, output: PolicyOutput) -> Tensor:
         """Both terms, weighted, this worker's part: means over the steps [T, B] whose episode the teacher saw begin."""
         assert self.answered is not None
-        known = self.known[:, rows]
+        known = self.known[:, batch]
         answered, self.answered = self.answered.unflatten(0, known.shape).float(), None
-        policy = policy_divergence(self.logits[:, rows], output.logits.float())
-        features = (answered - self.features[:, rows]).square().mean(-1)
+        policy = policy_divergence(self.logits[:, batch], output.logits.float())
+        features = (answered - self.features[:, batch]).square().mean(-1)
         count = self.group.sum(known.sum()).clamp_min(1)
         terms = torch.stack([policy[known].sum(), features[known].sum()]) / count
         self.sums += torch.cat([terms.detach().cpu(), torch.ones(1)])
@@ -130,28 +136,63 @@ class Distillation(Callback):
             self.state, self.seen = (own[name].to(self.weights.device) for name in ("state", "seen"))
 
 
+class LogitDistillation(Callback):
+    """Teaches a classifier what a frozen teacher answers to the same views (Hinton et al., 2015, at temperature 1)."""
+
+    name = "distillation"
+
+    def __init__(self, teacher: Classifier, student: ClassifierSpec, *, weight: float) -> None:
+        """Raises UserError where student and teacher see other images or know other classes."""
+        theirs, own = teacher.spec, student
+        if (theirs.input, theirs.classes) != (own.input, own.classes):
+            told = (f"{spec.classes} classes of images {list(spec.input)}" for spec in (theirs, own))
+            raise UserError("the teacher knows {} and the network {}; give a teacher of the same data".format(*told))
+        self.teacher, self.weight = teacher.eval().requires_grad_(False), weight
+        self.group = Group()
+        self.sums = [0.0, 0]
+
+    def attach(self, learner: GradientLearner) -> None:
+        """Be where the student is."""
+        self.group = learner.trainee.group
+        self.teacher.to(learner.trainee.device)
+
+    def loss(self, batch: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+        """The divergence from the teacher's classes, weighted: this worker's part of the mean over the batch."""
+        with torch.no_grad():
+            wanted = self.teacher(batch[0]).float()
+        divergence = policy_divergence(wanted, output).mean() / self.group.size
+        self.sums = [self.sums[0] + divergence.item(), self.sums[1] + 1]
+        return self.weight * divergence
+
+    def scalars(self) -> dict[str, float]:
+        """The divergence, unweighted, over the latest update."""
+        total, steps = self.sums
+        self.sums = [0.0, 0]
+        return {"distillation/classes": self.group.sum(torch.tensor([total]))[0].item() / max(steps, 1)}
+
+
 def policy_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(teacher || student) [...] of the distributions given by logits [..., A], in nats."""
     wanted, found = teacher.log_softmax(-1), student.log_softmax(-1)
     return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
 
 
-def rewound(keep: Mapping[str, Tensor], early: PointNavPolicy) -> PointNavPolicy:
+def rewound(keep: Mapping[str, Tensor], early: Network) -> Network:
     """The weights that stay, as they were in an early checkpoint of the dense run (Frankle et al., ICML 2020).
 
     `keep` is {group name: bool [units]} of the dense network. Raises UserError where it does not fit `early`.
     """
-    return cast(PointNavPolicy, structure_of(early).slim(keep))
+    return cast(Network, structure_of(early).slim(keep))
 
 
-def rewound_checkpoint(pruned: Path, early: Path | str) -> PointNavPolicy:
+def rewound_checkpoint(pruned: Path, early: Path | str) -> PointNavPolicy | Classifier:
     """The pruned network of a checkpoint folder with its weights as they were in `early`, the dense run's.
 
     Raises UserError where the folder has no pruning.json, or that is of another network.
     """
     keep = kept_units(pruned)
-    small = rewound(keep, load_policy(early).policy)
-    if small.spec != read_spec(pruned):
+    small = rewound(keep, load_network(early))
+    if small.spec != read_any_spec(pruned):
         raise UserError(f"{early} is not of the network that {pruned} was pruned from; give one of its checkpoints")
     return small
 

@@ -1,4 +1,4 @@
-"""What may go along with PPO: add to its loss, act on its steps, and replace its network between updates."""
+"""What may go along with a learner: add to its loss, act on its steps, and replace its network between updates."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from navprune.models.policy import PointNavPolicy, PolicyOutput
-    from navprune.rl.ppo import PPO
+    from navprune.models.classifiers import Classifier
+    from navprune.models.policy import PointNavPolicy
+    from navprune.rl.learner import GradientLearner
 
 
 class Replacement(NamedTuple):
-    """A network to go on with, of the same recurrent state and actions as the one before.
+    """A network to go on with, of the same answers and recurrent state as the one before.
 
-    `optimiser` is Adam's state for it, None for a fresh one. With `restart` the schedules of learning rate and clip
-    begin anew.
+    `optimiser` is the optimiser's state for it, None for a fresh one. With `restart` the schedules of learning rate and
+    clip begin anew.
     """
 
-    policy: PointNavPolicy
+    network: PointNavPolicy | Classifier
     optimiser: dict[str, Any] | None = None
     restart: bool = False
 
@@ -33,20 +34,21 @@ class Callback:
     name: str
     """Under which its state is kept in a checkpoint."""
 
-    def attach(self, ppo: PPO) -> None:
-        """Meet a network and its optimiser: when PPO begins, and after each replacement."""
+    def attach(self, learner: GradientLearner) -> None:
+        """Meet a network and its optimiser: when learning begins, and after each replacement."""
 
-    def on_rollout(self, ppo: PPO) -> None:
-        """See what was collected, before anything is learnt from it."""
+    def on_rollout(self, learner: GradientLearner) -> None:
+        """See what an agent collected, before anything is learnt from it."""
 
-    def loss(self, rows: Tensor, output: PolicyOutput) -> Tensor | float:
-        """Return what to add to the loss of a mini-batch: the environments `rows`, answered by `output` [T, B].
+    def loss(self, batch: Any, output: Any) -> Tensor | float:
+        """Return what to add to the loss of a batch that the network answered by `output`.
 
-        Of several workers it is each one's part, of which the sum over them is the loss.
+        Of PPO these are the indices [B] of environments and `PolicyOutput` [T, B], of classification (images, labels)
+        and logits. Of several workers it is each one's part, of which the sum over them is the loss.
         """
         return 0.0
 
-    def on_update(self, ppo: PPO, frames: int) -> Replacement | None:
+    def on_update(self, learner: GradientLearner, frames: int) -> Replacement | None:
         """Act between two updates, `frames` into the run; what is returned takes the network's place."""
         return None
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from navprune.rl.callbacks import Callback
 from navprune.rl.learner import Learner
 from navprune.rl.ppo import PPO, PPOConfig
-from navprune.rl.rollouts import Actor
+from navprune.rl.supervised import Reader, Supervised, SupervisedConfig
 from navprune.rl.warm_start import WarmStart, WarmStartConfig
 
 
 class Phase(NamedTuple):
     """A part of a run.
 
-    `begin` makes what learns, which may keep files in a folder of the phase's name in the run's. `frames` are those of
+    `begin` makes what learns of a trainee, which may keep files in a folder of the phase's name in the run's. `frames` are those of
     all workers; None is the rest of the run. `tidy` deletes of these files what no checkpoint needs, of those at the
     given frames of the phase.
     """
 
     name: str
     frames: int | None
-    begin: Callable[[Actor, Path], Learner]
+    begin: Callable[[Any, Path], Learner]
     tidy: Callable[[Path, int, Iterable[int]], None] | None = None
 
 
@@ -37,3 +37,12 @@ def phases_of(
         return (last,)
     tidy = partial(WarmStart.tidy, warm_start)
     return Phase(WarmStart.name, warm_start.frames, partial(WarmStart, config=warm_start), tidy), last
+
+
+def supervised_phase(config: SupervisedConfig, callbacks: Sequence[Callback] = ()) -> tuple[Phase, ...]:
+    """Return the one phase of a classifier's run."""
+
+    def begin(reader: Reader, _: Path) -> Supervised:
+        return Supervised(reader, config, callbacks)
+
+    return (Phase(Supervised.name, None, begin),)

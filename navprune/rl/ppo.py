@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.rl.callbacks import Callback
-from navprune.rl.group import Group
-from navprune.rl.learner import Update
-from navprune.rl.rollouts import Actor, NotFinite, Rollout, collect, log_probability
+from navprune.rl.learner import GradientLearner, Update, gradient_step
+from navprune.rl.rollouts import Actor, Rollout, collect, log_probability
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy, PolicyOutput
@@ -126,35 +124,6 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1).mean()
 
 
-def gradient_step(
-    policy: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    loss: Tensor,
-    max_norm: float,
-    group: Group | None = None,
-    parts: Tensor | None = None,
-) -> Tensor:
-    """Move the weights once against the gradient of `loss`, scaled down to `max_norm`; returns `parts` [K].
-
-    Of a group of workers, losses, gradients and parts are first summed over all of them. Raises NotFinite before it
-    moves the weights where the loss or its gradient is not finite.
-    """
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    told = loss.detach()[None] if parts is None else torch.cat([loss.detach()[None], parts.detach()])
-    if group is not None:
-        told = group.sum_gradients(policy, told)
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
-    value, slope = torch.stack([told[0], norm.to(told.dtype)]).tolist()  # together, since a GPU is waited for
-    if not (math.isfinite(value) and math.isfinite(slope)):
-        raise NotFinite(
-            f"the loss is {value:g} and the norm of its gradient {slope:g}; lower lr, value_coefficient or whatever "
-            "else enters the loss"
-        )
-    optimiser.step()
-    return told[1:]
-
-
 class Loss(NamedTuple):
     """PPO's loss of a mini-batch, a scalar; its parts [3]: value, action, entropy; and the policy's answer."""
 
@@ -163,7 +132,7 @@ class Loss(NamedTuple):
     output: PolicyOutput
 
 
-class PPO:
+class PPO(GradientLearner):
     """Collects rollouts with the actor's policy and improves it."""
 
     name = "ppo"
@@ -175,23 +144,17 @@ class PPO:
             raise UserError(f"{title}; ask for as many environments or fewer mini-batches")
         if workers > 1 and actor.environments % parts:
             raise UserError(f"{title} by {workers} workers; ask for {parts} or more, a multiple of {parts}")
-        self.actor, self.config, self.callbacks = actor, config, tuple(callbacks)
+        self.actor, self.config = actor, config
         self.room = self.rollout = Rollout.like(actor, config.steps)
         self.advantage = self.returns = torch.zeros_like(self.rollout.values)
         self.share = 1 / actor.group.size
         """Of the frames of all workers that this one collected."""
         self.clip = config.clip
-        self.updates = 0
-        self.replace(actor.policy, None)
+        super().__init__(actor, callbacks)
 
-    def replace(self, policy: PointNavPolicy, optimiser: dict[str, Any] | None) -> None:
-        """Go on with another network and its optimiser's state (None: a fresh one)."""
-        self.actor.policy = policy
-        self.optimiser = torch.optim.Adam(policy.parameters(), lr=self.config.lr, eps=self.config.eps, fused=True)
-        if optimiser is not None:
-            self.optimiser.load_state_dict(optimiser)
-        for callback in self.callbacks:
-            callback.attach(self)
+    def new_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Adam, as configured."""
+        return torch.optim.Adam(network.parameters(), lr=self.config.lr, eps=self.config.eps, fused=True)
 
     @property
     def policy(self) -> PointNavPolicy:
@@ -203,28 +166,35 @@ class PPO:
         """Environment steps of all workers that one update takes in at most."""
         return self.config.steps * self.actor.environments
 
+    @property
+    def steps_per_update(self) -> int:
+        """Mini-batches of all passes over a rollout."""
+        return self.config.epochs * self.config.minibatches
+
+    @property
+    def partial(self) -> bool:
+        """Whether the critic's own layer alone learns."""
+        return self.updates < self.config.critic_updates
+
+    def loss_of(self, network: nn.Module, batch: Tensor) -> Tensor:
+        """The loss of a policy on the collected rollout's environments `batch`, a scalar."""
+        return self.loss(cast("PointNavPolicy", network), batch).total
+
+    def recent(self) -> Iterable[Tensor]:
+        """This worker's environments, in as many parts as there are mini-batches."""
+        return torch.arange(self.actor.env.num_envs, device=self.actor.device).tensor_split(self.config.minibatches)
+
     def update(self, progress: float, frames: int) -> Update:
         """Collect a rollout, learn from it, let the callbacks act; schedules are at `progress` in [0, 1]."""
         config = self.config
         lr = config.lr * (1 - progress) if config.linear_lr else config.lr
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        self.set_rate(lr)
         gained = self.collect()
         with self.actor.timers("learn"):
             self.clip = config.clip * (1 - progress) if config.linear_clip else config.clip
-            critic_only = self.updates < config.critic_updates
-            with only_critic(self.policy) if critic_only else nullcontext():
-                losses = self._learn(critic_only=critic_only)
-        self.updates += 1
-        renewed = restart = False
-        for callback in self.callbacks:  # each on what the one before it left
-            with self.actor.timers("callbacks"):
-                replacement = callback.on_update(self, frames + gained)
-            if replacement is not None:
-                self.replace(replacement.policy, replacement.optimiser)
-                renewed, restart = True, restart or replacement.restart
-        scalars = {name: value for callback in self.callbacks for name, value in callback.scalars().items()}
-        return Update(gained, {**losses, "learning_rate": lr}, scalars, renewed, restart)
+            with only_critic(self.policy) if self.partial else nullcontext():
+                losses = self._learn(critic_only=self.partial)
+        return self.after(gained, frames + gained, {**losses, "learning_rate": lr})
 
     def collect(self) -> int:
         """Act for one rollout, and work out advantages and returns, which `loss` needs; returns all workers' frames."""
@@ -298,22 +268,6 @@ class PPO:
         if not critic_only:
             total = total + action - config.entropy_coefficient * spread
         return Loss(total, torch.stack([value, action, spread]), output)
-
-    def store(self) -> None:
-        """Nothing here is too large for a state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state, the number of updates and what callbacks keep; the actor keeps the rest."""
-        kept = {callback.name: callback.state_dict() for callback in self.callbacks}
-        return {"optimiser": self.optimiser.state_dict(), "updates": self.updates, "callbacks": kept}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, and what callbacks kept that were there."""
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.updates = state["updates"]
-        for callback in self.callbacks:
-            if callback.name in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][callback.name])
 
 
 @contextmanager

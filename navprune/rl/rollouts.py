@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +10,24 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.rl.group import ENVIRONMENTS, Group, part_of
+from navprune.rl.group import ENVIRONMENTS, Group
 from navprune.rl.monitor import Timers
+from navprune.rl.trainee import NotFinite, Trainee
 
 if TYPE_CHECKING:
     from navprune.models.policy import PointNavPolicy, PolicyOutput
     from navprune.tasks.engine import Step, VectorEnv
 
 
-class NotFinite(UserError):
-    """A number that training needs is infinite or none at all."""
-
-
-class Actor:
+class Actor(Trainee):
     """N agents in mid-run: what they see, what they remember, and what they did last.
 
     `observations` are what the policy reads of what is seen; others' stand there as they are. `state` is the recurrent
     state [N, layers, hidden] before the next step, `previous` the last actions [N], `masks` [N] is False where an
-    episode begins. `ended` are the measures of episodes, each with the step and the environment in which it ended,
-    until someone takes them. Nothing here records gradients.
+    episode begins. Nothing here records gradients.
     """
+
+    network: PointNavPolicy
 
     def __init__(
         self,
@@ -44,19 +41,18 @@ class Actor:
         group: Group | None = None,
     ) -> None:
         """`env` holds the environments of one worker of `group`; `generator` is in the same state in all of them."""
-        self.env, self.policy, self.device = env, policy, device
-        self.generator, self.timers, self.bf16 = generator, timers, bf16
-        self.group = group or Group()
-        self.rows = self.group.rows(env.num_envs)
-        """Where its environments stand among those of all workers."""
-        self.environments = env.num_envs * self.group.size
-        """Of all workers together."""
+        super().__init__(policy, device=device, generator=generator, timers=timers, bf16=bf16, group=group)
+        self.env, self.environments = env, env.num_envs * self.group.size
         self.observations: dict[str, Tensor] = {}
         self.state = policy.initial_state(env.num_envs).to(device)
         self.previous = torch.zeros(env.num_envs, dtype=torch.int64, device=device)
         self.masks = torch.zeros(env.num_envs, dtype=torch.bool, device=device)
         self.steps = 0
-        self.ended: list[tuple[int, int, dict[str, float]]] = []
+
+    @property
+    def policy(self) -> PointNavPolicy:
+        """The network that acts."""
+        return self.network
 
     def reset(self) -> None:
         """Begin new episodes everywhere."""
@@ -64,10 +60,6 @@ class Actor:
         self.state = torch.zeros_like(self.state)
         self.previous = torch.zeros_like(self.previous)
         self.masks = torch.zeros_like(self.masks)
-
-    def autocast(self) -> AbstractContextManager:
-        """Return the context in which the network runs: bfloat16 where asked for."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def draw(self) -> Tensor:
         """Return a uniform number in [0, 1) for each environment, float64 [N] on the device."""
@@ -117,7 +109,7 @@ class Actor:
 
     def count(self, env: int, measures: Mapping[str, float]) -> None:
         """Note the measures of an episode that ended in an environment of this worker."""
-        self.ended.append((self.steps, self.rows.start + env, dict(measures)))
+        self.note(self.steps, self.rows.start + env, measures)
 
     @torch.no_grad()
     def final_values(self, step: Step) -> Tensor:
@@ -154,10 +146,6 @@ class Actor:
         self._see(self.env.load_state_dict(own["env"]))
         for name in ("state", "previous", "masks"):
             setattr(self, name, own[name].to(self.device))
-
-    def part_of(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return what belongs to this worker's environments of a state of all."""
-        return state if self.group.size == 1 else part_of(state, self.rows)
 
 
 def choose(logits: Tensor, draws: Tensor | None) -> Tensor:

@@ -8,43 +8,46 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
 from navprune.machine import compile_fault, kept_memory
-from navprune.models.build import build
+from navprune.models.batch_norm import BatchNorm2d
+from navprune.models.build import Spec, build, spec_from_json
+from navprune.models.classifiers import Classifier
 from navprune.models.encoders import RunningMeanAndVar
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import PolicySpec
 from navprune.progress import ProgressLine, say_once
 from navprune.rl import checkpoints, runs
 from navprune.rl.group import Group, joined
 from navprune.rl.learner import Learner, Update
 from navprune.rl.monitor import EpisodeWindow, Scalars, Timers
 from navprune.rl.phases import Phase
-from navprune.rl.rollouts import Actor, NotFinite
+from navprune.rl.rollouts import Actor
 from navprune.rl.stopping import TIME_IS_UP, Asked, ask_for_another_turn
+from navprune.rl.trainee import NotFinite, Trainee
 
-if TYPE_CHECKING:
-    from navprune.tasks.engine import VectorEnv
-
-COUNTED = ("frames", "updates", "starts", "schedule_start", "best_spl", "best_frames")
+COUNTED = ("frames", "updates", "starts", "schedule_start", "best_frames")
 """What a trainer counts, and keeps in checkpoints."""
+BEST_SCORE = "best_spl"
+"""In a checkpoint: the score of the best one by then, whatever the measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How long a run is, what it writes, and on what it runs."""
+    """How long a run is, what it writes, and on what it runs; frames are images where a classifier learns."""
 
     total_frames: int = bounded(1_000_000, 1)
-    """Environment steps of all agents together, the warm start's included; 1 or more."""
+    """Environment steps of all agents together, the warm start's included; 1 or more. A classifier trains for
+    `supervised.epochs` instead."""
     start: str = chosen(runs.RESUME, runs.STARTS)
     """Where the folder holds a run: `resume` goes on with it, `restart` moves it to FOLDER.N and begins anew, `new`
     refuses."""
@@ -73,7 +76,7 @@ class TrainerConfig:
     bf16: bool = False
     """Whether the network runs in bfloat16 where that is safe (autocast)."""
     compile: bool = False
-    """Whether the visual encoder is compiled with `torch.compile`."""
+    """Whether the visual encoder, or the classifier, is compiled with `torch.compile`."""
 
     def __post_init__(self) -> None:
         check_fields("trainer", self)
@@ -94,17 +97,18 @@ class TrainingResult(NamedTuple):
 
 
 def train(
-    policy: PolicySpec | PointNavPolicy,
-    env: VectorEnv,
+    network: Spec | nn.Module,
+    data: Any,
     trainer: TrainerConfig,
     phases: Sequence[Phase],
     run_dir: Path | str,
     config_yaml: str = "",
     group: Group | None = None,
+    trainee: Callable[..., Trainee] = Actor,
 ) -> TrainingResult:
-    """Train `policy` (its present weights, or seeded ones of a spec) in `env`, which the caller closes.
+    """Train `network` (its present weights, or seeded ones of a spec) on `data`, which the caller closes.
 
-    Goes on from the newest whole checkpoint in `run_dir`, unless `trainer.start` says otherwise. Ctrl-C, SIGTERM and
+    A policy acts in a vector environment; `trainee` is what else a network learns from its data by. Goes on from the newest whole checkpoint in `run_dir`, unless `trainer.start` says otherwise. Ctrl-C, SIGTERM and
     SIGUSR1 end the running update, write a checkpoint and exit with status 128 + signal. Each worker of `group` calls
     this with environments of its own; see `group`. Raises UserError for a run folder, checkpoint or configuration that
     cannot be used, when a checkpoint cannot be written, and before a step that is not finite.
@@ -113,7 +117,7 @@ def train(
     with runs.taken(Path(run_dir), trainer.start) if group.leads else nullcontext(), kept_memory():
         try:
             torch.set_num_threads(trainer.threads or 1)
-            return Trainer(policy, env, trainer, phases, run_dir, config_yaml, group).run()
+            return Trainer(network, data, trainer, phases, run_dir, config_yaml, group, trainee).run()
         finally:
             torch.set_num_threads(threads)
 
@@ -123,31 +127,32 @@ class Trainer:
 
     def __init__(
         self,
-        policy: PolicySpec | PointNavPolicy,
-        env: VectorEnv,
+        network: Spec | nn.Module,
+        data: Any,
         config: TrainerConfig,
         phases: Sequence[Phase],
         run_dir: Path | str,
         config_yaml: str = "",
         group: Group | None = None,
+        trainee: Callable[..., Trainee] = Actor,
     ) -> None:
         self.config, self.phases, self.config_yaml, self.group = config, phases, config_yaml, group or Group()
         self.folder = Path(run_dir)
         device = device_of(config.device, self.group.local_rank)
         if config.compile and device.type == "cpu" and (fault := compile_fault()):
             raise UserError(f"trainer.compile cannot be used here: {fault}, or leave it out")
-        policy = cast(PointNavPolicy, build(policy, config.seed)) if isinstance(policy, PolicySpec) else policy
-        self.initial = policy.spec
+        network = network if isinstance(network, nn.Module) else build(network, config.seed)
+        self.initial = cast(Spec, network.spec)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.window, self.timers = EpisodeWindow(config.window), Timers()
-        self.actor = Actor(
-            env, policy.to(device), device=device, generator=self.generator,
+        self.trainee = trainee(
+            data, network.to(device), device=device, generator=self.generator,
             timers=self.timers, bf16=config.bf16, group=self.group,
         )  # fmt: skip
         self.frames = self.updates = self.schedule_start = 0
         self.starts = {phases[0].name: 0}
         """Frames at which each phase began, those to come left out."""
-        self.best_spl, self.best_frames = -1.0, 0
+        self.best_score, self.best_frames = -1.0, 0
         self.changes: list[str] = []
         self.learner: Learner
         self._begin()
@@ -158,9 +163,9 @@ class Trainer:
         self._network_is_new()
 
     @property
-    def policy(self) -> PointNavPolicy:
-        """The network that acts and learns: its learner may have replaced the one that the run began with."""
-        return self.actor.policy
+    def network(self) -> PointNavPolicy | Classifier:
+        """The network that learns: its learner may have replaced the one that the run began with."""
+        return self.trainee.network
 
     def _begin(self) -> None:
         """Go on from the newest whole checkpoint, which the first worker chooses, or begin."""
@@ -170,27 +175,28 @@ class Trainer:
         elif self.group.leads:
             for phase in self.phases:  # what a run left that ended before its first checkpoint
                 if phase.tidy:
-                    phase.tidy(self.folder / phase.name, self.actor.environments, ())
+                    phase.tidy(self.folder / phase.name, self.trainee.environments, ())
         found = self.group.lead(found)
         if found is None:
-            self.actor.reset()
+            self.trainee.reset()
             self.learner = self._learner(self.phases[0])
         elif not self.group.leads:
             self._resume(self._checkpoint(found))
 
     def _resume(self, folder: Path) -> None:
         self.changes = runs.changed_settings(folder, self.config_yaml)
-        spec = checkpoints.read_spec(folder)
-        if spec != self.policy.spec:
-            self.actor.policy = PointNavPolicy(spec).to(self.actor.device)
-        checkpoints.load_weights(folder, self.policy)
+        spec = checkpoints.read_any_spec(folder)
+        if spec != self.network.spec:
+            self.trainee.network = build(spec).to(self.trainee.device)
+        checkpoints.load_weights(folder, self.network)
         state = checkpoints.read_trainer(folder)
-        if PolicySpec.from_json(state.get("initial", spec.to_json())) != self.initial:
+        if spec_from_json(state.get("initial", spec.to_json())) != self.initial:
             raise UserError(f"{folder} is of a run that began with another spec; use another run folder or that spec")
         vars(self).update({name: state[name] for name in COUNTED})
+        self.best_score = state[BEST_SCORE]
         self.generator.set_state(state["generator"])
         self.window.load_state_dict(state["window"])
-        self.actor.load_state_dict(state["actor"])
+        self.trainee.load_state_dict(state["actor"])
         name = [*self.starts][-1]
         phase = next((phase for phase in self.phases if phase.name == name), None)
         if phase is None:
@@ -199,15 +205,15 @@ class Trainer:
                 "add it, or use another run folder"
             )
         self.learner = self._learner(phase)
-        self.learner.load_state_dict(self.actor.part_of(state["learner"]))
+        self.learner.load_state_dict(self.trainee.part_of(state["learner"]))
         if not self._checkpoint(self.best_frames).exists():  # a later one was better, and is lost
-            self.best_spl, self.best_frames = -1.0, self.frames
+            self.best_score, self.best_frames = -1.0, self.frames
         if self.group.leads:
             self._tidy()
 
     def _learner(self, phase: Phase) -> Learner:
         self.phase = phase
-        return phase.begin(self.actor, self.folder / phase.name)
+        return phase.begin(self.trainee, self.folder / phase.name)
 
     @property
     def phase_end(self) -> int:
@@ -222,20 +228,19 @@ class Trainer:
 
     def run(self) -> TrainingResult:
         """Train to the end; says where it goes on, or that there is nothing to do, and which settings are new."""
-        first, total = self.frames, self.config.total_frames
+        first, total, unit = self.frames, self.config.total_frames, self.trainee.unit
         if first >= total:
-            more = f"trainer.total_frames={2 * first} or the like trains longer"
-            self.group.say(f"{self.folder} is complete at {first:,} frames, nothing to train; {more}")
+            self.group.say(f"{self.folder} is complete at {first:,} {unit}, nothing to train; {self.trainee.longer}")
             return self._result(first)
         if first:
             what = "".join(f"\n  {change}" for change in self.changes)
-            self.group.say(f"{self.folder} goes on at {first:,} frames of {total:,}{what}")
+            self.group.say(f"{self.folder} goes on at {first:,} {unit} of {total:,}{what}")
         with ExitStack() as stack:
             stack.enter_context(self.asked)
             line = writer = None
             if self.group.leads:
                 runs.keep_config(self.folder, first, self.config_yaml)
-                line = ProgressLine("training", total, "frames", first)
+                line = ProgressLine("training", total, unit, first)
                 # Entries beyond the checkpoint are from a part of the run that was lost: they are to be forgotten.
                 scalars = Scalars(self.folder / "tensorboard", purge_step=first + 1)
                 writer = stack.enter_context(closing(scalars))
@@ -264,7 +269,7 @@ class Trainer:
             update = self.learner.update(self.progress, self.frames)
         except NotFinite as error:
             saved = f"goes on from {self._checkpoint(self.saved_frames)}" if self.saved_frames else "begins anew"
-            where = f"update {self.updates + 1} ({self.phase.name}, at {self.frames:,} frames)"
+            where = f"update {self.updates + 1} ({self.phase.name}, at {self.frames:,} {self.trainee.unit})"
             raise UserError(f"{where}: {error}; nothing of it is saved, the next run {saved}") from None
         self.frames += update.frames
         self.updates += 1
@@ -284,8 +289,8 @@ class Trainer:
             self._forget_episodes()
             self._network_is_new()
         due = time.monotonic() - self.saved_time >= self.config.checkpoint_seconds
-        told = self.group.gather((self.actor.ended, self.asked.by, due))
-        self.actor.ended = []
+        told = self.group.gather((self.trainee.ended, self.asked.by, due))
+        self.trainee.ended = []
         for _, _, measures in sorted((end for ended, _, _ in told for end in ended), key=lambda end: end[:2]):
             self.window.add(measures)
         self.stop = next((asked for _, asked, _ in told if asked), 0)
@@ -293,21 +298,22 @@ class Trainer:
 
     def _network_is_new(self) -> None:
         if self.group.size > 1:
-            for module in self.policy.modules():
-                if isinstance(module, RunningMeanAndVar):
+            for module in self.network.modules():
+                if isinstance(module, RunningMeanAndVar | BatchNorm2d):
                     module.sum = self.group.sum
         if self.config.compile:
-            self.policy.encoder.compile()
+            compiled = self.network.encoder if isinstance(self.network, PointNavPolicy) else self.network
+            compiled.compile()
 
     def _forget_episodes(self) -> None:
         """What other drivers or another network achieved says little of this one."""
         self.window.clear()
-        self.actor.ended = []
-        self.best_spl, self.best_frames = -1.0, 0
+        self.trainee.ended = []
+        self.best_score, self.best_frames = -1.0, 0
 
     def _note(self) -> str:
         means = self.window.mean()
-        shown = (f"{name} {means[name]:.3f}" for name in ("success", "spl", "reward") if name in means)
+        shown = (f"{name} {means[name]:.3f}" for name in self.trainee.shown if name in means)
         return "  ".join((self.phase.name, *shown))
 
     def _log(self, writer: Scalars, update: Update, first: int) -> None:
@@ -326,26 +332,27 @@ class Trainer:
         if self.frames == self.saved_frames:
             return
         with self.timers("checkpoint"):
-            spl = self.window.mean().get("spl", -1.0)
-            if not self.best_frames or (self.window.full and spl >= self.best_spl):
-                self.best_spl, self.best_frames = (spl if self.window.full else -1.0), self.frames
+            score = self.window.mean().get(self.trainee.score, -1.0)
+            if not self.best_frames or (self.window.full and score >= self.best_score):
+                self.best_score, self.best_frames = (score if self.window.full else -1.0), self.frames
             self.learner.store()
             state = self._state()
             if state is not None:
                 metrics = {"frames": self.frames, "updates": self.updates, "phase": self.phase.name}
                 metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
                 folder, config = self._checkpoint(self.frames), self.config_yaml
-                checkpoints.save_checkpoint(folder, self.policy, config=config, metrics=metrics, trainer=state)
+                checkpoints.save_checkpoint(folder, self.network, config=config, metrics=metrics, trainer=state)
                 self._tidy()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
 
     def _state(self) -> dict[str, Any] | None:
         """All that is needed to go on, of all workers, in the first of them; None in the others."""
-        told = self.group.gather_first({"actor": self.actor.state_dict(), "learner": self.learner.state_dict()})
+        told = self.group.gather_first({"actor": self.trainee.state_dict(), "learner": self.learner.state_dict()})
         if told is None:
             return None
         return {
             **{name: getattr(self, name) for name in COUNTED},
+            BEST_SCORE: self.best_score,
             "initial": self.initial.to_json(),
             "generator": self.generator.get_state(),
             "window": self.window.state_dict(),
@@ -373,7 +380,7 @@ class Trainer:
                 begun = self.starts[phase.name]
                 end = min([frames for frames in self.starts.values() if frames > begun], default=self.frames)
                 frames = [each - begun for each in kept if begun <= each <= end]
-                phase.tidy(self.folder / phase.name, self.actor.environments, frames)
+                phase.tidy(self.folder / phase.name, self.trainee.environments, frames)
 
     def _result(self, first: int) -> TrainingResult:
         rate = (self.frames - first) / self.timers.total

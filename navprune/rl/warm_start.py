@@ -26,9 +26,8 @@ from navprune.errors import UserError
 from navprune.files import write_file
 from navprune.rl.checkpoints import load_tensors
 from navprune.rl.group import ENVIRONMENTS
-from navprune.rl.learner import Update
+from navprune.rl.learner import Update, gradient_step
 from navprune.rl.muon import Muon
-from navprune.rl.ppo import gradient_step
 from navprune.rl.rollouts import Actor
 from navprune.tasks import STOP
 

@@ -232,8 +232,8 @@ def test_kept_weights_go_back_to_the_early_checkpoint(tmp_path):
     for _ in range(8):
         trainer._update()
     expected = structure_of(early).slim(callback.kept)
-    assert trainer.policy.spec == expected.spec != SPEC and not trainer.learner.state_dict()["optimiser"]["state"]
-    assert all(value.equal(trainer.policy.state_dict()[name]) for name, value in expected.state_dict().items())
+    assert trainer.network.spec == expected.spec != SPEC and not trainer.learner.state_dict()["optimiser"]["state"]
+    assert all(value.equal(trainer.network.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
 def test_a_run_that_began_with_another_network_is_refused(whole):
@@ -330,7 +330,7 @@ def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
     trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, phases_of(PPO, None, [pruning(config)]), tmp_path)
     for _ in range(2):
         trainer._update()
-    weights = [trainer.policy.get_parameter(f"{g.producers[0]}.weight") for g in structure_of(trainer.policy).groups]
+    weights = [trainer.network.get_parameter(f"{g.producers[0]}.weight") for g in structure_of(trainer.network).groups]
     assert all(weight.any() for weight in weights)
     trainer._update()
     assert not any(weight.any() for weight in weights)

@@ -49,7 +49,7 @@ class Diary(Callback):
     def on_update(self, ppo, frames):
         self.calls.append(f"update {frames}")
         if self.successor and frames == self.frames:
-            return Replacement(build(self.successor, 1).to(ppo.actor.device), None, self.restart)
+            return Replacement(build(self.successor, 1).to(ppo.trainee.device), None, self.restart)
         return None
 
     def scalars(self):
@@ -119,9 +119,9 @@ def test_one_that_does_nothing_changes_nothing(toys, tmp_path):
 
 def test_what_they_add_to_the_loss_is_learnt(toys, tmp_path):
     trainer = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(replace(PPO, lr=0.1), None, [Pull()]), tmp_path)
-    before = trainer.policy.action_distribution["linear"].bias.detach().clone()
+    before = trainer.network.action_distribution["linear"].bias.detach().clone()
     trainer._update()
-    moved = trainer.policy.action_distribution["linear"].bias.detach() - before
+    moved = trainer.network.action_distribution["linear"].bias.detach() - before
     assert moved.argmax() == 0 and moved[0] > 0.1
 
 

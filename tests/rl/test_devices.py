@@ -37,7 +37,7 @@ def test_bfloat16_runs_the_encoder_in_halves_and_keeps_whole_weights(toys, tmp_p
         toys.spec(), toys.Corridor(), replace(RUN, device=device, bf16=True), phases_of(PPO, WARM), tmp_path / "a"
     )
     seen = set()
-    encoder = trainer.policy.encoder
+    encoder = trainer.network.encoder
     encoder.register_forward_hook(lambda _, __, output: seen.add((output.dtype, output.device.type)))
     trainer.run()
     assert seen == {(torch.bfloat16, device)}

@@ -136,7 +136,7 @@ def whole_run(toys, folder, size, monkeypatch, frames=RUN.total_frames, warm_sta
                     monkeypatch.setattr(made, name, hook.__get__(made))
             return made
 
-        monkeypatch.setattr(trainer.actor, "minibatches", splitting.__get__(trainer.actor))
+        monkeypatch.setattr(trainer.trainee, "minibatches", splitting.__get__(trainer.trainee))
         monkeypatch.setattr(trainer, "_learner", learner)
         for name, hook in (("_draw", drawing), ("collect", collecting)):
             if hasattr(trainer.learner, name):
@@ -173,22 +173,22 @@ def test_a_run_does_not_depend_on_how_many_share_it(runs):
             assert trainer.window.state_dict() == alone.trainer.window.state_dict() and trainer.window.episodes
             assert trainer.best_frames == alone.trainer.best_frames
             # Workers have one network; alone or not it is the same but for rounding.
-            for name, value in trainer.policy.state_dict().items():
-                assert value.equal(first.trainer.policy.state_dict()[name])
-                torch.testing.assert_close(value, alone.trainer.policy.state_dict()[name], rtol=1e-6, atol=1e-8)
+            for name, value in trainer.network.state_dict().items():
+                assert value.equal(first.trainer.network.state_dict()[name])
+                torch.testing.assert_close(value, alone.trainer.network.state_dict()[name], rtol=1e-6, atol=1e-8)
 
 
 def test_checkpoints_are_those_of_one_process_and_any_number_goes_on(toys, tmp_path, monkeypatch, exact):
     """In the middle of the warm start, and of PPO."""
     (alone,) = whole_run(toys, tmp_path / "whole", 1, monkeypatch)
-    expected = alone.trainer.policy.state_dict()
+    expected = alone.trainer.network.state_dict()
     for number, sizes in enumerate([(2, 4, 1), (4, 1, 2), (2, 2, 2)]):
         folder = tmp_path / str(number)
         for size, frames in zip(sizes, (96, 288, RUN.total_frames)):
             workers = whole_run(toys, folder, size, monkeypatch, frames)
         for worker in workers:
             assert worker.trainer.window.state_dict() == alone.trainer.window.state_dict()
-            for name, value in worker.trainer.policy.state_dict().items():
+            for name, value in worker.trainer.network.state_dict().items():
                 torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-8)
 
 
