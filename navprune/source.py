@@ -92,7 +92,7 @@ class Source:
             config = config or Config()
             return agent_spec(replace(config, agent=replace(config.agent, encoder=self.text)))
         if self.kind == CLASSIFIER:
-            return classifier_spec(self.text, 10 if self.text.startswith("cifar") else 1000)
+            return classifier_spec(self.text)
         if self.kind == SPEC_FILE:
             return read_spec_file(self.path)
         if self.kind == WEIGHTS_FILE:

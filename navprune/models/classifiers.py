@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from navprune.errors import UserError
+from navprune.models.batch_norm import BatchNorm2d
 from navprune.models.spec import check_blocks, check_input, check_positive, fewer_blocks, known_fields, renumbered
 
 
@@ -24,6 +25,9 @@ class ResNetFamily(NamedTuple):
 
 
 RESNET_FAMILIES = {
+    "cifar_resnet20": ResNetFamily((3, 3, 3), 16, 1, cifar=True),
+    "cifar_resnet32": ResNetFamily((5, 5, 5), 16, 1, cifar=True),
+    "cifar_resnet44": ResNetFamily((7, 7, 7), 16, 1, cifar=True),
     "cifar_resnet56": ResNetFamily((9, 9, 9), 16, 1, cifar=True),
     "cifar_resnet110": ResNetFamily((18, 18, 18), 16, 1, cifar=True),
     "imagenet_resnet18": ResNetFamily((2, 2, 2, 2), 64, 1, cifar=False),
@@ -96,15 +100,19 @@ class ClassifierSpec:
 
 
 def classifier_spec(
-    name: str, classes: int, input: tuple[int, int, int] | None = None, width: float = 1.0
+    name: str, classes: int | None = None, input: tuple[int, int, int] | None = None, width: float = 1.0
 ) -> ClassifierSpec:
     """A dense classifier, one of `CLASSIFIERS`; `width` narrows every free width uniformly.
 
-    `input` [C, H, W] is by default 3 x 32 x 32 for CIFAR and 3 x 224 x 224 for ImageNet. ResNets: He et al., CVPR
-    2016, of CIFAR with projections (option B), of ImageNet with the stride in the 3 x 3 convolution, as in
-    torchvision. VGG: Simonyan and Zisserman, ICLR 2015, with BatchNorm. Raises UserError for an unknown name.
+    `classes` are by default 10 for CIFAR, 1000 for ImageNet, and 100 for vgg16_bn, whose published cuts are for
+    CIFAR-100 (`comparisons.published`). `input` [C, H, W] is by default 3 x 32 x 32 for CIFAR and 3 x 224 x 224 for
+    the others. ResNets: He et al., CVPR 2016, of CIFAR with projections (option B), of ImageNet with the stride in the
+    3 x 3 convolution, as in torchvision. VGG: Simonyan and Zisserman, ICLR 2015, with BatchNorm. Raises UserError for
+    an unknown name.
     """
     side = 32 if name.startswith("cifar") else 224
+    if classes is None:
+        classes = 10 if side == 32 else 1000 if name.startswith("imagenet") else 100
     blocks = RESNET_FAMILIES[name].blocks if name in RESNET_FAMILIES else ()
     widths = {layer: max(1, round(width * channels)) for layer, channels in dense_widths(name, blocks).items()}
     return ClassifierSpec(name, input or (3, side, side), classes, widths, blocks)
@@ -143,12 +151,12 @@ class ResidualBlock(nn.Module):
         for index, kernel in enumerate(kernels):
             stride = block.stride if index == kernels.index(3) else 1
             self.add_module(f"conv{index + 1}", _conv(widths[index], widths[index + 1], kernel, stride))
-            self.add_module(f"bn{index + 1}", nn.BatchNorm2d(widths[index + 1]))
+            self.add_module(f"bn{index + 1}", BatchNorm2d(widths[index + 1]))
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if block.source != block.target:
             projection = _conv(widths[0], widths[-1], 1, block.stride)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(widths[-1]))
+            self.downsample = nn.Sequential(projection, BatchNorm2d(widths[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, source, h, w] -> [B, target, h / stride, w / stride]."""
@@ -168,7 +176,7 @@ class ResNet(Classifier):
         stem = spec.widths["conv1"]
         cifar = RESNET_FAMILIES[spec.family].cifar
         self.conv1 = _conv(spec.input[0], stem, 3) if cifar else _conv(spec.input[0], stem, 7, 2)
-        self.bn1 = nn.BatchNorm2d(stem)
+        self.bn1 = BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = [f"layer{stage}" for stage in range(1, len(spec.blocks) + 1)]
@@ -196,7 +204,7 @@ class Vgg(Classifier):
         for index, channels in _vgg_layers():
             if channels:
                 target = spec.widths[f"features.{index}"]
-                layers += [nn.Conv2d(source, target, 3, padding=1), nn.BatchNorm2d(target), nn.ReLU(inplace=True)]
+                layers += [nn.Conv2d(source, target, 3, padding=1), BatchNorm2d(target), nn.ReLU(inplace=True)]
                 source = target
             else:
                 layers.append(nn.MaxPool2d(2))

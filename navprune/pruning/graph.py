@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize, prune
 
 from navprune.errors import UserError
+from navprune.models.batch_norm import BatchNorm2d
 from navprune.models.encoders import Conv2d
 from navprune.pruning.channels import ELEMENTWISE, POOLS, WEIGHTED
 
@@ -153,7 +154,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Subclasses that compute what their base computes are layers, too; others are looked into."""
         forward = type(m).forward
-        known = next((kind for kind in (*WEIGHTED, *ELEMENTWISE, *POOLS) if forward is kind.forward), None)
+        known = next((kind for kind in (*WEIGHTED, BatchNorm2d, *ELEMENTWISE, *POOLS) if forward is kind.forward), None)
         if known in (nn.Conv2d, None) and isinstance(m, nn.Conv2d):
             return isinstance(m, Conv2d) or (known is not None and type(m)._conv_forward is nn.Conv2d._conv_forward)
         return known is not None or super().is_leaf_module(m, module_qualified_name)

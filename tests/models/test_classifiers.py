@@ -30,12 +30,19 @@ def test_parameters_are_torchvisions(name, classes, count):
     assert parameters(classifier_spec(name, classes)) == count
 
 
-@pytest.mark.parametrize(("name", "count"), [("cifar_resnet56", 855_770), ("cifar_resnet110", 1_730_714)])
-def test_cifar_resnets_have_the_papers_parameters_and_two_projections(name, count):
-    """The paper's 0.85 and 1.7 million count shortcuts without weights; here two projections with norms come on top."""
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.73)])
+def test_cifar_resnets_have_the_papers_parameters_and_two_projections(depth, millions):
+    """The paper's millions count shortcuts without weights; here two projections with norms come on top."""
     projections = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
-    assert parameters(classifier_spec(name, 10)) == count
-    assert count - projections in (853_018, 1_727_962)
+    spec = classifier_spec(f"cifar_resnet{depth}")
+    assert round((parameters(spec) - projections) / 1e6, 2) == millions
+    assert 2 + 2 * sum(spec.blocks) == depth
+
+
+def test_classes_are_those_of_the_data_that_a_family_is_known_for():
+    known = {name: classifier_spec(name).classes for name in CLASSIFIERS}
+    assert known.pop("vgg16_bn") == 100
+    assert known == {name: 10 if name.startswith("cifar") else 1000 for name in known}
 
 
 def test_names_are_torchvisions():
