@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from navprune.commands.environments import environment, split_episodes, training_env
-from navprune.commands.train import initial_policy
+from navprune.commands.train import initial_network
 from navprune.config import Config, load_config
 from navprune.evaluation.agents import PolicyAgent
 from navprune.evaluation.evaluate import evaluate
@@ -57,7 +57,7 @@ def main() -> None:
     settings = [f"data.folder={DATA}", f"data.name={options.homes}", f"trainer.seed={options.seed}", *options.settings]
     config = load_config(options.config, settings)
     timers, curve = Timers(), []
-    policy = initial_policy(config)
+    policy = initial_network(config)
     if options.begin:
         policy.load_state_dict(torch.load(options.begin))
     for row in train(config, policy, options.share, options.seconds, timers):

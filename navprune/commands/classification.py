@@ -12,7 +12,9 @@ from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_s
 def images_of(config: Config) -> ImagesConfig:
     """The section `images`; raises UserError where the configuration is an agent's."""
     if config.images is None:
-        raise UserError("this configuration is an agent's and names no images; give --config digits_resnet20 or its like")
+        raise UserError(
+            "this configuration is an agent's and names no images; give --config digits_resnet20 or its like"
+        )
     return config.images
 
 

@@ -1,6 +1,8 @@
 """Which labelled images."""
+
 from dataclasses import dataclass
-from navprune.checks import TINY, bounded, check_fields
+
+from navprune.checks import TINY, bounded
 
 
 @dataclass(frozen=True, kw_only=True)

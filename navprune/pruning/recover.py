@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,8 +29,6 @@ from navprune.rl.checkpoints import PRUNING, DamagedCheckpoint, load_network, re
 from navprune.rl.group import ENVIRONMENTS, Group
 from navprune.rl.learner import GradientLearner
 from navprune.rl.ppo import PPO
-
-Network = TypeVar("Network", PointNavPolicy, Classifier)
 
 
 class Distillation(Callback):
@@ -177,12 +175,12 @@ def policy_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
 
 
-def rewound(keep: Mapping[str, Tensor], early: Network) -> Network:
+def rewound(keep: Mapping[str, Tensor], early: PointNavPolicy | Classifier) -> PointNavPolicy | Classifier:
     """The weights that stay, as they were in an early checkpoint of the dense run (Frankle et al., ICML 2020).
 
     `keep` is {group name: bool [units]} of the dense network. Raises UserError where it does not fit `early`.
     """
-    return cast(Network, structure_of(early).slim(keep))
+    return cast(PointNavPolicy | Classifier, structure_of(early).slim(keep))
 
 
 def rewound_checkpoint(pruned: Path, early: Path | str) -> PointNavPolicy | Classifier:

@@ -34,8 +34,8 @@ LOGS = (".log", ".out", ".err", ".txt")
 FIXED = ("init", "init_weights", "env", "simulator", "task", "data", "images", "classifier", "pruning", "trainer.seed",
          "warm_start.steps", "warm_start.sequence")  # fmt: skip
 """Settings, or sections of them, that stay what they were in a run."""
-FREE = ("data.folder", "images.source", "data.val", "data.scene_memory", "pruning.begin", "pruning.end", "pruning.strength",
-        "pruning.teach_policy", "pruning.teach_features")  # fmt: skip
+FREE = ("data.folder", "data.val", "data.scene_memory", "images.source", "pruning.begin", "pruning.end",
+        "pruning.strength", "pruning.teach_policy", "pruning.teach_features")  # fmt: skip
 """What may change all the same: places, what is evaluated, schedules."""
 UNTOLD = ("run", "trainer.start")
 PATHS = ("init", "data.folder", "images.source")

@@ -28,7 +28,7 @@ class Trainee:
     """What a run counts: of an agent environment steps."""
     score = "spl"
     """The measure by which the best checkpoint is chosen."""
-    shown = ("success", "spl", "reward")
+    shown: tuple[str, ...] = ("success", "spl", "reward")
     """The measures on the line of progress."""
     longer = "a larger trainer.total_frames trains longer"
     """What to do where a run is complete."""

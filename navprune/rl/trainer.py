@@ -108,10 +108,11 @@ def train(
 ) -> TrainingResult:
     """Train `network` (its present weights, or seeded ones of a spec) on `data`, which the caller closes.
 
-    A policy acts in a vector environment; `trainee` is what else a network learns from its data by. Goes on from the newest whole checkpoint in `run_dir`, unless `trainer.start` says otherwise. Ctrl-C, SIGTERM and
-    SIGUSR1 end the running update, write a checkpoint and exit with status 128 + signal. Each worker of `group` calls
-    this with environments of its own; see `group`. Raises UserError for a run folder, checkpoint or configuration that
-    cannot be used, when a checkpoint cannot be written, and before a step that is not finite.
+    A policy acts in a vector environment; `trainee` is what else a network learns from its data by. Goes on from the
+    newest whole checkpoint in `run_dir`, unless `trainer.start` says otherwise. Ctrl-C, SIGTERM and SIGUSR1 end the
+    running update, write a checkpoint and exit with status 128 + signal. Each worker of `group` calls this with data of
+    its own; see `group`. Raises UserError for a run folder, checkpoint or configuration that cannot be used, when a
+    checkpoint cannot be written, and before a step that is not finite.
     """
     group, threads = group or Group(), torch.get_num_threads()
     with runs.taken(Path(run_dir), trainer.start) if group.leads else nullcontext(), kept_memory():

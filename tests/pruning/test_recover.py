@@ -261,7 +261,7 @@ def test_workers_learn_from_one_teacher_what_one_does(tmp_path):
                 run._exchange(update)
                 told.append(dict(update.scalars))
             run.save()
-            return run.policy.state_dict(), told
+            return run.network.state_dict(), told
 
         return together(size, act)
 

@@ -43,7 +43,7 @@ def test_bfloat16_runs_the_encoder_in_halves_and_keeps_whole_weights(toys, tmp_p
     assert seen == {(torch.bfloat16, device)}
     half, single = load_policy(tmp_path / "a" / "latest").policy, run(toys, tmp_path / "b", device)
     assert {p.dtype for p in half.parameters()} == {torch.float32}
-    begun = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(PPO, WARM), tmp_path / "c").policy
+    begun = Trainer(toys.spec(), toys.Corridor(), RUN, phases_of(PPO, WARM), tmp_path / "c").network
     learned, difference = weights(single) - weights(begun), weights(half) - weights(single)
     assert 0 < difference.norm() < learned.norm()
 

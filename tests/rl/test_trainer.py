@@ -211,10 +211,10 @@ def test_folders_that_are_no_runs_are_left_alone(toys, tmp_path):
 def test_ppo_is_judged_by_its_own_episodes(toys, whole, tmp_path):
     trainer = Trainer(toys.spec(), toys.Corridor(), replace(RUN, total_frames=360), phases_of(PPO, WARM), tmp_path)
     trainer.window.add({"success": 2.0, "spl": 2.0, "reward": 2.0})  # more than any episode is worth
-    trainer.best_spl, trainer.frames = 2.0, trainer.phase_end
+    trainer.best_score, trainer.frames = 2.0, trainer.phase_end
     trainer._exchange(trainer._update())
     trainer.save()
-    assert trainer.window.mean().get("spl", 0.0) <= 1 and trainer.best_spl <= 1
+    assert trainer.window.mean().get("spl", 0.0) <= 1 and trainer.best_score <= 1
     assert (tmp_path / "best").resolve().name == "000000000360"
 
 
