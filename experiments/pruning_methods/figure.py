@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from grid import CONTROLS, DENSE, HERE, PROTOCOLS, RANDOM, SHARES, Cell, grid, read_results
 from matplotlib.ticker import PercentFormatter
 
+from experiments.pruning_methods.grid import CONTROLS, DENSE, HERE, PROTOCOLS, RANDOM, SHARES, Cell, grid, read_results
 from navprune.evaluation.statistics import LEVEL, Spread, by_luck, holm, sample
 from navprune.reports import style
 
