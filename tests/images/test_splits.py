@@ -126,10 +126,16 @@ def test_what_is_nothing_known_is_refused(tmp_path):
         open_images(ImagesConfig(source=str(tmp_path / "absent")), "train")
 
 
-def test_arrays_are_not_brought_to_a_size(tmp_path):
+def test_arrays_are_brought_to_a_size(tmp_path):
     for source in (npz(tmp_path / "a.npz"), cifar10_binary(tmp_path, 10)):
-        with pytest.raises(UserError, match=r"images.size is for folders"):
-            open_images(ImagesConfig(source=str(source), size=8), "train")
+        own, large = (open_images(ImagesConfig(source=str(source), size=size), "train") for size in (None, 48))
+        assert large.shape == (own.shape[0], 48, 48)
+        rows = torch.arange(4)
+        small, brought = own.views(rows), large.views(rows)
+        assert brought.shape == (4, *large.shape) and large.views(rows, torch.rand(4, 5)).shape == brought.shape
+        assert torch.allclose(brought.mean((2, 3)), small.mean((2, 3)), atol=0.02)
+        back = torch.nn.functional.interpolate(brought, small.shape[2:], mode="bilinear", antialias=True)
+        assert (back - small).abs().mean() < 0.5 * small.abs().mean()
 
 
 @pytest.fixture(scope="module")
