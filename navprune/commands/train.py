@@ -117,10 +117,8 @@ def _workers(config: Config) -> AbstractContextManager[Group]:
 def _train_agent(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResult:
     begin = min(config.warm_start.frames, config.trainer.total_frames) if config.warm_start else 0
     frames, update = (begin, config.trainer.total_frames), config.ppo.steps * config.environments
-    cuts = gradual_pruning(config, policy, frames, update)
-    phases = phases_of(
-        config.ppo, config.warm_start, _callbacks(cuts, distillation(config, policy), masking(config, policy))
-    )
+    masks, cuts = masking(config, policy), gradual_pruning(config, policy, frames, update)
+    phases = phases_of(config.ppo, config.warm_start, _callbacks(cuts, distillation(config, policy), masks))
     alone = config.env == "habitat" and group.on_machine == 1
     threads = config.trainer.threads or (cores() if alone else 1)
     env = training_env(config, group)
@@ -137,8 +135,8 @@ def _train_classifier(
     config: Config, classifier: Classifier, images: tuple[Images, Images | None], group: Group
 ) -> TrainingResult:
     own, total = config.supervised, config.supervised.frames(len(images[0]))
-    cuts = gradual_pruning(config, classifier, (0, total), own.steps * own.batch)
-    phases = supervised_phase(own, _callbacks(cuts, distillation(config, classifier), masking(config, classifier)))
+    masks, cuts = masking(config, classifier), gradual_pruning(config, classifier, (0, total), own.steps * own.batch)
+    phases = supervised_phase(own, _callbacks(cuts, distillation(config, classifier), masks))
     # Each pass over the images that are held out says what the network is worth by itself.
     trainer = replace(config.trainer, total_frames=total, window=1)
     result = train(classifier, images, trainer, phases, Path(config.run), _written(config), group, Reader)

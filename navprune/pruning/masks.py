@@ -130,14 +130,13 @@ def weight_masks(
         if not torch.isfinite(values).all():
             raise UserError(f"the importance of {name!r} is not finite: look for NaN in weights or batch")
     flat, sizes = [values.flatten() for values in found.values()], [values.numel() for values in found.values()]
-
-    def masks(kept: int) -> Masks:
-        parts = (
-            map(largest, flat, apportioned(kept, sizes)) if layerwise else largest(torch.cat(flat), kept).split(sizes)
-        )
-        return {name: mask.view(found[name].shape) for name, mask in zip(found, parts)}
-
-    return [masks(kept) for kept in counts]
+    every: Iterable[Iterable[Tensor]]
+    if layerwise:
+        every = (map(largest, flat, apportioned(kept, sizes)) for kept in counts)
+    else:
+        whole = torch.cat(flat)
+        every = (largest(whole, kept).split(sizes) for kept in counts)
+    return [{name: mask.view(values.shape) for (name, values), mask in zip(found.items(), masks)} for masks in every]
 
 
 def apportioned(count: int, sizes: Sequence[int]) -> list[int]:
