@@ -16,7 +16,7 @@ from navprune.evaluation.statistics import (
     holm,
     improvement,
     sample,
-    worst_scene,
+    worst_group,
 )
 
 FEW = 300
@@ -175,7 +175,7 @@ def test_a_resample_pairs_the_runs_that_were_drawn():
 
 def test_the_worst_scene_is_that_of_the_least_mean():
     values = np.array([[0.9, 0.1, 0.4, 0.4], [0.9, 0.1, 0.4, 0.2]])
-    assert worst_scene(values, ["b", "b", "a", "a"]) == ("a", pytest.approx(0.35))
+    assert worst_group(values, ["b", "b", "a", "a"]) == ("a", pytest.approx(0.35))
 
 
 # Tests -----------------------------------------------------------------------------------------------
