@@ -48,9 +48,9 @@ class ImagesCheck:
 def export_classifier(source: Source, out: Path, options: ExportOptions) -> dict[str, Any]:
     """Write a classifier as one file (OpenVINO: two) for any number of images, checked beside eager, and its contract.
 
-    Returns the contract. Its `mean` and `deviation` of each channel, which images are normalised by, are those of the
-    checkpoint's metrics, None where it does not tell them. Raises UserError as `run_export`, for int8, and for a
-    network that the format cannot hold.
+    Returns the contract. The `mean` and `deviation` of each channel, which images are normalised by, and the `names` of
+    the classes are those of the checkpoint's metrics, None where it does not tell them. Raises UserError as
+    `run_export`, for int8, and for a network that the format cannot hold.
     """
     check_asked(source, out, options)
     if options.int8:
@@ -75,6 +75,7 @@ def export_classifier(source: Source, out: Path, options: ExportOptions) -> dict
         **told_of_images(model.spec),
         "mean": metrics.get("mean"),
         "deviation": metrics.get("deviation"),
+        "names": metrics.get("classes"),
         "check": asdict(check),
         "spec": model.spec.to_json(),
     }
@@ -84,7 +85,7 @@ def export_classifier(source: Source, out: Path, options: ExportOptions) -> dict
 
 def told_of_images(spec: ClassifierSpec) -> dict[str, Any]:
     """The part of a classifier's contract that says what goes in and what comes out."""
-    meaning = "channels from 0 to 1, rows from the top, minus `mean`, over `deviation`"
+    meaning = "pixels as they are stored (bytes from 0 to 255), rows from the top, minus `mean`, over `deviation`"
     images = {"name": IMAGES, "dtype": "float32", "shape": [BATCH, *spec.input], "meaning": meaning}
     scores = "of the classes; softmax makes probabilities of them"
     logits = {"name": LOGITS, "dtype": "float32", "shape": [BATCH, spec.classes], "meaning": scores}

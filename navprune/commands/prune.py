@@ -33,11 +33,13 @@ from navprune.pruning.methods.base import BATCHES, CLOCK
 from navprune.pruning.prune import PruningResult, prune
 from navprune.reports.plots import milliseconds_figure, widths_figure
 from navprune.rl.checkpoints import (
+    FACTS,
     MILLISECONDS,
     PRUNED_FROM,
     PRUNING,
     WIDTHS,
     check_replaceable,
+    read_metrics,
     save_checkpoint,
     was_pruned,
 )
@@ -72,9 +74,15 @@ def run_pruning(
         where = device if BATCHES in method.needs else "cpu"
         cut = prune(network, asked, seed=seed, batches=batches, loss=loss, clock=clock, device=where)
     model = cast(PointNavPolicy | Classifier, cut.model)
-    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
+    save_checkpoint(out, model, config=to_yaml(config), metrics=told_of_pruned(source))
     write_pruning(out, pruning_json(cut, config.trainer.total_frames, frames_per_second))
     return cut
+
+
+def told_of_pruned(source: Source) -> dict[str, Any]:
+    """The metrics of a checkpoint that was made of a source: its name, and what its images were normalised by."""
+    metrics = read_metrics(source.folder) if source.kind == FOLDER else {}
+    return {PRUNED_FROM: source.text, **{name: metrics[name] for name in FACTS if name in metrics}}
 
 
 def _check_out(out: Path, sources: Sequence[Source]) -> None:
