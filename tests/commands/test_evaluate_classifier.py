@@ -9,14 +9,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from navprune.cli import main
 from navprune.config import load_config, to_yaml
+from navprune.images.config import ImagesConfig
+from navprune.images.splits import open_images
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.rl.checkpoints import save_checkpoint
 from navprune.source import agent_spec
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
-TEST = 360
-"""Images in the digits' split test."""
+TEST = len(open_images(ImagesConfig(), "test"))
 
 
 def checkpoint(folder, *settings, seed=0, width=0.1):
