@@ -15,7 +15,9 @@ from navprune.machine import cores
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
+from navprune.pruning.config import GROWING
 from navprune.pruning.gradual import TAYLOR, GradualPruning
+from navprune.pruning.penalties import Penalty
 from navprune.pruning.recover import Distillation, LogitDistillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import read_any_spec
@@ -114,7 +116,8 @@ def _train_agent(config: Config, policy: PointNavPolicy, group: Group) -> Traini
     begin = min(config.warm_start.frames, config.trainer.total_frames) if config.warm_start else 0
     frames, update = (begin, config.trainer.total_frames), config.ppo.steps * config.environments
     cuts = gradual_pruning(config, policy, frames, update)
-    phases = phases_of(config.ppo, config.warm_start, _callbacks(cuts, distillation(config, policy)))
+    callbacks = _callbacks(penalty(config, frames), cuts, distillation(config, policy))
+    phases = phases_of(config.ppo, config.warm_start, callbacks)
     alone = config.env == "habitat" and group.on_machine == 1
     threads = config.trainer.threads or (cores() if alone else 1)
     env = training_env(config, group)
@@ -131,8 +134,9 @@ def _train_classifier(
     config: Config, classifier: Classifier, images: tuple[Images, Images | None], group: Group
 ) -> TrainingResult:
     own, total = config.supervised, config.supervised.frames(len(images[0]))
-    cuts = gradual_pruning(config, classifier, (0, total), own.steps * own.batch)
-    phases = supervised_phase(own, _callbacks(cuts, distillation(config, classifier)))
+    frames = (0, total)
+    cuts = gradual_pruning(config, classifier, frames, own.steps * own.batch)
+    phases = supervised_phase(own, _callbacks(penalty(config, frames), cuts, distillation(config, classifier)))
     # Each pass over the images that are held out says what the network is worth by itself.
     trainer = replace(config.trainer, total_frames=total, window=1)
     result = train(classifier, images, trainer, phases, Path(config.run), _written(config), group, Reader)
@@ -166,6 +170,12 @@ def gradual_pruning(config: Config, network: Network, frames: tuple[int, int], u
         return None
     early = Source.parse(pruning.rewind).load(config) if pruning.rewind else None
     return GradualPruning(pruning, network, frames=frames, update=update, seed=seed, early=early)  # type: ignore[arg-type]
+
+
+def penalty(config: Config, frames: tuple[int, int]) -> Penalty | None:
+    """The penalty on all units, in a phase that begins and ends at `frames`; None without one."""
+    pruning = config.pruning
+    return Penalty(pruning, frames) if pruning and pruning.penalty not in (None, GROWING) else None
 
 
 def distillation(config: Config, student: Network) -> Callback | None:
