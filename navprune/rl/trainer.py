@@ -250,7 +250,7 @@ class Trainer:
             while self.frames < total and not self.stop:
                 update = self._update()
                 due = self._exchange(update)
-                if writer and self.updates % self.config.log_updates == 0:
+                if writer and (self._measured or self.updates % self.config.log_updates == 0):
                     self._log(writer, update, first)
                 if line:
                     line.show(self.frames, self._note(), last=False)
@@ -299,8 +299,7 @@ class Trainer:
         for _, _, measures in sorted((end for ended, _, _ in told for end in ended), key=lambda end: end[:2]):
             self.window.add(measures)
         self.stop = next((asked for _, asked, _ in told if asked), 0)
-        exact = not self.trainee.lasting and self.window.full and self._is_best
-        return told[0][2] or exact
+        return told[0][2] or (self._measured and self._is_best)
 
     def _network_is_new(self) -> None:
         if self.group.size > 1:
@@ -321,6 +320,11 @@ class Trainer:
         """That of the network as it stands, by a full window; -1 where that is not known."""
         name = self.trainee.score
         return self.window.mean().get(name, -1.0) if name and self.window.full else -1.0
+
+    @property
+    def _measured(self) -> bool:
+        """Whether the network was measured by itself behind the latest update."""
+        return not self.trainee.lasting and self.window.full
 
     @property
     def _is_best(self) -> bool:

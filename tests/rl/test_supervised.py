@@ -298,13 +298,15 @@ def test_where_nothing_is_held_out_the_latest_is_the_best(tmp_path):
     assert result.best == result.latest and result.metrics == {}
 
 
-def test_tensorboard_shows_losses_of_updates_and_measures_of_passes(tmp_path):
-    run(tmp_path)
+@pytest.mark.parametrize("each", [1, 4])
+def test_tensorboard_shows_losses_of_updates_and_measures_of_passes(tmp_path, each):
+    """And no measure is lost where few updates are shown."""
+    run(tmp_path, run=replace(RUN, log_updates=each))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     shown = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for tag in ("learner/loss", "learner/accuracy", "learning_rate", "perf/fps"):
-        assert shown[tag] == [20, 40, 60, 80, 100, 110]
+        assert shown[tag] == ([20, 40, 60, 80, 100, 110] if each == 1 else [40, 80, 110])
     for tag in ("metrics/top1", "metrics/top5", "metrics/loss"):
         assert shown[tag] == [40, 80, 110]
     rates = [event.value for event in events.Scalars("learning_rate")]
