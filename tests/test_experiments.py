@@ -22,17 +22,8 @@ FOLDER = Path(__file__).parents[1] / "experiments" / "pruning_methods"
 
 @pytest.fixture(scope="module")
 def experiment():
-    """The modules figure and grid, which lie in no package."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import figure
-        import grid
-
-        yield figure, grid
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ("figure", "grid"):
-            sys.modules.pop(name, None)
+    """The modules figure and grid."""
+    return tuple(importlib.import_module(f"experiments.pruning_methods.{name}") for name in ("figure", "grid"))
 
 
 def test_comparisons_are_of_the_same_seeds(experiment):

@@ -1,10 +1,10 @@
 """What the experiment consists of, cell by cell, and what has been measured of it."""
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.cells import read
 from navprune.pruning.methods import GATES, METHODS, PROBE
 
 HERE = Path(__file__).parent
@@ -46,11 +46,4 @@ def grid() -> list[Cell]:
 
 def read_results(path: Path = RESULTS) -> dict[Cell, dict[str, Any]]:
     """The records written so far; a line that a crash cut off is left out."""
-    records = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        records[Cell(*(record[name] for name in Cell._fields))] = record
-    return records
+    return {Cell(*(record[name] for name in Cell._fields)): record for record in read(path)}

@@ -1,28 +1,25 @@
 """Measures the cells that results.jsonl lacks; stop it and go on whenever you like.
 
-    .venv/bin/python experiments/pruning_methods/run.py --workers 2
+    .venv/bin/python -m experiments.pruning_methods.run --workers 2
 
 from the repository's root. Ctrl-C lets the cells at work finish.
 """
 
 import argparse
-import json
 import os
-import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from grid import CUT, DENSE, PROTOCOLS, RESULTS, SCRATCH, TUNED, Cell, grid, read_results
 
+from experiments.cells import work
+from experiments.pruning_methods.grid import CUT, DENSE, PROTOCOLS, RESULTS, SCRATCH, TUNED, Cell, grid, read_results
 from navprune.commands.demo import GATE_STEPS, GATES, draw_homes
 from navprune.config import load_config
 from navprune.costs.counting import cost
@@ -32,7 +29,6 @@ from navprune.evaluation.evaluate import evaluate
 from navprune.models.build import build
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec
-from navprune.progress import ProgressLine
 from navprune.pruning.config import PruningConfig
 from navprune.pruning.losses import PPOTask, collect_observations, shuffled_batches
 from navprune.pruning.methods import GATES as LEARNED
@@ -62,7 +58,6 @@ EVALUATED = 40
 """Episodes that run at once in an evaluation."""
 PPO_ROLLOUTS = 4
 """Rollouts on which Taylor scores are measured."""
-THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def main() -> None:
@@ -75,46 +70,14 @@ def main() -> None:
     draw_homes(DATA, DEMO.data.name)
     done = read_results()
     left = [cell for cell in grid() if cell not in done and options.protocol in (None, cell.protocol)][: options.cells]
-    work(left, options.workers)
+    work("pruning methods", left, options.workers, measure, RESULTS, told)
 
 
-def work(cells: list[Cell], workers: int) -> None:
-    """Measures cells in processes of one thread each, and appends each as it comes."""
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    line, done, stopped = ProgressLine("pruning methods", len(cells), "cells"), 0, False
-    waiting, running = iter(cells), set[Future]()
-    with ProcessPoolExecutor(workers, get_context("spawn"), ignore_interrupts) as pool:
-        while True:
-            try:
-                while not stopped and len(running) < workers and (cell := next(waiting, None)):
-                    running.add(pool.submit(measure, cell))
-                if not running:
-                    return
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt:
-                stopped = True
-                print("\nstopping after the cells at work")
-                continue
-            for future in finished:
-                record = future.result()
-                append(record)
-                done += 1
-                outcome = record.get("refused") or f"SPL {np.mean(record['spl']):.3f}"
-                where = " ".join(str(record[name]) for name in Cell._fields)
-                line.show(done, f"{where}: {outcome} in {record['seconds']:.0f} s")
-
-
-def ignore_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal; the first of them decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def append(record: dict[str, Any], path: Path = RESULTS) -> None:
-    """Adds one line in one piece, behind whatever a crash left."""
-    whole = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n")
-    with path.open("ab", buffering=0) as file:
-        file.write((b"" if whole else b"\n") + json.dumps(record).encode() + b"\n")
-        os.fsync(file.fileno())
+def told(record: dict[str, Any]) -> str:
+    """What the line of progress says of a cell."""
+    outcome = record.get("refused") or f"SPL {np.mean(record['spl']):.3f}"
+    where = " ".join(str(record[name]) for name in Cell._fields)
+    return f"{where}: {outcome} in {record['seconds']:.0f} s"
 
 
 def measure(cell: Cell) -> dict[str, Any]:

@@ -113,6 +113,11 @@ class Reader(Trainee):
         self.score = None if self.val is None else TOP1
         self.seed = self.generator.initial_seed()
 
+    def facts(self) -> dict[str, Any]:
+        """Return by what images are normalised, channel by channel in the units they are stored in, and the classes."""
+        scales = {name: getattr(self.train, name).flatten().tolist() for name in ("mean", "deviation")}
+        return {**scales, "classes": list(self.train.classes)}
+
     def draw(self, first: int, size: int) -> Draw:
         """This worker's part of the batch of `size` images that begins at image `first` of the run."""
         draws = torch.rand(size, DRAWS, generator=self.generator)
