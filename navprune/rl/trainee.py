@@ -28,8 +28,11 @@ class Trainee:
 
     unit = "frames"
     """What a run counts: of an agent environment steps."""
-    score = "spl"
-    """The measure by which the best checkpoint is chosen."""
+    score: str | None = "spl"
+    """The measure by which the best checkpoint is chosen; None: there is none, and the latest counts as the best."""
+    lasting = True
+    """Whether measures say something of the network behind further updates, too; otherwise of the present one alone,
+    exactly, so that a checkpoint is written wherever they are the best."""
     shown: tuple[str, ...] = ("success", "spl", "reward")
     """The measures on the line of progress."""
     longer = "a larger trainer.total_frames trains longer"
