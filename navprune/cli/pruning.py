@@ -30,7 +30,7 @@ TITLES = {
 """Sections of `PruningConfig` -> what their flags are called together; others have their name."""
 PREFIXES = {"clock": "latency_"}
 """What is set before the names of a section's flags."""
-METAVARS = {"budget": "NAME=SHARE,...", "limits": "LAYER=SHARE,...", "teacher": "RUN", "images": "FILE.npz"}
+METAVARS = {"budget": "NAME=SHARE,...", "limits": "LAYER=SHARE,...", "teacher": "RUN", "images": "SOURCE"}
 LEADING = ("method", "budget")
 FOR_CUTS = ("paper", "equal_compute", "frames_per_second")
 """Flags beside those of `PruningConfig` that masks make no use of."""
@@ -163,7 +163,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
         note(line)
     if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:
         note(f"all {method.name} scores are equal, as before training norms' scales are: the order of units decided")
-    print("\n" + next_step(options.out, answer, scratch=options.scratch, equal_compute=options.equal_compute))
+    print("\n" + next_step(options.out, answer, config, scratch=options.scratch, equal_compute=options.equal_compute))
     return answer
 
 

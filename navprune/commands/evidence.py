@@ -1,6 +1,6 @@
 """What pruning methods look at: observations, rollouts or labelled images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from navprune.commands.classification import images_to_look_at
 from navprune.commands.environments import check_sees, training_env
 from navprune.config import Config
 from navprune.errors import UserError
-from navprune.images.splits import TRAIN, open_images
+from navprune.images.splits import TRAIN, Images, open_images
 from navprune.models.build import Spec
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import PolicySpec
@@ -23,7 +24,6 @@ from navprune.pruning.losses import (
     PPOTask,
     collect_observations,
     distillation_loss,
-    read_labelled,
     shuffled_batches,
 )
 from navprune.pruning.masks import Strategy
@@ -49,10 +49,10 @@ def material(
     epochs = asked.epochs if learns else 1
     generator = torch.Generator().manual_seed(seed)
     if isinstance(spec, ClassifierSpec) or loss == CLASSIFICATION:
-        count, labelled = _labelled(spec, asked, config)
-        rows = shuffled_batches({"rows": torch.arange(count)}, asked.batch_size, epochs, generator)
-        batches = (labelled(batch["rows"]) for batch in rows)
-        return _shown(method.name, batches, epochs * (count // asked.batch_size)), taught
+        images = _labelled(spec, asked, config)
+        drawn = shuffled_batches({"rows": torch.arange(len(images))}, asked.batch_size, epochs, generator)
+        batches = ((images.views(batch["rows"]), images.labels[batch["rows"]]) for batch in drawn)
+        return _shown(method.name, batches, epochs * (len(images) // asked.batch_size)), taught
     if asked.loss and not follows:
         raise UserError(f"{method.name} follows no loss, of {asked.loss} neither: leave it out")
     if loss == IMITATION and not learns:
@@ -93,28 +93,20 @@ def _shown(title: str, batches: Batches, total: int) -> Batches:
     return draw
 
 
-def _labelled(
-    spec: Spec, asked: EvidenceConfig, config: Config
-) -> tuple[int, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
-    """How many labelled images there are that fit the classifier, and what gives those of some rows with labels."""
+def _labelled(spec: Spec, asked: EvidenceConfig, config: Config) -> Images:
+    """Labelled images that fit the classifier."""
     if not isinstance(spec, ClassifierSpec):
         raise UserError("classification needs a classifier, such as cifar_resnet56; encoders use imitation or ppo")
     if asked.loss not in (None, CLASSIFICATION, DISTILLATION):
         known = f"{CLASSIFICATION} or {DISTILLATION}"
         raise UserError(f"{spec.family} classifies images: its loss is {known}, not {asked.loss}")
-    if asked.images:
-        images, labels = read_labelled(asked.images)
-        title, shape, classes, views = asked.images, tuple(images.shape[1:]), int(labels.max()) + 1, images.__getitem__
-    elif config.images:
-        split = open_images(config.images, TRAIN)
-        title, shape, classes, views = config.images.source, split.shape, len(split.classes), split.views
-        labels = split.labels
-    else:
+    named = images_to_look_at(asked.images, config)
+    if named is None:
         raise UserError(
-            "classification looks at labelled images: give an .npz file with images and labels, or --config of a "
-            "classifier's recipe"
+            "classification looks at labelled images: give --images SOURCE, or --config of a classifier's recipe"
         )
-    if shape != spec.input or classes > spec.classes:
-        found, wanted = f"{list(shape)} with {classes} classes", f"{list(spec.input)} with {spec.classes}"
-        raise UserError(f"{title} holds images of {found}, and {spec.family} takes {wanted}")
-    return len(labels), lambda rows: (views(rows), labels[rows])
+    images = open_images(named, TRAIN)
+    if images.shape != spec.input or len(images.classes) > spec.classes:
+        found, wanted = f"{list(images.shape)} with {len(images.classes)} classes", f"{list(spec.input)}"
+        raise UserError(f"{named.source} holds images of {found}, and {spec.family} takes {wanted} with {spec.classes}")
+    return images

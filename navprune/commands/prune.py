@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from navprune.commands.classification import classifier_of
+from navprune.commands.classification import classifier_of, images_to_look_at
 from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
 from navprune.costs.counting import cost_json
@@ -20,7 +20,7 @@ from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
 from navprune.images.splits import TRAIN, open_images
 from navprune.models.build import Spec
-from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
+from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
 from navprune.progress import say_once
 from navprune.pruning.config import (
@@ -32,7 +32,6 @@ from navprune.pruning.config import (
     PruningConfig,
     budget_of,
 )
-from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import PROBE, method_for
 from navprune.pruning.methods.base import BATCHES, CLOCK
 from navprune.pruning.prune import PruningResult, prune
@@ -79,7 +78,7 @@ def run_pruning(
         cut = prune(network, asked, seed=seed, batches=batches, loss=loss, clock=clock, device=where)
     model = cast(PointNavPolicy | Classifier, cut.model)
     save_checkpoint(out, model, config=to_yaml(config), metrics=told_of_pruned(source))
-    write_pruning(out, pruning_json(cut, config.trainer.total_frames, frames_per_second))
+    write_pruning(out, pruning_json(cut, training_frames(config), frames_per_second))
     return cut
 
 
@@ -126,6 +125,13 @@ def timer_of(clock: ClockConfig, device: torch.device) -> Timer:
     return Timer(runtime, device, clock.threads, clock.batch)
 
 
+def training_frames(config: Config) -> int:
+    """Environment steps, or images, that the training of a configuration takes in."""
+    if config.images is None:
+        return config.trainer.total_frames
+    return config.supervised.frames(len(open_images(config.images, TRAIN)))
+
+
 def pruning_json(result: PruningResult, total_frames: int, frames_per_second: float | None = None) -> dict[str, Any]:
     """The JSON form of a pruning: what was asked, what it cost before and after, and every width.
 
@@ -160,19 +166,24 @@ def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:
             write_file(folder / picture.name, picture.read_bytes())
 
 
-def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, equal_compute: bool = False) -> str:
-    """What to do with a slim checkpoint: the command that trains an agent, or the code that loads a classifier.
+def next_step(
+    out: Path, answer: Mapping[str, Any], config: Config, *, scratch: bool = False, equal_compute: bool = False
+) -> str:
+    """What to do with a slim checkpoint: the command that trains it, or code that loads a classifier without images.
 
     From `scratch` it begins with new weights; so it does for as much compute as the dense network's.
     """
     new = scratch or equal_compute
-    if "table1" not in answer["before"]:  # a classifier
+    classifies = "table1" not in answer["before"]
+    if classifies and config.images is None:
         code = f"navprune.rl.checkpoints.load_classifier({str(out)!r})"
         step = f"navprune.models.build.build({code}.spec, seed)  # new weights" if new else code
         return f"slim checkpoint in {out}; load it in Python with\n  {step}"
     words = ["navprune", "train", "--config", f"{out}/config.yaml", f"init={out}", f"run={out}_run"]
     words += ["init_weights=false"] if new else []
-    words += [f"trainer.total_frames={answer['training']['equal_compute_frames']}"] if equal_compute else []
+    epochs = f"supervised.epochs={config.supervised.epochs * answer['equal_compute']:g}"
+    frames = f"trainer.total_frames={answer['training']['equal_compute_frames']}"
+    words += [epochs if classifies else frames] if equal_compute else []
     return f"slim checkpoint in {out}; train it with\n  {shlex.join(words)}"
 
 
@@ -181,11 +192,8 @@ def unpruned(source: Source, config: Config, images: str | None) -> Spec:
 
     A classifier's name stands for one of labelled `images`, where given, or of those that the configuration names.
     """
-    if source.kind == CLASSIFIER and images is None and config.images:
-        named = replace(config, classifier=replace(config.classifier, family=source.text))
-        return classifier_of(named, open_images(config.images, TRAIN))
-    if source.kind != CLASSIFIER or images is None:
+    named = images_to_look_at(images, config)
+    if source.kind != CLASSIFIER or named is None:
         return source.spec(config)
-    shown, labels = read_labelled(images)
-    _, channels, height, width = shown.shape
-    return classifier_spec(source.text, int(labels.max()) + 1, (channels, height, width))
+    family = replace(config.classifier, family=source.text)
+    return classifier_of(replace(config, classifier=family), open_images(named, TRAIN))

@@ -141,7 +141,8 @@ class EvidenceConfig:
     batch_size: int = bounded(100, 1)
     """Observations or images of each batch; PPO draws its own mini-batches."""
     images: str | None = None
-    """An .npz file of labelled images, for classification; null: those that the configuration trains on."""
+    """Labelled images, as `images.source` names them, for classification; null: those that the configuration trains
+    on."""
 
     def __post_init__(self) -> None:
         check_fields("pruning.evidence", self)
