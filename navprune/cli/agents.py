@@ -75,12 +75,13 @@ def _train(options: argparse.Namespace) -> dict[str, Any] | None:
     from navprune.commands.train import run_training
     from navprune.config import load_config
 
-    result = run_training(load_config(options.config, options.settings))
+    config = load_config(options.config, options.settings)
+    result, unit = run_training(config), "images" if config.images else "frames"
     if os.environ.get("RANK", "0") != "0":
         return None  # of the workers that torchrun began the first one speaks
     measures = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
-    rate = f" at {result.frames_per_second:,.0f} frames/s" if result.frames_per_second else ""  # had it been complete
-    print(f"{result.frames:,} frames{rate}  {measures}")
+    rate = f" at {result.frames_per_second:,.0f} {unit}/s" if result.frames_per_second else ""  # had it been complete
+    print(f"{result.frames:,} {unit}{rate}  {measures}")
     print(f"checkpoint: {result.latest}")
     return result._asdict() | {"latest": str(result.latest), "best": str(result.best)}
 
