@@ -65,12 +65,13 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Train an agent: expert warm start (if asked for), then PPO. Where the run folder holds a run it goes on;
-    trainer.start=restart moves that aside and begins anew, trainer.start=new refuses. Seed, init, task, data,
-    cuts stay what they were; schedules and lengths may change. Ctrl-C, SIGTERM and SIGUSR1 save and stop.
-    Networks come from agent=NAME or init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them as they
-    train, pruning=distil adds a teacher. env=habitat trains through habitat-lab, simulator=habitat_sim in its
-    simulator.
+    """Train an agent: expert warm start (if asked for), then PPO. Or a classifier, by the recipes digits_resnet20,
+    cifar10_resnet56, cifar100_vgg16_bn, imagenet_resnet50: images.source=PATH says where the images are.
+    Where the run folder holds a run it goes on; trainer.start=restart moves that aside and begins anew,
+    trainer.start=new refuses. Seed, init, task, data, images, cuts stay what they were; schedules and lengths may
+    change. Ctrl-C, SIGTERM and SIGUSR1 save and stop. Networks come from agent=NAME, classifier.family=NAME or
+    init=CHECKPOINT; pruning=gradual pruning.budget=macs=0.5 cuts them as they train, pruning=distil adds a teacher.
+    env=habitat trains through habitat-lab, simulator=habitat_sim in its simulator.
     """
     from navprune.commands.train import run_training
     from navprune.config import load_config

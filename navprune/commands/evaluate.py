@@ -34,7 +34,7 @@ from navprune.progress import ProgressLine
 from navprune.reports import maps, video
 from navprune.reports.kinds import AGENT, Kind
 from navprune.rl.checkpoints import read_metrics
-from navprune.rl.trainer import default_device
+from navprune.rl.devices import default_device
 from navprune.scenes.files.episodes import Episode, check_ids
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import CLASSIFIER, CONTROL, EXPORTED, FOLDER, SPEC_FILE, Source

@@ -18,7 +18,7 @@ from navprune.progress import ProgressLine
 from navprune.reports.kinds import CLASSIFIER as KIND
 from navprune.reports.kinds import Kind
 from navprune.rl.checkpoints import read_metrics
-from navprune.rl.trainer import default_device
+from navprune.rl.devices import default_device
 from navprune.source import CLASSIFIER, CONTROL, EXPORTED, FOLDER, Source
 
 

@@ -14,7 +14,7 @@ from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
 from navprune.models.step import PolicyStep
 from navprune.progress import ProgressLine
-from navprune.rl.trainer import default_device
+from navprune.rl.devices import default_device
 from navprune.source import Source
 
 ALL = "all"

@@ -27,7 +27,7 @@ from navprune.pruning.masks import apply_masks, compression_ratio, strategy_of, 
 from navprune.pruning.methods.base import BATCHES
 from navprune.pruning.prune import weights_hash
 from navprune.rl.checkpoints import PRUNING, SPEC, numbered, read_any_spec, read_masks, save_checkpoint
-from navprune.rl.trainer import device_of
+from navprune.rl.devices import device_of
 from navprune.source import FOLDER, Source
 
 Network = PointNavPolicy | Classifier

@@ -48,7 +48,7 @@ from navprune.rl.checkpoints import (
     save_checkpoint,
     was_pruned,
 )
-from navprune.rl.trainer import device_of
+from navprune.rl.devices import device_of
 from navprune.source import CLASSIFIER, FOLDER, NAMED, WEIGHTS_FILE, Source
 
 

@@ -23,10 +23,11 @@ from navprune.pruning.penalties import Penalty
 from navprune.pruning.recover import Distillation, LogitDistillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import load_network, read_any_spec, read_masks
+from navprune.rl.devices import gpu_count
 from navprune.rl.group import Group
 from navprune.rl.phases import phases_of, supervised_phase
 from navprune.rl.supervised import Reader
-from navprune.rl.trainer import TrainerConfig, TrainingResult, gpu_count, train
+from navprune.rl.trainer import TrainerConfig, TrainingResult, train
 from navprune.rl.workers import handed_over, workers
 from navprune.source import FOLDER, Source, agent_spec
 

@@ -141,7 +141,7 @@ class LogitDistillation(Callback):
     name = "distillation"
 
     def __init__(self, teacher: Classifier, student: ClassifierSpec, *, weight: float) -> None:
-        """Raises UserError where student and teacher see other images or know other classes."""
+        """`weight` is that of the divergence; raises UserError where student and teacher see or know other things."""
         theirs, own = teacher.spec, student
         if (theirs.input, theirs.classes) != (own.input, own.classes):
             told = (f"{spec.classes} classes of images {list(spec.input)}" for spec in (theirs, own))
