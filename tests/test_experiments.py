@@ -225,3 +225,71 @@ def test_agents_are_rows_of_spl_and_milliseconds(tmp_path, monkeypatch):
     page = (tmp_path / "README.md").read_text()
     assert page.count("| small | a_s") == 2 and page.count("0.250 to 0.750") == 2
     assert (tmp_path / "spl.png").stat().st_size
+
+
+# Structured sparsity ------------------------------------------------------------------------------------
+
+COURSE = FOLDER.parent / "structured_sparsity"
+
+
+class Stripes:
+    """48 labelled images of 4 classes, bright in a quarter each."""
+
+    classes, shape, labels = tuple("abcd"), (1, 32, 32), torch.arange(48) % 4
+
+    def __len__(self):
+        return 48
+
+    def views(self, rows, draws=None):
+        images = torch.zeros(len(rows), *self.shape)
+        for image, label in zip(images, self.labels[rows].tolist()):
+            image[:, 8 * label : 8 * label + 8] = 1 + label
+        return images
+
+
+def sparsity(module):
+    return importlib.import_module(f"experiments.structured_sparsity.{module}")
+
+
+@pytest.fixture
+def course(monkeypatch):
+    """A course of one epoch for tiny networks."""
+    run = sparsity("run")
+    for name in ("experiments.structured_sparsity.run", "navprune.commands.classification"):
+        monkeypatch.setattr(f"{name}.open_images", lambda config, split: Stripes())
+    settings = "classifier.family=cifar_vgg16_bn", "classifier.width=0.125", "supervised.epochs=1"
+    return run.Course(settings=(*settings, "supervised.batch=24"), tuning=("supervised.lr=0.001",), strength=1.0)
+
+
+def test_the_readme_of_structured_sparsity_says_what_was_measured():
+    written = (COURSE / "README.md").read_text()
+    assert sparsity("figure").page(written, sparsity("run").read_results()) == written
+
+
+def test_every_record_of_structured_sparsity_is_of_the_same_course_and_its_seeds_of_the_same_weights():
+    run = sparsity("run")
+    records = run.read_results()
+    assert all(record["course"] == run.Course().said() for record in records.values())
+    weights = {(cell.seed, record["weights"]) for cell, record in records.items()}
+    assert len(weights) == len({cell.seed for cell in records})
+
+
+@pytest.mark.parametrize("penalty", ["sum-squares", "group-lasso-both"])
+def test_a_whole_course_ends_in_the_tables(course, penalty, monkeypatch):
+    run, figure = sparsity("run"), sparsity("figure")
+    some = run.cuts(penalty)[:2]
+    monkeypatch.setattr(run, "cuts", lambda _: some)
+    cell = run.Cell(penalty, 3)
+    record = json.loads(json.dumps(run.measure(course, cell)))
+    assert record["strength"] == (1e-5 if penalty == "sum-squares" else 1.0)
+    assert (record["zeros"] > 0) == (penalty != "sum-squares")
+    first, other = record["cuts"]
+    assert first["cut"]["right"] == record["trained"]["right"]
+    assert ("scratch" in other) == (penalty == "sum-squares")
+    for row in record["cuts"]:
+        network = figure.Network(penalty, run.Cut(row["over"], row["score"], row["share"]), "tuned")
+        (right,) = figure.right({cell: record}, network).values()
+        assert right.mean() == pytest.approx(row["tuned"]["top1"], abs=1e-4) and right.shape == (48,)
+    assert other["operations"] < first["operations"] and 0 < other["ratio"] < 1
+    tables = figure.page("", {cell: record})
+    assert f"| {100 * other['ratio']:.1f} % |" in tables and f"{100 * other['tuned']['top1']:.2f} (" in tables
