@@ -59,6 +59,12 @@ def test_cost_is_the_published_one(tmp_path, encoder, macs, parameters):
     assert result["input"] == [1, 256, 256]
 
 
+def test_cost_of_a_classifier_is_also_thops(tmp_path, capsys):
+    result = answer(tmp_path, "cost", "vgg16_bn", "--layers")
+    assert result["thop"] == {"operations": 15_507_270_656, "parameters": 134_678_692} and "table1" not in result
+    assert "classifier.6" in capsys.readouterr().out
+
+
 def test_train_evaluate_prune_compare(run, data, tmp_path):
     result = answer(tmp_path, "evaluate", run, "--episodes", 4, "--pictures", "apartment:2", "--out", tmp_path / "val")
     assert result["episodes"] == 4
@@ -115,7 +121,7 @@ def test_latency_of_whole_steps(run, tmp_path, capsys):
     found = answer(tmp_path, "latency", run, "blind", *words)
     assert all(row["median_ms"] for row in found["rows"] if row["runtime"] in found["versions"])
     assert found["rows"][1]["saving_theoretical"] < 1  # its recurrent core counts
-    assert "is no policy" in mistake(capsys, "latency", "cifar_resnet56", "--step")
+    assert "cifar_resnet56 is a classifier: leave it out" in mistake(capsys, "latency", "cifar_resnet56", "--step")
 
 
 def test_wrong_runtimes_and_devices_are_told_in_one_line(capsys):

@@ -11,16 +11,14 @@ import torch
 
 from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
-from navprune.costs.counting import cost
-from navprune.costs.counting import count as count_module
+from navprune.costs.counting import cost_json
 from navprune.costs.probing import Timer
 from navprune.costs.runtimes import runtime_of
 from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
-from navprune.models.build import Spec, build
+from navprune.models.build import Spec
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import EncoderSpec
 from navprune.pruning.config import (
     KNOWN,
     LATENCY,
@@ -33,14 +31,15 @@ from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import PROBE, method_for
 from navprune.pruning.methods.base import BATCHES, CLOCK
 from navprune.pruning.prune import PruningResult, prune
-from navprune.pruning.slim import encoder_of
 from navprune.reports.plots import milliseconds_figure, widths_figure
 from navprune.rl.checkpoints import (
+    FACTS,
     MILLISECONDS,
     PRUNED_FROM,
     PRUNING,
     WIDTHS,
     check_replaceable,
+    read_metrics,
     save_checkpoint,
     was_pruned,
 )
@@ -75,9 +74,15 @@ def run_pruning(
         where = device if BATCHES in method.needs else "cpu"
         cut = prune(network, asked, seed=seed, batches=batches, loss=loss, clock=clock, device=where)
     model = cast(PointNavPolicy | Classifier, cut.model)
-    save_checkpoint(out, model, config=to_yaml(config), metrics={PRUNED_FROM: text})
+    save_checkpoint(out, model, config=to_yaml(config), metrics=told_of_pruned(source))
     write_pruning(out, pruning_json(cut, config.trainer.total_frames, frames_per_second))
     return cut
+
+
+def told_of_pruned(source: Source) -> dict[str, Any]:
+    """The metrics of a checkpoint that was made of a source: its name, and what its images were normalised by."""
+    metrics = read_metrics(source.folder) if source.kind == FOLDER else {}
+    return {PRUNED_FROM: source.text, **{name: metrics[name] for name in FACTS if name in metrics}}
 
 
 def _check_out(out: Path, sources: Sequence[Source]) -> None:
@@ -118,15 +123,7 @@ def pruning_json(result: PruningResult, total_frames: int, frames_per_second: fl
 
 def with_costs(pruning: dict[str, Any], dense: Spec, small: Spec) -> dict[str, Any]:
     """The JSON form of a pruning of `dense` to `small` with the costs of their encoders, "before" and "after"."""
-    return pruning | {"before": _cost_json(encoder_of(dense)), "after": _cost_json(encoder_of(small))}
-
-
-def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
-    if isinstance(spec, EncoderSpec):
-        return cost(spec).to_json()
-    with torch.device("meta"):
-        counted = count_module(build(spec), torch.empty(1, *spec.input))
-    return {"deployed": {"macs": counted.macs, "parameters": counted.parameters}, "input": list(spec.input)}
+    return pruning | {"before": cost_json(dense), "after": cost_json(small)}
 
 
 def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:

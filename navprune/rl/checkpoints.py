@@ -32,6 +32,8 @@ FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "tra
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
 PRUNED_FROM = "pruned_from"
 """In the metrics of a checkpoint that pruning wrote: the source."""
+FACTS = ("mean", "deviation", "classes")
+"""In the metrics of a classifier: what images are normalised by, and what its classes are called."""
 PRUNING, WIDTHS, MILLISECONDS = "pruning.json", "widths.png", "milliseconds.png"  # beside these of a pruned network
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 BEST_FRAMES = "best_frames"

@@ -99,6 +99,11 @@ class Reader(Trainee):
         self.train, self.val = data
         self.seed = self.generator.initial_seed()
 
+    def facts(self) -> dict[str, Any]:
+        """Return by what images are normalised, channel by channel in the units they are stored in, and the classes."""
+        scales = {name: getattr(self.train, name).flatten().tolist() for name in ("mean", "deviation")}
+        return {**scales, "classes": list(self.train.classes)}
+
     def batch(self, first: int, size: int) -> tuple[Tensor, Tensor]:
         """This worker's part of the batch that begins at image `first` of the run: views [B, C, H, W], labels [B].
 

@@ -61,6 +61,10 @@ class Trainee:
         """Note the measures of what ended, in the order of two numbers."""
         self.ended.append((first, second, dict(measures)))
 
+    def facts(self) -> dict[str, Any]:
+        """Return what whoever runs the network must know of what it learnt from: plain data, kept in checkpoints."""
+        return {}
+
     @property
     def rows(self) -> slice:
         """Where this worker's environments stand among those of all."""

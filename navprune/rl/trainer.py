@@ -341,6 +341,7 @@ class Trainer:
             if state is not None:
                 metrics = {"frames": self.frames, "updates": self.updates, "phase": self.phase.name}
                 metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
+                metrics |= self.trainee.facts()
                 folder, config = self._checkpoint(self.frames), self.config_yaml
                 checkpoints.save_checkpoint(folder, self.network, config=config, metrics=metrics, trainer=state)
                 self._tidy()
