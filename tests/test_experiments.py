@@ -236,6 +236,7 @@ class Stripes:
     """48 labelled images of 4 classes, bright in a quarter each."""
 
     classes, shape, labels = tuple("abcd"), (1, 32, 32), torch.arange(48) % 4
+    mean, deviation = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
 
     def __len__(self):
         return 48
@@ -293,3 +294,19 @@ def test_a_whole_course_ends_in_the_tables(course, penalty, monkeypatch):
     assert other["operations"] < first["operations"] and 0 < other["ratio"] < 1
     tables = figure.page("", {cell: record})
     assert f"| {100 * other['ratio']:.1f} % |" in tables and f"{100 * other['tuned']['top1']:.2f} (" in tables
+
+
+def test_results_of_another_course_are_kept_apart(tmp_path, monkeypatch):
+    run, asked = sparsity("run"), []
+    monkeypatch.setattr(run, "work", lambda *given: asked.append(given))
+    monkeypatch.chdir(tmp_path)
+    run.main(["--only", "none", "--seeds", "100"])
+    run.main(["--images", "elsewhere", "--only", "none", "--seeds", "7", "8", "--cells", "1", "--set", "trainer.seed=1"])
+    (_, cells, _, _, own, _), (_, others, _, _, out, _) = asked
+    assert own == run.RESULTS and cells == [run.Cell("none", 100)]
+    assert out == run.OTHERS and others == [run.Cell("none", 7)]
+    out.write_text(json.dumps({"penalty": "none", "seed": 7, "course": run.Course().said()}) + "\n")
+    with pytest.raises(UserError, match=r"another course.*move it away"):
+        run.main(["--images", "elsewhere"])
+    with pytest.raises(UserError, match="unknown key"):
+        run.main(["--set", "supervised.epoch=1"])
