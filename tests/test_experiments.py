@@ -276,7 +276,7 @@ def test_every_record_of_structured_sparsity_is_of_the_same_course_and_its_seeds
 
 
 @pytest.mark.parametrize("penalty", ["sum-squares", "group-lasso-both"])
-def test_a_whole_course_ends_in_the_tables(course, penalty, monkeypatch):
+def test_a_whole_course_ends_in_the_tables(course, penalty, monkeypatch, tmp_path):
     run, figure = sparsity("run"), sparsity("figure")
     some = run.cuts(penalty)[:2]
     monkeypatch.setattr(run, "cuts", lambda _: some)
@@ -292,6 +292,8 @@ def test_a_whole_course_ends_in_the_tables(course, penalty, monkeypatch):
         (right,) = figure.right({cell: record}, network).values()
         assert right.mean() == pytest.approx(row["tuned"]["top1"], abs=1e-4) and right.shape == (48,)
     assert other["operations"] < first["operations"] and 0 < other["ratio"] < 1
+    figure.draw({cell: record}, tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").stat().st_size
     tables = figure.page("", {cell: record})
     assert f"| {100 * other['ratio']:.1f} % |" in tables and f"{100 * other['tuned']['top1']:.2f} (" in tables
 
@@ -301,7 +303,9 @@ def test_results_of_another_course_are_kept_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "work", lambda *given: asked.append(given))
     monkeypatch.chdir(tmp_path)
     run.main(["--only", "none", "--seeds", "100"])
-    run.main(["--images", "elsewhere", "--only", "none", "--seeds", "7", "8", "--cells", "1", "--set", "trainer.seed=1"])
+    run.main(
+        ["--images", "elsewhere", "--only", "none", "--seeds", "7", "8", "--cells", "1", "--set", "trainer.seed=1"]
+    )
     (_, cells, _, _, own, _), (_, others, _, _, out, _) = asked
     assert own == run.RESULTS and cells == [run.Cell("none", 100)]
     assert out == run.OTHERS and others == [run.Cell("none", 7)]

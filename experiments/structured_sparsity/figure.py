@@ -122,7 +122,7 @@ def questions() -> dict[str, list[Pair]]:
     """The pairs of networks that answer each question; differences behind the cut are those of the same cuts."""
     ways = [Cut(over, score, SHARE) for over, score in WAYS]
     filters = [
-        Pair(f"{penalty}, {score}, {share:.0%}: filters - {over}",
+        Pair(f"trained with {penalty}, {100 * share:.0f} % cut by {score}: filters - {over}",
              Network(penalty, Cut(FILTERS, score, share), TUNED), Network(penalty, Cut(over, score, share), TUNED))
         for penalty, score, share in (
             (SUM_SQUARES, SUM_SQUARES, SHARE), (SUM_SQUARES, MEAN_ABS, SHARE), (NONE, SUM_SQUARES, SHARE),
@@ -136,14 +136,14 @@ def questions() -> dict[str, list[Pair]]:
         for share in (SHARE, DEEPER)
     }
     filters += [
-        Pair(f"group lasso, {share:.0%}: filters - {over}", lasso[FILTERS, share], lasso[over, share])
+        Pair(f"group lasso, {100 * share:.0f} %: filters - {over}", lasso[FILTERS, share], lasso[over, share])
         for share in (SHARE, DEEPER)
         for over in (CHANNELS, BOTH)
     ]
     return {
         "Is filter-wise the better way?": filters,
         "Is the public penalty worth anything?": [
-            Pair(f"{cut.over}, {cut.score}: sum-squares - none",
+            Pair(f"{cut.over}, cut by {cut.score}: trained with sum-squares - none",
                  Network(SUM_SQUARES, cut, TUNED), Network(NONE, cut, TUNED))
             for cut in ways
         ],

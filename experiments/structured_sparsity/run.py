@@ -87,11 +87,11 @@ class Course:
 
     recipe: str = "digits_resnet20"
     settings: tuple[str, ...] = (
-        "images.size=32", "images.test=0.5", "classifier.family=cifar_vgg16_bn", "classifier.width=0.25",
-        "supervised.epochs=30", "supervised.lr=0.02", "supervised.weight_decay=1e-4",
+        "images.size=32", "images.test=0.8", "images.validation=0.25", "classifier.family=cifar_vgg16_bn",
+        "classifier.width=0.25", "supervised.epochs=80", "supervised.lr=0.02", "supervised.weight_decay=1e-4",
     )  # fmt: skip
     """On top of the recipe's."""
-    tuning: tuple[str, ...] = ("supervised.epochs=10", "supervised.lr=0.005")
+    tuning: tuple[str, ...] = ("supervised.epochs=25", "supervised.lr=0.005")
     """On top of these, behind a cut; without any it is trained as before, as in the public code."""
     strength: float = 0.002
     """Of the group lassos; that of the sum of squares is the published one."""
