@@ -3,6 +3,7 @@
 python -m experiments.pruning_from_scratch.figure
 """
 
+import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -151,12 +152,19 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 
 def main() -> None:
-    """The figure, the tables in README.md, and how much is there."""
-    records, readme = read(RESULTS), HERE / "README.md"
+    """The figure, the tables in README.md or in a file of its own, and how much is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what run.py wrote")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of README.md and figure.png")
+    options = parser.parse_args()
+    records, readme = read(options.results), options.out / "README.md"
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = readme.read_text() if readme.is_file() else ""
     for table in TABLES:
-        readme.write_text(renewed(readme.read_text(), table(records)))
+        text = renewed(text, table(records))
         print(table(records))
-    draw(records, HERE / "figure.png")
+    readme.write_text(text)
+    draw(records, options.out / "figure.png")
     print(f"{len(records)} cells are there")
 
 

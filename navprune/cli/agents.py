@@ -14,24 +14,37 @@ if TYPE_CHECKING:
     from navprune.source import Source
 
 
+OF_AGENTS = {
+    "--episodes": "limit",
+    "--environments": "environments",
+    "--greedy": "greedy",
+    "--seed": "seed",
+    "--pictures": "pictures",
+    "--against": "against",
+}
+"""Options of `evaluate` that mean nothing to a classifier, and where they are kept."""
+
+
 def add_commands(commands: Any) -> None:
     """Add the parsers of these commands."""
     example = "navprune train --config pointnav_homes run=runs/r50 agent=resnet50"
     add_overrides(command(commands, "train", _train, example), "pointnav_homes")
 
     parser = command(commands, "evaluate", _evaluate, "navprune evaluate runs/r18 --split val --pictures 3")
-    agents = "checkpoint, run folder, file of weights, exported policy or control"
-    parser.add_argument("agent", metavar="AGENT", help=agents)
+    networks = "checkpoint, run folder, file of weights, exported policy or control"
+    parser.add_argument("network", metavar="NETWORK", help=networks)
     add_overrides(parser, None)
-    parser.add_argument("--split", help="split of the data set (default: the configuration's data.val)")
+    parser.add_argument("--split", help="(default: the configuration's data.val, of labelled images test)")
     parser.add_argument("--episodes", dest="limit", type=positive, metavar="N", help="only the first N episodes")
     lockstep = "in lockstep; does not change the result"
-    parser.add_argument("--environments", type=positive, default=16, metavar="N", help=lockstep)
-    parser.add_argument("--greedy", action="store_true", help="take the likeliest action instead of sampling")
-    parser.add_argument("--seed", type=natural, default=0, help="of the sampled actions")
-    parser.add_argument("--out", type=Path, help="folder for summary.json, episodes.jsonl and pictures")
+    parser.add_argument("--environments", type=positive, metavar="N", help=f"{lockstep} (default: 16)")
+    greedy = "take the likeliest action instead of sampling"
+    parser.add_argument("--greedy", action="store_true", default=None, help=greedy)
+    parser.add_argument("--seed", type=natural, help="of the sampled actions (default: 0)")
+    out = "folder for summary.json, episodes.jsonl (images.jsonl) and pictures"
+    parser.add_argument("--out", type=Path, help=out)
     pictures = "maps and videos of N episodes, or of chosen ones: SCENE:ID,SCENE:ID"
-    parser.add_argument("--pictures", default="0", metavar="N", help=pictures)
+    parser.add_argument("--pictures", metavar="N", help=pictures)
     against = "another network that sees the same: list the steps at which it would act otherwise"
     parser.add_argument("--against", metavar="AGENT", help=against)
 
@@ -73,21 +86,32 @@ def _train(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate an agent on every episode of a split: SPL, success, reward, with bootstrap 95 % intervals.
-    AGENT is a checkpoint or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors), an exported policy
-    (.onnx, .xml, .pt2) or random, goal-follower, shortest-path.
+    """Evaluate an agent on every episode of a split, a classifier on every image, with bootstrap 95 % intervals.
+    Of agents it measures SPL, success, reward, of classifiers top-1, top-5 and cross-entropy. NETWORK is a checkpoint
+    or run folder, a file of weights (.pth, .pt, .ckpt, .safetensors), an exported policy (.onnx, .xml, .pt2) or
+    random, goal-follower, shortest-path; a classifier's name stands for one with random weights.
     """
-    from navprune.commands.evaluate import difference, opened, run_evaluation
+    from navprune.commands.evaluate import default_split, difference, opened, opened_any, run_evaluation
+    from navprune.commands.evaluate_classifier import OpenedClassifier, run_classification
     from navprune.reports.tables import measure_table
     from navprune.source import EXPORTED, Source
 
-    source = Source.parse(options.agent)
+    source = Source.parse(options.network)
     config = source.config(options.config, options.settings)
-    split = options.split or config.data.val
+    split = options.split or default_split(config)
     own = source.place.name if source.kind == EXPORTED else source.place.stem  # not where its run has its own
     out = options.out or (source.run or Path("runs") / own) / "evaluation" / split
+    network = opened_any(source, config, split)
+    if isinstance(network, OpenedClassifier):
+        asked = {name: getattr(options, field) for name, field in OF_AGENTS.items()}
+        if unused := [name for name, value in asked.items() if value is not None]:
+            raise UserError(f"{unused[0]} is for agents, and {source.text} is a classifier; leave it out")
+        answer = run_classification(network, out).to_json(split)
+        print(measure_table(answer).text())
+        print(f"\n{answer['images']} images of {split}, {answer['images_per_second']:,.0f} a second; written to {out}")
+        return answer
     against = opened(Source.parse(options.against), config) if options.against else None
-    passed = {"source": opened(source, config), "config": config, "split": split, "out": out, "against": against}
+    passed = {"source": network, "config": config, "split": split, "out": out, "against": against}
     result, shown = run_evaluation(**given(options, run_evaluation, **passed))
     print(measure_table(result.to_json(split)).text())
     if result.against:

@@ -29,13 +29,13 @@ def add_commands(commands: Any) -> None:
     parser = command(
         commands, "compare", _compare, "navprune compare dense='runs/r50_s*' pruned='runs/slim_s*' runs/r18"
     )
-    runs = "run folders, or whatever else holds an agent; NAME=PATTERN takes all that match as one agent's trainings"
+    runs = "run folders, or whatever else holds a network; NAME=PATTERN takes all that match as trainings of one"
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of report.html")
-    parser.add_argument("--split", help="split to compare on (default: the runs' data.val)")
+    parser.add_argument("--split", help="split to compare on (default: the runs' data.val, of images test)")
     parser.add_argument("--batch-sizes", default="1,8", help="of the latency (default: 1,8)")
-    parser.add_argument("--pictures", default="1", metavar="N", help="maps and videos of N episodes of each run")
-    margin = "of SPL or of successes that may be lost without being called worse (default: 0.02)"
+    parser.add_argument("--pictures", metavar="N", help="maps and videos of N episodes of each run (default: 1)")
+    margin = "of SPL, successes or accuracy that may be lost without being called worse (default: 0.02)"
     parser.add_argument("--margin", type=share, default=0.02, metavar="X", help=margin)
     own = "measure each run on its own data and task where they differ; table and page say how"
     parser.add_argument("--each-its-own", action="store_true", help=own)
@@ -115,10 +115,11 @@ def _latency(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare agents: costs, SPL with intervals, success, reward and latency in tables, figures and a page.
-    Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ).
-    dense='runs/r50_s*' stands for the trainings of one agent, which differ in their seed; intervals are over runs,
-    scenes and episodes then. All are held against the first agent: difference, how often better, not worse by --margin.
+    """Compare agents, or classifiers: costs, SPL or accuracy with intervals, and latency in tables, figures and a page.
+    Every run is evaluated anew. Episodes and task must be the same for all (what agents see may differ), or the images.
+    dense='runs/r50_s*' stands for the trainings of one network, which differ in their seed; intervals are over runs,
+    scenes and episodes (or images) then. All are held against the first: difference, how often better, not worse by
+    --margin.
     """
     from navprune.commands.compare import run_comparison
 

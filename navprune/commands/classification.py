@@ -18,6 +18,11 @@ def images_of(config: Config) -> ImagesConfig:
     return config.images
 
 
+def images_to_look_at(source: str | None, config: Config) -> ImagesConfig | None:
+    """The images that pruning looks at: all to train on of the named source, else what the configuration trains on."""
+    return ImagesConfig(source=source, validation=0, test=0) if source else config.images
+
+
 def training_images(config: Config) -> tuple[Images, Images | None]:
     """The images that are learnt from, and those that are held out meanwhile."""
     images = images_of(config)

@@ -1,4 +1,4 @@
-"""`navprune compare`: costs, SPL and latency of agents, of one or more trainings each, in one table and page."""
+"""`navprune compare`: costs, SPL or accuracy, and latency of networks, of one or more trainings each, in one page."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,37 +10,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from navprune.commands.environments import split_episodes
-from navprune.commands.evaluate import Opened, conditions, opened, run_evaluation
+from navprune.commands.evaluate import Opened, default_split, opened_any, run_evaluation
+from navprune.commands.evaluate_classifier import OpenedClassifier, run_classification
 from navprune.commands.latency import run_latency
 from navprune.config import Config, load_config
-from navprune.costs.counting import cost
+from navprune.costs.counting import cost_json
 from navprune.errors import UserError
-from navprune.evaluation.evaluate import Evaluation, in_order, summarise
-from navprune.evaluation.statistics import against, sample, worst_scene
+from navprune.evaluation.classification import Classification
+from navprune.evaluation.evaluate import Evaluation
+from navprune.evaluation.statistics import against, sample, worst_group
 from navprune.files import check_writable
+from navprune.reports.kinds import AGENT, CLASSIFIER, Kind
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, read_curve
-from navprune.reports.tables import EncoderRow, comparison_tables, describe, few_runs
+from navprune.reports.tables import ClassifierRow, EncoderRow, comparison_tables, describe, few_runs
 from navprune.rl.checkpoints import PRUNING
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import CONTROL, DEFAULT_RECIPE, FOLDER, Source, grouped
 
-MEASURES = ("spl", "success")
-"""What agents are compared by; the margin is one of SPL and of the share of successes alike."""
-Records = list[list[dict]]
-"""Of the runs of one name: the records of all episodes, in the same order."""
+Given = Opened | OpenedClassifier
+DIGESTS = ("episodes", "images")
+"""Conditions that say nothing to a reader."""
+Results = Sequence[Evaluation | Classification]
+"""Of the runs of one name, on the same episodes or images."""
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """What stands in one row: an agent's trainings, which differ in their seed, or a control."""
+    """What stands in one row: a network's trainings, which differ in their seed, or a control."""
 
     name: str
-    runs: dict[str, tuple[Opened, Config]]
+    runs: dict[str, tuple[Given, Config]]
 
     @property
-    def first(self) -> tuple[Opened, Config]:
+    def first(self) -> tuple[Given, Config]:
         """The run that stands for all where one is enough: in latency, curve and pictures."""
         return next(iter(self.runs.values()))
 
@@ -53,10 +56,13 @@ class Entrant:
         """A run in words."""
         return f"{run} of {self.name}" if len(self.runs) > 1 else self.name
 
-    def configs(self) -> dict[str, Config]:
-        """The configurations of all that was trained, by what the runs are called."""
-        runs = {} if self.is_control else self.runs
-        return {self.called(run): config for run, (_, config) in runs.items()}
+    def named(self) -> dict[str, tuple[Given, Config]]:
+        """All runs by what they are called."""
+        return {self.called(run): given for run, given in self.runs.items()}
+
+    def trained(self) -> dict[str, tuple[Given, Config]]:
+        """The same of what was trained."""
+        return {} if self.is_control else self.named()
 
 
 def run_comparison(
@@ -65,7 +71,7 @@ def run_comparison(
     *,
     split: str | None = None,
     batch_sizes: Sequence[int] = (1, 8),
-    pictures: str = "1",
+    pictures: str | None = None,
     controls: Sequence[str] = (),
     each_its_own: bool = False,
     margin: float = 0.02,
@@ -76,35 +82,29 @@ def run_comparison(
     `runs` are what `source.grouped` takes; those of one name are trainings of one architecture. All must be measured
     alike (`evaluate.conditions`), or UserError says in what they differ; with `each_its_own` table and page say so
     instead, and those are held against no other. The first is the reference, `margin` what may be lost against it.
-    Controls are measured as the first of the others. `texts` holds further fields of `reports.page.Report`. Returns the
-    tables and remarks as text, the page and the JSON form.
+    Controls are measured as the first of the others. `pictures` are of episodes, by default one; classifiers have none.
+    `texts` holds further fields of `reports.page.Report`. Returns the tables and remarks as text, the page and the JSON
+    form.
     """
-    entrants = read_all(grouped((*runs, *controls)))
+    entrants = read_all(grouped((*runs, *controls)), split)
+    kind = kind_of(entrants)
+    if kind is not AGENT and pictures:
+        raise UserError("--pictures are of episodes, which classifiers have none of; leave it out")
     differing = check_conditions(entrants, split, each_its_own)
     check_writable(out)
     library, found, shown = SceneLibrary(entrants[0].first[1].data.scene_memory), {}, []
     for entrant in entrants:
-        found[entrant.name], pictured = measured(entrant, out / "evaluation" / entrant.name, split, pictures, library)
-        shown += pictured
-    records: dict[str, Records] = {name: [in_order(run.episodes) for run in runs] for name, runs in found.items()}
-    encoders = {each.name: each.first[0].policy.encoder for each in entrants if each.first[0].policy}
-    seeing = {name: encoder for name, encoder in encoders.items() if encoder.spec.observations}
-    latency = run_latency(seeing, batch_sizes, ["eager"])["rows"] if seeing else []
-    rows = [
-        EncoderRow(
-            entrant.name + ("*" if entrant.name in differing else ""),
-            cost(seeing[entrant.name].spec).to_json() if entrant.name in seeing else None,
-            pooled(found[entrant.name], records[entrant.name], split or entrant.first[1].data.val),
-            [row for row in latency if row["model"] == entrant.name],
-            [] if entrant.is_control else [agent.source.text for agent, _ in entrant.runs.values()],
-            spread_out(records[entrant.name]),
+        found[entrant.name], pictured = measured(
+            entrant, out / "evaluation" / entrant.name, split, pictures or "1", library
         )
-        for entrant in entrants
-    ]
+        shown += pictured
+    timed = {each.name: part for each in entrants if (part := each.first[0].timed)}
+    latency = run_latency(timed, batch_sizes, ["eager"])["rows"] if timed else []
+    rows = [row_of(each, found[each.name], split, latency, starred=each.name in differing) for each in entrants]
     trained = [entrant.name for entrant in entrants if not entrant.is_control]
-    compared = comparisons({name: records[name] for name in trained if name not in differing}, margin)
+    compared = comparisons({name: found[name] for name in trained if name not in differing}, kind, margin)
     remarks = [*few_runs(rows), *(f"* {line}." for line in differing.values())]
-    texts = {"title": "Comparison of encoders", "lead": describe(rows), **(texts or {})}
+    texts = {"title": f"Comparison of {kind.network}s", "lead": describe(rows), **(texts or {})}
     report = Report(
         rows=rows,
         comparisons=compared,
@@ -118,66 +118,78 @@ def run_comparison(
     return text.rstrip(), write_report(out, report), answer
 
 
-def read_all(groups: Mapping[str, Mapping[str, Source]]) -> list[Entrant]:
-    """Read every agent; raises UserError where those of one name are not several trainings of one architecture."""
+def read_all(groups: Mapping[str, Mapping[str, Source]], split: str | None) -> list[Entrant]:
+    """Read every network; raises UserError where those of one name are not several trainings of one architecture."""
     trained = (source for group in groups.values() for source in group.values() if source.kind != CONTROL)
     first = next((source.config() for source in trained), None) or load_config(DEFAULT_RECIPE)
     entrants = []
     for name, group in groups.items():
         configs = {run: first if source.kind == CONTROL else source.config() for run, source in group.items()}
-        agents = {run: (opened(source, configs[run]), configs[run]) for run, source in group.items()}
-        entrants.append(Entrant(name, agents))
+        given = {run: (opened_any(source, configs[run], split), configs[run]) for run, source in group.items()}
+        entrants.append(Entrant(name, given))
         check_trainings(entrants[-1])
     return entrants
+
+
+def kind_of(entrants: Sequence[Entrant]) -> Kind:
+    """What all that is compared is; raises UserError for agents beside classifiers."""
+    kinds = {called: given.kind for each in entrants for called, (given, _) in each.named().items()}
+    if len({*kinds.values()}) > 1:
+        one, other = (next(called for called, of in kinds.items() if of is kind) for kind in (AGENT, CLASSIFIER))
+        raise UserError(f"{one} is an agent and {other} a classifier; compare networks of one kind")
+    return next(iter(kinds.values()))
 
 
 def check_trainings(entrant: Entrant) -> None:
     """Raise UserError where two runs of one name are of two architectures, or the same network twice."""
     for (one, (first, _)), (other, (second, _)) in combinations(entrant.runs.items(), 2):
-        if first.policy is None or second.policy is None or first.policy.spec != second.policy.spec:
+        if first.network is None or second.network is None or first.network.spec != second.network.spec:
             raise UserError(f"{one} and {other} differ in architecture; give them other names than {entrant.name} both")
-        weights = zip(first.policy.state_dict().values(), second.policy.state_dict().values())
+        weights = zip(first.network.state_dict().values(), second.network.state_dict().values())
         if all(torch.equal(a, b) for a, b in weights):
             raise UserError(f"{one} and {other} of {entrant.name} are the same network; give trainings of other seeds")
 
 
 def check_conditions(entrants: Sequence[Entrant], split: str | None, each_its_own: bool) -> dict[str, str]:
     """{name: how it is measured otherwise than the first} where `each_its_own` allows it; else UserError."""
-    configs = [entrant.configs() for entrant in entrants]
-    for own in configs:
+    trained = [entrant.trained() for entrant in entrants]
+    for own in trained:
         if each_its_own and (told := differences(own, split)):
             raise UserError(f"{next(iter(told.values()))}; runs of one name must be measured alike")
-    differing = differences({called: config for own in configs for called, config in own.items()}, split)
+    differing = differences({called: given for own in trained for called, given in own.items()}, split)
     if differing and not each_its_own:
         advice = "set the same for all in `navprune evaluate`, or compare with --each-its-own"
         raise UserError(f"{next(iter(differing.values()))}; {advice}")
-    lines = {entrant.name: [differing.get(called) for called in entrant.configs()] for entrant in entrants}
+    lines = {entrant.name: [differing.get(called) for called in own] for entrant, own in zip(entrants, trained)}
     return {name: told[0] for name, told in lines.items() if told and told[0]}
 
 
-def differences(configs: Mapping[str, Config], split: str | None) -> dict[str, str]:
+def differences(given: Mapping[str, tuple[Given, Config]], split: str | None) -> dict[str, str]:
     """{name: how it is measured otherwise than the first} of those that are."""
     lines, usual = {}, None
-    for name, config in configs.items():
-        own = conditions(config, split_episodes(config, split or config.data.val))
+    for name, (network, config) in given.items():
+        own = network.conditions(config, split)
         usual = usual or own
-        others = [f"{key} {own[key]} instead of {value}" for key, value in usual.items() if own[key] != value]
-        told = ["other episodes" if text.startswith("episodes") else text for text in others]
+        others = [(key, f"{key} {own[key]} instead of {value}") for key, value in usual.items() if own[key] != value]
+        told = [f"other {key}" if key in DIGESTS else text for key, text in others]
         if told:
-            lines[name] = f"{name} is measured with {' and '.join(told)}, unlike {next(iter(configs))}"
+            lines[name] = f"{name} is measured with {' and '.join(told)}, unlike {next(iter(given))}"
     return lines
 
 
 def measured(
     entrant: Entrant, folder: Path, split: str | None, pictures: str, library: SceneLibrary
-) -> tuple[list[Evaluation], list[Picture]]:
+) -> tuple[Results, list[Picture]]:
     """Evaluate all runs of a name, several in folders of their own; pictures are of the first."""
-    found: list[Evaluation] = []
+    found: list[Evaluation | Classification] = []
     shown: list[Picture] = []
-    for run, (agent, config) in entrant.runs.items():
+    for run, (given, config) in entrant.runs.items():
         own = folder / run if len(entrant.runs) > 1 else folder
+        if isinstance(given, OpenedClassifier):
+            found.append(run_classification(given, own))
+            continue
         chosen = "0" if found else pictures
-        result, new = run_evaluation(agent, config, split=split, out=own, pictures=chosen, library=library)
+        result, new = run_evaluation(given, config, split=split, out=own, pictures=chosen, library=library)
         found.append(result)
         shown += [
             Picture(file, f"{entrant.called(run)}, {each.name}") for each in new for file in (each.map, each.video)
@@ -185,34 +197,45 @@ def measured(
     return found, shown
 
 
-def pooled(results: Sequence[Evaluation], records: Records, split: str) -> dict[str, Any]:
-    """The evaluations of all runs of a name as one, in the form of `navprune evaluate --json`."""
-    rate = sum(result.frames_per_second for result in results) / len(results)
-    return Evaluation(records[0], summarise(records), rate).to_json(split)
+def row_of(
+    entrant: Entrant, found: Results, split: str | None, latency: Sequence[dict], *, starred: bool
+) -> EncoderRow:
+    """The row of a network, whose cost and milliseconds are those of its first run; `starred` ones have a remark."""
+    given, config = entrant.first
+    make = ClassifierRow if given.kind is CLASSIFIER else EncoderRow
+    return make(
+        f"{entrant.name}*" if starred else entrant.name,
+        cost_json(given.timed.spec) if given.timed else None,
+        found[0].over(found).to_json(split or default_split(config)),
+        [row for row in latency if row["model"] == entrant.name],
+        [] if entrant.is_control else [network.source.text for network, _ in entrant.runs.values()],
+        spread_out(found, given.kind),
+    )
 
 
-def spread_out(records: Records) -> dict[str, Any]:
-    """How many scenes there are, and of every measure its interquartile mean and the scene with the least."""
-    scenes = [record["scene"] for record in records[0]]
-    told: dict[str, Any] = {"scenes": len(set(scenes))}
-    for measure in MEASURES:
-        values = values_of(records, measure)
-        worst, mean = worst_scene(values, scenes)
-        middle = sample(values, scenes).interquartile_mean().spread()
-        told[measure] = {"iqm": middle._asdict(), "worst_scene": {"scene": worst, "mean": mean}}
+def spread_out(found: Results, kind: Kind) -> dict[str, Any]:
+    """How many scenes (or classes) there are, and of every measure its interquartile mean and the worst of them."""
+    one, several = kind.groups
+    groups = found[0].groups
+    told: dict[str, Any] = {several: len(set(groups))}
+    for measure in kind.compared:
+        values = values_of(found, measure)
+        worst, mean = worst_group(values, groups)
+        middle = sample(values, found[0].strata).interquartile_mean().spread()
+        told[measure] = {"iqm": middle._asdict(), f"worst_{one}": {one: worst, "mean": mean}}
     return told
 
 
-def comparisons(records: Mapping[str, Records], margin: float) -> dict[str, Any]:
-    """Every agent against the first, in every measure; empty where there is none to compare."""
-    if len(records) < 2:
+def comparisons(found: Mapping[str, Results], kind: Kind, margin: float) -> dict[str, Any]:
+    """Every network against the first, in every measure; empty where there is none to compare."""
+    if len(found) < 2:
         return {}
-    reference, *others = records
-    scenes = [record["scene"] for record in records[reference][0]]
+    reference, *others = found
+    strata = found[reference][0].strata
     measures = {}
-    for measure in MEASURES:
-        values = {name: values_of(records[name], measure) for name in records}
-        found = against(values[reference], {name: values[name] for name in others}, scenes, margin)
+    for measure in kind.compared:
+        values = {name: values_of(found[name], measure) for name in found}
+        held = against(values[reference], {name: values[name] for name in others}, strata, margin)
         measures[measure] = [
             {
                 "name": name,
@@ -220,28 +243,28 @@ def comparisons(records: Mapping[str, Records], margin: float) -> dict[str, Any]
                 "improvement": each.improvement._asdict(),
                 "non_inferiority": {"at_least": each.at_least, "p": each.p_inferior, "shown": each.not_inferior},
             }
-            for name, each in found.items()
+            for name, each in held.items()
         ]
     return {"reference": reference, "margin": margin, "measures": measures}
 
 
-def values_of(records: Records, measure: str) -> np.ndarray:
-    """A measure [runs, episodes]."""
-    return np.array([[record[measure] for record in run] for run in records])
+def values_of(found: Results, measure: str) -> np.ndarray:
+    """A measure [runs, episodes], or [runs, images]."""
+    return np.stack([result.values(measure) for result in found])
 
 
 def curves(entrants: Sequence[Entrant]) -> Iterable[tuple[str, Curve]]:
-    """SPL over the training of the first run of each name, where there is a record of it."""
+    """What reports are about over the training of the first run of each name, where there is a record of it."""
     for entrant in entrants:
-        agent, run = entrant.first[0], next(iter(entrant.runs))
-        if not entrant.is_control and (curve := training_curve(agent.source.path)):
+        given, run = entrant.first[0], next(iter(entrant.runs))
+        if not entrant.is_control and (curve := training_curve(given.source.path, given.kind.score)):
             yield entrant.called(run), curve
 
 
-def training_curve(run: Path) -> Curve | None:
-    """SPL over the training of a run folder; None for a checkpoint without one."""
+def training_curve(run: Path, measure: str) -> Curve | None:
+    """A measure over the training of a run folder; None for a checkpoint without one."""
     try:
-        return read_curve(run / "tensorboard", "metrics/spl") if (run / "tensorboard").is_dir() else None
+        return read_curve(run / "tensorboard", f"metrics/{measure}") if (run / "tensorboard").is_dir() else None
     except UserError:
         return None
 
@@ -253,4 +276,5 @@ def pruning_of(source: Source, config: Config) -> dict[str, Any] | None:
     folders = [source.folder] if source.kind == FOLDER else []
     folders += [Path(config.init)] if config.init else []
     path = next((folder / PRUNING for folder in folders if (folder / PRUNING).is_file()), None)
-    return json.loads(path.read_text()) if path else None
+    found = json.loads(path.read_text()) if path else {}
+    return found if "widths" in found else None  # masks leave every width as it is

@@ -1,4 +1,4 @@
-"""`navprune evaluate`: an agent over every episode of a split."""
+"""`navprune evaluate`: an agent over every episode of a split, a classifier over every image."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from navprune.commands.environments import check_sees, environment, split_episodes
+from navprune.commands.evaluate_classifier import OpenedClassifier, opened_classifier
 from navprune.config import Config
 from navprune.errors import UserError
 from navprune.evaluation.agents import (
@@ -25,14 +26,18 @@ from navprune.evaluation.agents import (
 from navprune.evaluation.evaluate import Evaluation, Recorder, Recording, evaluate, key_of
 from navprune.evaluation.exported import Exported, read_exported
 from navprune.files import check_writable, json_bytes, write_file
+from navprune.images.splits import TEST
+from navprune.models.classifiers import ClassifierSpec
+from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.progress import ProgressLine
 from navprune.reports import maps, video
+from navprune.reports.kinds import AGENT, Kind
 from navprune.rl.checkpoints import read_metrics
 from navprune.rl.trainer import default_device
 from navprune.scenes.files.episodes import Episode, check_ids
 from navprune.simulator.scene import SceneLibrary
-from navprune.source import CONTROL, EXPORTED, FOLDER, Source
+from navprune.source import CLASSIFIER, CONTROL, EXPORTED, FOLDER, SPEC_FILE, Source
 from navprune.tasks.engine import VectorEnv
 from navprune.tasks.orders import Once
 
@@ -80,15 +85,47 @@ class Opened(NamedTuple):
     told: dict[str, Any]
     exported: Exported | None = None
 
+    @property
+    def kind(self) -> Kind:
+        """What reports call it."""
+        return AGENT
+
+    @property
+    def network(self) -> PointNavPolicy | None:
+        """What was trained, where it is at hand."""
+        return self.policy
+
+    @property
+    def timed(self) -> Encoder | None:
+        """What costs are counted and milliseconds measured of: an encoder that sees."""
+        return self.policy.encoder if self.policy and self.policy.encoder.spec.observations else None
+
+    def conditions(self, config: Config, split: str | None) -> dict[str, Any]:
+        """What the numbers of an evaluation on a split depend on beside the agent."""
+        return conditions(config, split_episodes(config, split or config.data.val))
+
     def agent(self, config: Config, env: VectorEnv, greedy: bool) -> Agent:
         """What acts in the environments."""
-        return self.network(config, greedy) or control(self.source.text, config, env)
+        return self.acting(config, greedy) or control(self.source.text, config, env)
 
-    def network(self, config: Config, greedy: bool) -> NetworkAgent | None:
+    def acting(self, config: Config, greedy: bool) -> NetworkAgent | None:
         """The same where it is a network."""
         if self.exported:
             return FileAgent(self.exported.step(), self.exported.spec, config.task, greedy)
         return PolicyAgent(self.policy.to(default_device()), greedy) if self.policy else None
+
+
+def default_split(config: Config) -> str:
+    """What is evaluated on where no split is named."""
+    return TEST if config.images else config.data.val
+
+
+def opened_any(source: Source, config: Config, split: str | None = None) -> Opened | OpenedClassifier:
+    """Read an agent, or a classifier with the images of a split; raises UserError as either."""
+    named = source.kind in (CLASSIFIER, SPEC_FILE, FOLDER) and isinstance(source.spec(config), ClassifierSpec)
+    if config.images or named:
+        return opened_classifier(source, config, split or default_split(config))
+    return opened(source, config)
 
 
 def opened(source: Source, config: Config) -> Opened:
@@ -156,7 +193,7 @@ def run_evaluation(
 
 def compared(agent: Agent, against: Opened, config: Config, env: VectorEnv, greedy: bool) -> Compared:
     """An agent beside another one; raises UserError where one of them is no network."""
-    reference = against.network(config, greedy)
+    reference = against.acting(config, greedy)
     if not isinstance(agent, NetworkAgent) or reference is None:
         raise UserError("--against compares two networks; give checkpoints or exported policies, no control")
     return Compared(agent, reference, env)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from navprune.commands.classification import images_to_look_at
 from navprune.commands.environments import check_sees, training_env
 from navprune.config import Config
 from navprune.errors import UserError
+from navprune.images.splits import TRAIN, Images, open_images
 from navprune.models.build import Spec
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import PolicySpec
@@ -22,16 +24,15 @@ from navprune.pruning.losses import (
     PPOTask,
     collect_observations,
     distillation_loss,
-    labelled_batches,
-    read_labelled,
     shuffled_batches,
 )
+from navprune.pruning.masks import Strategy
 from navprune.pruning.methods.base import BATCHES, LOSS, PASSES, Method
 from navprune.source import Source
 
 
 def material(
-    method: Method, spec: Spec, asked: EvidenceConfig, config: Config, seed: int, closing: ExitStack
+    method: Method | Strategy, spec: Spec, asked: EvidenceConfig, config: Config, seed: int, closing: ExitStack
 ) -> tuple[Batches | None, LossFunction | None]:
     """What `method` looks at, with a line of progress on the way, and its loss; None for what it does not need.
 
@@ -48,8 +49,9 @@ def material(
     epochs = asked.epochs if learns else 1
     generator = torch.Generator().manual_seed(seed)
     if isinstance(spec, ClassifierSpec) or loss == CLASSIFICATION:
-        images, labels = _labelled(spec, asked)
-        batches = labelled_batches(images, labels, asked.batch_size, epochs, generator)
+        images = _labelled(spec, asked, config)
+        drawn = shuffled_batches({"rows": torch.arange(len(images))}, asked.batch_size, epochs, generator)
+        batches = ((images.views(batch["rows"]), images.labels[batch["rows"]]) for batch in drawn)
         return _shown(method.name, batches, epochs * (len(images) // asked.batch_size)), taught
     if asked.loss and not follows:
         raise UserError(f"{method.name} follows no loss, of {asked.loss} neither: leave it out")
@@ -91,18 +93,20 @@ def _shown(title: str, batches: Batches, total: int) -> Batches:
     return draw
 
 
-def _labelled(spec: Spec, asked: EvidenceConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels that fit the classifier."""
+def _labelled(spec: Spec, asked: EvidenceConfig, config: Config) -> Images:
+    """Labelled images that fit the classifier."""
     if not isinstance(spec, ClassifierSpec):
         raise UserError("classification needs a classifier, such as cifar_resnet56; encoders use imitation or ppo")
     if asked.loss not in (None, CLASSIFICATION, DISTILLATION):
         known = f"{CLASSIFICATION} or {DISTILLATION}"
         raise UserError(f"{spec.family} classifies images: its loss is {known}, not {asked.loss}")
-    if asked.images is None:
-        raise UserError("classification looks at labelled images: give an .npz file with images and labels")
-    images, labels = read_labelled(asked.images)
-    if tuple(images.shape[1:]) != spec.input or labels.max() >= spec.classes:
-        found = f"{list(images.shape[1:])} with {int(labels.max()) + 1} classes"
-        wanted = f"{list(spec.input)} with {spec.classes}"
-        raise UserError(f"{asked.images} holds images of {found}, and {spec.family} takes {wanted}")
-    return images, labels
+    named = images_to_look_at(asked.images, config)
+    if named is None:
+        raise UserError(
+            "classification looks at labelled images: give --images SOURCE, or --config of a classifier's recipe"
+        )
+    images = open_images(named, TRAIN)
+    if images.shape != spec.input or len(images.classes) > spec.classes:
+        found, wanted = f"{list(images.shape)} with {len(images.classes)} classes", f"{list(spec.input)}"
+        raise UserError(f"{named.source} holds images of {found}, and {spec.family} takes {wanted} with {spec.classes}")
+    return images

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.evaluation.agents import Agent
-from navprune.evaluation.statistics import Estimate, sample
+from navprune.evaluation.statistics import Floats, spreads
 from navprune.files import write_file
 from navprune.progress import ProgressLine
 from navprune.scenes.files.episodes import Episode
@@ -47,6 +47,23 @@ class Evaluation:
         count, rate = len(self.episodes), self.frames_per_second
         told = {"split": split, "episodes": count, "measures": self.measures, "frames_per_second": rate}
         return told | ({"against": self.against} if self.against else {})
+
+    @property
+    def groups(self) -> list[str]:
+        """The scene of each episode, in the order of `in_order`."""
+        return [record["scene"] for record in in_order(self.episodes)]
+
+    strata = groups
+    """What is drawn anew before the episodes in it: scenes."""
+
+    def values(self, measure: str) -> Floats:
+        """A measure [episodes] in the order of `in_order`, which is the same for all runs."""
+        return np.array([record[measure] for record in in_order(self.episodes)], dtype=np.float64)
+
+    def over(self, runs: Sequence[Any]) -> Evaluation:
+        """This one with the means of several `runs` in the same episodes, and their mean rate."""
+        rate = sum(run.frames_per_second for run in runs) / len(runs)
+        return replace(self, measures=summarise([run.episodes for run in runs]), frames_per_second=rate)
 
     def write_episodes(self, path: str | Path) -> None:
         """Write one JSON line for each episode."""
@@ -175,6 +192,5 @@ def summarise(runs: Sequence[Sequence[dict]]) -> dict[str, dict[str, float]]:
     runs = [in_order(run) for run in runs]
     first = [run[0] for run in runs]
     names = [name for name in first[0] if name not in ("scene", "episode_id") and all(name in run for run in first)]
-    values = np.array([[[record[name] for record in run] for run in runs] for name in names], dtype=np.float64)
-    means = sample(values, [record["scene"] for record in runs[0]]).means()
-    return {name: Estimate(figures).spread()._asdict() for name, figures in zip(names, means.T)}
+    values = {name: np.array([[record[name] for record in run] for run in runs], dtype=np.float64) for name in names}
+    return spreads(values, [record["scene"] for record in runs[0]])

@@ -29,8 +29,24 @@ SCHEDULES = ("cubic", "steps")
 IMPORTANCE = (*(name for name in MODULES["scores"] if name != "geometric-median"), GATES)
 """Methods whose scores compare widths and blocks."""
 LASSOS = {"group-lasso": "filters", "group-lasso-channel": "channels", "group-lasso-both": "both"}
-GROWING = "growing"
-PENALTIES = (None, *LASSOS, GROWING)
+NORM_SCALE, SUM_SQUARES, GROWING = "norm-scale", "sum-squares", "growing"
+STRENGTHS = {**dict.fromkeys(LASSOS, 0.01), NORM_SCALE: 1e-4, SUM_SQUARES: 1e-5, GROWING: 3.0}
+"""The penalties, each with the strength that it has where none is given."""
+PENALTIES = (None, *STRENGTHS)
+
+
+MASKS = {
+    "global-magnitude": "the largest |w| of all layers (Han et al., NeurIPS 2015)",
+    "layer-magnitude": "the largest |w| of each parameter, the same share of each",
+    "global-magnitude-gradient": "of all layers by |w x gradient| on one batch (Blalock et al., MLSys 2020)",
+    "layer-magnitude-gradient": "of each parameter by |w x gradient| on one batch",
+    "global-magnitude-activation": "of all layers by |w| x mean |input that w reads| on one batch (the same)",
+    "layer-magnitude-activation": "of each parameter by |w| x mean |input that w reads| on one batch",
+    "global-random": "control: weights of all layers at random",
+    "layer-random": "control: the same share of each parameter at random",
+    "structured-METHOD": f"units of best score, by one of {', '.join(MODULES['scores'])}",
+}
+"""Strategies of masks, and which weights each keeps."""
 
 
 def parse_shares(option: str, text: str) -> dict[str, float]:
@@ -125,7 +141,8 @@ class EvidenceConfig:
     batch_size: int = bounded(100, 1)
     """Observations or images of each batch; PPO draws its own mini-batches."""
     images: str | None = None
-    """An .npz file of labelled images, for classification."""
+    """Labelled images, as `images.source` names them, for classification; null: those that the configuration trains
+    on."""
 
     def __post_init__(self) -> None:
         check_fields("pruning.evidence", self)
@@ -242,39 +259,52 @@ def budget_of(config: PruningConfig, known: Sequence[str] = MEASURES) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class PruningScheduleConfig(PruningConfig):
-    """What is cut while PPO trains, and what helps the agent to recover.
+    """What is cut while a network trains, what prepares it for cuts, and what helps it to recover.
 
-    Cuts follow PPO's own rollouts and loss: evidence, gates, clock and blocks are for `navprune prune` alone.
+    Cuts follow the learner's own batches and loss: evidence, gates, clock and blocks are for `navprune prune` alone.
     """
 
     schedule: str = chosen("cubic", SCHEDULES)
     """cubic (most of it early) or steps (the same share of what is left each time)."""
     begin: float = bounded(0.1, 0, 1)
-    """Share of PPO's frames after which the schedule begins; from 0 to 1."""
+    """Share of PPO's frames, or of a classifier's images, after which the schedule begins; from 0 to 1."""
     end: float = bounded(0.6, TINY, 1)
-    """Share of PPO's frames at which the last cut is made; above `begin`, to 1."""
+    """Share of them at which the last cut is made; above `begin`, to 1."""
     cuts: int = bounded(8, 1)
     """Number of cuts, at equal distances, the last at `end`; 1 or more."""
     penalty: str | None = chosen(None, PENALTIES)
-    """What prepares the cuts: group-lasso (of filters), group-lasso-channel, group-lasso-both, growing, or null."""
+    """What prepares the cuts: group-lasso (of filters), group-lasso-channel, group-lasso-both, norm-scale, sum-squares,
+    growing, or null. It ends with the last cut; where `budget` is null it lasts for the whole run, and nothing is
+    cut."""
     strength: float | None = bounded(None, TINY)
-    """Of a group lasso, the weight of the penalty (null: 0.01); of growing, minus the logarithm of what a unit that the
-    gradient leaves alone has faded to at its cut (null: 3); above 0."""
+    """The weight of the penalty (null: 0.01 of a group lasso, 1e-4 of norm-scale, 1e-5 of sum-squares); of growing,
+    minus the logarithm of what a unit that the gradient leaves alone has faded to at its cut (null: 3); above 0."""
     rewind: str | None = None
     """Early checkpoint of the dense run: after a cut the weights that stay go back to it, with a fresh optimiser. Where
     `budget` is null, those of `init`, which was pruned, do so before the run."""
     rewind_lr: bool = False
-    """Whether the schedules of PPO's learning rate and clip begin anew after each cut."""
+    """Whether the schedules of the learning rate, and of PPO's clip, begin anew after each cut."""
     teacher: str | None = None
-    """Checkpoint or run of the dense agent to distil from; null for PPO alone."""
+    """Checkpoint or run of the dense network to distil from; null for none."""
     teach_policy: float = bounded(1.0, 0)
-    """Weight of the divergence from the teacher's actions; 0 or more."""
+    """Weight of the divergence from the teacher's actions or classes; 0 or more."""
     teach_features: float = bounded(1.0, 0)
-    """Weight of the squared difference from the teacher's visual features; 0 or more."""
+    """Weight of the squared difference from the teacher's visual features, of an agent; 0 or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.begin >= self.end:
             raise UserError(f"pruning.begin is {self.begin:g}; it must lie before end, {self.end:g}")
-        if self.budget is None and (self.penalty or self.rewind_lr):
-            raise UserError("pruning.penalty and pruning.rewind_lr go with cuts; set pruning.budget, as in macs=0.5")
+        if self.budget is None and (self.penalty == GROWING or self.rewind_lr):
+            title = "pruning.rewind_lr goes" if self.rewind_lr else "pruning.penalty=growing goes"
+            raise UserError(f"{title} with cuts; set pruning.budget, as in macs=0.5")
+
+    def between(self, frames: tuple[int, int]) -> tuple[float, float]:
+        """The frames at which the schedule begins and ends, in a phase that does so at `frames`."""
+        first, last = frames
+        return first + self.begin * (last - first), first + self.end * (last - first)
+
+    @property
+    def weight(self) -> float:
+        """The penalty's strength."""
+        return self.strength or STRENGTHS.get(self.penalty or "", 0.0)

@@ -5,8 +5,8 @@ At cut i of k the budget is, with the final share r of the dense network,
     cubic:  r + (1 - r) (1 - i / k)^3    most of it early, while there is plenty (Zhu & Gupta, ICLR workshop 2018)
     steps:  r^(i / k)                    every cut leaves the same share of what there is (Frankle & Carbin, ICLR 2019)
 
-Between cuts a penalty may prepare the next one: the group lasso by proximal steps, which lets the network choose, or
-a growing one on the units that are about to go (Wang et al., Neural Pruning via Growing Regularization, ICLR 2021).
+Until the last cut a penalty may prepare the next one: one of those in `penalties`, which let the network choose, or a
+growing one on the units that are about to go (Wang et al., Neural Pruning via Growing Regularization, ICLR 2021).
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from torch import Tensor
 from navprune.errors import UserError
 from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
-from navprune.pruning.config import GROWING, LASSOS, MEASURES, Budget, PruningScheduleConfig, budget_of
+from navprune.pruning.config import GROWING, MEASURES, Budget, PruningScheduleConfig, budget_of
 from navprune.pruning.groups import Keep, spread, units
 from navprune.pruning.losses import Evidence
 from navprune.pruning.methods.base import Scores
 from navprune.pruning.methods.scores import SCORES
-from navprune.pruning.penalties import proximal_step
 from navprune.pruning.prune import weights_hash
 from navprune.pruning.recover import rewound
 from navprune.pruning.search import BudgetUnmet, search, shortfall
@@ -71,17 +70,15 @@ class GradualPruning(Callback):
         """
         self.method = config.method or TAYLOR
         if self.method not in SCORES:
-            raise UserError(f"pruning.method is {self.method}; known are {', '.join(SCORES)}, while an agent trains")
+            raise UserError(f"pruning.method is {self.method}; known are {', '.join(SCORES)}, while a network trains")
         if config.blocks:
-            raise UserError("pruning.blocks is true; while an agent trains, widths alone are cut: leave it out")
+            raise UserError("pruning.blocks is true; while a network trains, widths alone are cut: leave it out")
         self.config, self.seed, self.early = config, seed, early
         self.structure = structure_of(dense)
         """That of the network that the run begins with."""
         self.dense = encoder_of(dense.spec)
         self.budget = budget_of(config)
-        first, last = frames
-        self.strength = config.strength or (3.0 if config.penalty == GROWING else 0.01)
-        self.begin, self.end = (first + share * (last - first) for share in (config.begin, config.end))
+        self.begin, self.end = config.between(frames)
         self.interval = (self.end - self.begin) / config.cuts
         """Frames between two cuts."""
         self.initial_weights = weights_hash(dense)
@@ -94,7 +91,7 @@ class GradualPruning(Callback):
         """That of the cut that was chosen last."""
         self.doomed: dict[str, Tensor] = {}
         """The units of the present network that go at the next cut, {group name: bool [units]}."""
-        self.frames, self.made = first, 0
+        self.frames, self.made = frames[0], 0
         if self.interval < update:
             between = int((self.end - self.begin) / update)
             remedy = f"pruning.begin and pruning.end; ask for {'fewer cuts' if between else 'more frames'}"
@@ -110,19 +107,14 @@ class GradualPruning(Callback):
         return min(max(math.floor((frames - self.begin) / self.interval + 1e-6), 0), self.config.cuts)
 
     def attach(self, learner: GradientLearner) -> None:
-        """Act behind each step of the optimiser, where a penalty is asked for."""
+        """Let the units that go next fade behind each step of the optimiser, where the penalty is a growing one."""
         structure = structure_of(learner.network)
 
-        def step(optimiser: torch.optim.Optimizer, *_: Any) -> None:
-            active = self.begin <= self.frames and self.made < self.config.cuts
-            if not active or learner.partial:
-                return
-            if over := LASSOS.get(self.config.penalty or ""):
-                proximal_step(learner.network, structure.groups, optimiser.param_groups[0]["lr"] * self.strength, over)
-            elif self.doomed:
+        def step(*_: Any) -> None:
+            if self.doomed and not learner.partial:
                 fade(structure, self.doomed, self._faded(learner))
 
-        if self.config.penalty:
+        if self.config.penalty == GROWING:
             learner.optimiser.register_step_post_hook(step)
 
     def _faded(self, learner: GradientLearner) -> float:
@@ -130,7 +122,7 @@ class GradualPruning(Callback):
         ends = self.frames, self.frames + learner.frames_per_update
         # From 0 at the latest cut to 1 at the next.
         before, after = (min(max((end - self.begin) / self.interval - self.made, 0.0), 1.0) for end in ends)
-        return math.exp(-self.strength * (after**2 - before**2) / learner.steps_per_update)
+        return math.exp(-self.config.weight * (after**2 - before**2) / learner.steps_per_update)
 
     def on_update(self, learner: GradientLearner, frames: int) -> Replacement | None:
         """Make the cut whose time has come, if any, and choose what goes next."""

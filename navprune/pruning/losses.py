@@ -14,10 +14,8 @@ what the recurrent policy will ask of the encoder.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -247,21 +245,3 @@ def labelled_batches(
     """`shuffled_batches` of images [M, C, H, W] and labels int64 [M], as `classification_loss` reads them."""
     for batch in shuffled_batches({"images": images, "labels": labels}, size, epochs, generator):
         yield batch["images"], batch["labels"]
-
-
-def read_labelled(path: Path | str) -> tuple[Tensor, Tensor]:
-    """Images float32 [M, C, H, W] and labels int64 [M] of an .npz file with "images" and "labels".
-
-    Bytes become 0 to 1. Raises UserError for anything else; nothing is unpickled.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read labelled images from {path}: {error}; write them with numpy.savez") from None
-    if images.dim() != 4 or labels.shape != images.shape[:1] or labels.is_floating_point() or not len(labels):
-        shapes = f"images {list(images.shape)} and labels {labels.dtype} {list(labels.shape)}"
-        raise UserError(f"{path} holds {shapes}; give images [M, C, H, W] and whole labels [M]")
-    if labels.min() < 0:
-        raise UserError(f"{path} holds the label {int(labels.min())}; labels count from 0")
-    return (images / 255.0 if images.dtype == torch.uint8 else images.float()), labels.long()

@@ -5,7 +5,8 @@ A pruned agent is fine-tuned by PPO like any other. With a teacher the loss has 
     weight_policy * KL(teacher || student) + weight_features * mean squared difference of the visual features,
 
 the first over the actions (Rusu et al., Policy Distillation, ICLR 2016), the second behind the layer that follows
-the encoder (Romero et al., FitNets, ICLR 2015), whose width no cut changes.
+the encoder (Romero et al., FitNets, ICLR 2015), whose width no cut changes. Of a classifier it is the first alone,
+over its classes.
 """
 
 from __future__ import annotations
@@ -147,26 +148,28 @@ class LogitDistillation(Callback):
             raise UserError("the teacher knows {} and the network {}; give a teacher of the same data".format(*told))
         self.teacher, self.weight = teacher.eval().requires_grad_(False), weight
         self.group = Group()
-        self.sums = [0.0, 0]
+        self.sums = torch.zeros(2)
+        """The divergences of this update's steps, and how many these are."""
 
     def attach(self, learner: GradientLearner) -> None:
         """Be where the student is."""
-        self.group = learner.trainee.group
+        self.group, self.autocast = learner.trainee.group, learner.trainee.autocast
         self.teacher.to(learner.trainee.device)
+        self.sums = self.sums.to(learner.trainee.device)
 
     def loss(self, batch: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
         """The divergence from the teacher's classes, weighted: this worker's part of the mean over the batch."""
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             wanted = self.teacher(batch[0]).float()
         divergence = policy_divergence(wanted, output).mean() / self.group.size
-        self.sums = [self.sums[0] + divergence.item(), self.sums[1] + 1]
+        self.sums += torch.stack([divergence.detach(), torch.ones_like(divergence)])
         return self.weight * divergence
 
     def scalars(self) -> dict[str, float]:
         """The divergence, unweighted, over the latest update."""
-        total, steps = self.sums
-        self.sums = [0.0, 0]
-        return {"distillation/classes": self.group.sum(torch.tensor([total]))[0].item() / max(steps, 1)}
+        total, steps = self.sums.tolist()
+        self.sums = torch.zeros_like(self.sums)
+        return {"distillation/classes": self.group.sum(torch.tensor([total])).item() / max(steps, 1)}
 
 
 def policy_divergence(teacher: Tensor, student: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from markupsafe import Markup
 from navprune.costs.latency import device_name
 from navprune.files import write_file
 from navprune.reports import plots
+from navprune.reports.kinds import Kind, listed, sentence
 from navprune.reports.plots import Curve
-from navprune.reports.tables import EncoderRow, comparison_tables, cost_table, latency_table
+from navprune.reports.tables import EncoderRow, comparison_tables, cost_table, kind_of, latency_table
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -45,9 +46,9 @@ class Report:
     commands: Sequence[str] = ()
     """The commands that gave it."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    """SPL in training."""
+    """SPL (of classifiers top-1) in training."""
     prunings: Mapping[str, dict] = field(default_factory=dict)
-    """What `navprune prune --json` said, by the name of the pruned encoder."""
+    """What `navprune prune --json` said, by the name of the pruned network."""
     episodes: Sequence[Picture] = ()
     """Maps and videos."""
     comparisons: Mapping[str, Any] = field(default_factory=dict)
@@ -55,11 +56,20 @@ class Report:
     runtime: str = "eager"
     """The runtime whose milliseconds stand in the table of encoders."""
 
+    @property
+    def kind(self) -> Kind:
+        """What it is about."""
+        return kind_of(self.rows)
+
+    def measures(self) -> str:
+        """Return the measures in its table, in words that begin a sentence."""
+        return sentence(listed([column.title for column in self.kind.columns]))
+
     def sample(self) -> str:
-        """Return what the agents were evaluated on."""
-        done = [row.evaluation for row in self.rows if row.evaluation]
-        counts = sorted({(evaluation["split"], evaluation["episodes"]) for evaluation in done})
-        return " and ".join(f"{count} episodes of {split}" for split, count in counts) or "no episodes"
+        """Return what the networks were evaluated on."""
+        done, unit = [row.evaluation for row in self.rows if row.evaluation], self.kind.unit
+        counts = sorted({(evaluation["split"], evaluation[unit]) for evaluation in done})
+        return " and ".join(f"{count} {unit} of {split}" for split, count in counts) or f"no {unit}"
 
     def latency(self) -> list[dict]:
         """Return the rows of latency of all agents."""
@@ -79,6 +89,7 @@ def write_report(out: Path, report: Report) -> Path:
         latency=latency_table(report.latency()),
         figures=draw_figures(out / "figures", report),
         embed=embed,
+        listed=listed,
         hardware=hardware(),
         date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
@@ -89,24 +100,25 @@ def write_report(out: Path, report: Report) -> Path:
 
 def draw_figures(folder: Path, report: Report) -> list[Picture]:
     """Draw into `folder` whatever the report has numbers for."""
-    rows, pictures = report.rows, []
+    rows, kind, pictures = report.rows, report.kind, []
 
     def draw(name: str, caption: str, plot: Callable, *arguments: Any, wide: bool = False, **options: Any) -> None:
         plot(folder / name, *arguments, **options)
         pictures.append(Picture(folder / name, caption, wide))
 
     if any(row.cost and row.evaluation for row in rows):
-        draw("spl_macs.png", "SPL against multiply-accumulates. Dashed: agents without an encoder.",
-             plots.plot_spl, rows)  # fmt: skip
+        dashed = " Dashed: agents without an encoder." if any(not row.cost for row in rows) else ""
+        draw(f"{kind.score}_macs.png", sentence(f"{kind.title} against multiply-accumulates.{dashed}"),
+             plots.plot_scores, rows)  # fmt: skip
     if any(row.milliseconds(1, report.runtime) and row.evaluation for row in rows):
-        draw("spl_latency.png", "SPL against measured time.",
-             plots.plot_spl, rows, by="latency", runtime=report.runtime)  # fmt: skip
+        draw(f"{kind.score}_latency.png", sentence(f"{kind.title} against measured time."),
+             plots.plot_scores, rows, by="latency", runtime=report.runtime)  # fmt: skip
     if any(line.get("saving_theoretical") for line in report.latency()):
         draw("savings.png", "Time saved on the clock, against deployed multiply-accumulates saved on paper.",
              plots.plot_savings, report.latency())  # fmt: skip
     if report.curves:
-        draw("curves.png", "SPL of the training episodes; the strong lines are means of ten points.",
-             plots.plot_learning_curves, report.curves, smoothing=10)  # fmt: skip
+        draw("curves.png", kind.curve, plots.plot_learning_curves, report.curves,
+             label=kind.title, smoothing=kind.smoothing, frames=kind.frames)  # fmt: skip
     for name, pruning in report.prunings.items():
         file = "widths_" + "".join(c if c.isalnum() else "_" for c in name) + ".png"
         draw(file, f"Channels of {name} before and after pruning by {pruning['method']}.",

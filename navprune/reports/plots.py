@@ -1,4 +1,4 @@
-"""Figures: SPL against cost, learning curves, widths before and after, savings on paper and on the clock."""
+"""Figures: SPL or accuracy against cost, learning curves, widths before and after, savings on paper and measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from navprune.errors import UserError
 from navprune.reports import style
-from navprune.reports.tables import EncoderRow
+from navprune.reports.tables import EncoderRow, kind_of
 
 TITLES = {"macs": "MACs", "latency": "milliseconds"}
 """What measures are called in titles, where not as in budgets."""
@@ -48,9 +48,17 @@ def read_curve(folder: str | Path, tag: str) -> Curve:
 
 
 def plot_learning_curves(
-    path: str | Path, curves: Mapping[str, Curve], label: str = "SPL", by: str = "frames", smoothing: int = 1
+    path: str | Path,
+    curves: Mapping[str, Curve],
+    label: str = "SPL",
+    by: str = "frames",
+    smoothing: int = 1,
+    frames: str = "frames",
 ) -> None:
-    """Draw `curves` over frames, or over wall time where `by` is "seconds", as means of `smoothing` points."""
+    """Draw `curves` over what a run counts, called `frames`, or over wall time where `by` is "seconds".
+
+    Strong lines are means of `smoothing` points.
+    """
     with style.figure(path) as figure:
         axes = figure.add_subplot()
         for (name, curve), colour in zip(curves.items(), style.SERIES):
@@ -58,7 +66,7 @@ def plot_learning_curves(
             if smoothing > 1:
                 axes.plot(x, curve.values, color=colour, alpha=0.2, linewidth=1)
             axes.plot(x, running_mean(curve.values, smoothing), color=colour, label=name)
-        axes.set(ylabel=label, xlabel="frames" if by == "frames" else "minutes")
+        axes.set(ylabel=label, xlabel=frames if by == "frames" else "minutes")
         if by == "frames":
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.margins(x=0.02)
@@ -73,31 +81,32 @@ def running_mean(values: np.ndarray, count: int) -> np.ndarray:
     return (total[ends] - total[starts]) / (ends - starts)
 
 
-def plot_spl(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", runtime: str = "eager") -> None:
-    """Draw SPL with its interval against multiply-accumulates, or against batch-1 latency (`by` "latency").
+def plot_scores(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", runtime: str = "eager") -> None:
+    """Draw SPL (of classifiers top-1) with its interval against multiply-accumulates, or milliseconds at batch 1.
 
+    `by` is "macs" or "latency".
     Agents without a cost are drawn as level lines: the controls that the others are to be held against.
     """
-    controls = {}
+    controls, kind = {}, kind_of(rows)
     with style.figure(path, height=4.4) as figure:
         axes = figure.add_subplot()
         for i, row in enumerate(rows):
             x = row.macs() if by == "macs" else row.milliseconds(1, runtime)
-            spl, colour = row.measure("spl"), style.SERIES[i % len(style.SERIES)]
-            if spl and not row.macs():
-                controls[row.name] = spl["mean"]
-            if spl and x:
-                reach = [[spl["mean"] - spl["low"]], [spl["high"] - spl["mean"]]]
+            found, colour = row.measure(kind.score), style.SERIES[i % len(style.SERIES)]
+            if found and not row.macs():
+                controls[row.name] = found["mean"]
+            if found and x:
+                reach = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
                 looks: dict[str, Any] = {"fmt": "o", "markersize": 8, "elinewidth": 1.6, "capsize": 4}
-                axes.errorbar(x, spl["mean"], reach, color=colour, label=row.name, **looks)
+                axes.errorbar(x, found["mean"], reach, color=colour, label=row.name, **looks)
         for i, (name, mean) in enumerate(sorted(controls.items(), key=lambda item: item[1])):
             axes.axhline(mean, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             # Sides alternate, so that the names of neighbours do not run into each other.
             side, place = (("left", 0.01), ("right", 0.99))[i % 2]
             at: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": side}
             axes.annotate(name, (place, mean), (0, 3), color=style.MUTED, fontsize=8.5, **at)
-        label = "multiply-accumulates (Gi, table 1)" if by == "macs" else f"ms a frame, batch 1, {runtime}"
-        axes.set(ylabel="SPL, with its 95 % interval", xlabel=label, ylim=(0, 1.06))
+        label = f"{kind.macs.title}, of {kind.counted}" if by == "macs" else f"milliseconds, batch 1, {runtime}"
+        axes.set(ylabel=f"{kind.title}, with its 95 % interval", xlabel=label, ylim=kind.axis)
         axes.set_xlim(0, 1.12 * axes.dataLim.x1)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from navprune.reports.kinds import AGENT, CLASSIFIER, Figure, Kind
 
 MISSING = "–"
 FEW = 5
@@ -18,25 +21,30 @@ FEW = 5
 class EncoderRow:
     """All that was measured of one agent; what does not apply, as the cost of a control, is left out."""
 
+    kind: ClassVar[Kind] = AGENT
+
     name: str
     cost: dict | None = None
-    """What `navprune cost --json` says of the encoder."""
+    """What `navprune cost --json` says of the network, of an agent of its encoder."""
     evaluation: dict | None = None
-    """What `navprune evaluate --json` says of the agent."""
+    """What `navprune evaluate --json` says of it."""
     latency: Sequence[dict] = ()
-    """Those rows of `navprune latency --json` that are this encoder's."""
+    """Those rows of `navprune latency --json` that are this network's."""
     runs: Sequence[str] = ()
     """The trainings that it was evaluated in; of a control none."""
     statistics: dict | None = None
     """{"scenes": count, measure: {"iqm": {"mean", "low", "high"}, "worst_scene": {"scene", "mean"}}}."""
 
     def macs(self) -> float | None:
-        """Return multiply-accumulates in Gi by the convention of table 1."""
-        return self.cost["table1"]["macs_gi"] if self.cost else None
+        """Return multiply-accumulates in Gi by the convention of table 1, of a classifier all of them in millions."""
+        return self._counted(self.kind.macs)
 
     def parameters(self) -> float | None:
-        """Return parameters in Mi by the convention of table 1."""
-        return self.cost["table1"]["parameters_mi"] if self.cost else None
+        """Return parameters in Mi by the convention of table 1, of a classifier all of them in millions."""
+        return self._counted(self.kind.parameters)
+
+    def _counted(self, figure: Figure) -> float | None:
+        return self.cost[figure.section][figure.key] / figure.unit if self.cost else None
 
     def measure(self, name: str) -> dict[str, float] | None:
         """Return {"mean", "low", "high"} of a measure."""
@@ -46,6 +54,13 @@ class EncoderRow:
         """Return the median forward time at a batch size."""
         times = (r["median_ms"] for r in self.latency if (r["batch_size"], r["runtime"]) == (batch_size, runtime))
         return next(times, None)
+
+
+@dataclass(frozen=True)
+class ClassifierRow(EncoderRow):
+    """The same of a classifier; its statistics tell classes in place of scenes."""
+
+    kind = CLASSIFIER
 
 
 @dataclass(frozen=True)
@@ -70,72 +85,78 @@ class Table:
 
 
 def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
-    """Return the table of encoders; savings are of MACs, against the first row that has a cost."""
+    """Return the table of encoders or classifiers; savings are of MACs, against the first row that has a cost."""
+    kind = kind_of(rows)
     baseline = next((row for row in rows if row.macs()), None)
     sizes = sorted({time["batch_size"] for row in rows for time in row.latency}) or [1, 8]
+    head = [kind.network, kind.macs.title, "saving", kind.parameters.title]
+    for column in kind.columns:
+        head += [column.title, "95 % interval"] if column.interval else [column.title]
     cells = []
     for row in rows:
-        spl, success, reward = (row.measure(name) for name in ("spl", "success", "reward"))
-        cells.append(
-            {
-                "encoder": row.name,
-                "MACs (Gi)": significant(row.macs()),
-                "saving": percent(saving_of(row, baseline)),
-                "parameters (Mi)": significant(row.parameters()),
-                "SPL": f"{spl['mean']:.3f}" if spl else MISSING,
-                "95 % interval": reach(spl),
-                "success": percent(success["mean"]) if success else MISSING,
-                "reward": f"{reward['mean']:.2f}" if reward else MISSING,
-            }
-            | {f"ms, batch {size}": significant(row.milliseconds(size, runtime)) for size in sizes}
-        )
-    return rows_table(cells)
+        saving = percent(saving_of(row, baseline))
+        line = [row.name, significant(row.macs()), saving, significant(row.parameters())]
+        for column in kind.columns:
+            found = row.measure(column.measure)
+            line.append(column.form(found["mean"]) if found else MISSING)
+            line += [reach(found)] if column.interval else []
+        cells.append((*line, *(significant(row.milliseconds(size, runtime)) for size in sizes)))
+    return Table((*head, *(f"ms, batch {size}" for size in sizes)), cells)
+
+
+def kind_of(rows: Sequence[EncoderRow]) -> Kind:
+    """Return what rows of one table are about."""
+    return rows[0].kind if rows else AGENT
 
 
 def comparison_tables(rows: Sequence[EncoderRow], comparisons: Mapping, runtime: str = "eager") -> list[Table]:
     """Return all tables of `navprune compare`: of encoders, of their runs and scenes, and against the first one."""
     spread = [spread_table(rows)] if any(row.statistics for row in rows) else []
-    return [encoder_table(rows, runtime), *spread, *([against_table(comparisons)] if comparisons else [])]
+    against = [against_table(comparisons, kind_of(rows))] if comparisons else []
+    return [encoder_table(rows, runtime), *spread, *against]
 
 
 def spread_table(rows: Sequence[EncoderRow]) -> Table:
-    """Return how the SPL of each agent spreads over its runs and scenes."""
-    cells = []
+    """Return how the first measure of each network spreads over its runs and scenes, or classes."""
+    kind = kind_of(rows)
+    group, cells = kind.groups[0], []
     for row in rows:
         if row.statistics:
-            middle, worst = row.statistics["spl"]["iqm"], row.statistics["spl"]["worst_scene"]
-            scene = Path(worst["scene"]).stem.partition(".")[0], f"{worst['mean']:.3f}"
+            middle, worst = row.statistics[kind.score]["iqm"], row.statistics[kind.score][f"worst_{group}"]
+            name = Path(worst[group]).stem.partition(".")[0] if kind is AGENT else worst[group]
             runs = str(len(row.runs)) if row.runs else MISSING
-            cells.append((row.name, runs, f"{middle['mean']:.3f}", reach(middle), *scene))
-    return Table(("SPL", "runs", "interquartile mean", "95 % interval", "worst scene", "SPL there"), cells)
+            cells.append((row.name, runs, f"{middle['mean']:.3f}", reach(middle), name, f"{worst['mean']:.3f}"))
+    head = kind.title, "runs", "interquartile mean", "95 % interval", f"worst {group}", f"{kind.title} there"
+    return Table(head, cells)
 
 
-def against_table(comparisons: Mapping, measure: str = "spl") -> Table:
-    """Return every agent against the reference, from what `navprune compare --json` calls comparisons."""
+def against_table(comparisons: Mapping, kind: Kind = AGENT) -> Table:
+    """Return every network against the reference, from what `navprune compare --json` calls comparisons."""
     cells = []
-    for each in comparisons["measures"][measure]:
+    for each in comparisons["measures"][kind.score]:
         difference, wins, inferior = each["difference"], each["improvement"], each["non_inferiority"]
         verdict = f"{'' if inferior['shown'] else 'not '}shown, p {chance(inferior['p'])}"
         change = f"{difference['mean']:+.3f}", reach(difference, "+.3f"), chance(difference["p"])
         better = f"{100 * wins['mean']:.0f} %", f"{100 * wins['low']:.0f} to {100 * wins['high']:.0f} %"
         cells.append((each["name"], *change, *better, f"{inferior['at_least']:+.3f}", verdict))
-    head = f"{measure.upper()} against {comparisons['reference']}"
-    wins_head, test = ("better in, of episodes", "95 % interval"), f"worse by less than {comparisons['margin']:g}"
+    head = f"{kind.title} against {comparisons['reference']}"
+    wins_head, test = (f"better in, of {kind.unit}", "95 % interval"), f"worse by less than {comparisons['margin']:g}"
     return Table((head, "difference", "95 % interval", "p", *wins_head, "at least, 95 % sure", test), cells)
 
 
 def few_runs(rows: Sequence[EncoderRow]) -> list[str]:
     """Return what a reader must know of intervals over few runs or a single scene."""
+    kind = kind_of(rows)
     counts = sorted({len(row.runs) for row in rows if row.runs and row.statistics})
     lines = []
     if 1 in counts:
-        lines.append("Of one run, intervals and tests speak of scenes and episodes alone, not of other trainings.")
+        lines.append(f"Of one run, intervals and tests speak of {kind.drawn} alone, not of other trainings.")
     if few := [str(count) for count in counts if 1 < count < FEW]:
         lines.append(
-            f"Of {' or '.join(few)} runs, intervals are too narrow where trainings differ by more than episodes do "
+            f"Of {' or '.join(few)} runs, intervals are too narrow where trainings differ by more than {kind.unit} do "
             "(docs/statistics.md)."
         )
-    if any(row.statistics and row.statistics["scenes"] == 1 for row in rows):
+    if any(row.statistics and row.statistics.get("scenes") == 1 for row in rows):
         lines.append("Of one scene, intervals and tests speak of its episodes alone, not of other scenes.")
     return lines
 
@@ -157,16 +178,16 @@ def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
 
 
 def describe(rows: Sequence[EncoderRow]) -> str:
-    """Return a sentence for each encoder behind the first one: what it saves on paper and on the clock, and its SPL."""
-    seeing = [row for row in rows if row.cost]
+    """Return a sentence for each network behind the first: what it saves on paper and on the clock, what it reaches."""
+    kind, seeing = kind_of(rows), [row for row in rows if row.cost]
     sentences = []
     for row in seeing[1:]:
-        spl, before, after = row.measure("spl"), seeing[0].milliseconds(1), row.milliseconds(1)
-        if spl and before and after:
+        found, before, after = row.measure(kind.score), seeing[0].milliseconds(1), row.milliseconds(1)
+        if found and before and after:
             sentences.append(
                 f"Against {seeing[0].name}, {row.name} needs {percent(saving_of(row, seeing[0]))} fewer "
-                f"multiply-accumulates, takes {percent(1 - after / before)} less time at batch 1, and reaches an SPL "
-                f"of {spl['mean']:.3f} ({spl['low']:.3f} to {spl['high']:.3f})."
+                f"multiply-accumulates, takes {percent(1 - after / before)} less time at batch 1, and its "
+                f"{kind.title} is {found['mean']:.3f} ({reach(found)})."
             )
     return " ".join(sentences)
 
@@ -222,6 +243,16 @@ def pruning_table(pruning: dict) -> Table:
         cells.append((name, *map(significant, pair), percent(1 - pair[1] / pair[0])))
     cells += [(name, str(a), str(b), percent(1 - b / a)) for name, (a, b) in pruning["widths"].items()]
     return Table(("", "before", "after", "cut"), cells)
+
+
+def masks_table(checkpoints: Sequence[dict]) -> Table:
+    """Return what `navprune prune --masks --json` says of its checkpoints: a row for each ratio."""
+    cells = []
+    for found in checkpoints:
+        ratios, (every, left) = found["compression"], found["parameters"]
+        figures = significant(ratios["reached"]), significant(found["theoretical_speedup"]), percent(left / every)
+        cells.append((f"{ratios['asked']:g}", *figures))
+    return Table(("compression", "reached", "speed-up in theory", "parameters left"), cells)
 
 
 def probe_table(probe: dict) -> Table:

@@ -71,8 +71,8 @@ def gradient_step(
     value, slope = torch.stack([told[0], norm.to(told.dtype)]).tolist()  # together, since a GPU is waited for
     if not (math.isfinite(value) and math.isfinite(slope)):
         raise NotFinite(
-            f"the loss is {value:g} and the norm of its gradient {slope:g}; lower lr, value_coefficient or whatever "
-            "else enters the loss"
+            f"the loss is {value:g} and the norm of its gradient {slope:g}; lower lr, or the weight of whatever else "
+            "enters the loss"
         )
     optimiser.step()
     return told[1:]
@@ -84,6 +84,8 @@ class GradientLearner:
     def __init__(self, trainee: Trainee, callbacks: Sequence[Callback] = ()) -> None:
         self.trainee, self.callbacks = trainee, tuple(callbacks)
         self.updates = 0
+        self.frames = 0
+        """At which the running update began."""
         self.replace(trainee.network, None)
 
     @property
@@ -110,6 +112,10 @@ class GradientLearner:
         """A fresh optimiser of all weights of a network."""
         raise NotImplementedError
 
+    def learn(self, progress: float) -> tuple[int, dict[str, float]]:
+        """Take the steps of an update; returns the frames that it took in, and mean losses by name."""
+        raise NotImplementedError
+
     def loss_of(self, network: nn.Module, batch: Any) -> Tensor:
         """The loss of `network`, which need not be the one that learns, on one of `recent` batches: a scalar."""
         raise NotImplementedError
@@ -123,24 +129,31 @@ class GradientLearner:
         self.trainee.network = network
         self.optimiser = self.new_optimiser(network)
         if optimiser is not None:
-            self.optimiser.load_state_dict(optimiser)
+            self._remember(optimiser)
         for callback in self.callbacks:
             callback.attach(self)
+
+    def _remember(self, state: dict[str, Any]) -> None:
+        """Let the optimiser go on with what another one knew of the weights; its settings are its own."""
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state["state"]})
 
     def set_rate(self, rate: float) -> None:
         """Learn at this rate from here on."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def after(self, gained: int, frames: int, losses: dict[str, float]) -> Update:
-        """Let the callbacks act behind an update of `gained` frames, which brought the run to `frames`."""
+    def update(self, progress: float, frames: int) -> Update:
+        """Learn, and let the callbacks act; schedules are at `progress` in [0, 1], the run is at `frames`."""
+        self.frames = frames
+        gained, losses = self.learn(progress)
         self.updates += 1
         renewed = restart = False
         for callback in self.callbacks:  # each on what the one before it left
             with self.trainee.timers("callbacks"):
-                replacement = callback.on_update(self, frames)
+                replacement = callback.on_update(self, frames + gained)
             if replacement is not None:
                 self.replace(replacement.network, replacement.optimiser)
+                self.trainee.ended = []  # which was the network before
                 renewed, restart = True, restart or replacement.restart
         scalars = {name: value for callback in self.callbacks for name, value in callback.scalars().items()}
         return Update(gained, losses, scalars, renewed, restart)
@@ -155,7 +168,7 @@ class GradientLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, and what callbacks kept that were there."""
-        self.optimiser.load_state_dict(state["optimiser"])
+        self._remember(state["optimiser"])
         self.updates = state["updates"]
         for callback in self.callbacks:
             if callback.name in state["callbacks"]:

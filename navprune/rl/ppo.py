@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from navprune.checks import TINY, bounded, check_fields
 from navprune.errors import UserError
 from navprune.rl.callbacks import Callback
-from navprune.rl.learner import GradientLearner, Update, gradient_step
+from navprune.rl.learner import GradientLearner, gradient_step
 from navprune.rl.rollouts import Actor, Rollout, collect, log_probability
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ class PPO(GradientLearner):
         """This worker's environments, in as many parts as there are mini-batches."""
         return torch.arange(self.actor.env.num_envs, device=self.actor.device).tensor_split(self.config.minibatches)
 
-    def update(self, progress: float, frames: int) -> Update:
-        """Collect a rollout, learn from it, let the callbacks act; schedules are at `progress` in [0, 1]."""
+    def learn(self, progress: float) -> tuple[int, dict[str, float]]:
+        """Collect a rollout and learn from it; schedules are at `progress` in [0, 1]."""
         config = self.config
         lr = config.lr * (1 - progress) if config.linear_lr else config.lr
         self.set_rate(lr)
@@ -193,8 +193,8 @@ class PPO(GradientLearner):
         with self.actor.timers("learn"):
             self.clip = config.clip * (1 - progress) if config.linear_clip else config.clip
             with only_critic(self.policy) if self.partial else nullcontext():
-                losses = self._learn(critic_only=self.partial)
-        return self.after(gained, frames + gained, {**losses, "learning_rate": lr})
+                losses = self._improve(critic_only=self.partial)
+        return gained, {**losses, "learning_rate": lr}
 
     def collect(self) -> int:
         """Act for one rollout, and work out advantages and returns, which `loss` needs; returns all workers' frames."""
@@ -227,7 +227,7 @@ class PPO(GradientLearner):
             return False
         return self.actor.group.count(f"done {self.updates}", add=0) >= self.config.preempt * self.actor.group.size
 
-    def _learn(self, *, critic_only: bool) -> dict[str, float]:
+    def _improve(self, *, critic_only: bool) -> dict[str, float]:
         config, actor = self.config, self.actor
         self.policy.train()
         for callback in self.callbacks:

@@ -31,8 +31,8 @@ OWN = {CHECKPOINTS, checkpoints.LATEST, checkpoints.BEST, CONFIGS, LOCK, "tensor
 """What is in a run folder; what is hidden may be in any."""
 LOGS = (".log", ".out", ".err", ".txt")
 """Ends of files that shells and batch systems write there before a run begins."""
-FIXED = ("init", "init_weights", "env", "simulator", "task", "data", "images", "classifier", "pruning", "trainer.seed",
-         "warm_start.steps", "warm_start.sequence")  # fmt: skip
+FIXED = ("init", "init_weights", "env", "simulator", "task", "data", "images", "classifier", "supervised.optimiser",
+         "pruning", "trainer.seed", "warm_start.steps", "warm_start.sequence")  # fmt: skip
 """Settings, or sections of them, that stay what they were in a run."""
 FREE = ("data.folder", "data.val", "data.scene_memory", "images.source", "pruning.begin", "pruning.end",
         "pruning.strength", "pruning.teach_policy", "pruning.teach_features")  # fmt: skip

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.images.measures import hits
+from navprune.images.measures import TOP1, TOP5, hits
 from navprune.images.splits import DRAWS, Images
 from navprune.models.classifiers import Classifier
 from navprune.models.modes import evaluating
@@ -25,6 +27,16 @@ from navprune.rl.trainee import Trainee
 
 SGD, ADAM = OPTIMISERS = ("sgd", "adam")
 COSINE, STEPS, CONSTANT = SCHEDULES = ("cosine", "steps", "constant")
+
+Batch = tuple[Tensor, Tensor]
+"""Images [B, C, H, W] and their classes, int64 [B]."""
+
+
+class Draw(NamedTuple):
+    """Images of a batch, int64 [B], and what chance has in how each is seen, float32 [B, DRAWS]."""
+
+    rows: Tensor
+    draws: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +58,7 @@ class SupervisedConfig:
     weight_decay: float = bounded(1e-4, 0, 1)
     """Times each weight, added to its gradient; 0 or more."""
     schedule: str = chosen(STEPS, SCHEDULES)
-    """How the learning rate falls: cosine (to 0), steps (at `milestones`) or constant; it changes between updates."""
+    """How the learning rate falls: cosine (to 0), steps (at `milestones`) or constant."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Shares of the run at which `steps` multiply the learning rate by `decay`; from 0 to 1."""
     decay: float = bounded(0.1, TINY, 1)
@@ -58,7 +70,7 @@ class SupervisedConfig:
     max_grad_norm: float = bounded(math.inf, TINY)
     """Gradients are scaled down to this norm; above 0, .inf leaves them."""
     steps: int = bounded(20, 1)
-    """Gradient steps of an update: between two looks at signals, checkpoints and schedules; 1 or more."""
+    """Gradient steps of an update, between which signals, checkpoints, cuts and validation wait; 1 or more."""
 
     def __post_init__(self) -> None:
         check_fields("supervised", self)
@@ -79,7 +91,8 @@ class SupervisedConfig:
             done = (progress - self.warm_up) / max(1 - self.warm_up, TINY)
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
         if self.schedule == STEPS:
-            return self.lr * self.decay ** sum(progress >= place for place in self.milestones)
+            # Rounding must not put off a milestone by a step.
+            return self.lr * self.decay ** sum(progress >= place - 1e-9 for place in self.milestones)
         return self.lr
 
 
@@ -91,12 +104,13 @@ class Reader(Trainee):
     """
 
     network: Classifier
-    unit, score, shown = "images", "top1", ("top1",)
+    unit, shown, lasting = "images", ("top1",), False
     longer = "a larger supervised.epochs trains longer"
 
     def __init__(self, data: tuple[Images, Images | None], network: Classifier, **passed: Any) -> None:
         super().__init__(network, **passed)
         self.train, self.val = data
+        self.score = None if self.val is None else TOP1
         self.seed = self.generator.initial_seed()
 
     def facts(self) -> dict[str, Any]:
@@ -104,18 +118,16 @@ class Reader(Trainee):
         scales = {name: getattr(self.train, name).flatten().tolist() for name in ("mean", "deviation")}
         return {**scales, "classes": list(self.train.classes)}
 
-    def batch(self, first: int, size: int) -> tuple[Tensor, Tensor]:
-        """This worker's part of the batch that begins at image `first` of the run: views [B, C, H, W], labels [B].
-
-        Passes follow one another without a gap, so that every batch is full.
-        """
-        count = len(self.train)
-        places = range(first, first + size)
+    def draw(self, first: int, size: int) -> Draw:
+        """This worker's part of the batch of `size` images that begins at image `first` of the run."""
         draws = torch.rand(size, DRAWS, generator=self.generator)
-        rows = torch.tensor([order(self.seed, place // count, count)[place % count] for place in places])
         mine = self.group.rows(size // self.group.size)
-        views = self.train.views(rows[mine], draws[mine])
-        return views.to(self.device, non_blocking=True), self.train.labels[rows[mine]].to(self.device)
+        return Draw(places(self.seed, len(self.train), first, size)[mine], draws[mine])
+
+    def read(self, draw: Draw) -> Batch:
+        """What was drawn: views [B, C, H, W] and labels [B]."""
+        views, labels = self.train.views(*draw), self.train.labels[draw.rows]
+        return views.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     @torch.no_grad()
     def measure(self, size: int) -> dict[str, float]:
@@ -123,20 +135,42 @@ class Reader(Trainee):
         assert self.val is not None
         sums = torch.zeros(3, dtype=torch.float64)
         with evaluating(self.network):
-            for rows in torch.arange(len(self.val))[self.group.rank :: self.group.size].split(size):
+            mine = torch.arange(len(self.val))[self.group.rank :: self.group.size]
+            for rows in filter(len, mine.split(size)):
                 labels = self.val.labels[rows].to(self.device)
                 with self.autocast():
-                    logits = self.network(self.val.views(rows).to(self.device))
-                found = [hit.sum().item() for hit in hits(logits, labels).values()]
-                sums += torch.tensor([*found, F.cross_entropy(logits.float(), labels, reduction="sum").item()])
+                    logits = self.network(self.val.views(rows).to(self.device)).float()
+                parts = [*hits(logits, labels).values(), F.cross_entropy(logits, labels, reduction="none")]
+                sums += torch.stack([part.double().sum() for part in parts]).cpu()
         top1, top5, loss = (self.group.sum(sums) / len(self.val)).tolist()
-        return {"top1": top1, "top5": top5, "loss": loss}
+        return {TOP1: top1, TOP5: top5, "loss": loss}
+
+
+def places(seed: int, count: int, first: int, size: int) -> Tensor:
+    """Which of `count` images are those from `first` on in a run, int64 [size].
+
+    Passes over all of them, each in an order of its own, follow one another without a gap.
+    """
+    passes = range(first // count, (first + size - 1) // count + 1)
+    return torch.from_numpy(np.concatenate([order(seed, each, count) for each in passes])[first % count :][:size])
 
 
 @lru_cache(maxsize=2)
-def order(seed: int, epoch: int, count: int) -> list[int]:
-    """The order of `count` images in a pass."""
-    return np.random.default_rng((seed, epoch)).permutation(count).tolist()
+def order(seed: int, number: int, count: int) -> NDArray[np.int64]:
+    """The order of `count` images in a pass, given by its number in the run."""
+    return np.random.default_rng((seed, number)).permutation(count)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within the context the generator of torch's own from which dropout draws on a device begins at a seed."""
+    own = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    state = own.get_state()
+    own.manual_seed(seed)
+    try:
+        yield
+    finally:
+        own.set_state(state)
 
 
 class Supervised(GradientLearner):
@@ -151,14 +185,9 @@ class Supervised(GradientLearner):
             )
         self.reader, self.config = reader, config
         self.total = config.frames(len(reader.train))
-        self.latest: list[tuple[Tensor, Tensor]] = []
-        """The last batches that were learnt from, as many as an update takes."""
+        self.latest: list[Draw] = []
+        """What the latest update learnt from."""
         super().__init__(reader, callbacks)
-
-    @property
-    def classifier(self) -> Classifier:
-        """The network that learns."""
-        return self.reader.network
 
     @property
     def frames_per_update(self) -> int:
@@ -180,48 +209,52 @@ class Supervised(GradientLearner):
         )
 
     def update(self, progress: float, frames: int) -> Update:
-        """Learn from some batches, measure where a pass ends, let the callbacks act."""
-        config, count = self.config, len(self.reader.train)
-        rate = config.rate(progress)
-        self.set_rate(rate)
-        steps = min(config.steps, max(1, (self.total - frames) // config.batch))
-        sums = torch.zeros(2, device=self.reader.device)
+        """Learn, let the callbacks act and, where a pass or the run ends, measure the network that goes on."""
+        update = super().update(progress, frames)
+        reader, after, count = self.reader, frames + update.frames, len(self.reader.train)
+        if reader.val is not None and (after // count > frames // count or after >= self.total):
+            with reader.timers("validation"):
+                measures = reader.measure(self.config.batch)
+            if reader.group.leads:
+                reader.note(after, 0, measures)
+        return update
+
+    def learn(self, progress: float) -> tuple[int, dict[str, float]]:
+        """Take up to `steps` steps, each at the learning rate of its own place in the run."""
+        config, reader = self.config, self.reader
+        left = max(1, (self.total - self.frames) // config.batch)
+        steps, rate = min(config.steps, left), config.lr
+        sums = torch.zeros(2, device=reader.device)
         self.latest = []
         self.network.train()
         for step in range(steps):
-            with self.reader.timers("images"):
-                self.latest.append(self.reader.batch(frames + step * config.batch, config.batch))
-            with self.reader.timers("learn"):
-                sums += self._step(self.latest[-1])
-        after = frames + steps * config.batch
-        if self.reader.val is not None and (after // count > frames // count or after >= self.total):
-            with self.reader.timers("validation"):
-                measures = self.reader.measure(config.batch)
-            if self.reader.group.leads:
-                self.reader.note(after, 0, measures)
+            rate = config.rate(progress + (1 - progress) * step / left)
+            self.set_rate(rate)
+            with reader.timers("images"):
+                self.latest.append(reader.draw(self.frames + step * config.batch, config.batch))
+                batch = reader.read(self.latest[-1])
+            with reader.timers("learn"):
+                sums += self._step(batch)
         loss, accuracy = (sums / steps).tolist()
-        return self.after(after - frames, after, {"loss": loss, "accuracy": accuracy, "learning_rate": rate})
+        return steps * config.batch, {"loss": loss, "accuracy": accuracy, "learning_rate": rate}
 
-    def _step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _step(self, batch: Batch) -> Tensor:
         """Take one gradient step; returns [2]: the loss and the share of right answers, of all workers."""
-        config, (images, labels) = self.config, batch
-        # Dropout draws from torch's own generator.
-        seed = int(torch.randint(2**62, (), generator=self.reader.generator)) + self.reader.group.rank
-        with torch.random.fork_rng(devices=[]), self.reader.autocast():
-            torch.default_generator.manual_seed(seed)
-            logits = self.classifier(images).float()
-        share = len(labels) / config.batch
-        loss = share * F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        config, reader, (images, labels) = self.config, self.reader, batch
+        seed = int(torch.randint(2**62, (), generator=reader.generator)) + reader.group.rank
+        with seeded(seed, reader.device), reader.autocast():
+            logits = self.network(images).float()
+        right = (logits.detach().argmax(1) == labels).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum") / config.batch
         for callback in self.callbacks:
             loss = loss + callback.loss(batch, logits)
-        right = (logits.detach().argmax(1) == labels).float().sum() / config.batch
-        parts = torch.stack([loss.detach(), right])
-        return gradient_step(self.network, self.optimiser, loss, config.max_grad_norm, self.reader.group, parts)
+        parts = torch.stack([loss.detach(), right.sum() / config.batch])
+        return gradient_step(self.network, self.optimiser, loss, config.max_grad_norm, reader.group, parts)
 
-    def loss_of(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss_of(self, network: nn.Module, batch: Batch) -> Tensor:
         """The cross-entropy of a batch, a scalar."""
-        return F.cross_entropy(cast(Tensor, network(batch[0])).float(), batch[1])
+        return F.cross_entropy(network(batch[0]).float(), batch[1])
 
-    def recent(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The batches of the latest update."""
-        return self.latest
+    def recent(self) -> Iterator[Batch]:
+        """The batches of the latest update, read once more: to keep them would take much memory."""
+        return map(self.reader.read, self.latest)

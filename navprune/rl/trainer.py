@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
@@ -154,6 +154,8 @@ class Trainer:
         self.starts = {phases[0].name: 0}
         """Frames at which each phase began, those to come left out."""
         self.best_score, self.best_frames = -1.0, 0
+        self.told: dict[str, float] = {}
+        """The measures on the line of progress."""
         self.changes: list[str] = []
         self.learner: Learner
         self._begin()
@@ -207,6 +209,8 @@ class Trainer:
             )
         self.learner = self._learner(phase)
         self.learner.load_state_dict(self.trainee.part_of(state["learner"]))
+        if not _same(checkpoints.read_masks(folder), self.trainee.weight_masks):
+            raise UserError(f"{folder} is of a run under other masks than those of init; use another run folder")
         if not self._checkpoint(self.best_frames).exists():  # a later one was better, and is lost
             self.best_score, self.best_frames = -1.0, self.frames
         if self.group.leads:
@@ -248,7 +252,7 @@ class Trainer:
             while self.frames < total and not self.stop:
                 update = self._update()
                 due = self._exchange(update)
-                if writer and self.updates % self.config.log_updates == 0:
+                if writer and (self._measured or self.updates % self.config.log_updates == 0):
                     self._log(writer, update, first)
                 if line:
                     line.show(self.frames, self._note(), last=False)
@@ -266,6 +270,8 @@ class Trainer:
     def _update(self) -> Update:
         if self.frames >= self.phase_end:
             self._next_phase()
+        if not self.trainee.lasting:
+            self.window.clear()
         try:
             update = self.learner.update(self.progress, self.frames)
         except NotFinite as error:
@@ -295,7 +301,7 @@ class Trainer:
         for _, _, measures in sorted((end for ended, _, _ in told for end in ended), key=lambda end: end[:2]):
             self.window.add(measures)
         self.stop = next((asked for _, asked, _ in told if asked), 0)
-        return told[0][2]
+        return told[0][2] or (self._measured and self._is_best)
 
     def _network_is_new(self) -> None:
         if self.group.size > 1:
@@ -309,12 +315,28 @@ class Trainer:
     def _forget_episodes(self) -> None:
         """What other drivers or another network achieved says little of this one."""
         self.window.clear()
-        self.trainee.ended = []
         self.best_score, self.best_frames = -1.0, 0
 
+    @property
+    def _score(self) -> float:
+        """That of the network as it stands, by a full window; -1 where that is not known."""
+        name = self.trainee.score
+        return self.window.mean().get(name, -1.0) if name and self.window.full else -1.0
+
+    @property
+    def _measured(self) -> bool:
+        """Whether the network was measured by itself behind the latest update."""
+        return not self.trainee.lasting and self.window.full
+
+    @property
+    def _is_best(self) -> bool:
+        """Whether the network as it stands is as good as the best checkpoint, or cannot be compared with it."""
+        comparable = self.best_frames and self.trainee.score
+        return not comparable or (self.window.full and self._score >= self.best_score)
+
     def _note(self) -> str:
-        means = self.window.mean()
-        shown = (f"{name} {means[name]:.3f}" for name in self.trainee.shown if name in means)
+        self.told = self.window.mean() or self.told
+        shown = (f"{name} {self.told[name]:.3f}" for name in self.trainee.shown if name in self.told)
         return "  ".join((self.phase.name, *shown))
 
     def _log(self, writer: Scalars, update: Update, first: int) -> None:
@@ -333,9 +355,8 @@ class Trainer:
         if self.frames == self.saved_frames:
             return
         with self.timers("checkpoint"):
-            score = self.window.mean().get(self.trainee.score, -1.0)
-            if not self.best_frames or (self.window.full and score >= self.best_score):
-                self.best_score, self.best_frames = (score if self.window.full else -1.0), self.frames
+            if self._is_best:
+                self.best_score, self.best_frames = self._score, self.frames
             self.learner.store()
             state = self._state()
             if state is not None:
@@ -343,7 +364,9 @@ class Trainer:
                 metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
                 metrics |= self.trainee.facts()
                 folder, config = self._checkpoint(self.frames), self.config_yaml
-                checkpoints.save_checkpoint(folder, self.network, config=config, metrics=metrics, trainer=state)
+                checkpoints.save_checkpoint(
+                    folder, self.network, config=config, metrics=metrics, trainer=state, masks=self.trainee.weight_masks
+                )
                 self._tidy()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
 
@@ -395,6 +418,10 @@ class Trainer:
         self.group.say(f"stopped and saved; the same command{start} goes on from {saved}")
         if self.config.requeue and self.group.leads and self.stop == TIME_IS_UP:
             ask_for_another_turn()
+
+
+def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(tensor.equal(others[name]) for name, tensor in some.items())
 
 
 def default_device() -> str:

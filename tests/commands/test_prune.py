@@ -92,12 +92,12 @@ def test_a_slim_checkpoint_comes_with_what_was_done(config, tmp_path):
     assert training["equal_compute_frames"] == round(1000 / data["reached"]["macs"])
     assert training["search_share"] == pytest.approx(data["search_seconds"] / 100)
     frames = f"trainer.total_frames={training['equal_compute_frames']}"
-    assert next_step(out, data, scratch=True).endswith("init_weights=false")
+    assert next_step(out, data, config, scratch=True).endswith("init_weights=false")
     odd = Path("my slim (1)")
-    words = shlex.split(next_step(odd, data).splitlines()[-1])
+    words = shlex.split(next_step(odd, data, config).splitlines()[-1])
     assert words[-3:] == [f"{odd}/config.yaml", f"init={odd}", f"run={odd}_run"]
     for scratch in (True, False):  # equal compute is of training from scratch
-        command = next_step(out, data, scratch=scratch, equal_compute=True)
+        command = next_step(out, data, config, scratch=scratch, equal_compute=True)
         assert command.endswith(f"init_weights=false {frames}")
     with Image.open(out / "widths.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
@@ -180,7 +180,7 @@ def test_taylor_follows_the_difference_from_a_teacher(config, tmp_path, images):
 @pytest.mark.parametrize(
     ("source", "method", "options", "complaint"),
     [
-        ("cifar_resnet56", "gates", {}, "labelled images: give an .npz"),
+        ("cifar_resnet56", "gates", {}, "labelled images: give --images SOURCE"),
         ("cifar_resnet56", "gates", {"loss": "ppo"}, "its loss is classification or distillation, not ppo"),
         ("resnet18", "gates", {"loss": "classification"}, "classification needs a classifier"),
         ("resnet18", "taylor", {"loss": "imitation"}, "follow ppo's loss"),

@@ -13,10 +13,11 @@ from navprune.evaluation.statistics import (
     against,
     by_luck,
     draws,
+    draws_in_parts,
     holm,
     improvement,
     sample,
-    worst_scene,
+    worst_group,
 )
 
 FEW = 300
@@ -110,6 +111,31 @@ def test_the_interval_of_episodes_alone_is_the_normal_one_and_shrinks_with_their
         np.testing.assert_allclose(spread[1:], values.mean() + np.array([-half, half]), atol=0.06 * half)
 
 
+def test_many_things_are_drawn_by_the_same_law_part_by_part():
+    times, count = 2500, 15_000  # more numbers than are kept
+    parts = [*draws_in_parts(count, times, (5, 0))]
+    assert len(parts) > 1 and sum(map(len, parts)) == times
+    assert all((part.sum(1) == count).all() for part in parts)
+    first = np.concatenate([part[:, :100] for part in parts])
+    alike = np.random.default_rng(0).binomial(count, 1 / count, first.shape)
+    for number in range(4):
+        assert (first == number).mean() == pytest.approx((alike == number).mean(), abs=0.005)
+    again = [*draws_in_parts(count, times, (5, 0))]
+    assert all((one == other).all() for one, other in zip(parts, again))
+
+
+def test_the_interval_over_many_images_is_the_normal_one_and_takes_little_memory():
+    count, times = 20_000, 2000
+    values = np.random.default_rng(0).binomial(1, 0.9, (1, count)).astype(float)
+    tracemalloc.start()
+    spread = mean(values, resamples=times).spread()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < count * times  # bytes; as one array the draws would take eight times as many
+    half = 1.96 * values.std() / np.sqrt(count)
+    np.testing.assert_allclose(spread[1:], values.mean() + np.array([-half, half]), atol=0.1 * half)
+
+
 # Other figures ---------------------------------------------------------------------------------------
 
 
@@ -175,7 +201,7 @@ def test_a_resample_pairs_the_runs_that_were_drawn():
 
 def test_the_worst_scene_is_that_of_the_least_mean():
     values = np.array([[0.9, 0.1, 0.4, 0.4], [0.9, 0.1, 0.4, 0.2]])
-    assert worst_scene(values, ["b", "b", "a", "a"]) == ("a", pytest.approx(0.35))
+    assert worst_group(values, ["b", "b", "a", "a"]) == ("a", pytest.approx(0.35))
 
 
 # Tests -----------------------------------------------------------------------------------------------

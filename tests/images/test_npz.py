@@ -8,7 +8,6 @@ from labelled_images import npz
 
 from navprune.errors import UserError
 from navprune.images.npz import read_npz
-from navprune.pruning.losses import read_labelled
 
 SHAPES = array_shapes(min_dims=4, max_dims=4, max_side=6)
 CHANNELS_FIRST = SHAPES.filter(lambda shape: shape[3] not in (1, 3) or min(shape[1:3]) <= 3)
@@ -17,14 +16,13 @@ PIXELS = st.sampled_from(["u1", "i1", "u2", "i4", "i8", "?", "f2", "f4", "f8"])
 
 @settings(max_examples=40, deadline=None)
 @given(CHANNELS_FIRST, PIXELS, st.sampled_from(["u1", "i4", "i8"]))
-def test_what_pruning_reads_is_read_as_the_same(tmp_path_factory, shape, pixel, label):
+def test_whatever_numbers_pixels_are_they_are_read(tmp_path_factory, shape, pixel, label):
     rng = np.random.default_rng(0)
     arrays = {"images": rng.integers(0, 100, shape).astype(pixel), "labels": rng.integers(0, 5, shape[0]).astype(label)}
-    path = npz(tmp_path_factory.mktemp("npz") / "a.npz", **arrays)
-    (images, labels), source = read_labelled(path), read_npz(path)
-    assert torch.equal(labels, torch.from_numpy(source.labels))
-    seen = source.pixels.whole(torch.arange(len(images)))
-    torch.testing.assert_close(seen / 255 if pixel == "u1" else seen, images)
+    source = read_npz(npz(tmp_path_factory.mktemp("npz") / "a.npz", **arrays))
+    assert source.labels.tolist() == arrays["labels"].tolist()
+    seen = source.pixels.whole(torch.arange(shape[0])).numpy()
+    np.testing.assert_array_equal(seen.astype(np.float32), arrays["images"].astype(np.float32))
 
 
 def test_channels_may_come_last(tmp_path):

@@ -200,9 +200,8 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(whole, tmp_path, 
     assert callback.to_json() == whole[1].to_json()
 
 
-@pytest.mark.parametrize("penalty", ["group-lasso-both", "growing"])
-def test_penalties_go_on_where_they_stopped(tmp_path, penalty):
-    config = replace(CUTS, penalty=penalty, cuts=1, method="l2")
+def test_a_growing_penalty_goes_on_where_it_stopped(tmp_path):
+    config = replace(CUTS, penalty="growing", cuts=1, method="l2")
     run(tmp_path / "a", pruning(config))
     with pytest.raises(Lost):
         run(tmp_path / "b", pruning(config), lost=33)
@@ -264,13 +263,13 @@ def test_workers_cut_the_same_units(tmp_path, method):
     config = replace(CUTS, method=method)
     (first, cuts), (second, others) = cut_by(2, tmp_path / "two", config)
     assert cuts.history == others.history and len(cuts.history) == 3
-    assert first.policy.spec == second.policy.spec != SPEC
-    ours, theirs = first.policy.state_dict(), second.policy.state_dict()
+    assert first.network.spec == second.network.spec != SPEC
+    ours, theirs = first.network.state_dict(), second.network.state_dict()
     assert all(value.equal(theirs[name]) for name, value in ours.items())
     if method == "uniform":
         ((alone, _),) = cut_by(1, tmp_path / "one", config)
-        assert alone.policy.spec == first.policy.spec
-        for name, value in alone.policy.state_dict().items():
+        assert alone.network.spec == first.network.spec
+        for name, value in alone.network.state_dict().items():
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
 
 
@@ -325,17 +324,6 @@ def test_doomed_units_fade_to_what_the_strength_says_and_are_those_that_go(tmp_p
     assert len(factors) == 6 * PPO.epochs * PPO.minibatches
 
 
-def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
-    config = replace(CUTS, cuts=1, end=0.8, penalty="group-lasso", strength=1e4, method="group-lasso")
-    trainer = Trainer(SPEC, Corridor(size=SIDE), RUN, phases_of(PPO, None, [pruning(config)]), tmp_path)
-    for _ in range(2):
-        trainer._update()
-    weights = [trainer.network.get_parameter(f"{g.producers[0]}.weight") for g in structure_of(trainer.network).groups]
-    assert all(weight.any() for weight in weights)
-    trainer._update()
-    assert not any(weight.any() for weight in weights)
-
-
 # Mistakes ----------------------------------------------------------------------------------------
 
 
@@ -345,7 +333,8 @@ def test_a_strong_group_lasso_empties_units_before_they_go(tmp_path):
         ({"budget": "macs=1.5"}, "macs=1.5 is not a share"),
         ({"budget": "latency=0.5"}, "latency"),
         ({"budget": "macs=0.001"}, "nearest found is"),
-        ({"budget": None, "rewind_lr": True}, "go with cuts"),
+        ({"budget": None, "rewind_lr": True}, "rewind_lr goes with cuts"),
+        ({"budget": None, "penalty": "growing"}, "penalty=growing goes with cuts"),
         ({"budget": None}, "nothing says how much"),
         ({"method": "gates"}, r"pruning\.method is gates; known are l1"),
         ({"schedule": "linear"}, "known are cubic, steps"),
@@ -363,7 +352,10 @@ def test_a_schedule_that_cannot_be_kept_is_refused(settings, message):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"cuts": 7}, "PPO makes 6 updates between .* ask for fewer cuts"), ({"end": 0.25}, "0 updates .* more frames")],
+    [
+        ({"cuts": 7}, "training makes 6 updates between .* ask for fewer cuts"),
+        ({"end": 0.25}, "0 updates .* more frames"),
+    ],
 )
 def test_more_cuts_than_updates_are_refused(settings, message):
     with pytest.raises(UserError, match=message):

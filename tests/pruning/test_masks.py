@@ -83,6 +83,15 @@ def test_single_weights_meet_the_ratio_to_the_weight_and_spare_the_output(name, 
     assert weights_hash(network) == before
 
 
+@pytest.mark.parametrize("name", ["global-random", "layer-magnitude-gradient", "structured-l1"])
+def test_several_ratios_have_the_masks_of_each_alone(name):
+    strategy, network, ratios = STRATEGIES[name], model(), [2, 8]
+    together = strategy.choose(network, evidence(), ratios)
+    for ratio, masks in zip(ratios, together, strict=True):
+        alone = strategy(network, evidence(), ratio)
+        assert masks.keys() == alone.keys() and all(mask.equal(alone[key]) for key, mask in masks.items())
+
+
 @pytest.mark.parametrize("name", UNSTRUCTURED)
 def test_the_output_layer_is_pruned_on_request(name):
     network = model()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rl import patterns
 from rl.conftest import Corridor, blind_spec, tiny_spec
 from rl.groups import Lanes, together
 from torch.distributions import Categorical, kl_divergence
@@ -17,7 +18,7 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.pruning.groups import units
-from navprune.pruning.recover import Distillation, policy_divergence, rewound, rewound_checkpoint
+from navprune.pruning.recover import Distillation, LogitDistillation, policy_divergence, rewound, rewound_checkpoint
 from navprune.pruning.structure import structure_of
 from navprune.rl.checkpoints import load_policy, save_checkpoint
 from navprune.rl.phases import phases_of
@@ -80,9 +81,9 @@ def test_the_loss_is_the_weighted_sum_of_both_terms(tmp_path):
     run._update()
     rows = torch.tensor([2, 0])
     rollout = run.learner.rollout
-    loss = run.learner.loss(run.policy, rows)
+    loss = run.learner.loss(run.network, rows)
     seen = {name: value[:, rows].flatten(0, 1) for name, value in rollout.observations.items()}
-    features = run.policy.encode(seen).unflatten(0, (PPO.steps, 2))
+    features = run.network.encode(seen).unflatten(0, (PPO.steps, 2))
     divergence = kl_divergence(
         Categorical(logits=callback.logits[:, rows]), Categorical(logits=loss.output.logits)
     ).mean()
@@ -103,7 +104,7 @@ def test_steps_whose_episode_the_teacher_did_not_see_begin_are_left_out(tmp_path
     assert callback.known.equal(known) and not known.all() and known.any()
     rows = torch.arange(4)
     callback.logits[~known], callback.features[~known] = float("nan"), float("nan")
-    assert callback.loss(rows, run.learner.loss(run.policy, rows).output).isfinite()
+    assert callback.loss(rows, run.learner.loss(run.network, rows).output).isfinite()
 
 
 def test_a_teacher_that_is_the_student_has_nothing_to_teach(tmp_path):
@@ -194,6 +195,61 @@ def test_a_teacher_that_cannot_read_what_its_student_keeps_is_refused_and_no_oth
         else:
             torch.testing.assert_close(teacher.encode(kept), teacher.encode(SEEN), rtol=1e-2, atol=1e-2)
     assert bool(refused) == (family == "resnet18")  # a SimpleCNN's rollouts keep what was seen
+
+
+# A classifier's teacher --------------------------------------------------------------------------
+
+
+def taught(folder, size, weight=1.0, teacher=5, epochs=1.0):
+    """Workers that learn from one teacher: their networks, and what was told of each update."""
+    config = replace(patterns.CONFIG, batch=12, epochs=epochs, lr=1e-2, schedule="constant")
+    known = [LogitDistillation(build(patterns.SPEC, teacher), patterns.SPEC, weight=weight) for _ in range(size)]
+    networks = [build(patterns.SPEC, 1) for _ in range(size)]
+
+    def act(group):
+        run = patterns.begin(folder, None, config, [known[group.rank]], networks[group.rank], group)
+        told = []
+        while run.frames < run.config.total_frames:
+            update = run._update()
+            run._exchange(update)
+            told.append(update.scalars["distillation/classes"])
+        return run.network, told
+
+    return together(size, act)
+
+
+def test_a_classifier_comes_nearer_to_its_teacher_which_stays_as_it_is(tmp_path):
+    callback = LogitDistillation(teacher := build(patterns.SPEC, 5), patterns.SPEC, weight=1.0)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    batch = torch.randn(6, *patterns.SHAPE, generator=torch.Generator().manual_seed(0)), torch.zeros(6)
+    patterns.begin(tmp_path, callbacks=[callback])
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    loss = callback.loss(batch, logits)
+    with torch.no_grad():
+        expected = policy_divergence(teacher(batch[0]), logits).mean()
+    torch.testing.assert_close(loss, expected)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert callback.loss(batch, logits - slope) < loss
+    assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
+    told = taught(tmp_path / "run", 1, weight=10.0, epochs=6.0)[0][1]
+    assert told[-1] < 0.5 * max(told)
+
+
+def test_workers_learn_from_a_classifiers_teacher_what_one_does(tmp_path):
+    ((alone, expected),) = taught(tmp_path / "1", 1)
+    for network, told in taught(tmp_path / "2", 2):
+        assert told == pytest.approx(expected, rel=1e-3) and min(expected) > 0
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_teacher_of_other_images_or_classes_is_refused():
+    other = build(replace(patterns.SPEC, classes=7), 0)
+    with pytest.raises(
+        UserError, match=r"7 classes of images \[3, 8, 8\] and the network 4 .*of the same data"
+    ) as error:
+        LogitDistillation(other, patterns.SPEC, weight=1.0)
+    assert "\n" not in str(error.value)
 
 
 # Weights that go back ----------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.pruning.recover import Distillation
 from navprune.rl.checkpoints import (
+    DamagedCheckpoint,
     load_classifier,
     load_policy,
     pack,
+    read_masks,
     read_trainer,
     save_checkpoint,
     unpack,
@@ -64,6 +66,18 @@ def test_replacing_keeps_one_whole_folder(toys, saved):
     assert same_weights(load_policy(saved).policy, other)
     assert not (saved / "trainer.pt").exists()
     assert [path.name for path in saved.parent.iterdir()] == ["one"]
+
+
+def test_masks_come_back_and_go_with_the_checkpoint_that_had_them(policy, saved):
+    masks = {name: torch.rand(value.shape) < 0.5 for name, value in policy.named_parameters()}
+    save_checkpoint(saved, policy, masks=masks)
+    found = read_masks(saved)
+    assert found.keys() == masks.keys() and all(mask.equal(masks[name]) for name, mask in found.items())
+    (saved / "masks.safetensors").write_bytes((saved / "masks.safetensors").read_bytes()[:-1])
+    with pytest.raises(DamagedCheckpoint, match=r"masks\.safetensors is damaged or cut off"):
+        read_masks(saved)
+    save_checkpoint(saved, policy)
+    assert read_masks(saved) == {}
 
 
 def test_a_folder_that_holds_anything_else_is_not_replaced(toys, saved, monkeypatch):

@@ -18,7 +18,6 @@ from navprune.pruning.losses import (
     classification_loss,
     collect_observations,
     labelled_batches,
-    read_labelled,
     shuffled_batches,
 )
 from navprune.pruning.methods.gates import learn_gates, rank_correlation
@@ -293,35 +292,6 @@ def test_observations_that_do_not_fit_are_refused(change, complaint):
         imitated(half_blind(), [{**quadrants(8), **change}])
     with pytest.raises(UserError, match="lacks 'expert'"):
         imitated(half_blind(), [{name: value for name, value in quadrants(8).items() if name != EXPERT}])
-
-
-def test_labelled_images_are_read(tmp_path):
-    images, labels = np.full((5, 3, 4, 4), 255, np.uint8), np.arange(5)
-    np.savez(tmp_path / "set.npz", images=images, labels=labels)
-    read = read_labelled(tmp_path / "set.npz")
-    assert torch.equal(read[0], torch.ones(5, 3, 4, 4)) and read[1].tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ({"images": np.zeros((5, 3, 4, 4))}, "labels"),
-        ({"images": np.zeros((5, 3, 4)), "labels": np.arange(5)}, r"images \[M, C, H, W\]"),
-        ({"images": np.zeros((5, 3, 4, 4)), "labels": np.arange(4)}, "whole labels"),
-        ({"images": np.zeros((5, 3, 4, 4)), "labels": np.zeros(5)}, "whole labels"),
-        ({"images": np.zeros((5, 3, 4, 4)), "labels": np.arange(5) - 1}, "label -1"),
-        ({"images": np.array([None]), "labels": np.arange(1)}, "cannot read"),
-    ],
-)
-def test_files_that_hold_no_labelled_images_are_refused(tmp_path, content, complaint):
-    np.savez(tmp_path / "set.npz", **content)
-    with pytest.raises(UserError, match=complaint):
-        read_labelled(tmp_path / "set.npz")
-    with pytest.raises(UserError, match="cannot read"):
-        read_labelled(tmp_path / "none.npz")
-    (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(UserError, match="cannot read"):
-        read_labelled(tmp_path / "text.npz")
 
 
 # PPO on the task ---------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""`navprune evaluate` of a classifier: every image of a split of labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from navprune.commands.classification import check_fits, classifier_of, images_of
+from navprune.config import Config
+from navprune.errors import UserError
+from navprune.evaluation.classification import Classification, classify
+from navprune.files import check_writable, json_bytes, write_file
+from navprune.images.splits import TEST, Images, digest, open_images
+from navprune.models.build import build
+from navprune.models.classifiers import Classifier
+from navprune.progress import ProgressLine
+from navprune.reports.kinds import CLASSIFIER as KIND
+from navprune.reports.kinds import Kind
+from navprune.rl.checkpoints import read_metrics
+from navprune.rl.trainer import default_device
+from navprune.source import CLASSIFIER, CONTROL, EXPORTED, FOLDER, Source
+
+
+@dataclass(frozen=True)
+class OpenedClassifier:
+    """A classifier that has been read, the images that it is to tell apart, and what a summary tells."""
+
+    kind: ClassVar[Kind] = KIND
+
+    source: Source
+    network: Classifier
+    split: str
+    images: Images
+    told: dict[str, Any]
+
+    @property
+    def timed(self) -> Classifier:
+        """What costs are counted and milliseconds measured of."""
+        return self.network
+
+    def conditions(self, *_: object) -> dict[str, Any]:
+        """What the numbers of an evaluation depend on beside the network: a digest of the images."""
+        return {"images": digest(self.images)}
+
+
+def run_classification(given: OpenedClassifier, out: Path | None = None) -> Classification:
+    """Tell all images of the split apart; with `out` write summary.json and images.jsonl there."""
+    if out:
+        check_writable(out)
+    line = ProgressLine(f"evaluating {given.source.place.name}", len(given.images), "images")
+    result = classify(given.network.to(default_device()), given.images, progress=line)
+    if out:
+        told = result.to_json(given.split) | given.told | {"conditions": given.conditions()}
+        write_file(out / "summary.json", json_bytes(told))
+        result.write_images(out / "images.jsonl")
+    return result
+
+
+def opened_classifier(source: Source, config: Config, split: str = TEST) -> OpenedClassifier:
+    """Read a classifier, of a run in training what is its latest now, and the images of a split.
+
+    A classifier's name stands for that of the configuration's images, with random weights. Raises UserError for
+    anything else than a classifier of such images.
+    """
+    images = open_images(images_of(config), split)
+    if source.kind in (CONTROL, EXPORTED):
+        raise UserError(f"{source.text} is no classifier; give a checkpoint of one")
+    if source.kind == CLASSIFIER:
+        named = replace(config, classifier=replace(config.classifier, family=source.text))
+        network = build(classifier_of(named, images), 0)
+    else:
+        network = source.load(config)
+    told: dict[str, Any] = {"classifier": source.text, "checkpoint": None, "frames": None}
+    if source.kind == FOLDER:
+        told |= {"checkpoint": str(source.folder), "frames": read_metrics(source.folder).get("frames")}
+    return OpenedClassifier(source, check_fits(network, images, source.text), split, images, told)
