@@ -12,6 +12,7 @@ import platform
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     spec = classifier_spec("vgg16_bn", CLASSES)
     published = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
-    results = {
+    results: dict[str, Any] = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from experiments.cells import Record
+from experiments.classifiers import unpacked
 from experiments.pruning_methods.figure import renewed
 from experiments.structured_sparsity.counts import SHARE, WAYS
 from experiments.structured_sparsity.run import (
@@ -71,8 +72,7 @@ def right(records: Records, network: Network) -> dict[int, np.ndarray]:
         if cell.penalty == network.penalty:
             row = record if network.phase == TRAINED else row_of(record, network.cut)
             if network.phase in row:
-                bits = np.frombuffer(bytes.fromhex(row[network.phase]["right"]), np.uint8)
-                found[cell.seed] = np.unpackbits(bits)[: record["images"]].astype(float)
+                found[cell.seed] = unpacked(row[network.phase]["right"], row[network.phase]["images"])
     return dict(sorted(found.items()))
 
 

@@ -7,35 +7,30 @@ README.md says what is measured, and what to type for CIFAR.
 """
 
 import argparse
-import io
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.cells import Record, read, work
+from experiments.classifiers import DIGITS, answers, configured, trained
 from experiments.structured_sparsity.counts import PUBLISHED_STRENGTH, SHARE, WAYS, cost
-from navprune.commands.classification import images_of
-from navprune.commands.train import run_training
 from navprune.comparisons.published import MEAN_ABS, RULES, SUM_SQUARES, pruned_ratio, rounded_up, select
-from navprune.config import Config, load_config
+from navprune.config import Config
 from navprune.errors import UserError
-from navprune.images.measures import MEASURES, TOP1, hits, shares
-from navprune.images.splits import TEST, VAL, Images, open_images
-from navprune.models.build import build
+from navprune.images.measures import TOP1
+from navprune.images.splits import TEST, VAL
+from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier
 from navprune.models.widths import widths
 from navprune.pruning.config import LASSOS
@@ -44,8 +39,6 @@ from navprune.pruning.methods.scores import group_lasso_strength
 from navprune.pruning.penalties import survivors
 from navprune.pruning.prune import weights_hash
 from navprune.pruning.structure import structure_of
-from navprune.rl.checkpoints import load_classifier, save_checkpoint
-from navprune.rl.trainer import device_of
 
 HERE = Path(__file__).parent
 RESULTS, OTHERS = HERE / "results.jsonl", Path("runs/structured_sparsity.jsonl")
@@ -57,8 +50,6 @@ PENALTIES = (NONE, SUM_SQUARES, *LASSOS)
 WHOLE, RANDOM, GROUP_LASSO = "whole", "random", "group-lasso"
 TRAINED, CUT, TUNED, SCRATCH = "trained", "cut", "tuned", "scratch"
 """Where networks are measured; from scratch, the widths of a cut are trained for as long as its whole course."""
-BATCH = 100
-"""Images that are evaluated at once."""
 
 
 class Cut(NamedTuple):
@@ -85,7 +76,7 @@ class Cell(NamedTuple):
 class Course:
     """How all networks are trained; by default the digits, for a few minutes a cell."""
 
-    recipe: str = "digits_resnet20"
+    recipe: str = DIGITS
     settings: tuple[str, ...] = (
         "images.size=32", "images.test=0.8", "images.validation=0.25", "classifier.family=cifar_vgg16_bn",
         "classifier.width=0.25", "supervised.epochs=80", "supervised.lr=0.02", "supervised.weight_decay=1e-4",
@@ -93,20 +84,27 @@ class Course:
     """On top of the recipe's."""
     tuning: tuple[str, ...] = ("supervised.epochs=25", "supervised.lr=0.005")
     """On top of these, behind a cut; without any it is trained as before, as in the public code."""
-    strength: float = 0.002
+    strength: float = 0.02
     """Of the group lassos; that of the sum of squares is the published one."""
     split: str = TEST
     """The images that networks are measured on."""
 
-    def config(self, seed: int, *settings: str) -> Config:
-        """The configuration of one training in this process."""
-        alone = "trainer.workers=1", "trainer.threads=1", f"trainer.seed={seed}"
-        return load_config(self.recipe, [*self.settings, *alone, *settings])
+    def overrides(self, seed: int, *settings: str) -> list[str]:
+        """What goes on top of the recipe in one training."""
+        return [*self.settings, f"trainer.seed={seed}", *settings]
 
-    def train(self, seed: int, *settings: str) -> Classifier:
-        """A network at the end of its training, without a choice among its epochs."""
-        with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return load_classifier(run_training(self.config(seed, *settings, f"run={folder}/run")).latest)
+    def config(self, *settings: str) -> Config:
+        """The configuration of a training."""
+        return configured(self.recipe, [*self.settings, *settings])
+
+    def measured(self, network: nn.Module) -> Record:
+        """What a network reaches, and which images it tells right."""
+        return answers(network, self.config(), self.split)
+
+    def learnt(self, seed: int, *settings: str, init: nn.Module | Spec | None = None) -> Record:
+        """What the network of a training reaches at its end, and the CPU's seconds that it took."""
+        network, seconds = trained(self.recipe, self.overrides(seed, *settings), init)
+        return self.measured(network) | {"seconds": round(seconds, 1)}
 
     def said(self) -> Record:
         """As records hold it."""
@@ -128,21 +126,19 @@ def measure(course: Course, cell: Cell) -> Record:
     began = time.process_time()
     strength = {NONE: None, SUM_SQUARES: PUBLISHED_STRENGTH}.get(cell.penalty, course.strength)
     paid = [f"pruning.penalty={cell.penalty}", f"pruning.strength={strength}"] if strength else []
-    images = open_images(images_of(course.config(cell.seed)), course.split)
-    model = course.train(cell.seed, *paid)
+    model, seconds = trained(course.recipe, course.overrides(cell.seed, *paid))
     record = cell._asdict() | {
         "strength": strength,
         "weights": weights_hash(build(model.spec, cell.seed)),
-        "images": len(images),
-        TRAINED: outcome(course, model, images, began),
+        TRAINED: course.measured(model) | {"seconds": round(seconds, 1)},
         "zeros": zeros(model, LASSOS.get(cell.penalty, FILTERS)),
-        "cuts": [followed(course, cell, model, cut, images) for cut in cuts(cell.penalty)],
+        "cuts": [followed(course, cell, model, cut) for cut in cuts(cell.penalty)],
     }
     about = {"course": course.said(), "torch": torch.__version__, "date": date.today().isoformat()}
     return record | {"seconds": round(time.process_time() - began, 1)} | about
 
 
-def followed(course: Course, cell: Cell, model: Classifier, cut: Cut, images: Images) -> Record:
+def followed(course: Course, cell: Cell, model: Classifier, cut: Cut) -> Record:
     """What a cut leaves of a network, and what that is worth at once, fine-tuned and perhaps trained from scratch."""
     keep = chosen(model, cut, torch.Generator().manual_seed(cell.seed))
     small = structure_of(model).slim(keep)
@@ -150,16 +146,11 @@ def followed(course: Course, cell: Cell, model: Classifier, cut: Cut, images: Im
     convolutions = [name for name in widths(small.spec) if name.startswith("features.")]
     before, after = ([widths(each.spec)[name] for name in convolutions] for each in (model, small))
     counted = {"widths": after, "ratio": round(pruned_ratio(before, after, cut.over, small.spec.input[0]), 4)}
-    record = cut._asdict() | cost(small.spec) | counted | {CUT: outcome(course, small, images)}
-    with TemporaryDirectory() as folder:
-        init = f"init={save_checkpoint(Path(folder) / 'cut', small)}"
-        began = time.process_time()
-        record[TUNED] = outcome(course, course.train(cell.seed, *course.tuning, init), images, began)
-        if cell.penalty == SUM_SQUARES and cut in AGAIN:
-            epochs = sum(course.config(0, *settings).supervised.epochs for settings in ((), course.tuning))
-            again = init, "init_weights=false", f"supervised.epochs={epochs}"
-            began = time.process_time()
-            record[SCRATCH] = outcome(course, course.train(cell.seed, *again), images, began)
+    record = cut._asdict() | cost(small.spec) | counted | {CUT: course.measured(small)}
+    record[TUNED] = course.learnt(cell.seed, *course.tuning, init=small)
+    if cell.penalty == SUM_SQUARES and cut in AGAIN:
+        epochs = sum(course.config(*settings).supervised.epochs for settings in ((), course.tuning))
+        record[SCRATCH] = course.learnt(cell.seed, f"supervised.epochs={epochs}", init=small.spec)
     return record
 
 
@@ -186,21 +177,6 @@ def zeros(model: Classifier, over: str) -> int:
     """Units of which training left nothing."""
     alive = survivors(model, structure_of(model).groups, over)
     return sum(int((~each).sum()) for each in alive.values())
-
-
-@torch.no_grad()
-def outcome(course: Course, model: Classifier, images: Images, began: float | None = None) -> Record:
-    """Top-1 and top-5, which images are right (packed bits in hexadecimal), and the CPU's seconds since `began`."""
-    device = device_of(course.config(0).trainer.device)
-    model.to(device).eval()
-    found = [
-        hits(model(images.views(rows).to(device)).cpu(), images.labels[rows])
-        for rows in torch.arange(len(images)).split(BATCH)
-    ]
-    right = {name: torch.cat([each[name] for each in found]) for name in MEASURES}
-    record: Record = {name: round(share, 4) for name, share in shares(right).items()}
-    record["right"] = np.packbits(right[TOP1].numpy()).tobytes().hex()
-    return record if began is None else record | {"seconds": round(time.process_time() - began, 1)}
 
 
 def read_results(path: Path = RESULTS) -> dict[Cell, Record]:
@@ -245,7 +221,7 @@ def course_of(options: argparse.Namespace) -> Course:
     else:
         settings = *Course.settings, *options.set
         course = Course(settings=settings, strength=options.strength or Course.strength, split=options.split)
-    course.config(0, *course.tuning)  # what is wrong is said at once
+    course.config(*course.tuning)  # what is wrong is said at once
     return course
 
 
