@@ -55,7 +55,7 @@ def test_a_whole_course_ends_in_the_tables(course, penalty, monkeypatch, tmp_pat
     monkeypatch.setattr(run, "cuts", lambda _: some)
     cell = run.Cell(penalty, 3)
     record = json.loads(json.dumps(run.measure(course, cell)))
-    assert record["strength"] == (1e-5 if penalty == "sum-squares" else 1.0)
+    assert record["strength"] == (1e-5 if penalty == "sum-squares" else 0.5)
     assert (record["zeros"] > 0) == (penalty != "sum-squares")
     first, other = record["cuts"]
     assert first["cut"]["right"] == record["trained"]["right"]

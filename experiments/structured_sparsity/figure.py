@@ -22,6 +22,7 @@ from experiments.structured_sparsity.run import (
     CUT,
     DEEPER,
     HERE,
+    LASSO_OF,
     NONE,
     NOTHING,
     PENALTIES,
@@ -43,7 +44,6 @@ from navprune.pruning.groups import BOTH, CHANNELS, FILTERS
 from navprune.reports import style
 
 PNG = HERE / "accuracy.png"
-LASSO_OF = {over: penalty for penalty, over in LASSOS.items()}
 COLOURS = dict(zip((FILTERS, CHANNELS, BOTH), style.SERIES))
 MARKERS = {SUM_SQUARES: "o", MEAN_ABS: "s", "group-lasso": "^"}
 Records = Mapping[Cell, Record]

@@ -47,6 +47,7 @@ DEEPER = 0.6
 """A share at which the public records differ by more than at that of the table."""
 NONE = "none"
 PENALTIES = (NONE, SUM_SQUARES, *LASSOS)
+LASSO_OF = {over: penalty for penalty, over in LASSOS.items()}
 WHOLE, RANDOM, GROUP_LASSO = "whole", "random", "group-lasso"
 TRAINED, CUT, TUNED, SCRATCH = "trained", "cut", "tuned", "scratch"
 """Where networks are measured; from scratch, the widths of a cut are trained for as long as its whole course."""
@@ -85,7 +86,7 @@ class Course:
     tuning: tuple[str, ...] = ("supervised.epochs=25", "supervised.lr=0.005")
     """On top of these, behind a cut; without any it is trained as before, as in the public code."""
     strength: float = 0.02
-    """Of the group lassos; that of the sum of squares is the published one."""
+    """Of the group lassos over filters and over channels."""
     split: str = TEST
     """The images that networks are measured on."""
 
@@ -106,6 +107,11 @@ class Course:
         network, seconds = trained(self.recipe, self.overrides(seed, *settings), init)
         return self.measured(network) | {"seconds": round(seconds, 1)}
 
+    def paid(self, penalty: str) -> float:
+        """The strength of a penalty, 0 of none: half over both, where each weight pays twice."""
+        both = self.strength / 2
+        return {NONE: 0.0, SUM_SQUARES: PUBLISHED_STRENGTH, LASSO_OF[BOTH]: both}.get(penalty, self.strength)
+
     def said(self) -> Record:
         """As records hold it."""
         return json.loads(json.dumps(asdict(self)))
@@ -124,7 +130,7 @@ def measure(course: Course, cell: Cell) -> Record:
     """Train as a cell says, then cut and fine-tune in each of its ways."""
     torch.set_num_threads(1)
     began = time.process_time()
-    strength = {NONE: None, SUM_SQUARES: PUBLISHED_STRENGTH}.get(cell.penalty, course.strength)
+    strength = course.paid(cell.penalty)
     paid = [f"pruning.penalty={cell.penalty}", f"pruning.strength={strength}"] if strength else []
     model, seconds = trained(course.recipe, course.overrides(cell.seed, *paid))
     record = cell._asdict() | {
