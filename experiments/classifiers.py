@@ -22,6 +22,7 @@ from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier
 from navprune.models.modes import evaluating
 from navprune.rl.checkpoints import load_classifier, save_checkpoint
+from navprune.rl.trainer import device_of
 
 BATCH = 256
 DIGITS = "digits_resnet20"
@@ -63,11 +64,12 @@ def trained(
 def answers(network: nn.Module, config: Config, split: str = TEST) -> dict[str, Any]:
     """What a network reaches on a split: top1, top5, cross-entropy, and which images it told apart, `packed`."""
     assert config.images is not None
-    images = open_images(config.images, split)
+    images, device = open_images(config.images, split), device_of(config.trainer.device)
+    network.to(device)
     found, losses = [], []
     with evaluating(network):
         for rows in torch.arange(len(images)).split(BATCH):
-            logits, labels = network(images.views(rows)), images.labels[rows]
+            logits, labels = network(images.views(rows).to(device)).cpu(), images.labels[rows]
             found.append(torch.stack([*hits(logits, labels).values()]))
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
     top1, top5 = torch.cat(found, dim=1).numpy()
