@@ -22,7 +22,8 @@ class Policy:
     """An exported policy with what it remembers. `camera` says what the robot has, in the contract's own words."""
 
     def __init__(self, file: Path, camera: dict | None = None, seed: int | None = None, greedy: bool = False):
-        self.contract = json.loads(file.with_name(file.name + ".policy_contract.json").read_text())
+        place = file.with_name(file.name + ".policy_contract.json")
+        self.contract = json.loads(place.read_text()) if place.is_file() else sys.exit(f"no policy: {place} is missing")
         graph = file.read_bytes()
         if self.contract["files"].get(file.name) != hashlib.sha256(graph).hexdigest():
             raise SystemExit(f"{file} is not the file that its contract was written for; export it again")

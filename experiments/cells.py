@@ -1,10 +1,11 @@
-"""Cells of an experiment: measured in processes of one thread each, appended to a file as they come, and read again.
+"""Cells of an experiment: measured in processes of one thread each, appended as they come, read again, and told.
 
 An experiment is stopped and gone on with whenever one likes: what its file holds is not measured again.
 """
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -70,3 +71,9 @@ def read(path: Path) -> list[Record]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def renewed(text: str, table: str) -> str:
+    """A text with a table in place of the one with the same head; behind the text where there is none."""
+    found = re.search(rf"^{re.escape(table.splitlines()[0])}\n(\|.*\n)*", text, re.MULTILINE)
+    return f"{text[: found.start()]}{table}{text[found.end() :]}" if found else f"{text}\n{table}"

@@ -10,3 +10,4 @@ HABITAT_SIM = (
 DEPLOY = "pip install onnx onnxruntime openvino"
 DEPLOY_GPU = "pip install onnx onnxruntime-gpu"
 COMPRESSED = "run pip install '.[compressed]' in a checkout of navprune"
+IMAGES = "run pip install '.[images]' in a checkout of navprune, or pip install scikit-learn"

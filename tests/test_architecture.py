@@ -12,6 +12,7 @@ import navprune
 PACKAGE = Path(navprune.__file__).parent
 ORDER = (
     "scenes",
+    "images",
     "simulator",
     "tasks",
     "habitat",

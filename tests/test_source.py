@@ -199,13 +199,16 @@ def test_every_command_takes_every_kind(things, tmp_path, capsys, command, text)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("command", "text", "words"),
     [
-        ("goal-follower", "is a control agent, which has no network"),
-        ("cifar_resnet56", "no policy but a cifar_resnet56 alone"),
+        *(
+            (command, "goal-follower", "is a control agent, which has no network")
+            for command in ("cost", "export", "init")
+        ),
+        ("export", "cifar_resnet56", "is a classifier, which habitat-baselines has none of"),
+        ("init", "cifar_resnet56", "no policy but a cifar_resnet56 alone"),
     ],
 )
-@pytest.mark.parametrize("command", ["cost", "export", "init"])
 def test_what_is_no_agents_network_is_refused_in_one_line(tmp_path, capsys, command, text, words):
     arguments = [word.replace("SOURCE", text).replace("OUT", str(tmp_path / "out")) for word in COMMANDS[command]]
     assert main(arguments) == 2

@@ -6,13 +6,13 @@ episodes likewise; methods with random by what random cuts differ by among thems
 is one observation). The p-values of all methods at one share are corrected together (Holm 1979).
 """
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
+from experiments.cells import renewed
 from experiments.pruning_methods.grid import CONTROLS, DENSE, HERE, PROTOCOLS, RANDOM, SHARES, Cell, grid, read_results
 from navprune.evaluation.statistics import LEVEL, Spread, by_luck, holm, sample
 from navprune.reports import style
@@ -174,12 +174,6 @@ def curve(panel, spreads: Spreads, records: Records, protocol: str, method: str,
         panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     (line,) = panel.plot(x, means, color=colour, marker="o", markersize=3, linewidth=1.6 if bars else 1.1)
     return line
-
-
-def renewed(text: str, table: str) -> str:
-    """A text with a table in place of the one with the same head; behind the text where there is none."""
-    found = re.search(rf"^{re.escape(table.splitlines()[0])}\n(\|.*\n)*", text, re.MULTILINE)
-    return f"{text[: found.start()]}{table}{text[found.end() :]}" if found else f"{text}\n{table}"
 
 
 def main() -> None:

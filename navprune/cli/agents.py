@@ -1,12 +1,17 @@
 """`navprune train, evaluate, export, demo`: what has to do with agents."""
 
+from __future__ import annotations
+
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from navprune.cli.parsers import add_overrides, command, given, natural, note, positive
 from navprune.errors import UserError
+
+if TYPE_CHECKING:
+    from navprune.source import Source
 
 
 def add_commands(commands: Any) -> None:
@@ -94,17 +99,21 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    """Write a policy as a file that runs elsewhere: on a robot, or in habitat-baselines.
+    """Write a policy as a file that runs elsewhere: on a robot, or in habitat-baselines; or a classifier.
     onnx, openvino and torch hold a whole step, dense or pruned, from raw images to logits and the next state; they
     are checked against the policy over 500 steps. FILE.policy_contract.json says how to call them: docs/deployment.md.
     habitat-baselines takes dense ones, as rl.ddppo.pretrained_weights; FILE.pth.json beside it tells navprune what the
     shapes may not: the images' size and the channels' order. SOURCE is a checkpoint, a run folder or a file of weights.
+    Of a classifier they hold normalised images to logits, with FILE.classifier_contract.json.
     """
     from navprune.commands.export import ExportOptions, export_for_habitat_baselines, run_export
     from navprune.evaluation.exported import contract_of
+    from navprune.models.classifiers import ClassifierSpec
     from navprune.source import Source
 
     source = Source.parse(options.source)
+    if isinstance(source.spec(), ClassifierSpec):
+        return _export_classifier(source, options)
     if options.format == "habitat-baselines":
         if options.out.suffix in (".onnx", ".xml", ".pt2"):
             raise UserError(
@@ -122,6 +131,22 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     check = contract["check"]
     print(f"{options.out}\n{contract_of(options.out)}")
     print(f"logits are at most {check['logits']:.2g} away from the policy's over {check['steps']} steps")
+    return {"format": options.format, "out": str(options.out), "spec": contract["spec"], "check": check}
+
+
+def _export_classifier(source: Source, options: argparse.Namespace) -> dict[str, Any]:
+    from navprune.commands.export import ExportOptions
+    from navprune.commands.export_classifier import export_classifier
+    from navprune.evaluation.exported import CLASSIFIER_CONTRACT, contract_of
+
+    if options.format == "habitat-baselines":
+        raise UserError(f"{source.text} is a classifier, which habitat-baselines has none of; give --format onnx")
+    if options.calibration_steps or options.config or options.settings:
+        raise UserError("a classifier is exported as it is: leave out --calibration-steps, --config and settings")
+    contract = export_classifier(source, options.out, ExportOptions(**given(options, ExportOptions)))
+    check = contract["check"]
+    print(f"{options.out}\n{contract_of(options.out, CLASSIFIER_CONTRACT)}")
+    print(f"logits are at most {check['logits']:.2g} away from the classifier's over {check['images']} images")
     return {"format": options.format, "out": str(options.out), "spec": contract["spec"], "check": check}
 
 

@@ -1,7 +1,6 @@
 """`navprune cost, latency, compare, benchmark, parity, doctor`: what measures."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from navprune.cli.parsers import command, given, note, numbers, positive, share
 def add_commands(commands: Any) -> None:
     """Add the parsers of these commands."""
     parser = command(commands, "cost", _cost, "navprune cost resnet50")
-    parser.add_argument("source", metavar="SPEC", help="encoder's name, spec.json, file of weights, checkpoint or run")
+    parser.add_argument("source", metavar="SPEC", help="name, spec.json, file of weights, checkpoint or run")
     parser.add_argument("--layers", action="store_true", help="one row for each layer, too")
 
     example = "navprune latency resnet50 runs/slim --batch-sizes 1 --runtime eager,onnxruntime --threads 1"
@@ -79,19 +78,20 @@ def _add_benchmark(commands: Any) -> None:
 
 
 def _cost(options: argparse.Namespace) -> dict[str, Any]:
-    """Count multiply-accumulates and parameters of an encoder.
-    By the convention of the published table (backbone alone, convolutions only, Gi = 2^30, Mi = 2^20) and as
-    deployed (pooled input, compression, all parameters).
+    """Count multiply-accumulates and parameters of an encoder or classifier.
+    As deployed: all of it, of an encoder with its pooled input and compression. Of an encoder also by the convention
+    of the published table (backbone alone, convolutions only, Gi = 2^30, Mi = 2^20), of a classifier by thop's, which
+    counts biases, norms and pooling besides.
     """
-    from navprune.costs.counting import breakdown, cost
+    from navprune.costs.counting import cost_json, cost_rows
     from navprune.reports.tables import cost_table, rows_table
     from navprune.source import Source
 
-    spec = Source.parse(options.source).policy().spec
-    answer = cost(spec).to_json()
+    spec = Source.parse(options.source).spec()
+    answer = cost_json(spec)
     print(cost_table({options.source: answer}).text())
     if options.layers:
-        print("\n" + rows_table([dataclasses.asdict(layer) for layer in breakdown(spec)]).text())
+        print("\n" + rows_table(cost_rows(spec)).text())
     return answer
 
 

@@ -34,7 +34,7 @@ from navprune.models.weights import foreign_bytes, foreign_hints, hints_file
 from navprune.progress import ProgressLine
 from navprune.rl.checkpoints import read_metrics
 from navprune.sensors import SENSORS
-from navprune.source import ENCODER, FOLDER, SPEC_FILE, Source
+from navprune.source import CLASSIFIER, ENCODER, FOLDER, SPEC_FILE, Source
 from navprune.tasks import GOAL
 from navprune.tasks.config import TaskConfig
 
@@ -55,7 +55,7 @@ PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "onnx"), "
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What file `run_export` writes."""
+    """What file `run_export` or `export_classifier` writes."""
 
     format: str = chosen("onnx", FORMATS)
     """Format of the file."""
@@ -90,11 +90,8 @@ def run_export(source: Source, config: Config, out: Path, options: ExportOptions
     Raises UserError for a source without weights, where the policy does not fit the task of `config`, where a package
     is missing, and where a float32 file does not compute what eager does: then nothing is written.
     """
-    if out.suffix != FORMATS[options.format]:
-        raise UserError(f"a file of {options.format} ends in {FORMATS[options.format]}, unlike {out}; rename it")
-    if fault := absent(DEPLOY, *_packages(options)):
-        raise UserError(f"{options.format}: {fault}")
-    policy = _trained(source).eval()
+    check_asked(source, out, options)
+    policy = source.policy().eval()
     check_sees(policy.spec.encoder, config)
     if options.int8 and not policy.spec.encoder.observations:
         raise UserError(f"{source.text} is blind and has no encoder to quantise; leave out --int8")
@@ -108,19 +105,11 @@ def run_export(source: Source, config: Config, out: Path, options: ExportOptions
     if not options.int8 and check.deviation > TOLERANCE:
         raise UserError(
             f"{out} was not written: at step {check.step} of {check.steps} it is {check.deviation:.2g} away from the "
-            f"policy, more than {TOLERANCE:g}; try another format, or other versions of {', '.join(_packages(options))}"
+            f"policy, more than {TOLERANCE:g}; try another format, or other versions of {', '.join(packages(options))}"
         )
     frames = read_metrics(source.folder).get("frames") if source.kind == FOLDER else None
     contract = {
-        "format": FORMAT,
-        "runtime": options.format,
-        "precision": "int8" if options.int8 else "float32",
-        "files": {name: sha256(data) for name, data in files.items()},
-        "versions": {
-            "navprune": navprune.__version__,
-            **{name: importlib.metadata.version(name) for name in _packages(options)},
-            "opset": OPSET,
-        },
+        **told_of_files(files, options),
         "agent": {"source": source.text, "frames": frames},
         **told_of_task(step, config.task),
         "check": asdict(check),
@@ -128,20 +117,48 @@ def run_export(source: Source, config: Config, out: Path, options: ExportOptions
         "spec": policy.spec.to_json(),
         "config": asdict(config),
     }
-    for name, data in files.items():
-        write_file(out.with_name(name), data)
-    write_file(contract_of(out), json_bytes(contract))
+    keep(out, files, contract_of(out), contract)
     return contract
 
 
-def _trained(source: Source) -> PointNavPolicy:
-    """The policy of a source; raises UserError for what has no weights, of which random ones would be written."""
-    if source.kind in (ENCODER, SPEC_FILE):
+def check_asked(source: Source, out: Path, options: ExportOptions) -> None:
+    """Raise UserError for another suffix, for a package that is missing, and for a source without weights."""
+    if out.suffix != FORMATS[options.format]:
+        raise UserError(f"a file of {options.format} ends in {FORMATS[options.format]}, unlike {out}; rename it")
+    if fault := absent(DEPLOY, *packages(options)):
+        raise UserError(f"{options.format}: {fault}")
+    check_weights(source)
+
+
+def check_weights(source: Source) -> None:
+    """Raise UserError for what has no weights, of which random ones would be written."""
+    if source.kind in (ENCODER, CLASSIFIER, SPEC_FILE):
         raise UserError(f"{source.text} has no weights; give a checkpoint, a run or a file of weights")
-    return source.policy()
 
 
-def _packages(options: ExportOptions) -> list[str]:
+def told_of_files(files: Mapping[str, bytes], options: ExportOptions) -> dict[str, Any]:
+    """The part of a contract that says what the files are."""
+    return {
+        "format": FORMAT,
+        "runtime": options.format,
+        "precision": "int8" if options.int8 else "float32",
+        "files": {name: sha256(data) for name, data in files.items()},
+        "versions": {
+            "navprune": navprune.__version__,
+            **{name: importlib.metadata.version(name) for name in packages(options)},
+            "opset": OPSET,
+        },
+    }
+
+
+def keep(out: Path, files: Mapping[str, bytes], place: Path, contract: Mapping[str, Any]) -> None:
+    """Write the files, and last the contract at its place."""
+    for name, data in files.items():
+        write_file(out.with_name(name), data)
+    write_file(place, json_bytes(contract))
+
+
+def packages(options: ExportOptions) -> list[str]:
     """What writes and runs the file that is asked for."""
     return list(dict.fromkeys(["torch", *PACKAGES[options.format], *["onnxruntime"] * options.int8]))
 
@@ -157,12 +174,17 @@ def _write(step: PolicyStep, file: Path, options: ExportOptions, config: Config)
     if options.int8:
         numpy = ({name: tensor.numpy() for name, tensor in seen.items()} for seen in calibration(step, options, config))
         graph = quantised(graph, numpy, within="/visual_encoder/")
+    write_graph(graph, file, options)
+
+
+def write_graph(graph: bytes, file: Path, options: ExportOptions) -> None:
+    """Write an ONNX graph as such or as OpenVINO's files."""
     if options.format == "onnx":
         file.write_bytes(graph)
-    else:
-        import openvino
+        return
+    import openvino
 
-        openvino.save_model(openvino.Core().read_model(graph), file, compress_to_fp16=False)
+    openvino.save_model(openvino.Core().read_model(graph), file, compress_to_fp16=False)
 
 
 def _form(options: ExportOptions, step: PolicyStep) -> Callable[[nn.GroupNorm], nn.Module]:
@@ -299,7 +321,8 @@ def export_for_habitat_baselines(source: Source, out: Path, answer: Path | None 
     beside = hints_file(out)
     if answer == beside:
         raise UserError(f"{beside} is where navprune looks for the images' size; give --json another name")
-    policy = _trained(source)
+    check_weights(source)
+    policy = source.policy()
     write_file(out, foreign_bytes(policy))
     write_file(beside, (json.dumps(foreign_hints(policy)) + "\n").encode())
     return policy

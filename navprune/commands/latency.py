@@ -10,6 +10,7 @@ from navprune.costs.latency import deployed_macs, device_name, images_of, measur
 from navprune.costs.runtimes import RUNTIMES, runtime_of
 from navprune.costs.runtimes.base import Example
 from navprune.errors import UserError
+from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
 from navprune.models.step import PolicyStep
 from navprune.progress import ProgressLine
@@ -55,12 +56,20 @@ def checked_device(name: str) -> str:
 
 
 def timed_part(source: Source, step: bool = False) -> nn.Module:
-    """What of a network is measured: of an agent its encoder or, where asked for, its whole `step`; else all of it."""
+    """What of a network is measured: of an agent its encoder or, where asked for, its whole `step`; else all of it.
+
+    Raises UserError for the step of what is no agent.
+    """
+    network = source.load()
+    if not isinstance(network, PointNavPolicy):
+        if step:
+            kind = "a classifier" if isinstance(network, Classifier) else "an encoder alone"
+            raise UserError(f"--step times an agent from images to action, and {source.text} is {kind}: leave it out")
+        return network
     if step:
         task = source.config().task
-        return PolicyStep(source.policy(), task.min_depth, task.max_depth)
-    network = source.load()
-    return network.encoder if isinstance(network, PointNavPolicy) else network
+        return PolicyStep(network, task.min_depth, task.max_depth)
+    return network.encoder
 
 
 def inputs_of(module: nn.Module, batch_size: int) -> Example:

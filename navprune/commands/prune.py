@@ -11,16 +11,14 @@ import torch
 
 from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
-from navprune.costs.counting import cost
-from navprune.costs.counting import count as count_module
+from navprune.costs.counting import cost_json
 from navprune.costs.probing import Timer
 from navprune.costs.runtimes import runtime_of
 from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
-from navprune.models.build import Spec, build
+from navprune.models.build import Spec
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.policy import PointNavPolicy
-from navprune.models.spec import EncoderSpec
 from navprune.pruning.config import (
     KNOWN,
     LATENCY,
@@ -33,7 +31,6 @@ from navprune.pruning.losses import read_labelled
 from navprune.pruning.methods import PROBE, method_for
 from navprune.pruning.methods.base import BATCHES, CLOCK
 from navprune.pruning.prune import PruningResult, prune
-from navprune.pruning.slim import encoder_of
 from navprune.reports.plots import milliseconds_figure, widths_figure
 from navprune.rl.checkpoints import (
     MILLISECONDS,
@@ -118,15 +115,7 @@ def pruning_json(result: PruningResult, total_frames: int, frames_per_second: fl
 
 def with_costs(pruning: dict[str, Any], dense: Spec, small: Spec) -> dict[str, Any]:
     """The JSON form of a pruning of `dense` to `small` with the costs of their encoders, "before" and "after"."""
-    return pruning | {"before": _cost_json(encoder_of(dense)), "after": _cost_json(encoder_of(small))}
-
-
-def _cost_json(spec: EncoderSpec | ClassifierSpec) -> dict[str, Any]:
-    if isinstance(spec, EncoderSpec):
-        return cost(spec).to_json()
-    with torch.device("meta"):
-        counted = count_module(build(spec), torch.empty(1, *spec.input))
-    return {"deployed": {"macs": counted.macs, "parameters": counted.parameters}, "input": list(spec.input)}
+    return pruning | {"before": cost_json(dense), "after": cost_json(small)}
 
 
 def write_pruning(folder: Path, answer: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ without the 2 x 2 pooling before it, in binary units (Gi = 2^30, Mi = 2^20).
 the compression, with all its parameters, in decimal units. The policy's linear layer behind the encoder is part of
 neither, since pruning leaves it as it is.
 
-*thop's* adds operations of biases, BatchNorm and adaptive pooling to the multiply-accumulates of any network.
+*thop's* adds operations of biases, BatchNorm and adaptive pooling to the multiply-accumulates of any network; of
+classifiers it is told beside the deployed one, which is all of them.
 
 Multiply-accumulates are those of convolutions, padding included, and of linear layers; those of
 squeeze-and-excitations count as convolutions of a single pixel.
@@ -21,13 +22,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+
+from navprune.models.build import Spec, build
+from navprune.models.classifiers import ClassifierSpec
+from navprune.models.modes import evaluating
 from navprune.models.spec import Conv, EncoderSpec, PolicySpec, convolutions
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 TABLE1_SIZE = (256, 256)
 GI, MI = 2**30, 2**20
@@ -165,16 +169,16 @@ def count(module: nn.Module, example: Tensor) -> Count:
     """
     layers = module_layers(module, example)
     macs = total(layers, {})["macs"]
-    others = sum(layer.others * layer.outputs * layer.positions for layer in layers)
-    return Count(macs, sum(p.numel() for p in module.parameters()), macs + others)
+    return Count(macs, sum(p.numel() for p in module.parameters()), macs + sum(map(_others, layers)))
+
+
+def _others(layer: LayerCost) -> int:
+    """What thop counts of a layer beside its multiply-accumulates."""
+    return layer.others * layer.outputs * layer.positions
 
 
 def module_layers(module: nn.Module, example: Tensor) -> list[LayerCost]:
     """The layers that run on an `example` [B, C, ...], in order of execution; calls of the same one add up."""
-    import torch
-
-    from navprune.models.modes import evaluating
-
     calls: dict[tuple[str, int], LayerCost] = {}
     names = {part: name for name, part in module.named_modules()}
 
@@ -194,8 +198,6 @@ def module_layers(module: nn.Module, example: Tensor) -> list[LayerCost]:
 
 def _call(name: str, layer: nn.Module, source: Tensor, output: Tensor, images: int) -> LayerCost | None:
     """One call of a layer; None of one that costs nothing."""
-    from torch import nn
-
     elements = output.numel() // images
     if isinstance(layer, nn.Conv2d | nn.Linear):
         weight = layer.weight
@@ -210,3 +212,37 @@ def _call(name: str, layer: nn.Module, source: Tensor, output: Tensor, images: i
         cells = math.prod(a // b for a, b in zip(source.shape[2:], output.shape[2:]))
         return LayerCost(name, None, 0, None, output.shape[1], 0, elements // output.shape[1], 0, cells + 1)
     return None
+
+
+def cost_json(spec: Spec) -> dict[str, Any]:
+    """What `navprune cost --json` holds: of a classifier the deployed and thop's figures, else what `cost` says."""
+    if not isinstance(spec, ClassifierSpec):
+        return cost(spec).to_json()
+    counted = count(*_unvalued(spec))
+    return {
+        "deployed": {"macs": counted.macs, "parameters": counted.parameters},
+        "thop": {"operations": counted.thop, "parameters": counted.parameters},
+        "input": list(spec.input),
+    }
+
+
+def cost_rows(spec: Spec) -> list[dict[str, Any]]:
+    """The same layer by layer: of encoders as `breakdown`, of classifiers also norms and pooling, each by itself.
+
+    A classifier's layer has `taps` (9 of a 3 x 3 convolution) weights for each pair of output and input, which act at
+    so many `positions`.
+    """
+    if not isinstance(spec, ClassifierSpec):
+        return [asdict(layer) for layer in breakdown(spec)]
+    rows = []
+    for layer in module_layers(*_unvalued(spec)):
+        shape = {name: getattr(layer, name) for name in ("module", "outputs", "inputs", "taps", "positions")}
+        counted = total([layer], {})
+        rows.append({**shape, **counted, "thop": counted["macs"] + _others(layer)})
+    return rows
+
+
+def _unvalued(spec: ClassifierSpec) -> tuple[nn.Module, Tensor]:
+    """A classifier and an input of it whose tensors have no values."""
+    with torch.device("meta"):
+        return build(spec), torch.empty(1, *spec.input)

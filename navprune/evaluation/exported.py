@@ -1,10 +1,10 @@
-"""Policies that left PyTorch: the files of a step, the contract beside each, and how both are read."""
+"""Networks that left PyTorch: files of policies' steps and of classifiers, their contracts, how both are read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from navprune.costs.runtimes.base import as_tuple
 from navprune.errors import UserError, plain
 from navprune.installing import DEPLOY
 from navprune.models.build import known_format
@@ -21,14 +22,15 @@ from navprune.models.step import OUTPUTS
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 """How a file of each format ends."""
 CONTRACT = ".policy_contract.json"
-"""What the name of a contract has behind the whole name of its file."""
+CLASSIFIER_CONTRACT = ".classifier_contract.json"
+"""What the name of a contract has behind the whole name of its file: of a policy and of a classifier."""
 Step = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-"""Inputs by name -> outputs by name, as `models.step.PolicyStep` has them, of batch 1."""
+"""Inputs by name -> outputs by name: of a policy those of `models.step.PolicyStep`, of batch 1."""
 
 
-def contract_of(path: Path) -> Path:
-    """Where the contract of an exported file lies."""
-    return path.with_name(path.name + CONTRACT)
+def contract_of(path: Path, ending: str = CONTRACT) -> Path:
+    """Where the contract of an exported file lies; `ending` says of what kind."""
+    return path.with_name(path.name + ending)
 
 
 def sha256(data: bytes) -> str:
@@ -49,16 +51,19 @@ class Exported:
         return step_of(self.path)
 
 
-def step_of(path: Path) -> Step:
-    """What runs a file, in the runtime that its suffix names; raises UserError where that is not installed."""
+def step_of(path: Path, outputs: Sequence[str] = OUTPUTS) -> Step:
+    """What runs a file that answers with tensors of these names, in the runtime that its suffix names.
+
+    Raises UserError where that is not installed.
+    """
     try:
-        return _RUN[path.suffix.lower()](path)
+        return _RUN[path.suffix.lower()](path, outputs)
     except ImportError as error:
         raise UserError(f"{path} needs {error.name}, which is not installed: {DEPLOY}") from None
 
 
 def read_exported(path: Path) -> Exported:
-    """A file and its contract; raises UserError where the two do not belong together or one of them is damaged."""
+    """A policy's file and its contract; raises UserError where the two do not belong together or one is damaged."""
     place = contract_of(path)
     again = "write both again with `navprune export`"
     try:
@@ -67,6 +72,8 @@ def read_exported(path: Path) -> Exported:
         spec = PolicySpec.from_json(contract["spec"])
         known = path.name in files and isinstance(contract["config"], dict)
     except FileNotFoundError:
+        if contract_of(path, CLASSIFIER_CONTRACT).is_file():
+            raise UserError(f"{path} is a classifier, which does not act; give a file of a policy") from None
         raise UserError(f"there is no {place.name} beside {path}; {again}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place} cannot be read ({plain(error)}); {again}") from None
@@ -79,38 +86,38 @@ def read_exported(path: Path) -> Exported:
     return Exported(path, contract, spec)
 
 
-def _onnx(path: Path) -> Step:
+def _onnx(path: Path, outputs: Sequence[str]) -> Step:
     from navprune.costs.runtimes.onnx_runtime import session_of
 
     session = session_of(path.read_bytes())
 
     def step(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = session.run(list(OUTPUTS), {name: tensor.numpy() for name, tensor in inputs.items()})
-        return dict(zip(OUTPUTS, map(torch.from_numpy, found)))
+        found = session.run(list(outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
+        return dict(zip(outputs, map(torch.from_numpy, found)))
 
     return step
 
 
-def _openvino(path: Path) -> Step:
+def _openvino(path: Path, outputs: Sequence[str]) -> Step:
     from navprune.costs.runtimes.openvino import request_of
 
     request = request_of(cast(Any, path))  # reads paths as well as bytes
 
     def step(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = request.infer({name: tensor.numpy() for name, tensor in inputs.items()}, share_inputs=True)
-        return {name: torch.from_numpy(found[name].copy()) for name in OUTPUTS}
+        return {name: torch.from_numpy(found[name].copy()) for name in outputs}
 
     return step
 
 
-def _torch(path: Path) -> Step:
+def _torch(path: Path, outputs: Sequence[str]) -> Step:
     module = torch.export.load(path).module()
 
     @torch.inference_mode()
     def step(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(zip(OUTPUTS, module(*inputs.values())))
+        return dict(zip(outputs, as_tuple(module(*inputs.values()))))
 
     return step
 
 
-_RUN: dict[str, Callable[[Path], Step]] = {".onnx": _onnx, ".xml": _openvino, ".pt2": _torch}
+_RUN: dict[str, Callable[[Path, Sequence[str]], Step]] = {".onnx": _onnx, ".xml": _openvino, ".pt2": _torch}

@@ -23,6 +23,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     sum: Sum | None = None
+    momentum: float
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -57,7 +58,7 @@ def _moments(x: Tensor, sum: Sum) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Normalises by moments that depend on the input, which the gradient takes into account (Ioffe and Szegedy, 2015)."""
+    """Normalises by moments of the input; the gradient takes into account that they are (Ioffe and Szegedy, 2015)."""
 
     @staticmethod
     def forward(

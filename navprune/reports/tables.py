@@ -171,15 +171,28 @@ def describe(rows: Sequence[EncoderRow]) -> str:
     return " ".join(sentences)
 
 
+FIGURES = {
+    "table 1 MACs (Gi)": ("table1", "macs_gi", 1.0),
+    "table 1 parameters (Mi)": ("table1", "parameters_mi", 1.0),
+    "deployed MACs (M)": ("deployed", "macs", 1e6),
+    "deployed parameters (M)": ("deployed", "parameters", 1e6),
+    "thop's operations (M)": ("thop", "operations", 1e6),
+}
+"""What is said of costs by each convention: section, key and unit; table 1 is of encoders, thop of classifiers."""
+
+
 def cost_table(costs: Mapping[str, dict]) -> Table:
-    """Return the two ways to count an encoder side by side, from {name: what `navprune cost --json` says}."""
+    """Return the ways to count networks side by side, from {name: what `navprune cost --json` says}."""
     cells = []
     for name, cost in costs.items():
-        table1, deployed = cost["table1"], cost["deployed"]
-        figures = table1["macs_gi"], table1["parameters_mi"], deployed["macs"] / 1e6, deployed["parameters"] / 1e6
-        cells.append((name, " x ".join(map(str, cost["input"])), *map(significant, figures)))
-    columns = "encoder", "input", "table 1 MACs (Gi)", "parameters (Mi)", "deployed MACs (M)", "parameters (M)"
-    return Table(columns, cells)
+        figures = {words: significant(cost[kind][key] / unit) for words, (kind, key, unit) in _said(cost)}
+        cells.append({"network": name, "input": " x ".join(map(str, cost["input"])), **figures})
+    return rows_table(cells)
+
+
+def _said(cost: Mapping) -> list[tuple[str, tuple[str, str, float]]]:
+    """Those of `FIGURES` that a network's cost has."""
+    return [(words, place) for words, place in FIGURES.items() if place[0] in cost]
 
 
 def latency_table(rows: Sequence[dict]) -> Table:
@@ -200,23 +213,13 @@ def measure_table(evaluation: dict) -> Table:
     return Table(("measure", "mean", "95 % interval"), cells)
 
 
-FIGURES = {
-    "table 1 MACs (Gi)": ("table1", "macs_gi", 1.0),
-    "table 1 parameters (Mi)": ("table1", "parameters_mi", 1.0),
-    "deployed MACs (M)": ("deployed", "macs", 1e6),
-    "deployed parameters (M)": ("deployed", "parameters", 1e6),
-}
-"""What `pruning.json` says of costs by each convention: section, key and unit; of a classifier the latter alone."""
-
-
 def pruning_table(pruning: dict) -> Table:
     """Return what `navprune prune --json` says: cost by each convention, then every width, before and after."""
     before, after = pruning["before"], pruning["after"]
     cells = []
-    for name, (kind, key, unit) in FIGURES.items():
-        if kind in before:
-            pair = before[kind][key] / unit, after[kind][key] / unit
-            cells.append((name, *map(significant, pair), percent(1 - pair[1] / pair[0])))
+    for name, (kind, key, unit) in _said(before):
+        pair = before[kind][key] / unit, after[kind][key] / unit
+        cells.append((name, *map(significant, pair), percent(1 - pair[1] / pair[0])))
     cells += [(name, str(a), str(b), percent(1 - b / a)) for name, (a, b) in pruning["widths"].items()]
     return Table(("", "before", "after", "cut"), cells)
 

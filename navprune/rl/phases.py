@@ -17,9 +17,9 @@ from navprune.rl.warm_start import WarmStart, WarmStartConfig
 class Phase(NamedTuple):
     """A part of a run.
 
-    `begin` makes what learns of a trainee, which may keep files in a folder of the phase's name in the run's. `frames` are those of
-    all workers; None is the rest of the run. `tidy` deletes of these files what no checkpoint needs, of those at the
-    given frames of the phase.
+    `begin` makes what learns of a trainee, which may keep files in a folder of the phase's name in the run's.
+    `frames` are those of all workers; None is the rest of the run. `tidy` deletes of these files what no checkpoint
+    needs, of those at the given frames of the phase.
     """
 
     name: str

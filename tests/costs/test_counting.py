@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from navprune.costs.counting import GI, MI, breakdown, cost, count
+from navprune.costs.counting import GI, MI, breakdown, cost, cost_json, cost_rows, count
 from navprune.models.build import build
-from navprune.models.classifiers import classifier_spec
+from navprune.models.classifiers import CLASSIFIERS, classifier_spec
 from navprune.models.spec import PolicySpec, encoder_spec
 from navprune.models.widths import with_widths
 
@@ -109,3 +109,27 @@ def test_counting_a_module_agrees_with_the_spec():
     spec = encoder_spec("se_resneXt50", (1, 64, 64), 8)
     counted = count(build(spec, 0), torch.rand(1, 1, 64, 64))
     assert counted.parameters == cost(spec).parameters
+
+
+def test_the_json_of_vgg_has_the_published_figures():
+    found = cost_json(classifier_spec("vgg16_bn"))
+    assert found["thop"] == {"operations": 15_507_270_656, "parameters": 134_678_692}
+    assert found["deployed"] == {"macs": 15_466_577_920, "parameters": 134_678_692}
+    assert found["input"] == [3, 224, 224]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_rows_of_a_classifier_add_up(name):
+    spec = classifier_spec(name, 7, (3, 32, 40), width=0.1)
+    rows, whole = cost_rows(spec), cost_json(spec)
+    assert (
+        sum(row["macs"] for row in rows) == whole["deployed"]["macs"] == _counted(build(spec), torch.rand(1, 3, 32, 40))
+    )
+    assert sum(row["parameters"] for row in rows) == whole["thop"]["parameters"]
+    assert sum(row["thop"] for row in rows) == whole["thop"]["operations"]
+
+
+def test_rows_of_an_encoder_are_its_breakdown():
+    spec = PolicySpec(encoder_spec("resnet18"))
+    assert cost_json(spec) == cost(spec).to_json()
+    assert [row["macs"] for row in cost_rows(spec)] == [row.macs for row in breakdown(spec)]

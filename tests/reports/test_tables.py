@@ -97,6 +97,9 @@ def test_few_runs_and_a_single_scene_are_told(rows):
 
 def test_other_tables_hold_their_numbers(rows, pruning):
     assert cost_table({"r": rows[0].cost}).rows[0][:4] == ("r", "1 x 256 x 256", "1.23", "5.59")
+    found = {"deployed": {"macs": 2e6, "parameters": 1e5}, "thop": {"operations": 3e6}, "input": [3, 32, 32]}
+    classifier = cost_table({"c": found})
+    assert classifier.rows[0] == ("c", "3 x 32 x 32", "2.00", "0.100", "3.00") and len(classifier.columns) == 5
     assert measure_table(rows[0].evaluation).rows[0] == ("spl", "0.897", "0.877 to 0.917")
     cut = pruning_table(pruning).rows
     assert ("stage1.trunk", "128", "96", "25.0 %") in cut and cut[0][0] == "table 1 MACs (Gi)"

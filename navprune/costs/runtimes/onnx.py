@@ -25,6 +25,8 @@ from navprune.errors import UserError
 from navprune.installing import DEPLOY
 
 OPSET = 17
+BATCH = "batch"
+"""Name of a dimension of any size."""
 
 
 class NormForm(nn.Module):
@@ -101,10 +103,13 @@ def onnx_bytes(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     form: Callable[[nn.GroupNorm], nn.Module] = AFFINE,
+    *,
+    any_batch: bool = False,
 ) -> bytes:
     """The ONNX graph of a module for inputs of the shapes of `example`, in evaluation, on the CPU.
 
-    `inputs` and `outputs` are the names of its tensors ("input_0" and so on by default).
+    `inputs` and `outputs` are the names of its tensors ("input_0" and so on by default); with `any_batch` their first
+    dimension may have any size.
     """
     inputs = inputs or list(named(example))
     file = io.BytesIO()
@@ -118,6 +123,7 @@ def onnx_bytes(
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs) if outputs else None,
+            dynamic_axes={name: {0: BATCH} for name in (*inputs, *(outputs or ()))} if any_batch else None,
         )
     return file.getvalue()
 

@@ -1,0 +1,98 @@
+"""What the experiments with classifiers share: trainings by the trainer, what a network answers on the test images."""
+
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from navprune.commands.train import run_training
+from navprune.config import Config, load_config
+from navprune.images.measures import hits
+from navprune.images.splits import TEST, TRAIN, open_images
+from navprune.models.build import Spec, build
+from navprune.models.classifiers import Classifier
+from navprune.models.modes import evaluating
+from navprune.rl.checkpoints import load_classifier, save_checkpoint
+
+BATCH = 256
+DIGITS = "digits_resnet20"
+ALONE = ("trainer.workers=1", "trainer.threads=1", "trainer.checkpoint_seconds=1e9", "trainer.device=cpu")
+"""A cell has one thread of its own, and is measured again where it is lost."""
+
+
+class Trained(NamedTuple):
+    """A classifier behind its training, and the CPU seconds that this took."""
+
+    network: Classifier
+    seconds: float
+
+
+def configured(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """A recipe as one cell trains it."""
+    return load_config(recipe, [*ALONE, *overrides])
+
+
+def trained(
+    recipe: str, overrides: Sequence[str] = (), init: nn.Module | Spec | None = None,
+    train: Callable[[Config], Any] = run_training,
+) -> Trained:  # fmt: skip
+    """Train by a recipe with `overrides`: from the weights of `init`, or anew where it is a spec or None."""
+    with TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        given = []
+        if init is not None:
+            network = init if isinstance(init, nn.Module) else build(init, 0)
+            save_checkpoint(Path(folder) / "init", cast(Classifier, network))
+            weights = str(isinstance(init, nn.Module)).lower()
+            given = [f"init={folder}/init", f"init_weights={weights}"]
+        config = configured(recipe, [*overrides, *given, f"run={folder}/run"])
+        began = time.process_time()
+        result = train(config)
+        return Trained(load_classifier(result.latest), time.process_time() - began)
+
+
+@torch.no_grad()
+def answers(network: nn.Module, config: Config, split: str = TEST) -> dict[str, Any]:
+    """What a network reaches on a split: top1, top5, cross-entropy, and which images it told apart, `packed`."""
+    assert config.images is not None
+    images = open_images(config.images, split)
+    found, losses = [], []
+    with evaluating(network):
+        for rows in torch.arange(len(images)).split(BATCH):
+            logits, labels = network(images.views(rows)), images.labels[rows]
+            found.append(torch.stack([*hits(logits, labels).values()]))
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+    top1, top5 = torch.cat(found, dim=1).numpy()
+    means = {"top1": top1.mean().item(), "top5": top5.mean().item(), "loss": torch.cat(losses).mean().item()}
+    return {"images": len(images), **means, "right": packed(top1)}
+
+
+def packed(right: np.ndarray) -> str:
+    """Booleans [M] as hexadecimal digits."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """What `packed` was given, [M]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(np.float64)
+
+
+def training_batches(config: Config, size: int, generator: torch.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """One pass over the training images in random order, as evaluated, in full batches."""
+    assert config.images is not None
+    images = open_images(config.images, TRAIN)
+    order = torch.randperm(len(images), generator=generator)
+    return [(images.views(rows), images.labels[rows]) for rows in order.split(size) if len(rows) == size]
+
+
+def settings(record: dict[str, Any]) -> str:
+    """A record in one line, for looking at."""
+    return json.dumps({name: value for name, value in record.items() if name != "right"})
