@@ -367,7 +367,7 @@ def draw(curves: Curves, pair: str, measure: str, path: Path) -> None:
 
 
 def course(curve: Curve, axis: str) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """Places along an axis [n], means over the seeds [n], and how far from them the least and the greatest are [2, n]."""
+    """Places along an axis [n], means over seeds [n], and how far from these the least and the greatest are [2, n]."""
     ratios = sorted(curve.seeds)
     x = [float(np.mean([*curve.speedups[ratio].values()])) if axis == SPEEDUP else ratio for ratio in ratios]
     each = [[values.mean() for values in curve.seeds[ratio].values()] for ratio in ratios]

@@ -36,17 +36,12 @@ class Pair:
     tuning: tuple[str, ...] = ()
 
 
-SHORT = ("supervised.lr=0.02", "supervised.schedule=cosine")
+SHORT = "supervised.epochs=5", "supervised.lr=0.02", "supervised.schedule=cosine"
 PAIRS = {
     pair.name: pair
     for pair in (
-        Pair("digits x ResNet20", "digits_resnet20", (), (*SHORT, "supervised.epochs=10")),
-        Pair(
-            "digits x ResNet56",
-            "digits_resnet20",
-            ("classifier.family=cifar_resnet56",),
-            (*SHORT, "supervised.epochs=5"),
-        ),
+        Pair("digits x ResNet20", "digits_resnet20", tuning=SHORT),
+        Pair("digits x ResNet56", "digits_resnet20", ("classifier.family=cifar_resnet56",), SHORT),
         Pair("homes x ResNet50"),
     )
 }
