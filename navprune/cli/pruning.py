@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from navprune.cli.parsers import add_overrides, command, field_texts, natural, note
 from navprune.errors import UserError
-from navprune.pruning.config import PAPERS, PruningConfig
+from navprune.pruning.config import MASKS, PAPERS, PruningConfig
 from navprune.pruning.methods import METHODS
 
 if TYPE_CHECKING:
+    from navprune.config import Config
+    from navprune.pruning.masks import Strategy
     from navprune.pruning.methods.base import Method
     from navprune.source import Source
 
@@ -30,6 +32,8 @@ PREFIXES = {"clock": "latency_"}
 """What is set before the names of a section's flags."""
 METAVARS = {"budget": "NAME=SHARE,...", "limits": "LAYER=SHARE,...", "teacher": "RUN", "images": "FILE.npz"}
 LEADING = ("method", "budget")
+FOR_CUTS = ("paper", "equal_compute", "frames_per_second")
+"""Flags beside those of `PruningConfig` that masks make no use of."""
 
 
 class Flag(NamedTuple):
@@ -82,6 +86,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the slim checkpoint")
     parser.add_argument("--seed", type=natural, default=0, help="of random weights and draws (default: 0)")
     groups["gates"].add_argument("--paper", choices=[*PAPERS], help="the published settings for classification")
+    masks = parser.add_argument_group("masks: single weights at zero in place of cuts, as ShrinkBench prunes")
+    masks.add_argument("--masks", metavar="STRATEGY", help="which weights stay: one of those below")
+    masks.add_argument("--compression", metavar="X,...", help="all parameters over those left, a checkpoint for each")
     after = parser.add_argument_group("what follows")
     after.add_argument("--scratch", action="store_true", help="print the command that trains from new weights")
     after.add_argument("--equal-compute", action="store_true", help="the same, for as much compute as the dense one's")
@@ -104,14 +111,20 @@ def _add(group: Any, flag: Flag) -> None:
 
 
 def _methods() -> str:
-    return "methods:\n" + "\n".join(f"  {name:20} {summary}" for name, summary in METHODS.items())
+    tables = {"methods": (METHODS, 20), "masks": (MASKS, 28)}
+    return "\n".join(
+        f"{title}:\n" + "\n".join(f"  {name:{width}} {text}" for name, text in table.items())
+        for title, (table, width) in tables.items()
+    )
 
 
 def _prune(options: argparse.Namespace) -> dict[str, Any]:
-    """Prune an encoder to a budget and write a slim checkpoint.
+    """Prune a network to a budget and write a slim checkpoint, or masked ones.
     SOURCE is an encoder's or classifier's name, a spec.json, a checkpoint or run folder, or a file of weights
     (.pth, .pt, .ckpt, .safetensors). Flags of the first groups stand for settings below `pruning` in a configuration.
-    pruning.json and widths.png in the new folder say what was cut where. docs/pruning.md has the formulas.
+    pruning.json and widths.png in the new folder say what was cut where. --masks and --compression set single weights
+    to zero instead and leave the network's size; of several ratios each has a folder in --out. docs/pruning.md has
+    the formulas.
     """
     from navprune.commands.prune import next_step, run_pruning
     from navprune.pruning.config import KNOWN, budget_of
@@ -130,9 +143,12 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     config = source.config(options.config, options.settings)
     if config.pruning and config.pruning.budget:
         config = replace(config, pruning=None)  # the training that follows begins with what is cut
+    if options.masks is not None or options.compression is not None:
+        return _mask(options, asked, config, [*given])
     method, budget = method_for(asked), budget_of(asked, KNOWN)
-    check_used(method, asked, budget, [flag for flag in given if flag.name not in LEADING])
-    if options.paper and (method.options != "gates" or not asked.evidence.images):
+    labelled = asked.evidence.images is not None or config.images is not None
+    check_used(method, asked, budget, [flag for flag in given if flag.name not in LEADING], labelled)
+    if options.paper and (method.options != "gates" or not labelled):
         raise UserError("--paper is for gates that learn from labelled --images; leave it out")
     pace = options.frames_per_second
     result = run_pruning(options.source, asked, options.out, config, seed=options.seed, frames_per_second=pace)
@@ -163,8 +179,49 @@ def _asked(source: "Source", recipe: str | None, settings: list[str], given: Map
         raise
 
 
-def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], given: Collection[Flag]) -> None:
-    """Raise UserError for a flag that the method makes no use of, by what it declares."""
+def _mask(options: argparse.Namespace, asked: PruningConfig, config: "Config", given: list[Flag]) -> dict[str, Any]:
+    """What `navprune prune --masks` does."""
+    from navprune.commands.masks import next_step, run_masks
+    from navprune.pruning.masks import strategy_of
+    from navprune.reports.tables import masks_table
+
+    if options.masks is None or options.compression is None:
+        raise UserError(
+            "--masks and --compression go together: give both, as in --masks global-magnitude --compression 4"
+        )
+    if asked.method or asked.budget:
+        raise UserError("--masks goes by --compression alone; leave --method and --budget out")
+    for name in FOR_CUTS:
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"--{name.replace('_', '-')} is for cuts, not for masks; leave it out")
+    labelled = asked.evidence.images is not None or config.images is not None
+    check_used(strategy_of(options.masks), asked, (), given, labelled)
+    ratios, evidence = _ratios(options.compression), asked.evidence
+    found = run_masks(options.source, options.masks, ratios, evidence, options.out, config, seed=options.seed)
+    print(masks_table(found).text())
+    for checkpoint in found:
+        print("\n" + next_step(Path(checkpoint["folder"]), config, options.scratch))
+    return {"masks": options.masks, "checkpoints": found}
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(ratio) for ratio in text.split(",")]
+    except ValueError:
+        raise UserError(f"--compression takes ratios such as 2,4,8, not {text}") from None
+
+
+def check_used(
+    method: "Method | Strategy",
+    asked: PruningConfig,
+    budget: Collection[str],
+    given: Collection[Flag],
+    labelled: bool,
+) -> None:
+    """Raise UserError for a flag that the method makes no use of, by what it declares.
+
+    `labelled` says whether what it looks at are labelled images.
+    """
     from navprune.pruning.config import LATENCY, LATENCY_MS, PPO
     from navprune.pruning.methods import lender_for, method_of
     from navprune.pruning.methods.base import BATCHES, CLOCK, LOSS, PASSES, SEARCHED
@@ -172,7 +229,7 @@ def check_used(method: "Method", asked: PruningConfig, budget: Collection[str], 
     def those(true_of: Any) -> str:
         return ", ".join(name for name in METHODS if true_of(method_of(name)))
 
-    labelled, evidence = asked.evidence.images is not None, asked.evidence
+    evidence = asked.evidence
     looks, learns = BATCHES in method.needs, PASSES in method.needs
     rollouts = not labelled and LOSS in method.needs and (evidence.loss or method.loss) == PPO
     options = {one.options for one in (method, lender_for(asked)) if one}

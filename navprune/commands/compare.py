@@ -253,4 +253,5 @@ def pruning_of(source: Source, config: Config) -> dict[str, Any] | None:
     folders = [source.folder] if source.kind == FOLDER else []
     folders += [Path(config.init)] if config.init else []
     path = next((folder / PRUNING for folder in folders if (folder / PRUNING).is_file()), None)
-    return json.loads(path.read_text()) if path else None
+    found = json.loads(path.read_text()) if path else {}
+    return found if "widths" in found else None  # masks leave every width as it is

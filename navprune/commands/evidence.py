@@ -1,6 +1,6 @@
 """What pruning methods look at: observations, rollouts or labelled images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from navprune.commands.environments import check_sees, training_env
 from navprune.config import Config
 from navprune.errors import UserError
+from navprune.images.splits import TRAIN, open_images
 from navprune.models.build import Spec
 from navprune.models.classifiers import ClassifierSpec
 from navprune.models.spec import PolicySpec
@@ -22,16 +23,16 @@ from navprune.pruning.losses import (
     PPOTask,
     collect_observations,
     distillation_loss,
-    labelled_batches,
     read_labelled,
     shuffled_batches,
 )
+from navprune.pruning.masks import Strategy
 from navprune.pruning.methods.base import BATCHES, LOSS, PASSES, Method
 from navprune.source import Source
 
 
 def material(
-    method: Method, spec: Spec, asked: EvidenceConfig, config: Config, seed: int, closing: ExitStack
+    method: Method | Strategy, spec: Spec, asked: EvidenceConfig, config: Config, seed: int, closing: ExitStack
 ) -> tuple[Batches | None, LossFunction | None]:
     """What `method` looks at, with a line of progress on the way, and its loss; None for what it does not need.
 
@@ -48,9 +49,10 @@ def material(
     epochs = asked.epochs if learns else 1
     generator = torch.Generator().manual_seed(seed)
     if isinstance(spec, ClassifierSpec) or loss == CLASSIFICATION:
-        images, labels = _labelled(spec, asked)
-        batches = labelled_batches(images, labels, asked.batch_size, epochs, generator)
-        return _shown(method.name, batches, epochs * (len(images) // asked.batch_size)), taught
+        count, labelled = _labelled(spec, asked, config)
+        rows = shuffled_batches({"rows": torch.arange(count)}, asked.batch_size, epochs, generator)
+        batches = (labelled(batch["rows"]) for batch in rows)
+        return _shown(method.name, batches, epochs * (count // asked.batch_size)), taught
     if asked.loss and not follows:
         raise UserError(f"{method.name} follows no loss, of {asked.loss} neither: leave it out")
     if loss == IMITATION and not learns:
@@ -91,18 +93,28 @@ def _shown(title: str, batches: Batches, total: int) -> Batches:
     return draw
 
 
-def _labelled(spec: Spec, asked: EvidenceConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels that fit the classifier."""
+def _labelled(
+    spec: Spec, asked: EvidenceConfig, config: Config
+) -> tuple[int, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
+    """How many labelled images there are that fit the classifier, and what gives those of some rows with labels."""
     if not isinstance(spec, ClassifierSpec):
         raise UserError("classification needs a classifier, such as cifar_resnet56; encoders use imitation or ppo")
     if asked.loss not in (None, CLASSIFICATION, DISTILLATION):
         known = f"{CLASSIFICATION} or {DISTILLATION}"
         raise UserError(f"{spec.family} classifies images: its loss is {known}, not {asked.loss}")
-    if asked.images is None:
-        raise UserError("classification looks at labelled images: give an .npz file with images and labels")
-    images, labels = read_labelled(asked.images)
-    if tuple(images.shape[1:]) != spec.input or labels.max() >= spec.classes:
-        found = f"{list(images.shape[1:])} with {int(labels.max()) + 1} classes"
-        wanted = f"{list(spec.input)} with {spec.classes}"
-        raise UserError(f"{asked.images} holds images of {found}, and {spec.family} takes {wanted}")
-    return images, labels
+    if asked.images:
+        images, labels = read_labelled(asked.images)
+        title, shape, classes, views = asked.images, tuple(images.shape[1:]), int(labels.max()) + 1, images.__getitem__
+    elif config.images:
+        split = open_images(config.images, TRAIN)
+        title, shape, classes, views = config.images.source, split.shape, len(split.classes), split.views
+        labels = split.labels
+    else:
+        raise UserError(
+            "classification looks at labelled images: give an .npz file with images and labels, or --config of a "
+            "classifier's recipe"
+        )
+    if shape != spec.input or classes > spec.classes:
+        found, wanted = f"{list(shape)} with {classes} classes", f"{list(spec.input)} with {spec.classes}"
+        raise UserError(f"{title} holds images of {found}, and {spec.family} takes {wanted}")
+    return len(labels), lambda rows: (views(rows), labels[rows])

@@ -1,14 +1,16 @@
 """`navprune prune`: a network, a method and a budget to a slim checkpoint."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 
+from navprune.commands.classification import classifier_of
 from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
 from navprune.costs.counting import cost_json
@@ -16,14 +18,17 @@ from navprune.costs.probing import Timer
 from navprune.costs.runtimes import runtime_of
 from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
+from navprune.images.splits import TRAIN, open_images
 from navprune.models.build import Spec
 from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.policy import PointNavPolicy
+from navprune.progress import say_once
 from navprune.pruning.config import (
     KNOWN,
     LATENCY,
     LATENCY_MS,
     ClockConfig,
+    EvidenceConfig,
     PruningConfig,
     budget_of,
 )
@@ -38,6 +43,7 @@ from navprune.rl.checkpoints import (
     PRUNING,
     WIDTHS,
     check_replaceable,
+    read_masks,
     save_checkpoint,
     was_pruned,
 )
@@ -58,12 +64,10 @@ def run_pruning(
         raise UserError(f"training runs at more than 0 frames per second, not at {frames_per_second:g}")
     method, budget, source = method_for(asked), budget_of(asked, KNOWN), Source.parse(text)
     evidence = asked.evidence
-    _check_out(out, [source, *([Source.parse(evidence.teacher)] if evidence.teacher else [])])
-    weights = source.kind in (WEIGHTS_FILE, FOLDER)
-    network = source.load(config, seed) if weights else unpruned(source, config, evidence.images)
-    spec = network.spec if isinstance(network, torch.nn.Module) else network
-    if evidence.images and not isinstance(spec, ClassifierSpec):
-        raise UserError(f"{evidence.images}: labelled images are for classifiers, which {text} is not; leave them out")
+    check_out(out, source, evidence)
+    network, spec = network_of(source, config, evidence, seed)
+    if source.kind == FOLDER and read_masks(source.folder):
+        say_once(f"masks of {text} are left behind: what they hold at zero and is not cut may learn again")
     with ExitStack() as closing:
         device = device_of(config.trainer.device)
         timed = CLOCK in method.needs or budget.keys() & {LATENCY, LATENCY_MS}
@@ -77,15 +81,32 @@ def run_pruning(
     return cut
 
 
-def _check_out(out: Path, sources: Sequence[Source]) -> None:
+def network_of(
+    source: Source, config: Config, evidence: EvidenceConfig, seed: int
+) -> tuple[torch.nn.Module | Spec, Spec]:
+    """What is to be pruned, with its weights where it has some, and its spec.
+
+    Raises UserError where labelled images go with anything but a classifier.
+    """
+    weights = source.kind in (WEIGHTS_FILE, FOLDER)
+    network = source.load(config, seed) if weights else unpruned(source, config, evidence.images)
+    spec = network.spec if isinstance(network, torch.nn.Module) else network
+    if evidence.images and not isinstance(spec, ClassifierSpec):
+        raise UserError(
+            f"{evidence.images}: labelled images are for classifiers, which {source.text} is not; leave them out"
+        )
+    return network, spec
+
+
+def check_out(out: Path, source: Source, evidence: EvidenceConfig) -> None:
     """Raise UserError where `out` cannot be written, or would take the place of anything but a slim checkpoint."""
     check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not was_pruned(out):
         raise UserError(f"{out} is a checkpoint that was not made by pruning; choose another folder")
-    for source in sources:
-        given = source.folder if source.kind == FOLDER else source.path
-        if source.kind not in NAMED and out.resolve() in (given.resolve(), given.resolve().parent):
-            raise UserError(f"{out} holds the network {source.text}, which is asked for; choose another folder")
+    for asked in [source, *([Source.parse(evidence.teacher)] if evidence.teacher else [])]:
+        given = asked.folder if asked.kind == FOLDER else asked.path
+        if asked.kind not in NAMED and out.resolve() in (given.resolve(), given.resolve().parent):
+            raise UserError(f"{out} holds the network {asked.text}, which is asked for; choose another folder")
     check_writable(out.resolve().parent)
 
 
@@ -148,7 +169,13 @@ def next_step(out: Path, answer: Mapping[str, Any], *, scratch: bool = False, eq
 
 
 def unpruned(source: Source, config: Config, images: str | None) -> Spec:
-    """The spec that has no weights yet; a classifier's name stands for one of labelled `images`, where given."""
+    """The spec that has no weights yet.
+
+    A classifier's name stands for one of labelled `images`, where given, or of those that the configuration names.
+    """
+    if source.kind == CLASSIFIER and images is None and config.images:
+        named = replace(config, classifier=replace(config.classifier, family=source.text))
+        return classifier_of(named, open_images(config.images, TRAIN))
     if source.kind != CLASSIFIER or images is None:
         return source.spec(config)
     shown, labels = read_labelled(images)

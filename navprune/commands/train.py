@@ -16,9 +16,11 @@ from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.gradual import TAYLOR, GradualPruning
+from navprune.pruning.masked import Masking
+from navprune.pruning.masks import apply_masks
 from navprune.pruning.recover import Distillation, LogitDistillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
-from navprune.rl.checkpoints import read_any_spec
+from navprune.rl.checkpoints import load_network, read_any_spec, read_masks
 from navprune.rl.group import Group
 from navprune.rl.phases import phases_of, supervised_phase
 from navprune.rl.supervised import Reader
@@ -36,6 +38,8 @@ def initial_network(config: Config, dense: Spec | None = None) -> Network:
     if pruning and pruning.rewind and pruning.budget is None:
         if init is None or init.kind != FOLDER:
             raise UserError("pruning.rewind goes with cuts or a pruned init; set pruning.budget or init=CHECKPOINT")
+        if read_masks(init.folder):
+            return load_network(pruning.rewind)
         return rewound_checkpoint(init.folder, pruning.rewind)
     given = init and (init.load(config, seed) if config.images else init.policy(config, seed))
     if given and config.init_weights:
@@ -113,8 +117,8 @@ def _workers(config: Config) -> AbstractContextManager[Group]:
 def _train_agent(config: Config, policy: PointNavPolicy, group: Group) -> TrainingResult:
     begin = min(config.warm_start.frames, config.trainer.total_frames) if config.warm_start else 0
     frames, update = (begin, config.trainer.total_frames), config.ppo.steps * config.environments
-    cuts = gradual_pruning(config, policy, frames, update)
-    phases = phases_of(config.ppo, config.warm_start, _callbacks(cuts, distillation(config, policy)))
+    masks, cuts = masking(config, policy), gradual_pruning(config, policy, frames, update)
+    phases = phases_of(config.ppo, config.warm_start, _callbacks(cuts, distillation(config, policy), masks))
     alone = config.env == "habitat" and group.on_machine == 1
     threads = config.trainer.threads or (cores() if alone else 1)
     env = training_env(config, group)
@@ -131,8 +135,8 @@ def _train_classifier(
     config: Config, classifier: Classifier, images: tuple[Images, Images | None], group: Group
 ) -> TrainingResult:
     own, total = config.supervised, config.supervised.frames(len(images[0]))
-    cuts = gradual_pruning(config, classifier, (0, total), own.steps * own.batch)
-    phases = supervised_phase(own, _callbacks(cuts, distillation(config, classifier)))
+    masks, cuts = masking(config, classifier), gradual_pruning(config, classifier, (0, total), own.steps * own.batch)
+    phases = supervised_phase(own, _callbacks(cuts, distillation(config, classifier), masks))
     # Each pass over the images that are held out says what the network is worth by itself.
     trainer = replace(config.trainer, total_frames=total, window=1)
     result = train(classifier, images, trainer, phases, Path(config.run), _written(config), group, Reader)
@@ -166,6 +170,24 @@ def gradual_pruning(config: Config, network: Network, frames: tuple[int, int], u
         return None
     early = Source.parse(pruning.rewind).load(config) if pruning.rewind else None
     return GradualPruning(pruning, network, frames=frames, update=update, seed=seed, early=early)  # type: ignore[arg-type]
+
+
+def masking(config: Config, network: Network) -> Masking | None:
+    """What holds the masks of the checkpoint in `init`, on new weights too; None where it has none.
+
+    Raises UserError where they are of another network than the one that the run begins with, or the run cuts it or
+    warms it up.
+    """
+    init = None if config.init is None else Source.parse(config.init)
+    masks = read_masks(init.folder) if init and init.kind == FOLDER else {}
+    if not masks:
+        return None
+    if config.pruning and config.pruning.budget:
+        raise UserError(f"{config.init} has masks, under which nothing is cut; leave pruning.budget out")
+    if config.warm_start:
+        raise UserError(f"{config.init} has masks, which the warm start does not hold; set warm_start=null")
+    apply_masks(network, masks)
+    return Masking(masks)
 
 
 def distillation(config: Config, student: Network) -> Callback | None:

@@ -33,6 +33,20 @@ GROWING = "growing"
 PENALTIES = (None, *LASSOS, GROWING)
 
 
+MASKS = {
+    "global-magnitude": "the largest |w| of all layers (Han et al., NeurIPS 2015)",
+    "layer-magnitude": "the largest |w| of each parameter, the same share of each",
+    "global-magnitude-gradient": "of all layers by |w x gradient| on one batch (Blalock et al., MLSys 2020)",
+    "layer-magnitude-gradient": "of each parameter by |w x gradient| on one batch",
+    "global-magnitude-activation": "of all layers by |w| x mean |input that w reads| on one batch (the same)",
+    "layer-magnitude-activation": "of each parameter by |w| x mean |input that w reads| on one batch",
+    "global-random": "control: weights of all layers at random",
+    "layer-random": "control: the same share of each parameter at random",
+    "structured-METHOD": f"units of best score, by one of {', '.join(MODULES['scores'])}",
+}
+"""Strategies of masks, and which weights each keeps."""
+
+
 def parse_shares(option: str, text: str) -> dict[str, float]:
     """Read `macs=0.5,parameters=0.45`: each name once, with a number.
 
@@ -125,7 +139,7 @@ class EvidenceConfig:
     batch_size: int = bounded(100, 1)
     """Observations or images of each batch; PPO draws its own mini-batches."""
     images: str | None = None
-    """An .npz file of labelled images, for classification."""
+    """An .npz file of labelled images, for classification; null: those that the configuration trains on."""
 
     def __post_init__(self) -> None:
         check_fields("pruning.evidence", self)

@@ -1,14 +1,14 @@
 """Masks of single weights or of whole units, and the metrics by which pruned networks are compared.
 
 After Blalock et al., What is the State of Neural Network Pruning?, MLSys 2020 (ShrinkBench): a strategy maps a model,
-one batch and a compression ratio to {parameter name: bool mask}. Unlike its code, nothing here is seeded once the
+one batch and compression ratios to {parameter name: bool mask}. Unlike its code, nothing here is seeded once the
 model is built (chance comes from the generator of the `Evidence`), a compression ratio is met to the weight, ties
 fall to the earlier weight, the last batch of an evaluation counts by its size, and no epoch is chosen by the set that
 is reported.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from navprune.costs.counting import module_layers, total
 from navprune.errors import UserError
+from navprune.images.measures import MEASURES, hits, shares
 from navprune.models.modes import evaluating
 from navprune.models.policy import PointNavPolicy
-from navprune.pruning.groups import Keep, block_of, checked_keep
+from navprune.pruning.config import PPO, SCOPES
+from navprune.pruning.groups import Keep, Widths, block_of, checked_keep
 from navprune.pruning.losses import Evidence, loss_of, outputs, run_batch
-from navprune.pruning.methods.scores import SCORES, mean_magnitudes
-from navprune.pruning.search import largest, search
+from navprune.pruning.methods.base import BATCHES, LOSS
+from navprune.pruning.methods.scores import NEEDS, SCORES, mean_magnitudes
+from navprune.pruning.search import BudgetUnmet, largest, search
 from navprune.pruning.slim import cut_group
 from navprune.pruning.structure import Structure, structure_of
 
@@ -112,26 +115,28 @@ def weight_masks(
     layerwise: bool,
     model: nn.Module,
     evidence: Evidence,
-    compression: float,
+    compressions: Sequence[float],
     classifier: bool = False,
-) -> Masks:
+) -> list[Masks]:
     """Keep the most important weights, of all layers together or, layerwise, the same share of every parameter.
 
     Such shares are rounded so that the whole is met (largest remainders first). Raises UserError for an importance
-    that is not finite.
+    that is not finite, and before anything is looked at for a ratio that is out of reach.
     """
     chosen = prunable(model, classifier)
-    kept = kept_weights(model, chosen, compression)
-    found = {name: values.cpu() for name, values in importance(model, chosen, evidence).items()}
+    counts = [kept_weights(model, chosen, compression) for compression in compressions]
+    found = {name: values.cpu() for name, values in importance(model, chosen, evidence.of(model)).items()}
     for name, values in found.items():
         if not torch.isfinite(values).all():
             raise UserError(f"the importance of {name!r} is not finite: look for NaN in weights or batch")
     flat, sizes = [values.flatten() for values in found.values()], [values.numel() for values in found.values()]
+    every: Iterable[Iterable[Tensor]]
     if layerwise:
-        masks = map(largest, flat, apportioned(kept, sizes))
+        every = (map(largest, flat, apportioned(kept, sizes)) for kept in counts)
     else:
-        masks = iter(largest(torch.cat(flat), kept).split(sizes))
-    return {name: mask.view(found[name].shape) for name, mask in zip(found, masks)}
+        whole = torch.cat(flat)
+        every = (largest(whole, kept).split(sizes) for kept in counts)
+    return [{name: mask.view(values.shape) for (name, values), mask in zip(found.items(), masks)} for masks in every]
 
 
 def apportioned(count: int, sizes: Sequence[int]) -> list[int]:
@@ -163,30 +168,52 @@ def unit_masks(
     score: str,
     model: nn.Module,
     evidence: Evidence,
-    compression: float,
+    compressions: Sequence[float],
     classifier: bool = False,
     structure: Structure | None = None,
-) -> Masks:
+) -> list[Masks]:
     """Keep the units of best score, as `search` does, until all parameters shrink by the ratio within 1 %.
 
     What the last layer says is no unit, whatever `classifier` says. The model's `structure` is asked for where it
     takes an example of the input, or offers whole blocks.
     """
     structure = structure or structure_of(model)
+    for ratio in compressions:
+        kept_weights(model, dict(model.named_parameters()), ratio)
     scores = SCORES[score](structure, evidence)
-    kept_weights(model, dict(model.named_parameters()), compression)
     whole = structure.parameters({})
-    keep = search(
-        structure.groups,
-        scores,
-        lambda widths: {"parameters": structure.parameters(widths) / whole},
-        {"parameters": 1 / compression},
-    )
-    return structured_masks(structure, keep)
+
+    def share(widths: Widths) -> dict[str, float]:
+        return {"parameters": structure.parameters(widths) / whole}
+
+    masks = []
+    for ratio in compressions:
+        try:
+            keep = search(structure.groups, scores, share, {"parameters": 1 / ratio})
+        except BudgetUnmet as error:
+            raise UserError(f"compression {ratio:g}: {error}") from None
+        masks.append(structured_masks(structure, keep))
+    return masks
 
 
-Strategy = Callable[..., Masks]
-"""(model, evidence, compression, classifier=False) -> masks."""
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A way to choose masks, and what it looks at: its `needs`, and the `loss` of agents, as a `Method` has them.
+
+    `choose(model, evidence, compressions, classifier=False)` gives masks for each ratio, looking once.
+    """
+
+    name: str
+    choose: Callable[..., list[Masks]]
+    needs: frozenset[str] = frozenset()
+    loss: str = PPO
+    options, heeds = None, ()
+    """No options are its own, and it heeds none of those of the search."""
+
+    def __call__(self, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False) -> Masks:
+        """Masks for a single ratio."""
+        return self.choose(model, evidence, [compression], classifier)[0]
+
 
 IMPORTANCES: dict[str, Importance] = {
     "magnitude": magnitude,
@@ -194,17 +221,38 @@ IMPORTANCES: dict[str, Importance] = {
     "magnitude-activation": magnitude_activation,
     "random": chance,
 }
-STRATEGIES: dict[str, Strategy] = {
-    f"{scope}-{name}": partial(weight_masks, importance, scope == "layer")
-    for name, importance in IMPORTANCES.items()
-    for scope in ("global", "layer")
+LOOKING = dict.fromkeys(("magnitude-gradient", "magnitude-activation"), frozenset({BATCHES, LOSS}))
+"""Of an agent, the loss runs the whole policy, whose layers behind the encoder are masked too."""
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        *(
+            Strategy(
+                name=f"{scope}-{name}",
+                choose=partial(weight_masks, importance, scope == "layer"),
+                needs=LOOKING.get(name, frozenset()),
+            )
+            for name, importance in IMPORTANCES.items()
+            for scope in SCOPES
+        ),
+        *(
+            Strategy(name=f"structured-{score}", choose=partial(unit_masks, score), needs=NEEDS.get(score, frozenset()))
+            for score in SCORES
+        ),
+    )
 }
-STRATEGIES |= {f"structured-{score}": partial(unit_masks, score) for score in SCORES}
+
+
+def strategy_of(name: str) -> Strategy:
+    """The strategy of this name; raises UserError for an unknown one."""
+    if name not in STRATEGIES:
+        raise UserError(f"unknown masks {name!r}; known are {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
 
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set masked weights to zero in place; call it behind each step of an optimiser to keep them there."""
+    """Set masked weights to zero in place, where `Masking` keeps them; raises UserError where they do not fit."""
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         parameter = parameters.get(name)
@@ -212,7 +260,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             there = "absent" if parameter is None else list(parameter.shape)
             shape = list(mask.shape)
             raise UserError(f"the mask of {name!r} has {shape}, the parameter is {there}: masks of another model")
-        parameter.mul_(mask.to(parameter))
+        parameter.masked_fill_(~mask.to(parameter.device), 0)
 
 
 def compression_ratio(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
@@ -237,14 +285,11 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 
     A batch is (images [B, C, H, W], labels int64 [B]). Raises UserError when there is none.
     """
-    right, count = {1: 0, 5: 0}, 0
+    found: list[dict[str, Tensor]] = []
     with evaluating(model):
         for images, labels in batches:
             logits = run_batch("accuracy", outputs, model, images)
-            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.to(logits.device)[:, None]
-            for top in right:
-                right[top] += int(hits[:, :top].any(1).sum())
-            count += len(labels)
-    if not count:
+            found.append(hits(logits, labels.to(logits.device)))
+    if not found:
         raise UserError("accuracy needs at least one batch of images and labels")
-    return {f"top{top}": hit / count for top, hit in right.items()}
+    return shares({name: torch.cat([batch[name] for batch in found]) for name in MEASURES})

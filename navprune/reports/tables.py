@@ -224,6 +224,16 @@ def pruning_table(pruning: dict) -> Table:
     return Table(("", "before", "after", "cut"), cells)
 
 
+def masks_table(checkpoints: Sequence[dict]) -> Table:
+    """Return what `navprune prune --masks --json` says of its checkpoints: a row for each ratio."""
+    cells = []
+    for found in checkpoints:
+        ratios, (every, left) = found["compression"], found["parameters"]
+        figures = significant(ratios["reached"]), significant(found["theoretical_speedup"]), percent(left / every)
+        cells.append((f"{ratios['asked']:g}", *figures))
+    return Table(("compression", "reached", "speed-up in theory", "parameters left"), cells)
+
+
 def probe_table(probe: dict) -> Table:
     """Return what `pruning.json` says under "probe": milliseconds of every block by the fit, and of the whole."""
     cells = []

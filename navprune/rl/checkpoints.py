@@ -1,8 +1,9 @@
 """Checkpoints: folders that are either whole or not there.
 
 A folder holds `weights.safetensors`, `spec.json`, `config.yaml`, `metrics.json`, and `trainer.pt` where
-training can go on from it. A run folder holds `checkpoints/FRAMES/`; the highest number is the latest, and its metrics
-name the best. The links `latest` and `best` are a courtesy to people: nothing here follows them.
+training can go on from it; under masks `masks.safetensors`. A run folder holds `checkpoints/FRAMES/`; the highest
+number is the latest, and its metrics name the best. The links `latest` and `best` are a courtesy to people: nothing
+here follows them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from navprune.rl.group import ENVIRONMENTS
 
 FILES = ("weights.safetensors", "spec.json", "config.yaml", "metrics.json", "trainer.pt")
 WEIGHTS, SPEC, CONFIG, METRICS, TRAINER = FILES
+MASKS = "masks.safetensors"
+"""Beside them where masks hold weights at zero."""
 PRUNED_FROM = "pruned_from"
 """In the metrics of a checkpoint that pruning wrote: the source."""
 PRUNING, WIDTHS, MILLISECONDS = "pruning.json", "widths.png", "milliseconds.png"  # beside these of a pruned network
@@ -61,13 +64,14 @@ def save_checkpoint(
     config: str = "",
     metrics: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint to `folder` in one piece, replacing the one that is there; returns the folder.
 
     `config` is YAML text, `metrics` JSON data, `trainer` what is needed to go on: nested dicts and lists of
-    numbers, strings, tensors and arrays. Raises UserError when it cannot be written (a full disk, say), the weights
-    are not finite, or the folder holds anything but a checkpoint; then nothing is left behind and what was there
-    before is intact.
+    numbers, strings, tensors and arrays, `masks` {parameter name: bool, of its shape}. Raises UserError when it cannot
+    be written (a full disk, say), the weights are not finite, or the folder holds anything but a checkpoint; then
+    nothing is left behind and what was there before is intact.
     """
     folder = Path(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
@@ -83,6 +87,8 @@ def save_checkpoint(
         stream = io.BytesIO()
         torch.save(pack({"format": TRAINER_FORMAT, **trainer}), stream)
         files[TRAINER] = stream.getvalue()
+    if masks:
+        files[MASKS] = safetensors.torch.save({name: mask.cpu().contiguous() for name, mask in masks.items()})
     check_replaceable(folder)
     write_folder(folder, files)
     return folder
@@ -169,7 +175,7 @@ def first_whole(run: Path, numbers: Sequence[int], read: Callable[[Path], Any]) 
 
 
 def _read_all(folder: Path) -> None:
-    read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder)
+    read_any_spec(folder), read_metrics(folder), read_config(folder), _read_weights(folder), read_masks(folder)
 
 
 def read_spec(folder: Path) -> PolicySpec:
@@ -193,6 +199,11 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> str:
     """Read the configuration of a checkpoint, YAML text; raises UserError when it is missing or cut off."""
     return _read(folder / CONFIG, lambda data: data.decode())
+
+
+def read_masks(folder: Path) -> dict[str, Tensor]:
+    """Read the masks of a checkpoint, {parameter name: bool}, none where it has none; raises UserError when cut off."""
+    return _read(folder / MASKS, safetensors.torch.load) if (folder / MASKS).exists() else {}
 
 
 def was_pruned(folder: Path) -> bool:
@@ -258,7 +269,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} is the folder we are in; choose another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, PRUNING, WIDTHS, MILLISECONDS}:
+    if folder.exists() and {path.name for path in folder.iterdir()} - {*FILES, MASKS, PRUNING, WIDTHS, MILLISECONDS}:
         raise UserError(f"{folder} holds other files; choose another folder")
 
 

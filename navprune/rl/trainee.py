@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from navprune.errors import UserError
 from navprune.rl.group import Group, part_of
@@ -21,7 +22,8 @@ class Trainee:
     """A network that learns on a device, with a generator that is in the same state in all workers of a `group`.
 
     `ended` are the measures of what came to its end (episodes, passes over images that were held out), each with two
-    numbers that put those of all workers in one order, until someone takes them.
+    numbers that put those of all workers in one order, until someone takes them. `weight_masks` say which weights
+    are held at zero (False), {parameter name: bool}; who holds them sets them.
     """
 
     unit = "frames"
@@ -49,6 +51,7 @@ class Trainee:
         self.generator, self.timers, self.bf16 = generator, timers, bf16
         self.group = group or Group()
         self.ended: list[tuple[int, int, dict[str, float]]] = []
+        self.weight_masks: Mapping[str, Tensor] = {}
 
     def reset(self) -> None:
         """Be ready for a run that begins."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
@@ -207,6 +207,8 @@ class Trainer:
             )
         self.learner = self._learner(phase)
         self.learner.load_state_dict(self.trainee.part_of(state["learner"]))
+        if not _same(checkpoints.read_masks(folder), self.trainee.weight_masks):
+            raise UserError(f"{folder} is of a run under other masks than those of init; use another run folder")
         if not self._checkpoint(self.best_frames).exists():  # a later one was better, and is lost
             self.best_score, self.best_frames = -1.0, self.frames
         if self.group.leads:
@@ -342,7 +344,9 @@ class Trainer:
                 metrics = {"frames": self.frames, "updates": self.updates, "phase": self.phase.name}
                 metrics |= {checkpoints.BEST_FRAMES: self.best_frames, **self.window.mean()}
                 folder, config = self._checkpoint(self.frames), self.config_yaml
-                checkpoints.save_checkpoint(folder, self.network, config=config, metrics=metrics, trainer=state)
+                checkpoints.save_checkpoint(
+                    folder, self.network, config=config, metrics=metrics, trainer=state, masks=self.trainee.weight_masks
+                )
                 self._tidy()
         self.saved_frames, self.saved_time = self.frames, time.monotonic()
 
@@ -394,6 +398,10 @@ class Trainer:
         self.group.say(f"stopped and saved; the same command{start} goes on from {saved}")
         if self.config.requeue and self.group.leads and self.stop == TIME_IS_UP:
             ask_for_another_turn()
+
+
+def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(tensor.equal(others[name]) for name, tensor in some.items())
 
 
 def default_device() -> str:
