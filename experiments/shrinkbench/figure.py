@@ -165,7 +165,7 @@ def scores(record: dict, measure: str) -> np.ndarray | None:
 def both(curves: Curves, pair: str, sides: Against, axis: str) -> np.ndarray | None:
     """Both sides, [2, seeds, images]: means over the ratios (or speed-ups), and of the seeds, that both have."""
     first, second = (curves.get((pair, side), NOTHING) for side in sides)
-    places = RATIOS if axis == COMPRESSION else SPEEDUPS
+    places: tuple[int, ...] = RATIOS if axis == COMPRESSION else SPEEDUPS
     if sides.first.strategy == DENSE:
         places = (1,) if axis == COMPRESSION else ()
     there = [at for at in ((first.at(place, axis), second.at(place, axis)) for place in places) if all(at)]
@@ -235,7 +235,7 @@ class Correlation(NamedTuple):
     """Of ranks, over so many strategies; p of ranks that have nothing to do with each other."""
 
     rho: float
-    count: int
+    strategies: int
     p: float
 
 
@@ -295,11 +295,11 @@ def between_axes(curves: Curves, pairs: list[str]) -> str:
 
 def ranked(table: Mapping[Key, Correlation | None]) -> dict[Key, str]:
     """Entries of a table of correlations, bold where they are shown; p-values are corrected together."""
-    p = holm({key: found.p for key, found in table.items() if found})  # type: ignore[type-var]
+    p = holm({key: found.p for key, found in table.items() if found})
     entries = {}
     for key, found in table.items():
         text = f"{found.rho:.2f}" if found else "-"
-        entries[key] = f"{f'**{text}**' if p[key] < LEVEL else text} (of {found.count})" if found else text
+        entries[key] = f"{f'**{text}**' if p[key] < LEVEL else text} (of {found.strategies})" if found else text
     return entries
 
 
