@@ -33,8 +33,8 @@ from navprune.pruning.prune import prune, weights_hash
 from navprune.pruning.structure import Structure, structure_of
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-FAMILY, SHARE, SEEDS = "cifar_resnet56", 0.5, range(5)
-ON_DIGITS = ("classifier.family=cifar_resnet56", "supervised.epochs=40")
+SHARE, SEEDS = 0.5, range(5)
+ON_DIGITS = ("supervised.epochs=40",)
 PAPER = GateConfig(expansion=1.25, penalty=0.5, target=0.5, learning_rate=0.01, stable=1.0)
 """Wang et al., AAAI 2020, for CIFAR; `stable=1` goes through all batches."""
 BATCH, PASSES, LONG = 128, 10, 40

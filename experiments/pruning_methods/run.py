@@ -8,7 +8,7 @@ from the repository's root. Ctrl-C lets the cells at work finish.
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -34,6 +34,7 @@ from navprune.pruning.losses import PPOTask, collect_observations, shuffled_batc
 from navprune.pruning.methods import GATES as LEARNED
 from navprune.pruning.prune import prune, weights_hash
 from navprune.pruning.recover import Distillation
+from navprune.rl.callbacks import Callback
 from navprune.rl.checkpoints import load_policy
 from navprune.rl.monitor import Timers
 from navprune.rl.ppo import PPO
@@ -153,7 +154,7 @@ def evidence(cell: Cell) -> Iterator[dict[str, Any]]:
         env.close()
 
 
-def train(policy: PointNavPolicy, cell: Cell) -> None:
+def train(policy: PointNavPolicy, cell: Cell, callbacks: Sequence[Callback] = ()) -> None:
     """From scratch: the library's warm start. Else: PPO, the trained agent teaching on its pupil's path."""
     env, frames = training_env(cell.seed), FRAMES[cell.protocol]
     generator = torch.Generator().manual_seed(cell.seed)
@@ -163,7 +164,7 @@ def train(policy: PointNavPolicy, cell: Cell) -> None:
         learner: WarmStart | PPO = WarmStart(actor, DATA, IMITATION)
     else:
         teacher = Distillation(load_policy(AGENT).policy, policy.spec, policy=LESSON, features=LESSON)
-        learner = PPO(actor, TUNING, [teacher])
+        learner = PPO(actor, TUNING, [teacher, *callbacks])
     for done in range(0, frames, learner.frames_per_update):
         learner.update(done / frames, done)
     env.close()

@@ -15,10 +15,10 @@ docs/statistics.md says how often such intervals and tests err.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ PART = 2**16
 RUNS, EPISODES, SCENES = 0, 1, 2
 """Streams of random numbers."""
 Floats = NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Spread(NamedTuple):
@@ -195,9 +196,9 @@ def worst_group(values: Floats, groups: Sequence[str]) -> tuple[str, float]:
     return str(names[np.argmin(means)]), min(means)
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979)."""
-    corrected, floor = {}, 0.0
+    corrected, floor = dict[Name, float](), 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         floor = max(floor, min(1.0, (len(p) - rank) * p[name]))
         corrected[name] = floor
