@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from navprune.pruning.masked import Masking
 
 from experiments.cells import work
 from experiments.pruning_methods import run as homes
@@ -41,6 +40,7 @@ from navprune.models.encoders import Encoder
 from navprune.models.modes import evaluating
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.losses import Evidence, classification_loss, labelled_batches
+from navprune.pruning.masked import Masking
 from navprune.pruning.masks import STRATEGIES, Masks, apply_masks, compression_ratio, theoretical_speedup
 from navprune.pruning.methods.base import BATCHES, LOSS
 from navprune.pruning.prune import weights_hash
