@@ -33,6 +33,9 @@ PATHS = (
     "pruning.evidence.images",
 )  # fmt: skip
 """Settings in which a leading ~ stands for the user's home."""
+OF_AGENTS = ("environments", "env", "simulator", "gpu", "data", "task", "agent", "warm_start", "ppo")
+OF_CLASSIFIERS = ("classifier", "supervised")
+"""Settings that the one or the other makes no use of."""
 NULLS = ("null", "~", "")
 """What stands for none where there may be none; elsewhere it is text."""
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -151,6 +154,10 @@ class Config:
             raise UserError(f"{empty[0]} is empty; name a folder")
         if self.images and self.trainer.total_frames != TrainerConfig.total_frames:
             raise UserError("trainer.total_frames is for agents; a classifier trains for supervised.epochs")
+        for name in OF_AGENTS if self.images else OF_CLASSIFIERS:
+            if getattr(self, name) != _usual(name):
+                whose = "agents, and images make this a classifier's" if self.images else "classifiers, without images"
+                raise UserError(f"{name} is for {whose}; leave it out, or give another --config")
         if self.simulator == "habitat_sim":
             object.__setattr__(self, "env", "habitat")
         if self.task.alpha_masks and self.env == "habitat":
@@ -314,11 +321,17 @@ def _keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, bool]
             yield from _keys(kinds[0], f"{prefix}{name}.")
 
 
+def _usual(name: str) -> Any:
+    """What a configuration has where nothing is said."""
+    item = next(item for item in dataclasses.fields(Config) if item.name == name)
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
 SCHEMA = dict(_keys(Config))
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     leaf = name.rpartition(".")[2]
     moved = [key for key in known if key.rpartition(".")[2] == leaf]
-    close = difflib.get_close_matches(name, moved or known, n=1, cutoff=0.0)
-    return f"did you mean {close[0]}?"
+    close = difflib.get_close_matches(name, moved or known, n=4 if moved else 1, cutoff=0.0)
+    return f"did you mean {' or '.join(close)}?"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from navprune.config import Config, load_config
+from navprune.config import Config, load_config, recipes
 from navprune.errors import UserError
 from navprune.evaluation.exported import FORMATS, read_exported
 from navprune.models.build import Spec, build, read_spec_file
@@ -157,8 +157,11 @@ def _unknown(text: str, path: Path) -> str:
     """What to say of a text that names nothing: what may be given, and what is spelt nearly so."""
     names = [name for names in NAMED.values() for name in names]
     beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(text, [*names, *beside], n=1, cutoff=0.75)
+    longer = [name for name in names if name.endswith(f"_{text}")]
+    close = longer or difflib.get_close_matches(text, [*names, *beside], n=1, cutoff=0.75)
     hint = f"; did you mean {close[0]}?" if close else ""
+    if text in recipes():
+        return f"{text} is a recipe and no network; give a network, and --config {text}"
     if not path.exists() and (path.suffix or path.name != text):
         return f"there is no file or folder {text}{hint or '; give one that exists'}"
     ends = {kind: ", ".join(end for end, of in SUFFIXES.items() if of == kind) for kind in (WEIGHTS_FILE, EXPORTED)}

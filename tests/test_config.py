@@ -53,7 +53,7 @@ def test_a_phase_can_be_turned_off():
     ("setting", "message"),
     [
         ("task.widht=3", "unknown key task.widht; did you mean task.width?"),
-        ("lr=3", "unknown key lr; did you mean ppo.lr?"),
+        ("lr=3", "unknown key lr; did you mean ppo.lr or"),
         ("warm_start.frame=3", "did you mean warm_start.frames?"),
         ("agent=resnet19", "no recipe agent/resnet19; did you mean resnet18?"),
         ("ppo=fast", "no recipe ppo/fast"),

@@ -96,13 +96,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.commands.evaluate import default_split, difference, opened, opened_any, run_evaluation
     from navprune.commands.evaluate_classifier import OpenedClassifier, run_classification
     from navprune.reports.tables import measure_table
-    from navprune.source import EXPORTED, Source
+    from navprune.source import Source
 
     source = Source.parse(options.network)
     config = source.config(options.config, options.settings)
     split = options.split or default_split(config)
-    own = source.place.name if source.kind == EXPORTED else source.place.stem  # not where its run has its own
-    out = options.out or (source.run or Path("runs") / own) / "evaluation" / split
+    out = options.out or (source.run or own_folder(source)) / "evaluation" / split
     network = opened_any(source, config, split)
     if isinstance(network, OpenedClassifier):
         asked = {name: getattr(options, field) for name, field in OF_AGENTS.items()}
@@ -111,6 +110,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         answer = run_classification(network, out).to_json(split)
         print(measure_table(answer).text())
         print(f"\n{answer['images']} images of {split}, {answer['images_per_second']:,.0f} a second; written to {out}")
+        print(f"checkpoint: {network.told['checkpoint'] or 'none'}")
         return answer
     against = opened(Source.parse(options.against), config) if options.against else None
     passed = {"source": network, "config": config, "split": split, "out": out, "against": against}
@@ -119,9 +119,21 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if result.against:
         print(f"\n{difference(result.against, options.against)}")
     print(f"\n{len(result.episodes)} episodes of {split}; written to {out}")
+    if network.told["checkpoint"]:
+        print(f"checkpoint: {network.told['checkpoint']}")
     for pictures in shown:
         print(f"  {pictures.map}\n  {pictures.video}")
     return result.to_json(split)
+
+
+def own_folder(source: Source) -> Path:
+    """Where the evaluations of what lies in no run are kept: below runs/, of runs/masked/8 in runs/masked-8."""
+    from navprune.source import EXPORTED
+
+    place, runs = source.place, Path("runs").absolute()
+    name = place.name if source.kind == EXPORTED else place.stem
+    within = place.parent.relative_to(runs).parts if place.is_relative_to(runs) else ()
+    return Path("runs") / "-".join([*within, name])
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:

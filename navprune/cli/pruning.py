@@ -132,7 +132,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     from navprune.pruning.search import shortfall
     from navprune.reports.tables import probe_table, pruning_table
     from navprune.rl.checkpoints import PRUNING
-    from navprune.source import Source
+    from navprune.source import FOLDER, WEIGHTS_FILE, Source
 
     given = {flag: value for flag in flags() if (value := getattr(options, flag.option)) is not None}
     paper = [f"pruning.{key}={value}" for key, value in PAPERS.get(options.paper, {}).items()]
@@ -159,6 +159,10 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     if result.report:
         print(f"\n{probe_table(answer[result.method]).text()}")
     tolerance = asked.tolerance if method.tolerance is None else method.tolerance
+    if result.method == "gates" and source.kind in (FOLDER, WEIGHTS_FILE):
+        note(f"gates are learned on random weights: of {source.text} the architecture alone counts")
+    elif config.images:
+        note("BatchNorm's statistics are those of the whole network, so that accuracy is low until it is trained on")
     if line := shortfall(budget, result.reached, tolerance, method.slack):
         note(line)
     if len({score for scores in result.scores.values() for score in scores.tolist()}) == 1:

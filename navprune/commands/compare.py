@@ -24,7 +24,7 @@ from navprune.reports.kinds import AGENT, CLASSIFIER, Kind
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, read_curve
 from navprune.reports.tables import ClassifierRow, EncoderRow, comparison_tables, describe, few_runs
-from navprune.rl.checkpoints import PRUNING
+from navprune.rl.checkpoints import PRUNING, read_masks
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import CONTROL, DEFAULT_RECIPE, FOLDER, Source, grouped
 
@@ -103,7 +103,7 @@ def run_comparison(
     rows = [row_of(each, found[each.name], split, latency, starred=each.name in differing) for each in entrants]
     trained = [entrant.name for entrant in entrants if not entrant.is_control]
     compared = comparisons({name: found[name] for name in trained if name not in differing}, kind, margin)
-    remarks = [*few_runs(rows), *(f"* {line}." for line in differing.values())]
+    remarks = [*few_runs(rows), *masked(entrants), *(f"* {line}." for line in differing.values())]
     texts = {"title": f"Comparison of {kind.network}s", "lead": describe(rows), **(texts or {})}
     report = Report(
         rows=rows,
@@ -116,6 +116,18 @@ def run_comparison(
     answer = {"rows": [asdict(row) for row in rows], "differences": differing, "comparisons": compared}
     text = "\n".join(["\n\n".join(table.text() for table in comparison_tables(rows, compared)), "", *remarks])
     return text.rstrip(), write_report(out, report), answer
+
+
+def masked(entrants: Sequence[Entrant]) -> list[str]:
+    """A line for each network whose weights masks hold at zero, which no cost and no time shows."""
+    lines = []
+    for entrant in entrants:
+        source = entrant.first[0].source
+        masks = read_masks(source.folder) if source.kind == FOLDER else {}
+        if gone := sum(int((~mask).sum()) for mask in masks.values()):
+            told = "it is counted and timed as the whole network that it runs as"
+            lines.append(f"{entrant.name}: masks hold {gone:,} weights at zero; {told}.")
+    return lines
 
 
 def read_all(groups: Mapping[str, Mapping[str, Source]], split: str | None) -> list[Entrant]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from navprune import machine
 from navprune.errors import UserError
-from navprune.installing import HABITAT_LAB, HABITAT_SIM, OPENCV
+from navprune.installing import HABITAT_LAB, HABITAT_SIM, IMAGES, OPENCV
 from navprune.progress import ProgressLine
 from navprune.scenes.files.episodes import (
     EpisodeTable,
@@ -88,7 +88,7 @@ class Finding(NamedTuple):
 
 def examine(data: Path) -> list[Finding]:
     """Look at Python, packages, simulators, compiler, accelerator, runtimes and the data sets below `data`."""
-    return [*_packages(), *_simulators(), *_machine(), *_runtimes(), *_data_sets(data)]
+    return [*_packages(), *_images(), *_simulators(), *_machine(), *_runtimes(), *_data_sets(data)]
 
 
 def _packages() -> Iterator[Finding]:
@@ -96,6 +96,13 @@ def _packages() -> Iterator[Finding]:
     for package in PACKAGES:
         version = _version(package)
         yield Finding(package, version is not None, version or "missing", f"pip install {package}, or run `make setup`")
+
+
+def _images() -> Iterator[Finding]:
+    version = _version("scikit-learn")
+    yield Finding(
+        "scikit-learn", version is not None, version or "not installed", f"for images.source=digits: {IMAGES}"
+    )
 
 
 def _simulators() -> Iterator[Finding]:

@@ -85,7 +85,7 @@ def export_classifier(source: Source, out: Path, options: ExportOptions) -> dict
 
 def told_of_images(spec: ClassifierSpec) -> dict[str, Any]:
     """The part of a classifier's contract that says what goes in and what comes out."""
-    meaning = "pixels as they are stored (bytes from 0 to 255), rows from the top, minus `mean`, over `deviation`"
+    meaning = "pixels as the data stores them (bytes: 0 to 255), rows from the top, minus `mean`, over `deviation`"
     images = {"name": IMAGES, "dtype": "float32", "shape": [BATCH, *spec.input], "meaning": meaning}
     scores = "of the classes; softmax makes probabilities of them"
     logits = {"name": LOGITS, "dtype": "float32", "shape": [BATCH, spec.classes], "meaning": scores}

@@ -60,11 +60,13 @@ def run_training(config: Config) -> TrainingResult:
         title = config.init or config.classifier.family
         classifier = check_fits(initial_network(config, classifier_of(config, images[0])), images[0], title)
         with _workers(config) as group:
+            _tell_idle(config, group)
             return _train_classifier(config, classifier, images, group)
     policy = initial_network(config)
     assert isinstance(policy, PointNavPolicy)
     check_sees(policy.spec.encoder, config)
     with _workers(config) as group:
+        _tell_idle(config, group)
         return _train_agent(config, policy, group)
 
 
@@ -143,6 +145,12 @@ def _train_classifier(
     masks, cuts = masking(config, classifier), gradual_pruning(config, classifier, frames, own.steps * own.batch)
     callbacks = _callbacks(penalty(config, frames), cuts, distillation(config, classifier), masks)
     phases = supervised_phase(own, callbacks)
+    held = len(images[1]) if images[1] else 0
+    size = sum(parameter.numel() for parameter in classifier.parameters())
+    group.say(
+        f"{classifier.spec.family}, {size:,} parameters: {len(images[0]):,} images {list(images[0].shape)} in "
+        f"{len(images[0].classes)} classes to learn from, {held:,} held out to measure"
+    )
     # Each pass over the images that are held out says what the network is worth by itself.
     trainer = replace(config.trainer, total_frames=total, window=1)
     result = train(classifier, images, trainer, phases, Path(config.run), _written(config), group, Reader)
@@ -195,6 +203,13 @@ def masking(config: Config, network: Network) -> Masking | None:
         raise UserError(f"{config.init} has masks, which the warm start does not hold; set warm_start=null")
     apply_masks(network, masks)
     return Masking(masks)
+
+
+def _tell_idle(config: Config, group: Group) -> None:
+    """Say so where a section `pruning` does nothing while a network trains."""
+    pruning = config.pruning
+    if pruning and not (pruning.budget or pruning.penalty or pruning.rewind or pruning.teacher):
+        group.say("pruning does nothing here: set pruning.budget, pruning.penalty or pruning.teacher, or pruning=null")
 
 
 def penalty(config: Config, frames: tuple[int, int]) -> Penalty | None:

@@ -64,8 +64,9 @@ class Estimate:
 
     def spread(self) -> Spread:
         """The value between the quantiles of the resamples."""
-        low, high = np.quantile(self.figures[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return Spread(self.value, float(low), float(high))
+        limits = np.quantile(self.figures[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low, high = np.where(np.abs(limits - self.value) < ROUNDING, self.value, limits).tolist()
+        return Spread(self.value, low, high)
 
     def at_least(self) -> float:
         """What the true value lies above with `CONFIDENCE`: the one-sided lower limit."""

@@ -183,6 +183,10 @@ class Supervised(GradientLearner):
             raise UserError(
                 f"supervised.batch is {config.batch}, which {reader.group.size} workers cannot share; use a multiple"
             )
+        if config.batch > len(reader.train):
+            raise UserError(
+                f"supervised.batch is {config.batch}, more than the {len(reader.train)} images to train on; use fewer"
+            )
         self.reader, self.config = reader, config
         self.total = config.frames(len(reader.train))
         self.latest: list[Draw] = []
