@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
@@ -21,7 +21,7 @@ from navprune.images.splits import TEST, TRAIN, open_images
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier
 from navprune.models.modes import evaluating
-from navprune.rl.checkpoints import load_classifier, save_checkpoint
+from navprune.rl.checkpoints import checkpoint_folder, load_classifier, numbered, save_checkpoint
 from navprune.rl.trainer import device_of
 
 BATCH = 256
@@ -43,21 +43,25 @@ def configured(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def trained(
-    recipe: str, overrides: Sequence[str] = (), init: nn.Module | Spec | None = None,
-    train: Callable[[Config], Any] = run_training,
-) -> Trained:  # fmt: skip
-    """Train by a recipe with `overrides`: from the weights of `init`, or anew where it is a spec or None."""
+    recipe: str, overrides: Sequence[str] = (), init: nn.Module | Spec | None = None, stage: float = 1.0
+) -> Trained:
+    """Train by a recipe with `overrides`: from the weights of `init`, or anew where it is a spec or None.
+
+    With a `stage` below 1 the network is that after this share of the training, and so are the seconds.
+    """
     with TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        given = []
+        given = ["trainer.checkpoint_seconds=0", f"trainer.keep_checkpoints={10**9}"] if stage < 1 else []
         if init is not None:
             network = init if isinstance(init, nn.Module) else build(init, 0)
             save_checkpoint(Path(folder) / "init", cast(Classifier, network))
             weights = str(isinstance(init, nn.Module)).lower()
-            given = [f"init={folder}/init", f"init_weights={weights}"]
+            given += [f"init={folder}/init", f"init_weights={weights}"]
         config = configured(recipe, [*overrides, *given, f"run={folder}/run"])
         began = time.process_time()
-        result = train(config)
-        return Trained(load_classifier(result.latest), time.process_time() - began)
+        result = run_training(config)
+        seconds = time.process_time() - began
+        frames = min(frames for frames in numbered(Path(config.run)) if frames >= stage * result.frames)
+        return Trained(load_classifier(checkpoint_folder(Path(config.run), frames)), stage * seconds)
 
 
 @torch.no_grad()
@@ -95,6 +99,6 @@ def training_batches(config: Config, size: int, generator: torch.Generator) -> l
     return [(images.views(rows), images.labels[rows]) for rows in order.split(size) if len(rows) == size]
 
 
-def settings(record: dict[str, Any]) -> str:
+def line_of(record: dict[str, Any]) -> str:
     """A record in one line, for looking at."""
     return json.dumps({name: value for name, value in record.items() if name != "right"})

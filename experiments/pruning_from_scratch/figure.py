@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.cells import Record, read, renewed
 from experiments.classifiers import unpacked
-from experiments.pruning_from_scratch.run import ARMS, DENSE, RESULTS, SCRATCH, SLIMMED, STAGES, TRAINED
+from experiments.pruning_from_scratch.run import ARMS, DENSE, LONGER, RESULTS, SCRATCH, SLIMMED, STAGES, TRAINED
 from navprune.evaluation.statistics import against, sample
 from navprune.reports import style
 
@@ -88,7 +88,7 @@ def structures_of(records: Sequence[Record]) -> dict[str, list[np.ndarray]]:
     dense = next(inner(record["widths"]) for record in records if record["arm"] == DENSE)
     found = defaultdict(list)
     for record in records:
-        if record["arm"] in (SCRATCH, SLIMMED, *TRAINED.values()) or record["arm"].startswith(SCRATCH):
+        if record["arm"] in (SCRATCH, LONGER, SLIMMED, *TRAINED.values()):
             found[record["arm"]].append(inner(record["widths"]) / dense)
     return found
 

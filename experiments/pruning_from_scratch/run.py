@@ -11,7 +11,7 @@ import argparse
 import datetime
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from experiments.cells import read, work
-from experiments.classifiers import DIGITS, answers, configured, settings, trained, training_batches
+from experiments.classifiers import DIGITS, answers, configured, line_of, trained, training_batches
+from navprune.commands.classification import classifier_of, training_images
 from navprune.config import Config
-from navprune.images.splits import TRAIN, open_images
 from navprune.models.build import build
-from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
-from navprune.pruning.config import GateConfig, PruningConfig, budget_of
+from navprune.models.classifiers import Classifier, ClassifierSpec
+from navprune.pruning.config import PAPERS, GateConfig, PruningConfig, budget_of
 from navprune.pruning.losses import Evidence, classification_loss
 from navprune.pruning.methods.base import Context, chosen_units
 from navprune.pruning.methods.gates import expanded, gated, learn_gates
@@ -35,9 +35,10 @@ from navprune.pruning.structure import Structure, structure_of
 RESULTS = Path(__file__).parent / "results.jsonl"
 SHARE, SEEDS = 0.5, range(5)
 ON_DIGITS = ("supervised.epochs=40",)
-PAPER = GateConfig(expansion=1.25, penalty=0.5, target=0.5, learning_rate=0.01, stable=1.0)
-"""Wang et al., AAAI 2020, for CIFAR; `stable=1` goes through all batches."""
-BATCH, PASSES, LONG = 128, 10, 40
+PUBLISHED = PAPERS["cifar"]
+PAPER = GateConfig(penalty=PUBLISHED["gates.penalty"], stable=PUBLISHED["gates.stable"])
+"""Wang et al., AAAI 2020; what else they set is the default."""
+BATCH, PASSES, LONG = int(PUBLISHED["evidence.batch_size"]), int(PUBLISHED["evidence.epochs"]), 40
 """Images of a step, passes over the images as published, and more where a pass is ten steps instead of 390."""
 SLIMMING = 1e-3
 """Strength of the penalty of network slimming: 1e-4 of Liu et al. (ICCV 2017), whose steps go through a momentum of
@@ -46,7 +47,7 @@ STAGES = (0.1, 0.5, 1.0)
 """Shares of a training after which gates are learned on its weights."""
 
 DENSE, UNIFORM, SCRATCH, LONGER = "dense", "uniform", "scratch", "scratch, 40 passes"
-SLIMMED, SLIMMED_FRESH = "slimming, fine-tuned", "slimming, new weights"
+SLIMMED = "slimming"
 TRAINED = {stage: f"gates after {stage:.0%} of training" for stage in STAGES}
 ARMS = (DENSE, UNIFORM, SCRATCH, LONGER, SLIMMED, *TRAINED.values())
 
@@ -93,7 +94,7 @@ def main() -> None:
         task, results = Task(DIGITS, (*ON_DIGITS, *options.set), (PASSES, LONG)), RESULTS
     done = {Cell(record["arm"], record["seed"]) for record in read(results)}
     left = [cell for cell in grid(task) if cell not in done][: options.cells]
-    work("pruning from scratch", left, options.workers, partial(measure, task), results, settings)
+    work("pruning from scratch", left, options.workers, partial(measure, task), results, line_of)
 
 
 def grid(task: Task) -> list[Cell]:
@@ -106,8 +107,7 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
     """Search, train, and answer the test images: one record of all that a cell comes to."""
     torch.set_num_threads(1)
     config, seeded = task.config, f"trainer.seed={cell.seed}"
-    assert config.images is not None
-    spec = dense_spec(config)
+    spec = classifier_of(config, training_images(config)[0])
     learn = partial(trained, task.recipe)
     fresh = (*task.overrides, seeded)
     found: dict[str, Any] = {"trainings": {}}
@@ -144,24 +144,16 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
     else:
         stage = next((stage for stage, arm in TRAINED.items() if arm == cell.arm), 0.0)
         wide = cast(ClassifierSpec, expanded(spec, PAPER.expansion))
-        before = learn((*fresh, task.epochs(stage)), wide) if stage else None
-        network = before.network if before else build(wide, cell.seed)
+        network, before = learn(fresh, wide, stage) if stage else (build(wide, cell.seed), 0.0)
         initial, passes = weights_hash(network), task.passes[cell.arm == LONGER]
         began = time.process_time()
         small, gates = searched(network, spec, batches(config, cell.seed, passes))
-        found |= {"search_seconds": time.process_time() - began + (before.seconds if before else 0.0)}
+        found |= {"search_seconds": time.process_time() - began + before}
         share = structure_of(build(spec, 0)).shares(small.widths)["macs"]
         retrain(small, share)
         found |= {"widths": dict(small.widths), "reached": {"macs": share}, "gates": gates, "initial": initial}
     about = {"torch": torch.__version__, "date": str(datetime.date.today())}
     return {"arm": cell.arm, "seed": cell.seed, **found, **about}
-
-
-def dense_spec(config: Config) -> ClassifierSpec:
-    """The network that is cut, for the images at hand."""
-    assert config.images is not None
-    images, own = open_images(config.images, TRAIN), config.classifier
-    return classifier_spec(own.family, len(images.classes), images.shape, own.width)
 
 
 def batches(config: Config, seed: int, passes: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -189,11 +181,6 @@ def slim_spec(dense: ClassifierSpec, wide: Structure, keep: dict[str, torch.Tens
     """The dense spec with the widths that stay of the wide network."""
     left: dict[str, int] = wide.widths_of(keep)
     return replace(dense, widths={name: left[name] for name in dense.widths})
-
-
-def widths_of(records: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """The widths that each record's search came to, in the order of the layers."""
-    return [[*record["widths"].values()] for record in records]
 
 
 if __name__ == "__main__":

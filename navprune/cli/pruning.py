@@ -141,8 +141,7 @@ def _prune(options: argparse.Namespace) -> dict[str, Any]:
     before = ["pruning=null"] if options.config is None else []
     asked = _asked(source, options.config, [*before, *paper, *options.settings], given)
     config = source.config(options.config, options.settings)
-    if config.pruning and config.pruning.budget:
-        config = replace(config, pruning=None)  # the training that follows begins with what is cut
+    config = replace(config, pruning=None)  # the training that follows begins with what is cut or masked
     if options.masks is not None or options.compression is not None:
         return _mask(options, asked, config, [*given])
     method, budget = method_for(asked), budget_of(asked, KNOWN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from navprune.config import Config
 from navprune.errors import UserError
 from navprune.images.config import ImagesConfig
@@ -19,8 +21,11 @@ def images_of(config: Config) -> ImagesConfig:
 
 
 def images_to_look_at(source: str | None, config: Config) -> ImagesConfig | None:
-    """The images that pruning looks at: all to train on of the named source, else what the configuration trains on."""
-    return ImagesConfig(source=source, validation=0, test=0) if source else config.images
+    """The images that pruning looks at: those that the configuration trains on or, of the named `source`, their like.
+
+    Either way what is held out, and what is tested on, is not among them.
+    """
+    return replace(config.images or ImagesConfig(), source=source) if source else config.images
 
 
 def training_images(config: Config) -> tuple[Images, Images | None]:

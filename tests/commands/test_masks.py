@@ -5,9 +5,8 @@ import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from labelled import Noise
+from labelled_images import npz
 from pruning.test_masked import held
 
 from navprune.cli import main
@@ -32,11 +31,12 @@ CLASSIFIER = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def images(monkeypatch):
-    """The images of every configuration that names some."""
-    for room in ("evidence", "prune", "classification"):
-        monkeypatch.setattr(f"navprune.commands.{room}.open_images", lambda *_: Noise())
+@pytest.fixture(scope="module", autouse=True)
+def images(tmp_path_factory):
+    """The file of images that the classifier's configuration names."""
+    CLASSIFIER.append(f"images.source={npz(tmp_path_factory.mktemp('images') / 'set.npz', 32, 4, (3, 8, 8))}")
+    yield
+    CLASSIFIER.pop()
 
 
 def prune(source, masks, compression, out, *more):
@@ -138,9 +138,7 @@ def test_masks_of_a_source_that_do_not_last_are_told(tmp_path, capsys):
 
 
 def test_labelled_images_of_a_file_go_before_those_of_the_configuration(tmp_path):
-    file = tmp_path / "set.npz"
-    np.savez(file, images=np.random.default_rng(0).random((8, 1, 8, 8), np.float32), labels=np.arange(8) % 3)
-    more = ["--images", str(file), "--batch-size", "8"]
+    more = ["--images", str(npz(tmp_path / "other.npz", 30, 3)), "--batch-size", "8"]
     assert prune(CLASSIFIER, "global-magnitude-gradient", "2", tmp_path / "masked", *more) == 0
     spec = load_network(tmp_path / "masked").spec
     assert (spec.input, spec.classes) == ((1, 8, 8), 3)

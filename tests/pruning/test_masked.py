@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from labelled import CLASSES, SHAPE, Noise
 from rl.conftest import Corridor, tiny_policy
+from rl.patterns import CLASSES, SHAPE, Patterns
 from rl.run_folders import PPO, RUN, same
 
 from navprune.errors import UserError
@@ -58,7 +58,7 @@ class Spy(Callback):
 
 def classify(folder, network, callbacks, config):
     trainer = replace(RUN, total_frames=config.frames(24), window=1)
-    data = Noise(), None
+    data = Patterns(24), None
     return train(network, data, trainer, supervised_phase(config, callbacks), folder, trainee=Reader)
 
 
