@@ -152,12 +152,12 @@ class Config:
         check_fields("", self)
         if empty := [key for key, folder in (("run", self.run), ("data.folder", self.data.folder)) if not folder]:
             raise UserError(f"{empty[0]} is empty; name a folder")
-        if self.images and self.trainer.total_frames != TrainerConfig.total_frames:
-            raise UserError("trainer.total_frames is for agents; a classifier trains for supervised.epochs")
         for name in OF_AGENTS if self.images else OF_CLASSIFIERS:
             if getattr(self, name) != _usual(name):
                 whose = "agents, and images make this a classifier's" if self.images else "classifiers, without images"
                 raise UserError(f"{name} is for {whose}; leave it out, or give another --config")
+        if self.images and self.trainer.total_frames != TrainerConfig.total_frames:
+            raise UserError("trainer.total_frames is for agents; a classifier trains for supervised.epochs")
         if self.simulator == "habitat_sim":
             object.__setattr__(self, "env", "habitat")
         if self.task.alpha_masks and self.env == "habitat":

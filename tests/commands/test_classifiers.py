@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from navprune.cli import main
+from navprune.commands.classification import images_to_look_at
+from navprune.config import load_config
+from navprune.images.splits import open_images
 from navprune.rl.checkpoints import load_classifier, load_network, numbered, read_masks
 
 TINY = ["classifier.family=cifar_resnet20", "classifier.width=0.25", "supervised.batch=64", "trainer.workers=1",
@@ -128,6 +131,9 @@ def test_what_makes_no_sense_is_one_line(runs, settings, tmp_path, capsys):
         ["train", *settings, "trainer.total_frames=99", f"run={tmp_path}/new"],
         ["train", *settings, "supervised.batch=65", "trainer.workers=2", f"run={tmp_path}/new"],
         ["train", *settings, "trainer.seed=7", f"run={copied}"],
+        ["train", *settings, "agent=resnet50", f"run={tmp_path}/new"],
+        ["train", *settings, "supervised.batch=5000", f"run={tmp_path}/new"],
+        ["train", "--config", "pointnav", "supervised.lr=0.1", f"run={tmp_path}/new"],
         ["evaluate", str(copied), "--greedy"],
         ["evaluate", str(copied), "--split", "elsewhere"],
         ["latency", str(copied), "--step"],
@@ -136,6 +142,29 @@ def test_what_makes_no_sense_is_one_line(runs, settings, tmp_path, capsys):
         assert main(arguments) == 2
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("navprune: ")]
         assert len(errors) == 1, arguments
+
+
+def test_what_prepared_a_cut_is_not_paid_behind_it(runs, settings, tmp_path):
+    penalised, cut = tmp_path / "penalised", tmp_path / "cut"
+    penalty = ["pruning.penalty=norm-scale", "pruning.strength=0.01"]
+    ask(tmp_path, "train", *settings, *penalty, "supervised.epochs=1", f"run={penalised}")
+    for asked in (
+        ["--method", "norm-scale", "--budget", "macs=0.5"],
+        ["--masks", "global-magnitude", "--compression", "2"],
+    ):
+        ask(tmp_path, "prune", penalised, *asked, "--out", cut)
+        assert load_config(str(cut / "config.yaml")).pruning is None
+    assert load_config(str(penalised / "latest" / "config.yaml")).pruning.penalty == "norm-scale"
+
+
+@pytest.mark.parametrize("recipe", ["digits_resnet20", "pointnav"])
+def test_what_pruning_looks_at_is_neither_tested_on_nor_held_out(recipe):
+    config = load_config(recipe)
+    named = images_to_look_at("digits", config)
+    looked, *others = (open_images(named, split) for split in ("train", "val", "test"))
+    assert all(not {*looked.rows.tolist()} & {*other.rows.tolist()} for other in others)
+    if config.images:
+        assert looked.rows.equal(open_images(config.images, "train").rows)
 
 
 def test_two_workers_learn_what_one_does(settings, tmp_path):
