@@ -35,12 +35,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         """[B, C, h, w] -> the same."""
         if self.sum is None or not self.training:
             return super().forward(input)
-        mean, variance, count = _moments(input.detach(), self.sum)
+        x = input.to(self.running_mean.dtype)  # bfloat16, which autocast hands on, would round a count
+        mean, variance, count = _moments(x.detach(), self.sum)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)  # that of the sample is unbiased
             self.num_batches_tracked.add_(1)
-        return _BatchNorm.apply(input, self.weight, self.bias, mean, variance, count, self.eps, self.sum)
+        output: Tensor = _BatchNorm.apply(x, self.weight, self.bias, mean, variance, count, self.eps, self.sum)
+        return output.to(input.dtype)
 
 
 def _moments(x: Tensor, sum: Sum) -> tuple[Tensor, Tensor, Tensor]:

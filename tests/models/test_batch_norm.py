@@ -78,6 +78,27 @@ def test_a_large_mean_costs_the_variance_no_digits():
         torch.testing.assert_close(variance.double(), exact.running_var, rtol=1e-5, atol=0)
 
 
+def test_of_bfloat16_moments_and_gradients_are_those_of_float32():
+    """A count of 1,029 pixels, which bfloat16 has no digits for."""
+    x, slopes = (images(49, seed, 1.0, (CHANNELS, 3, 7)).bfloat16() for seed in (0, 1))
+    exact = learned(shaken(nn.BatchNorm2d(CHANNELS)), x.float(), slopes.float())
+
+    def work(group):
+        norm = shaken(BatchNorm2d(CHANNELS))
+        norm.sum = group.sum
+        rows = slice(0, 20) if group.rank else slice(20, 49)
+        return learned(norm, x[rows], slopes[rows])
+
+    second, first = together(2, work)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(first[name], exact[name], rtol=1e-5, atol=1e-6)
+    for name in ("output", "input"):
+        found = torch.cat([first[name], second[name]])
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, exact[name].bfloat16(), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(first["weight"] + second["weight"], exact["weight"], rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_are_those_of_the_function():
     norm = shaken(BatchNorm2d(CHANNELS)).double()
     norm.sum = lambda value: value
