@@ -26,6 +26,11 @@ def cores() -> int:
     return max(1, count)
 
 
+def workers_here() -> int:
+    """Processes of a training that share this machine, this one among them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def place() -> tuple[str, tuple[int, ...]]:
     """This machine's name and the cores that this process is bound to: what processes that share cores have alike."""
     return socket.gethostname(), tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()

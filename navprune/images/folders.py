@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from navprune.errors import UserError, plain
 from navprune.images.sources import Source
 from navprune.images.views import cut
-from navprune.machine import cores
+from navprune.machine import cores, workers_here
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """As torchvision's ImageFolder, in any case."""
@@ -153,5 +154,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _each(function: Callable[..., Answer], *items: Iterable) -> list[Answer]:
     """What a function makes of items, on a few threads."""
-    with ThreadPoolExecutor(min(cores(), 16)) as pool:
-        return list(pool.map(function, *items))
+    return list(_pool(min(max(1, cores() // workers_here()), 16)).map(function, *items))
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for the next batch: to begin them takes as long as to decode a few small images."""
+    return ThreadPoolExecutor(threads)

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from labelled_images import image_folder
 from PIL import Image
 
 from navprune.errors import UserError
+from navprune.images import folders
 from navprune.images.folders import DEVIATION, MEAN, read_folder
 
 
@@ -105,6 +108,18 @@ def test_an_image_that_does_not_decode_is_named(tmp_path):
         with pytest.raises(UserError, match=r"class_1/6.jpg: is no image or a damaged one"):
             pixels.whole(torch.arange(18))
         assert pixels.whole(torch.arange(6)).shape == (6, 3, 32, 32)
+
+
+def test_threads_are_kept_and_workers_share_the_cores(tmp_path, monkeypatch):
+    pixels = read_folder(image_folder(tmp_path), 8).pixels
+    begun = []
+    monkeypatch.setattr(folders, "cores", lambda: 9)
+    monkeypatch.setattr(folders, "ThreadPoolExecutor", lambda count: begun.append(count) or ThreadPoolExecutor(1))
+    for count in ("1", "1", "4", "99"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        pixels.whole(torch.arange(3))
+    folders._pool.cache_clear()
+    assert begun == [9, 2, 1]
 
 
 def test_images_of_different_sizes_need_one_to_be_brought_to(tmp_path):
