@@ -95,7 +95,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """
     from navprune.commands.evaluate import default_split, difference, opened, opened_any, run_evaluation
     from navprune.commands.evaluate_classifier import OpenedClassifier, run_classification
-    from navprune.reports.tables import measure_table
+    from navprune.reports.tables import few_classes, measure_table
     from navprune.source import Source
 
     source = Source.parse(options.network)
@@ -109,7 +109,8 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{unused[0]} is for agents, and {source.text} is a classifier; leave it out")
         answer = run_classification(network, out).to_json(split)
         print(measure_table(answer).text())
-        print(f"\n{answer['images']} images of {split}, {answer['images_per_second']:,.0f} a second; written to {out}")
+        print("".join(f"\n{line}" for line in few_classes(answer)))
+        print(f"{answer['images']} images of {split}, {answer['images_per_second']:,.0f} a second; written to {out}")
         print(f"checkpoint: {network.told['checkpoint'] or 'none'}")
         return answer
     against = opened(Source.parse(options.against), config) if options.against else None

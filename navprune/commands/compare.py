@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from navprune.files import check_writable
 from navprune.reports.kinds import AGENT, CLASSIFIER, Kind
 from navprune.reports.page import Picture, Report, write_report
 from navprune.reports.plots import Curve, read_curve
-from navprune.reports.tables import ClassifierRow, EncoderRow, comparison_tables, describe, few_runs
+from navprune.reports.tables import Row, comparison_tables, describe, few_classes, few_runs
 from navprune.rl.checkpoints import PRUNING, read_masks
 from navprune.simulator.scene import SceneLibrary
 from navprune.source import CONTROL, DEFAULT_RECIPE, FOLDER, Source, grouped
@@ -103,7 +103,8 @@ def run_comparison(
     rows = [row_of(each, found[each.name], split, latency, starred=each.name in differing) for each in entrants]
     trained = [entrant.name for entrant in entrants if not entrant.is_control]
     compared = comparisons({name: found[name] for name in trained if name not in differing}, kind, margin)
-    remarks = [*few_runs(rows), *masked(entrants), *(f"* {line}." for line in differing.values())]
+    remarks = [*few_runs(rows), *few_classes(rows[0].evaluation), *masked(entrants)]
+    remarks += [f"* {line}." for line in differing.values()]
     texts = {"title": f"Comparison of {kind.network}s", "lead": describe(rows), **(texts or {})}
     report = Report(
         rows=rows,
@@ -113,7 +114,7 @@ def run_comparison(
         episodes=shown,
         **{**texts, "limits": [*texts.get("limits", ()), *remarks]},
     )
-    answer = {"rows": [asdict(row) for row in rows], "differences": differing, "comparisons": compared}
+    answer = {"rows": [row.to_json() for row in rows], "differences": differing, "comparisons": compared}
     text = "\n".join(["\n\n".join(table.text() for table in comparison_tables(rows, compared)), "", *remarks])
     return text.rstrip(), write_report(out, report), answer
 
@@ -209,19 +210,17 @@ def measured(
     return found, shown
 
 
-def row_of(
-    entrant: Entrant, found: Results, split: str | None, latency: Sequence[dict], *, starred: bool
-) -> EncoderRow:
+def row_of(entrant: Entrant, found: Results, split: str | None, latency: Sequence[dict], *, starred: bool) -> Row:
     """The row of a network, whose cost and milliseconds are those of its first run; `starred` ones have a remark."""
     given, config = entrant.first
-    make = ClassifierRow if given.kind is CLASSIFIER else EncoderRow
-    return make(
+    return Row(
         f"{entrant.name}*" if starred else entrant.name,
         cost_json(given.timed.spec) if given.timed else None,
         found[0].over(found).to_json(split or default_split(config)),
         [row for row in latency if row["model"] == entrant.name],
         [] if entrant.is_control else [network.source.text for network, _ in entrant.runs.values()],
         spread_out(found, given.kind),
+        given.kind,
     )
 
 

@@ -19,7 +19,7 @@ from navprune.files import write_file
 from navprune.reports import plots
 from navprune.reports.kinds import Kind, listed, sentence
 from navprune.reports.plots import Curve
-from navprune.reports.tables import EncoderRow, comparison_tables, cost_table, kind_of, latency_table
+from navprune.reports.tables import Row, comparison_tables, cost_table, kind_of, latency_table
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -38,7 +38,7 @@ class Report:
     """All that a page says; empty parts are left out."""
 
     title: str
-    rows: Sequence[EncoderRow]
+    rows: Sequence[Row]
     lead: str = ""
     """One paragraph: what was asked, and the answer."""
     limits: Sequence[str] = ()

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from navprune.errors import UserError
 from navprune.reports import style
-from navprune.reports.tables import EncoderRow, kind_of
+from navprune.reports.tables import Row, kind_of
 
 TITLES = {"macs": "MACs", "latency": "milliseconds"}
 """What measures are called in titles, where not as in budgets."""
@@ -81,7 +81,7 @@ def running_mean(values: np.ndarray, count: int) -> np.ndarray:
     return (total[ends] - total[starts]) / (ends - starts)
 
 
-def plot_scores(path: str | Path, rows: Sequence[EncoderRow], by: str = "macs", runtime: str = "eager") -> None:
+def plot_scores(path: str | Path, rows: Sequence[Row], by: str = "macs", runtime: str = "eager") -> None:
     """Draw SPL (of classifiers top-1) with its interval against multiply-accumulates, or milliseconds at batch 1.
 
     `by` is "macs" or "latency".

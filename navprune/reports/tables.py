@@ -5,12 +5,13 @@ Rows come as the plain data that the commands write with --json: `cost`, `evalua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
 
-from navprune.reports.kinds import AGENT, CLASSIFIER, Figure, Kind
+from navprune.images.measures import PLACES, TOP5
+from navprune.reports.kinds import AGENT, Figure, Kind
 
 MISSING = "–"
 FEW = 5
@@ -18,10 +19,8 @@ FEW = 5
 
 
 @dataclass(frozen=True)
-class EncoderRow:
-    """All that was measured of one agent; what does not apply, as the cost of a control, is left out."""
-
-    kind: ClassVar[Kind] = AGENT
+class Row:
+    """All that was measured of one network; what does not apply, as the cost of a control, is left out."""
 
     name: str
     cost: dict | None = None
@@ -33,7 +32,13 @@ class EncoderRow:
     runs: Sequence[str] = ()
     """The trainings that it was evaluated in; of a control none."""
     statistics: dict | None = None
-    """{"scenes": count, measure: {"iqm": {"mean", "low", "high"}, "worst_scene": {"scene", "mean"}}}."""
+    """{"scenes": count, measure: {"iqm": {"mean", "low", "high"}, "worst_scene": {"scene", "mean"}}}; of a classifier
+    with classes in place of scenes."""
+    kind: Kind = AGENT
+
+    def to_json(self) -> dict:
+        """Return all of it but the kind."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "kind"}
 
     def macs(self) -> float | None:
         """Return multiply-accumulates in Gi by the convention of table 1, of a classifier all of them in millions."""
@@ -57,13 +62,6 @@ class EncoderRow:
 
 
 @dataclass(frozen=True)
-class ClassifierRow(EncoderRow):
-    """The same of a classifier; its statistics tell classes in place of scenes."""
-
-    kind = CLASSIFIER
-
-
-@dataclass(frozen=True)
 class Table:
     """A header and rows of finished cells; the first column is text, the others are numbers."""
 
@@ -84,19 +82,21 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in (self.columns, rule, *self.rows))
 
 
-def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
+def encoder_table(rows: Sequence[Row], runtime: str = "eager") -> Table:
     """Return the table of encoders or classifiers; savings are of MACs, against the first row that has a cost."""
     kind = kind_of(rows)
     baseline = next((row for row in rows if row.macs()), None)
     sizes = sorted({time["batch_size"] for row in rows for time in row.latency}) or [1, 8]
+    few = any(few_classes(row.evaluation) for row in rows)
+    columns = [column for column in kind.columns if not (few and column.measure == TOP5)]
     head = [kind.network, kind.macs.title, "saving", kind.parameters.title]
-    for column in kind.columns:
+    for column in columns:
         head += [column.title, "95 % interval"] if column.interval else [column.title]
     cells = []
     for row in rows:
         saving = percent(saving_of(row, baseline))
         line = [row.name, significant(row.macs()), saving, significant(row.parameters())]
-        for column in kind.columns:
+        for column in columns:
             found = row.measure(column.measure)
             line.append(column.form(found["mean"]) if found else MISSING)
             line += [reach(found)] if column.interval else []
@@ -104,19 +104,19 @@ def encoder_table(rows: Sequence[EncoderRow], runtime: str = "eager") -> Table:
     return Table((*head, *(f"ms, batch {size}" for size in sizes)), cells)
 
 
-def kind_of(rows: Sequence[EncoderRow]) -> Kind:
+def kind_of(rows: Sequence[Row]) -> Kind:
     """Return what rows of one table are about."""
     return rows[0].kind if rows else AGENT
 
 
-def comparison_tables(rows: Sequence[EncoderRow], comparisons: Mapping, runtime: str = "eager") -> list[Table]:
+def comparison_tables(rows: Sequence[Row], comparisons: Mapping, runtime: str = "eager") -> list[Table]:
     """Return all tables of `navprune compare`: of encoders, of their runs and scenes, and against the first one."""
     spread = [spread_table(rows)] if any(row.statistics for row in rows) else []
     against = [against_table(comparisons, kind_of(rows))] if comparisons else []
     return [encoder_table(rows, runtime), *spread, *against]
 
 
-def spread_table(rows: Sequence[EncoderRow]) -> Table:
+def spread_table(rows: Sequence[Row]) -> Table:
     """Return how the first measure of each network spreads over its runs and scenes, or classes."""
     kind = kind_of(rows)
     group, cells = kind.groups[0], []
@@ -144,7 +144,7 @@ def against_table(comparisons: Mapping, kind: Kind = AGENT) -> Table:
     return Table((head, "difference", "95 % interval", "p", *wins_head, "at least, 95 % sure", test), cells)
 
 
-def few_runs(rows: Sequence[EncoderRow]) -> list[str]:
+def few_runs(rows: Sequence[Row]) -> list[str]:
     """Return what a reader must know of intervals over few runs or a single scene."""
     kind = kind_of(rows)
     counts = sorted({len(row.runs) for row in rows if row.runs and row.statistics})
@@ -161,6 +161,12 @@ def few_runs(rows: Sequence[EncoderRow]) -> list[str]:
     return lines
 
 
+def few_classes(evaluation: Mapping | None) -> list[str]:
+    """Return why tables leave top-5 out, where an evaluation is of so few classes that it says nothing."""
+    few = evaluation is not None and evaluation.get("classes", math.inf) <= PLACES[TOP5]
+    return ["top-5 is left out: of five classes or fewer it is always 1."] if few else []
+
+
 def reach(spread: Mapping | None, form: str = ".3f") -> str:
     """Write an interval, from {"low", "high"}."""
     return f"{spread['low']:{form}} to {spread['high']:{form}}" if spread else MISSING
@@ -171,13 +177,13 @@ def chance(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def saving_of(row: EncoderRow, baseline: EncoderRow | None) -> float | None:
+def saving_of(row: Row, baseline: Row | None) -> float | None:
     """Return the share of the baseline's multiply-accumulates that `row` does without; None for itself."""
     before, after = baseline.macs() if baseline else None, row.macs()
     return None if row is baseline or not before or after is None else 1 - after / before
 
 
-def describe(rows: Sequence[EncoderRow]) -> str:
+def describe(rows: Sequence[Row]) -> str:
     """Return a sentence for each network behind the first: what it saves on paper and on the clock, what it reaches."""
     kind, seeing = kind_of(rows), [row for row in rows if row.cost]
     sentences = []
@@ -230,7 +236,9 @@ def latency_table(rows: Sequence[dict]) -> Table:
 
 def measure_table(evaluation: dict) -> Table:
     """Return the means of what `navprune evaluate --json` says, with their intervals."""
-    cells = [(name.replace("_", " "), f"{m['mean']:.3f}", reach(m)) for name, m in evaluation["measures"].items()]
+    few, measures = few_classes(evaluation), evaluation["measures"].items()
+    shown = [(name, measure) for name, measure in measures if not (few and name == TOP5)]
+    cells = [(name.replace("_", " "), f"{measure['mean']:.3f}", reach(measure)) for name, measure in shown]
     return Table(("measure", "mean", "95 % interval"), cells)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from navprune.evaluation.evaluate import Recording
-from navprune.reports.tables import EncoderRow
+from navprune.reports.tables import Row
 from navprune.scenes.files.episodes import Episode
 
 
@@ -75,7 +75,7 @@ def row(name, spl, reward, macs=None, parameters=None, milliseconds=()):
     score = {"iqm": {"mean": spl + 0.01, "low": spl, "high": spl + 0.02}}
     score["worst_scene"] = {"scene": "gibson/Cantwell.glb", "mean": spl / 2}
     statistics = {"scenes": 14, "spl": score, "success": score}
-    return EncoderRow(name, cost, evaluation, latency, [f"{name}_s1", f"{name}_s2"] if cost else [], statistics)
+    return Row(name, cost, evaluation, latency, [f"{name}_s1", f"{name}_s2"] if cost else [], statistics)
 
 
 @pytest.fixture
