@@ -3,14 +3,13 @@
 import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 
-from navprune.commands.classification import classifier_of, images_to_look_at
+from navprune.commands.classification import images_to_look_at
 from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
 from navprune.costs.counting import cost_json
@@ -20,7 +19,7 @@ from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
 from navprune.images.splits import TRAIN, open_images
 from navprune.models.build import Spec
-from navprune.models.classifiers import Classifier, ClassifierSpec
+from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
 from navprune.models.policy import PointNavPolicy
 from navprune.progress import say_once
 from navprune.pruning.config import (
@@ -37,14 +36,13 @@ from navprune.pruning.methods.base import BATCHES, CLOCK
 from navprune.pruning.prune import PruningResult, prune
 from navprune.reports.plots import milliseconds_figure, widths_figure
 from navprune.rl.checkpoints import (
-    FACTS,
     MILLISECONDS,
     PRUNED_FROM,
     PRUNING,
     WIDTHS,
     check_replaceable,
+    read_facts,
     read_masks,
-    read_metrics,
     save_checkpoint,
     was_pruned,
 )
@@ -84,8 +82,7 @@ def run_pruning(
 
 def told_of_pruned(source: Source) -> dict[str, Any]:
     """The metrics of a checkpoint that was made of a source: its name, and what its images were normalised by."""
-    metrics = read_metrics(source.folder) if source.kind == FOLDER else {}
-    return {PRUNED_FROM: source.text, **{name: metrics[name] for name in FACTS if name in metrics}}
+    return {PRUNED_FROM: source.text, **(read_facts(source.folder) if source.kind == FOLDER else {})}
 
 
 def network_of(
@@ -195,5 +192,5 @@ def unpruned(source: Source, config: Config, images: str | None) -> Spec:
     named = images_to_look_at(images, config)
     if source.kind != CLASSIFIER or named is None:
         return source.spec(config)
-    family = replace(config.classifier, family=source.text)
-    return classifier_of(replace(config, classifier=family), open_images(named, TRAIN))
+    shown = open_images(named, TRAIN)
+    return classifier_spec(source.text, len(shown.classes), shown.shape, config.classifier.width)

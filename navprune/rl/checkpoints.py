@@ -198,14 +198,27 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return _read(folder / METRICS, lambda data: dict(json.loads(data)))
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read those of `FACTS` that a checkpoint tells; raises UserError as `read_metrics`."""
+    metrics = read_metrics(folder)
+    return {name: metrics[name] for name in FACTS if name in metrics}
+
+
 def read_config(folder: Path) -> str:
     """Read the configuration of a checkpoint, YAML text; raises UserError when it is missing or cut off."""
     return _read(folder / CONFIG, lambda data: data.decode())
 
 
 def read_masks(folder: Path) -> dict[str, Tensor]:
-    """Read the masks of a checkpoint, {parameter name: bool}, none where it has none; raises UserError when cut off."""
-    return _read(folder / MASKS, safetensors.torch.load) if (folder / MASKS).exists() else {}
+    """Read the masks of a checkpoint, {parameter name: bool}, none where it has none.
+
+    Raises UserError when they are cut off or not bool.
+    """
+    masks = _read(folder / MASKS, safetensors.torch.load) if (folder / MASKS).exists() else {}
+    if name := next((name for name, mask in masks.items() if mask.dtype != torch.bool), None):
+        fault = f"that of {name} is {masks[name].dtype}"
+        raise DamagedCheckpoint(f"{folder / MASKS} holds no masks: {fault}; write bool, True where a weight stays")
+    return masks
 
 
 def was_pruned(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +74,9 @@ def test_masks_come_back_and_go_with_the_checkpoint_that_had_them(policy, saved)
     save_checkpoint(saved, policy, masks=masks)
     found = read_masks(saved)
     assert found.keys() == masks.keys() and all(mask.equal(masks[name]) for name, mask in found.items())
+    safetensors.torch.save_file({"fc.weight": torch.ones(2)}, saved / "masks.safetensors")
+    with pytest.raises(DamagedCheckpoint, match=r"that of fc\.weight is torch\.float32; write bool"):
+        read_masks(saved)
     (saved / "masks.safetensors").write_bytes((saved / "masks.safetensors").read_bytes()[:-1])
     with pytest.raises(DamagedCheckpoint, match=r"masks\.safetensors is damaged or cut off"):
         read_masks(saved)
