@@ -12,15 +12,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from navprune.commands.train import run_training
 from navprune.config import Config, load_config
-from navprune.images.measures import hits
+from navprune.evaluation.classification import classify
+from navprune.images.measures import CROSS_ENTROPY, MEASURES, TOP1
 from navprune.images.splits import TEST, TRAIN, open_images
 from navprune.models.build import Spec, build
 from navprune.models.classifiers import Classifier
-from navprune.models.modes import evaluating
 from navprune.rl.checkpoints import checkpoint_folder, load_classifier, numbered, save_checkpoint
 from navprune.rl.trainer import device_of
 
@@ -64,21 +63,14 @@ def trained(
         return Trained(load_classifier(checkpoint_folder(Path(config.run), frames)), stage * seconds)
 
 
-@torch.no_grad()
 def answers(network: nn.Module, config: Config, split: str = TEST) -> dict[str, Any]:
     """What a network reaches on a split: top1, top5, cross-entropy, and which images it told apart, `packed`."""
     assert config.images is not None
-    images, device = open_images(config.images, split), device_of(config.trainer.device)
-    network.to(device)
-    found, losses = [], []
-    with evaluating(network):
-        for rows in torch.arange(len(images)).split(BATCH):
-            logits, labels = network(images.views(rows).to(device)).cpu(), images.labels[rows]
-            found.append(torch.stack([*hits(logits, labels).values()]))
-            losses.append(F.cross_entropy(logits, labels, reduction="none"))
-    top1, top5 = torch.cat(found, dim=1).numpy()
-    means = {"top1": top1.mean().item(), "top5": top5.mean().item(), "loss": torch.cat(losses).mean().item()}
-    return {"images": len(images), **means, "right": packed(top1)}
+    network.to(device_of(config.trainer.device))
+    found = classify(cast(Classifier, network), open_images(config.images, split), BATCH)
+    means = {name: found.measures[name]["mean"] for name in MEASURES}
+    loss = found.measures[CROSS_ENTROPY]["mean"]
+    return {"images": len(found.labels), **means, "loss": loss, "right": packed(found.figures[TOP1] > 0)}
 
 
 def packed(right: np.ndarray) -> str:

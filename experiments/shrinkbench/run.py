@@ -33,11 +33,11 @@ from navprune.commands.demo import draw_homes
 from navprune.commands.train import Network, run_training
 from navprune.config import Config, load_config
 from navprune.errors import UserError
-from navprune.images.measures import MEASURES, TOP1, hits
-from navprune.images.splits import TEST, Images, open_images
+from navprune.evaluation.classification import classify
+from navprune.images.measures import MEASURES
+from navprune.images.splits import TEST, open_images
 from navprune.models.classifiers import Classifier
 from navprune.models.encoders import Encoder
-from navprune.models.modes import evaluating
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.losses import Evidence, classification_loss, labelled_batches
 from navprune.pruning.masked import Masking
@@ -199,21 +199,12 @@ def tuned_classifier(pair: Pair, cell: Cell, network: Classifier, masks: Masks) 
         start = save_checkpoint(Path(folder) / "start", network, masks=masks)
         config = configured(pair, cell.seed, Path(folder) / "run", *pair.tuning, f"init={start}")
         tuned = load_classifier(run_training(config).latest, DEVICE)
-    found = right(tuned, open_images(images_of(config), TEST))
-    record: dict[str, Any] = {"images": len(found[TOP1])}
-    for name, hit in found.items():
+    found = classify(tuned, open_images(images_of(config), TEST), BATCH)
+    record: dict[str, Any] = {"images": len(found.labels)}
+    for name in MEASURES:
+        hit = found.figures[name] > 0
         record |= {name: round(float(hit.mean()), 4), f"{name}_hits": np.packbits(hit).tobytes().hex()}
     return record
-
-
-def right(network: Classifier, images: Images) -> dict[str, np.ndarray]:
-    """Whether each image is told rightly, by measure: bool [images]."""
-    with evaluating(network), torch.no_grad():
-        found = [
-            hits(network(images.views(rows).to(DEVICE)).cpu(), images.labels[rows])
-            for rows in torch.arange(len(images)).split(BATCH)
-        ]
-    return {name: torch.cat([each[name] for each in found]).numpy() for name in MEASURES}
 
 
 def tuned_agent(cell: Cell, policy: PointNavPolicy, masks: Masks) -> dict[str, Any]:

@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from navprune.evaluation.statistics import Floats, spreads
 from navprune.files import write_file
-from navprune.images.measures import hits
+from navprune.images.measures import PREDICTION, measured
 from navprune.images.splits import Images
 from navprune.models.classifiers import Classifier
 from navprune.models.modes import evaluating
 from navprune.progress import ProgressLine
 
-CROSS_ENTROPY = "cross_entropy"
 BATCH = 64
 """Images at once; of VGG16 at 224 x 224 they take some 2 GiB."""
 
@@ -63,8 +61,8 @@ class Classification:
 
     def to_json(self, split: str) -> dict:
         """Return the summary that `navprune evaluate --json` writes."""
-        count, rate = len(self.labels), self.images_per_second
-        return {"split": split, "images": count, "measures": self.measures, "images_per_second": rate}
+        told = {"split": split, "images": len(self.labels), "classes": len(self.classes)}
+        return {**told, "measures": self.measures, "images_per_second": self.images_per_second}
 
     def write_images(self, path: Path) -> None:
         """Write one JSON line for each image: its place in the split, label, prediction and measures."""
@@ -82,17 +80,16 @@ def classify(
 ) -> Classification:
     """Let a network tell all `images` apart, on the device where it lies, by so many at once."""
     device, began = next(network.parameters()).device, time.perf_counter()
-    parts: list[dict[str, torch.Tensor]] = []
+    parts, done = list[dict[str, torch.Tensor]](), 0
+    batches = ((images.views(rows), images.labels[rows]) for rows in torch.arange(len(images)).split(batch))
     with evaluating(network):
-        for rows in torch.arange(len(images)).split(batch):
-            labels = images.labels[rows].to(device)
-            logits = network(images.views(rows).to(device)).float()
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            parts.append({"said": logits.argmax(1), **hits(logits, labels), CROSS_ENTROPY: losses})
+        for part in measured(lambda views: network(views.to(device)), batches):
+            parts.append(part)
+            done += len(part[PREDICTION])
             if progress is not None:
-                progress.show(int(rows[-1]) + 1)
+                progress.show(done)
     found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-    predictions = found.pop("said")
+    predictions = found.pop(PREDICTION)
     rate = len(images) / (time.perf_counter() - began)
     figures = {name: values.astype(np.float64) for name, values in found.items()}
     measures = spreads({name: values[None] for name, values in figures.items()})

@@ -73,7 +73,8 @@ def read_exported(path: Path) -> Exported:
         known = path.name in files and isinstance(contract["config"], dict)
     except FileNotFoundError:
         if contract_of(path, CLASSIFIER_CONTRACT).is_file():
-            raise UserError(f"{path} is a classifier, which does not act; give a file of a policy") from None
+            fault = "is an exported classifier, which only runs; give the checkpoint that it was made of"
+            raise UserError(f"{path} {fault}") from None
         raise UserError(f"there is no {place.name} beside {path}; {again}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place} cannot be read ({plain(error)}); {again}") from None

@@ -14,10 +14,11 @@ class ImagesConfig:
 
     source: str = DIGITS
     """`digits`, or a path: CIFAR's folder or .tar.gz, an .npz file, a folder of images."""
-    validation: float = bounded(0.1, 0, 1)
-    """Share of each class's training images that is held out as split val; 0: there is no such split."""
-    test: float = bounded(0.2, 0, 1)
-    """Share of each class that is held out as split test where the data has none of its own; 0: no such split."""
+    validation: float = bounded(0.1, 0, 0.99)
+    """Share of each class's training images that is held out as split val, to 0.99; 0: there is no such split."""
+    test: float = bounded(0.2, 0, 0.99)
+    """Share of each class, to 0.99, that is held out as split test where the data has none of its own; 0: no such
+    split."""
     split_seed: int = bounded(0, 0)
     """Seed of both draws."""
     size: int | None = bounded(None, 1, 16384)

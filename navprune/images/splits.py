@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from navprune.images.npz import read_npz
 from navprune.images.sources import Pixels, Resized, Source
 from navprune.images.views import DRAWS, mirrored, shifted
 
-__all__ = ["DRAWS", "SPLITS", "TEST", "TRAIN", "VAL", "Images", "digest", "hold_out", "open_images"]
+__all__ = ["DRAWS", "SPLITS", "TEST", "TRAIN", "VAL", "Images", "hold_out", "open_images"]
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 SETTINGS = {VAL: "validation", TEST: "test"}
@@ -52,6 +52,15 @@ class Images:
         """Channels, height and width of a view."""
         return self.pixels.shape
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of labels, classes and pixels; of files their names and sizes."""
+        hashed = hashlib.sha256(f"{self.shape} {self.classes}".encode())
+        hashed.update(self.labels.numpy().tobytes())
+        for data in self.pixels.fingerprint(self.rows):
+            hashed.update(data)
+        return hashed.hexdigest()
+
     def views(self, rows: Tensor, draws: Tensor | None = None) -> Tensor:
         """Images float32 [B, C, H, W] of rows int64 [B], normalised: as evaluated, or as trained on with `draws`.
 
@@ -80,19 +89,12 @@ def open_images(config: ImagesConfig, split: str) -> Images:
     """
     if split not in SPLITS:
         raise UserError(f"there is no split {split} of labelled images; known are {', '.join(SPLITS)}")
-    images = _opened(config, _changed(config.source))[split]
-    if not len(images):
-        raise UserError(f"{config.source}: there is no split {split}, for images.{SETTINGS[split]} is 0; give a share")
-    return images
-
-
-def digest(images: Images) -> str:
-    """SHA-256, in hexadecimal digits, of a split's labels, classes and pixels; of files their names and sizes."""
-    hashed = hashlib.sha256(f"{images.shape} {images.classes}".encode())
-    hashed.update(images.labels.numpy().tobytes())
-    for data in images.pixels.fingerprint(images.rows):
-        hashed.update(data)
-    return hashed.hexdigest()
+    parts = _opened(config, _changed(config.source))
+    if not len(parts[split]):
+        other = next(name for name in (VAL, TEST, TRAIN) if len(parts[name]))
+        fault = f"there is no split {split}, for images.{SETTINGS[split]} is 0"
+        raise UserError(f"{config.source}: {fault}; give --split {other}, or train anew with a share")
+    return parts[split]
 
 
 def hold_out(labels: NDArray, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from navprune.costs.counting import module_layers, total
 from navprune.errors import UserError
-from navprune.images.measures import MEASURES, hits, shares
+from navprune.images.measures import MEASURES, measured
 from navprune.models.modes import evaluating
 from navprune.models.policy import PointNavPolicy
-from navprune.pruning.config import PPO, SCOPES
+from navprune.pruning.config import SCOPES
 from navprune.pruning.groups import Keep, Widths, block_of, checked_keep
 from navprune.pruning.losses import Evidence, loss_of, outputs, run_batch
-from navprune.pruning.methods.base import BATCHES, LOSS
+from navprune.pruning.methods.base import BATCHES, LOSS, ONE_BATCH, Criterion
 from navprune.pruning.methods.scores import NEEDS, SCORES, mean_magnitudes
 from navprune.pruning.search import BudgetUnmet, largest, search
 from navprune.pruning.slim import cut_group
@@ -197,18 +197,10 @@ def unit_masks(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategy:
-    """A way to choose masks, and what it looks at: its `needs`, and the `loss` of agents, as a `Method` has them.
+class Strategy(Criterion):
+    """A way to choose masks: `choose(model, evidence, compressions, classifier=False)` for all ratios, looking once."""
 
-    `choose(model, evidence, compressions, classifier=False)` gives masks for each ratio, looking once.
-    """
-
-    name: str
     choose: Callable[..., list[Masks]]
-    needs: frozenset[str] = frozenset()
-    loss: str = PPO
-    options, heeds = None, ()
-    """No options are its own, and it heeds none of those of the search."""
 
     def __call__(self, model: nn.Module, evidence: Evidence, compression: float, classifier: bool = False) -> Masks:
         """Masks for a single ratio."""
@@ -221,7 +213,7 @@ IMPORTANCES: dict[str, Importance] = {
     "magnitude-activation": magnitude_activation,
     "random": chance,
 }
-LOOKING = dict.fromkeys(("magnitude-gradient", "magnitude-activation"), frozenset({BATCHES, LOSS}))
+LOOKING = dict.fromkeys(("magnitude-gradient", "magnitude-activation"), frozenset({BATCHES, LOSS, ONE_BATCH}))
 """Of an agent, the loss runs the whole policy, whose layers behind the encoder are masked too."""
 STRATEGIES = {
     strategy.name: strategy
@@ -260,6 +252,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             there = "absent" if parameter is None else list(parameter.shape)
             shape = list(mask.shape)
             raise UserError(f"the mask of {name!r} has {shape}, the parameter is {there}: masks of another model")
+        if mask.dtype != torch.bool:
+            raise UserError(f"the mask of {name!r} is {mask.dtype}: give bool, True where a weight stays")
         parameter.masked_fill_(~mask.to(parameter.device), 0)
 
 
@@ -285,11 +279,8 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 
     A batch is (images [B, C, H, W], labels int64 [B]). Raises UserError when there is none.
     """
-    found: list[dict[str, Tensor]] = []
     with evaluating(model):
-        for images, labels in batches:
-            logits = run_batch("accuracy", outputs, model, images)
-            found.append(hits(logits, labels.to(logits.device)))
+        found = [*measured(partial(run_batch, "accuracy", outputs, model), batches)]
     if not found:
         raise UserError("accuracy needs at least one batch of images and labels")
-    return shares({name: torch.cat([batch[name] for batch in found]) for name in MEASURES})
+    return {name: float(torch.cat([batch[name] for batch in found]).double().mean()) for name in MEASURES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from navprune.checks import TINY, bounded, check_fields, chosen
 from navprune.errors import UserError
-from navprune.images.measures import TOP1, TOP5, hits
+from navprune.images.measures import CROSS_ENTROPY, TOP1, TOP5, measured
 from navprune.images.splits import DRAWS, Images
 from navprune.models.classifiers import Classifier
 from navprune.models.modes import evaluating
@@ -33,26 +34,30 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Draw(NamedTuple):
-    """Images of a batch, int64 [B], and what chance has in how each is seen, float32 [B, DRAWS]."""
+    """What chance has in a gradient step.
+
+    The images of its batch, int64 [B], how each is seen, float32 [B, DRAWS], and the seed of dropout.
+    """
 
     rows: Tensor
     draws: Tensor
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig:
     """How a classifier learns; the defaults are those of ResNets on CIFAR (He et al., CVPR 2016)."""
 
-    epochs: float = bounded(200.0, TINY)
-    """Passes over the training images, which say how long the run is; above 0."""
+    epochs: float = bounded(200.0, TINY, 1e6)
+    """Passes over the training images, which say how long the run is; above 0, to a million."""
     batch: int = bounded(128, 2)
     """Images in a gradient step, of all workers together; a multiple of their number, 2 or more."""
     optimiser: str = chosen(SGD, OPTIMISERS)
     """sgd or adam."""
     lr: float = bounded(0.1, TINY, 10)
     """Learning rate at the beginning; above 0."""
-    momentum: float = bounded(0.9, 0, 1)
-    """Of sgd; from 0 to 1."""
+    momentum: float = bounded(0.9, 0, 0.9999)
+    """Of sgd; from 0 to 0.9999, since at 1 it never forgets."""
     nesterov: bool = False
     """Whether sgd's momentum is Nesterov's."""
     weight_decay: float = bounded(1e-4, 0, 1)
@@ -64,9 +69,10 @@ class SupervisedConfig:
     decay: float = bounded(0.1, TINY, 1)
     """What they multiply it by; above 0, to 1."""
     warm_up: float = bounded(0.0, 0, 1)
-    """Share of the run in which the learning rate rises linearly from 0; from 0 to 1."""
-    label_smoothing: float = bounded(0.0, 0, 1)
-    """Share of each label that is spread over all classes (Szegedy et al., CVPR 2016); from 0 to 1."""
+    """Share of the run in which the learning rate rises linearly, from that of one step on; from 0 to 1."""
+    label_smoothing: float = bounded(0.0, 0, 0.9999)
+    """Share of each label that is spread over all classes (Szegedy et al., CVPR 2016); from 0 to 0.9999,
+    since at 1 no label is left."""
     max_grad_norm: float = bounded(math.inf, TINY)
     """Gradients are scaled down to this norm; above 0, .inf leaves them."""
     steps: int = bounded(20, 1)
@@ -83,10 +89,13 @@ class SupervisedConfig:
         """Images that a run sees in `epochs` passes over so many: whole batches, at least one."""
         return max(1, round(self.epochs * images / self.batch)) * self.batch
 
-    def rate(self, progress: float) -> float:
-        """The learning rate at `progress` in [0, 1] of the run."""
+    def rate(self, progress: float, step: float = 0.0) -> float:
+        """The learning rate of a gradient step at `progress` in [0, 1] of the run, of which it is the share `step`.
+
+        The rise reaches so far that the first step has a rate above 0.
+        """
         if progress < self.warm_up:
-            return self.lr * progress / self.warm_up
+            return self.lr * min(1.0, (progress + step) / self.warm_up)
         if self.schedule == COSINE:
             done = (progress - self.warm_up) / max(1 - self.warm_up, TINY)
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
@@ -118,45 +127,60 @@ class Reader(Trainee):
         scales = {name: getattr(self.train, name).flatten().tolist() for name in ("mean", "deviation")}
         return {**scales, "classes": list(self.train.classes)}
 
-    def draw(self, first: int, size: int) -> Draw:
+    def state_dict(self) -> dict[str, Any]:
+        """Return a digest of the images to train on, from the worker that writes it; None from others."""
+        return {"images": self.train.digest if self.group.leads else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise UserError where the state is of other images than these; earlier versions of navprune kept none."""
+        if self.group.leads and state.get("images", self.train.digest) != self.train.digest:
+            raise UserError(
+                "images.source holds other images to train on than those that this run learns; give these, or use "
+                "another run folder"
+            )
+
+    def draw_batch(self, first: int, size: int) -> Draw:
         """This worker's part of the batch of `size` images that begins at image `first` of the run."""
         draws = torch.rand(size, DRAWS, generator=self.generator)
+        seed = int(torch.randint(2**62, (), generator=self.generator)) + self.group.rank
         mine = self.group.rows(size // self.group.size)
-        return Draw(places(self.seed, len(self.train), first, size)[mine], draws[mine])
+        return Draw(batch_rows(self.seed, len(self.train), first, size)[mine], draws[mine], seed)
 
     def read(self, draw: Draw) -> Batch:
         """What was drawn: views [B, C, H, W] and labels [B]."""
-        views, labels = self.train.views(*draw), self.train.labels[draw.rows]
+        views, labels = self.train.views(draw.rows, draw.draws), self.train.labels[draw.rows]
         return views.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     @torch.no_grad()
     def measure(self, size: int) -> dict[str, float]:
         """What the network reaches on the images that are held out: top1, top5 and loss, by batches of `size`."""
-        assert self.val is not None
-        sums = torch.zeros(3, dtype=torch.float64)
+        val, names = self.val, {TOP1: TOP1, TOP5: TOP5, "loss": CROSS_ENTROPY}
+        assert val is not None
+        mine = torch.arange(len(val))[self.group.rank :: self.group.size]
+        batches = ((val.views(rows), val.labels[rows]) for rows in mine.split(size) if len(rows))
+
+        def answer(views: Tensor) -> Tensor:
+            with self.autocast():
+                return self.network(views.to(self.device))
+
+        sums = torch.zeros(len(names), dtype=torch.float64)
         with evaluating(self.network):
-            mine = torch.arange(len(self.val))[self.group.rank :: self.group.size]
-            for rows in filter(len, mine.split(size)):
-                labels = self.val.labels[rows].to(self.device)
-                with self.autocast():
-                    logits = self.network(self.val.views(rows).to(self.device)).float()
-                parts = [*hits(logits, labels).values(), F.cross_entropy(logits, labels, reduction="none")]
-                sums += torch.stack([part.double().sum() for part in parts]).cpu()
-        top1, top5, loss = (self.group.sum(sums) / len(self.val)).tolist()
-        return {TOP1: top1, TOP5: top5, "loss": loss}
+            for found in measured(answer, batches):
+                sums += torch.stack([found[name].double().sum() for name in names.values()]).cpu()
+        return dict(zip(names, (self.group.sum(sums) / len(val)).tolist()))
 
 
-def places(seed: int, count: int, first: int, size: int) -> Tensor:
+def batch_rows(seed: int, count: int, first: int, size: int) -> Tensor:
     """Which of `count` images are those from `first` on in a run, int64 [size].
 
     Passes over all of them, each in an order of its own, follow one another without a gap.
     """
     passes = range(first // count, (first + size - 1) // count + 1)
-    return torch.from_numpy(np.concatenate([order(seed, each, count) for each in passes])[first % count :][:size])
+    return torch.from_numpy(np.concatenate([epoch_order(seed, each, count) for each in passes])[first % count :][:size])
 
 
 @lru_cache(maxsize=2)
-def order(seed: int, number: int, count: int) -> NDArray[np.int64]:
+def epoch_order(seed: int, number: int, count: int) -> NDArray[np.int64]:
     """The order of `count` images in a pass, given by its number in the run."""
     return np.random.default_rng((seed, number)).permutation(count)
 
@@ -229,23 +253,25 @@ class Supervised(GradientLearner):
         left = max(1, (self.total - self.frames) // config.batch)
         steps, rate = min(config.steps, left), config.lr
         sums = torch.zeros(2, device=reader.device)
-        self.latest = []
+        self.latest = [reader.draw_batch(self.frames + step * config.batch, config.batch) for step in range(steps)]
         self.network.train()
-        for step in range(steps):
-            rate = config.rate(progress + (1 - progress) * step / left)
-            self.set_rate(rate)
-            with reader.timers("images"):
-                self.latest.append(reader.draw(self.frames + step * config.batch, config.batch))
-                batch = reader.read(self.latest[-1])
-            with reader.timers("learn"):
-                sums += self._step(batch)
+        with ThreadPoolExecutor(1) as thread:
+            reading = thread.submit(reader.read, self.latest[0])
+            for step, draw in enumerate(self.latest):
+                rate = config.rate(progress + (1 - progress) * step / left, (1 - progress) / left)
+                self.set_rate(rate)
+                with reader.timers("images"):
+                    batch = reading.result()
+                if step + 1 < steps:  # the next batch is read while this one is learnt
+                    reading = thread.submit(reader.read, self.latest[step + 1])
+                with reader.timers("learn"):
+                    sums += self._step(batch, draw.seed)
         loss, accuracy = (sums / steps).tolist()
         return steps * config.batch, {"loss": loss, "accuracy": accuracy, "learning_rate": rate}
 
-    def _step(self, batch: Batch) -> Tensor:
+    def _step(self, batch: Batch, seed: int) -> Tensor:
         """Take one gradient step; returns [2]: the loss and the share of right answers, of all workers."""
         config, reader, (images, labels) = self.config, self.reader, batch
-        seed = int(torch.randint(2**62, (), generator=reader.generator)) + reader.group.rank
         with seeded(seed, reader.device), reader.autocast():
             logits = self.network(images).float()
         right = (logits.detach().argmax(1) == labels).float()

@@ -5,25 +5,28 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from labelled_images import npz
 from torch.utils.tensorboard import SummaryWriter
 
 from navprune.cli import main
+from navprune.commands.evaluate_classifier import opened_classifier
 from navprune.config import load_config, to_yaml
 from navprune.images.config import ImagesConfig
 from navprune.images.splits import open_images
 from navprune.models.build import build
 from navprune.models.classifiers import classifier_spec
 from navprune.rl.checkpoints import save_checkpoint
-from navprune.source import agent_spec
+from navprune.source import Source, agent_spec
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 TEST = len(open_images(ImagesConfig(), "test"))
 
 
-def checkpoint(folder, *settings, seed=0, width=0.1):
+def checkpoint(folder, *settings, seed=0, width=0.1, kinds=10, **facts):
     config = load_config("digits_resnet20", settings)
-    spec = classifier_spec("cifar_resnet20", 10, (1, 8, 8), width)
-    return str(save_checkpoint(folder, build(spec, seed), config=to_yaml(config), metrics={"frames": 640}))
+    spec = classifier_spec("cifar_resnet20", kinds, (1, 8, 8), width)
+    return str(save_checkpoint(folder, build(spec, seed), config=to_yaml(config), metrics={"frames": 640, **facts}))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,8 @@ def mistake(capsys, *arguments):
 def test_evaluate_tells_a_split_and_every_image_of_it(runs, tmp_path, capsys):
     out = tmp_path / "out"
     found = answer(tmp_path, "evaluate", runs / "thin_s0", "--out", out)
-    assert found.keys() == {"split", "images", "measures", "images_per_second"}
-    assert (found["split"], found["images"]) == ("test", TEST) and found["images_per_second"] > 0
+    assert found.keys() == {"split", "images", "classes", "measures", "images_per_second"}
+    assert (found["split"], found["images"], found["classes"]) == ("test", TEST, 10) and found["images_per_second"] > 0
     assert found["measures"].keys() == {"top1", "top5", "cross_entropy"}
     said = capsys.readouterr().out
     assert f"{TEST} images of test" in said and "cross entropy" in said
@@ -75,6 +78,44 @@ def test_another_split_has_other_images(runs, tmp_path):
         assert found["split"] == split
         conditions.append(json.loads((tmp_path / split / "summary.json").read_text())["conditions"])
     assert conditions[0] != conditions[1]
+
+
+DIGITS = {"mean": [4.0], "deviation": [6.0], "classes": [*"0123456789"]}
+
+
+def test_images_are_normalised_as_the_checkpoint_learnt_them(tmp_path):
+    """Whatever the present data's own mean is."""
+    given = Source.parse(checkpoint(tmp_path / "net", **DIGITS))
+    plain, found = (open_images(ImagesConfig(), "test"), opened_classifier(given, given.config()).images)
+    rows = torch.arange(9)
+    seen = plain.views(rows) * plain.deviation + plain.mean
+    torch.testing.assert_close(found.views(rows), (seen - 4) / 6)
+    assert found.digest == plain.digest
+
+
+@pytest.mark.parametrize("setting", ["test=0.3", "split_seed=9", "validation=0", "size=8"])
+def test_what_was_learnt_is_not_measured_as_if_held_out(tmp_path, capsys, setting):
+    network, name = checkpoint(tmp_path / "net", **DIGITS), setting.partition("=")[0]
+    said = mistake(capsys, "evaluate", network, f"images.{setting}", "--split", "train")
+    assert f"{network} was trained with images.{name}=" in said
+    assert mistake(capsys, "evaluate", network, f"images.{setting}", "--config", "digits_resnet20") == said
+
+
+def test_other_classes_are_told(tmp_path, capsys):
+    network = checkpoint(tmp_path / "net", **{**DIGITS, "classes": [*"012345678", "ten"]})
+    assert "calls a class ten, and the data 9; give images of its classes" in mistake(capsys, "evaluate", network)
+
+
+def test_of_few_classes_tables_leave_out_what_is_always_right_and_say_so_once(tmp_path, capsys):
+    source, words = npz(tmp_path / "set.npz", 50, 5, tests=20), "top-5 is left out: of five classes or fewer"
+    networks = [checkpoint(tmp_path / f"n{i}", f"images.source={source}", seed=i, kinds=5) for i in range(2)]
+    found = answer(tmp_path, "evaluate", networks[0], "--out", tmp_path / "out")
+    assert found["measures"]["top5"]["mean"] == 1 and found["classes"] == 5
+    said = capsys.readouterr().out
+    assert said.count(words) == 1 and "top5" not in said
+    answer(tmp_path, "compare", *networks, "--out", tmp_path / "both")
+    said = capsys.readouterr().out
+    assert said.count(words) == said.count("top-5") == 1
 
 
 def test_a_name_is_evaluated_untrained_on_the_images_that_a_recipe_names(tmp_path):

@@ -111,7 +111,9 @@ def test_the_command_exports_it_and_says_where_it_does_not_serve(tmp_path, sourc
     answer = json.loads((tmp_path / "answer.json").read_text())
     assert answer["spec"] == SMALL.to_json() and answer["check"]["images"] == sum(CHECKED_BATCHES)
     capsys.readouterr()
-    assert "is a classifier, which does not act" in mistake("evaluate", out)
+    said = mistake("evaluate", out)
+    assert "is an exported classifier, which only runs; give the checkpoint that it was made of" in said
+    assert mistake("evaluate", out, "--config", "digits_resnet20", "images.size=32") == said
     assert "which habitat-baselines has none of" in mistake("export", source.text, "--out", tmp_path / "a.pth")
     assert "int8 takes its ranges from" in mistake(*asked, "--int8")
     assert "leave out --calibration-steps, --config and settings" in mistake(*asked, "task.width=32")

@@ -11,7 +11,7 @@ from labelled_images import cifar10_binary, image_folder, npz
 from navprune.errors import UserError
 from navprune.images import splits
 from navprune.images.config import ImagesConfig
-from navprune.images.splits import DRAWS, SPLITS, digest, hold_out, open_images
+from navprune.images.splits import DRAWS, SPLITS, hold_out, open_images
 
 LABELS = arrays(np.int64, st.integers(1, 80), elements=st.integers(0, 5))
 
@@ -86,8 +86,10 @@ def test_without_a_share_there_is_no_such_split(numbered):
     source = numbered(24, 4)
     assert len(open_images(ImagesConfig(source=source, validation=0, test=0), "train")) == 24
     for split, setting in (("val", "validation"), ("test", "test")):
-        with pytest.raises(UserError, match=f"no split {split}, for images.{setting} is 0"):
+        with pytest.raises(UserError, match=f"no split {split}, for images.{setting} is 0; give --split train"):
             open_images(ImagesConfig(source=source, validation=0, test=0), split)
+    with pytest.raises(UserError, match=r"no split test, for images\.test is 0; give --split val, or train anew"):
+        open_images(ImagesConfig(source=source, validation=0.5, test=0), "test")
     with pytest.raises(UserError, match="known are train, val, test"):
         open_images(ImagesConfig(source=source), "valid")
 
@@ -175,7 +177,7 @@ def test_a_digest_is_of_labels_and_pixels(tmp_path):
     other[0] = 1
     for number, (one, two) in enumerate([(pixels, labels), (turned, labels), (pixels, other), (pixels, labels)]):
         file = npz(tmp_path / f"{number}.npz", images=one, labels=two)
-        sums.add(digest(open_images(ImagesConfig(source=str(file), validation=0, test=0), "train")))
+        sums.add(open_images(ImagesConfig(source=str(file), validation=0, test=0), "train").digest)
     assert len(sums) == 3
     config = ImagesConfig(source=str(file))
-    assert len({digest(open_images(config, split)) for split in SPLITS}) == 3
+    assert len({open_images(config, split).digest for split in SPLITS}) == 3

@@ -46,6 +46,11 @@ def test_masks_of_another_model_are_refused(masks):
         apply_masks(tiny(), masks)
 
 
+def test_masks_of_numbers_are_refused():
+    with pytest.raises(UserError, match=r"the mask of '4.bias' is torch.float32: give bool"):
+        apply_masks(tiny(), {"4.bias": torch.ones(3)})
+
+
 def test_the_heads_of_a_policy_stay_whole():
     policy = build(PolicySpec(encoder_spec("simple_cnn", (1, 64, 64)), 16, 16), 0)
     spared = {name for name, _ in policy.named_parameters()} - set(prunable(policy))

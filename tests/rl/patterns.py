@@ -39,6 +39,7 @@ class Patterns:
         self.pixels = patterns[self.labels] + 0.5 * torch.randn(self.count, *SHAPE, generator=generator)
         self.classes, self.shape = tuple("abcd"), SHAPE
         self.mean = self.deviation = torch.ones(3, 1, 1)
+        self.digest = f"patterns {self.count} {self.seed}"
         self.seen, self.taken = [], 0
 
     def __len__(self):

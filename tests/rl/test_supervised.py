@@ -17,7 +17,7 @@ from navprune.errors import UserError
 from navprune.models.build import build
 from navprune.rl.checkpoints import find_checkpoint, load_network, numbered, read_metrics, read_trainer
 from navprune.rl.group import Group
-from navprune.rl.supervised import ADAM, SCHEDULES, Supervised, SupervisedConfig, places, seeded
+from navprune.rl.supervised import ADAM, SCHEDULES, Supervised, SupervisedConfig, batch_rows, seeded
 
 PROGRESS = st.floats(0, 1)
 
@@ -50,11 +50,15 @@ def test_steps_multiply_once_for_each_milestone_that_is_passed(milestones, decay
     assert all(config.rate(place) < 0.3 for place in milestones) or decay == 1
 
 
-@given(st.sampled_from(SCHEDULES), st.floats(0.01, 1), PROGRESS)
-def test_warm_up_rises_linearly_from_zero_to_the_schedule(schedule, warm_up, place):
+@given(st.sampled_from(SCHEDULES), st.floats(0.01, 0.99), st.integers(1, 200))
+def test_warm_up_rises_linearly_from_a_step_to_the_schedule(schedule, warm_up, steps):
     config = SupervisedConfig(schedule=schedule, warm_up=warm_up, lr=0.2, milestones=())
-    progress = min(place * warm_up, warm_up * (1 - 1e-6))
-    assert config.rate(progress) == pytest.approx(0.2 * progress / warm_up)
+    rates = [config.rate(step / steps, 1 / steps) for step in range(steps)]
+    rising = [step for step in range(steps) if step / steps < warm_up]
+    assert min(rates[: len(rising)]) > 0
+    for step in rising:
+        assert rates[step] == pytest.approx(min(0.2, 0.2 * (step + 1) / (warm_up * steps)))
+    assert rates[len(rising) :] == [config.rate(step / steps) for step in range(len(rising), steps)]
 
 
 @given(PROGRESS)
@@ -71,6 +75,9 @@ def test_constant_is_constant(progress):
         ({"optimiser": "lamb"}, "supervised.optimiser is lamb; known are sgd, adam"),
         ({"batch": 1}, "supervised.batch"),
         ({"epochs": 0}, "supervised.epochs"),
+        ({"epochs": float("inf")}, "supervised.epochs is inf; it must be a number from 1e-12 to 1e"),
+        ({"momentum": 1.0}, "supervised.momentum is 1.0; it must be a number from 0 to 0.9999"),
+        ({"label_smoothing": 1.0}, "supervised.label_smoothing"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_one_line(settings, told):
@@ -86,7 +93,7 @@ def test_each_step_has_the_rate_of_its_place_in_the_run(tmp_path):
     trainer.learner.optimiser.register_step_pre_hook(lambda own, *_: rates.append(own.param_groups[0]["lr"]))
     trainer.run()
     steps = total() // CONFIG.batch
-    assert rates == pytest.approx([config.rate(step / steps) for step in range(steps)])
+    assert rates == pytest.approx([config.rate(step / steps, 1 / steps) for step in range(steps)])
 
 
 # The order of images ------------------------------------------------------------------------------------
@@ -94,9 +101,9 @@ def test_each_step_has_the_rate_of_its_place_in_the_run(tmp_path):
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 40), st.integers(0, 100), st.integers(1, 90))
 def test_a_pass_has_each_image_once_and_batches_continue_one_another(seed, count, first, size):
-    found = places(seed, count, first, size)
+    found = batch_rows(seed, count, first, size)
     assert len(found) == size
-    whole = places(seed, count, 0, (first + size) // count * count + count)
+    whole = batch_rows(seed, count, 0, (first + size) // count * count + count)
     assert all(sorted(each.tolist()) == list(range(count)) for each in whole.split(count))
     assert found.equal(whole[first : first + size])
 
@@ -121,15 +128,16 @@ def test_a_run_reads_so_many_images_each_as_often_as_any_other(tmp_path):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.floats(0, 1), st.integers(0, 1000))
+@given(st.floats(0, 0.999), st.integers(0, 1000))
 def test_smoothed_labels_are_the_labels_with_a_share_over_all_classes(smoothing, seed):
     """By the loss that a step tells, of a network whose weights a rate of next to nothing leaves."""
     network = build(SPEC, seed)
     own = reader(seed=seed, network=network)
     learner = Supervised(own, replace(CONFIG, label_smoothing=smoothing, lr=1e-12, steps=1))
     network.train()
-    batch = own.read(own.draw(0, 10))
-    told, _ = learner._step(batch).tolist()
+    draw = own.draw_batch(0, 10)
+    batch = own.read(draw)
+    told, _ = learner._step(batch, draw.seed).tolist()
     wanted = torch.full((10, 4), smoothing / 4)
     wanted[range(10), batch[1]] += 1 - smoothing
     with torch.no_grad():
@@ -242,6 +250,17 @@ def test_ctrl_c_saves_and_the_run_goes_on(whole, tmp_path, monkeypatch, capsys):
     assert "goes on at 60 images of 110" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    with pytest.raises(Lost):
+        run(tmp_path, splits(lose_at=5))
+    others = splits(seed=7)
+    with pytest.raises(UserError, match=r"images\.source holds other images to train on .*another run folder"):
+        run(tmp_path, others)
+    assert not others[0].seen
+    saved = read_trainer(find_checkpoint(tmp_path))["actor"]
+    begin(tmp_path).trainee.load_state_dict({name: value for name, value in saved.items() if name != "images"})
+
+
 def test_longer_training_goes_on_and_a_complete_run_says_what_would(whole, tmp_path, capsys):
     config = replace(CONFIG, schedule="constant")
     run(tmp_path / "short", config=config)
@@ -316,11 +335,11 @@ def test_tensorboard_shows_losses_of_updates_and_measures_of_passes(tmp_path, ea
 # Workers ------------------------------------------------------------------------------------------------
 
 
-def shared(size, folder, config=CONFIG, data=splits):
+def shared(size, folder, config=CONFIG, data=splits, run=RUN):
     parts, networks = [data() for _ in range(size)], [build(SPEC, 1) for _ in range(size)]
 
     def act(group):
-        trainer = begin(folder, parts[group.rank], config, (), networks[group.rank], group)
+        trainer = begin(folder, parts[group.rank], config, (), networks[group.rank], group, run)
         trainer.run()
         return trainer, parts[group.rank][0]
 
@@ -342,6 +361,13 @@ def test_workers_compute_what_one_does(tmp_path):
             for name, value in trainer.network.state_dict().items():
                 assert value.equal(workers[0][0].network.state_dict()[name])
                 torch.testing.assert_close(value, alone.network.state_dict()[name], rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_workers_learn_nearly_what_one_does(tmp_path):
+    config, run = replace(CONFIG, batch=12, epochs=1, lr=1e-3), replace(RUN, bf16=True)
+    (alone, _), *workers = (shared(size, tmp_path / str(size), config, run=run)[0] for size in (1, 2))
+    for name, value in workers[0][0].network.state_dict().items():
+        torch.testing.assert_close(value, alone.network.state_dict()[name], rtol=2e-2, atol=2e-2)
 
 
 def test_more_workers_than_images_that_are_held_out_measure_them_all(tmp_path):

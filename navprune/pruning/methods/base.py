@@ -17,8 +17,9 @@ from navprune.pruning.losses import Evidence
 from navprune.pruning.search import Share, search
 from navprune.pruning.structure import Structure
 
-BATCHES, LOSS, PASSES, CLOCK = "batches", "loss", "passes", "clock"
-"""What a method may need: batches of inputs, a loss on them, more than one pass through them, a clock."""
+BATCHES, LOSS, PASSES, ONE_BATCH, CLOCK = "batches", "loss", "passes", "one batch", "clock"
+"""What a method may need: batches of inputs, a loss on them, more than one pass through them, no more than a single
+one of them, a clock."""
 
 SEARCHED = (*(option.name for option in fields(SearchConfig)), "blocks")
 """Options of the search along a ranking."""
@@ -63,21 +64,30 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """A way to choose what stays: `run` is given the dense structure, a checked budget and the rest.
+class Criterion:
+    """What a way to choose what stays looks at, and which options it makes use of.
 
-    `needs` are some of "batches", "loss", "passes" and "clock"; `loss` is the one that agents follow where none is
-    asked for. `options` names the section of `PruningConfig` that is this method's own. It `heeds` some of scope,
-    limits, minimum, multiple and blocks; what `borrows` takes the importance of units from the method that its options
-    name. `tolerance` and `slack` are how far below its budget a cut may end and why,
-    where that is not the search's.
+    `needs` are some of "batches", "loss", "passes", "one batch" and "clock"; `loss` is the one that agents follow where
+    none is asked for. `options` names the section of `PruningConfig` that is its own. It `heeds` some of scope, limits,
+    minimum, multiple and blocks.
     """
 
     name: str
-    run: Callable[[Structure, Budget, Context], Outcome]
     needs: frozenset[str] = frozenset()
     loss: str = PPO
     options: str | None = None
+    heeds: Collection[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Criterion):
+    """A way to choose what stays of channels: `run` is given the dense structure, a checked budget and the rest.
+
+    What `borrows` takes the importance of units from the method that its options name. `tolerance` and `slack` are how
+    far below its budget a cut may end and why, where that is not the search's.
+    """
+
+    run: Callable[[Structure, Budget, Context], Outcome]
     heeds: Collection[str] = SEARCHED
     borrows: bool = False
     tolerance: float | None = None
