@@ -26,13 +26,13 @@ from navprune.pruning.losses import (
     distillation_loss,
     shuffled_batches,
 )
-from navprune.pruning.masks import Strategy
-from navprune.pruning.methods.base import BATCHES, LOSS, PASSES, Method
+from navprune.pruning.methods.base import BATCHES, LOSS, ONE_BATCH, PASSES, Criterion
+from navprune.pruning.recover import check_teacher
 from navprune.source import Source
 
 
 def material(
-    method: Method | Strategy, spec: Spec, asked: EvidenceConfig, config: Config, seed: int, closing: ExitStack
+    method: Criterion, spec: Spec, asked: EvidenceConfig, config: Config, seed: int, closing: ExitStack
 ) -> tuple[Batches | None, LossFunction | None]:
     """What `method` looks at, with a line of progress on the way, and its loss; None for what it does not need.
 
@@ -45,14 +45,14 @@ def material(
     loss = asked.loss or method.loss
     if loss == DISTILLATION and (learns or not follows):
         raise UserError(f"distillation is a loss of taylor scores, not of {method.name!r}: leave it out")
-    taught = distillation_loss(Source.parse(asked.teacher).load()) if asked.teacher else None
+    taught = distillation_loss(_teacher(spec, asked.teacher)) if asked.teacher else None
     epochs = asked.epochs if learns else 1
     generator = torch.Generator().manual_seed(seed)
     if isinstance(spec, ClassifierSpec) or loss == CLASSIFICATION:
         images = _labelled(spec, asked, config)
         drawn = shuffled_batches({"rows": torch.arange(len(images))}, asked.batch_size, epochs, generator)
         batches = ((images.views(batch["rows"]), images.labels[batch["rows"]]) for batch in drawn)
-        return _shown(method.name, batches, epochs * (len(images) // asked.batch_size)), taught
+        return _shown(method, batches, epochs * (len(images) // asked.batch_size)), taught
     if asked.loss and not follows:
         raise UserError(f"{method.name} follows no loss, of {asked.loss} neither: leave it out")
     if loss == IMITATION and not learns:
@@ -68,20 +68,20 @@ def material(
         # While nothing learns, a second pass says what the first one said.
         ppo = config.ppo if learns else replace(config.ppo, epochs=1)
         task = PPOTask(env, ppo, rollouts, seed)
-        return _shown(method.name, task.batches, rollouts * ppo.epochs * ppo.minibatches), task.loss
+        return _shown(method, task.batches, rollouts * ppo.epochs * ppo.minibatches), task.loss
 
     def observed(_model: torch.nn.Module) -> Iterator[Any]:
         data = collect_observations(env, asked.steps, np.random.default_rng(seed))
         return shuffled_batches(data, asked.batch_size, epochs, generator)
 
-    return _shown(method.name, observed, epochs * (asked.steps * env.num_envs // asked.batch_size)), taught
+    return _shown(method, observed, epochs * (asked.steps * env.num_envs // asked.batch_size)), taught
 
 
-def _shown(title: str, batches: Batches, total: int) -> Batches:
+def _shown(method: Criterion, batches: Batches, total: int) -> Batches:
     """The batches, at most `total`, with a line of progress while they are looked at."""
 
     def draw(model: torch.nn.Module) -> Iterator[Any]:
-        line, done = ProgressLine(title, total, "batches"), 0
+        line, done = ProgressLine(method.name, 1 if ONE_BATCH in method.needs else total, "batches"), 0
         try:
             for batch in batches(model) if callable(batches) else batches:
                 line.show(done, last=False)
@@ -91,6 +91,16 @@ def _shown(title: str, batches: Batches, total: int) -> Batches:
             line.show(done, last=True)
 
     return draw
+
+
+def _teacher(spec: Spec, text: str) -> torch.nn.Module:
+    """The network that is named as a teacher; raises UserError where it cannot teach a classifier of this spec."""
+    source = Source.parse(text)
+    if not isinstance(spec, ClassifierSpec):
+        return source.load()
+    teacher = source.classifier()
+    check_teacher(teacher.spec, spec)
+    return teacher
 
 
 def _labelled(spec: Spec, asked: EvidenceConfig, config: Config) -> Images:

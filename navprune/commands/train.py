@@ -22,7 +22,7 @@ from navprune.pruning.masks import apply_masks
 from navprune.pruning.penalties import Penalty
 from navprune.pruning.recover import Distillation, LogitDistillation, rewound_checkpoint
 from navprune.rl.callbacks import Callback
-from navprune.rl.checkpoints import load_network, read_any_spec, read_masks
+from navprune.rl.checkpoints import load_network, read_any_spec, read_facts, read_masks
 from navprune.rl.devices import gpu_count
 from navprune.rl.group import Group
 from navprune.rl.phases import phases_of, supervised_phase
@@ -103,7 +103,9 @@ def fitting(config: Config) -> list[int]:
 
 def _shared(config: Config, asked: int) -> str:
     """What `asked` workers cannot share out, and what to do."""
-    fits = " or ".join(map(str, fitting(config)))
+    *fewer, most = map(str, fitting(config))
+    few = [*fewer[:3], *(["..."] if len(fewer) > 3 else [])]
+    fits = f"{', '.join(few)} or {most}" if few else most
     if config.images:
         return f"batches of {config.supervised.batch} images (supervised.batch); use {fits} workers"
     parts, warm_start = config.ppo.minibatches, config.warm_start
@@ -225,7 +227,8 @@ def distillation(config: Config, student: Network) -> Callback | None:
         return None
     source = Source.parse(pruning.teacher)
     if isinstance(student, Classifier):
-        return LogitDistillation(source.classifier(), student.spec, weight=pruning.teach_policy)
+        facts = read_facts(source.folder) if source.kind == FOLDER else {}
+        return LogitDistillation(source.classifier(), student.spec, weight=pruning.teach_policy, facts=facts)
     teacher = source.policy(config)
     check_sees(teacher.spec.encoder, config)
     return Distillation(teacher, student.spec, policy=pruning.teach_policy, features=pruning.teach_features)

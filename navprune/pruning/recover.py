@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -140,19 +141,27 @@ class LogitDistillation(Callback):
 
     name = "distillation"
 
-    def __init__(self, teacher: Classifier, student: ClassifierSpec, *, weight: float) -> None:
-        """`weight` is that of the divergence; raises UserError where student and teacher see or know other things."""
-        theirs, own = teacher.spec, student
-        if (theirs.input, theirs.classes) != (own.input, own.classes):
-            told = (f"{spec.classes} classes of images {list(spec.input)}" for spec in (theirs, own))
-            raise UserError("the teacher knows {} and the network {}; give a teacher of the same data".format(*told))
-        self.teacher, self.weight = teacher.eval().requires_grad_(False), weight
+    def __init__(
+        self, teacher: Classifier, student: ClassifierSpec, *, weight: float, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """`weight` is that of the divergence, `facts` are what the teacher's checkpoint tells of its images.
+
+        Raises UserError where student and teacher see or know other things.
+        """
+        check_teacher(teacher.spec, student)
+        self.teacher, self.weight, self.facts = teacher.eval().requires_grad_(False), weight, facts or {}
         self.group = Group()
         self.sums = torch.zeros(2)
         """The divergences of this update's steps, and how many these are."""
 
     def attach(self, learner: GradientLearner) -> None:
-        """Be where the student is."""
+        """Be where the student is; raises UserError where that learns other images than the teacher learnt."""
+        for name, own in learner.trainee.facts().items():
+            theirs = self.facts.get(name, own)
+            alike = theirs == own if name == "classes" else np.allclose(theirs, own, rtol=1e-5)
+            if not alike:
+                fault = f"the teacher learnt images whose {name} {'are' if name == 'classes' else 'is'} other than here"
+                raise UserError(f"{fault}; give a teacher of the same data, parted alike")
         self.group, self.autocast = learner.trainee.group, learner.trainee.autocast
         self.teacher.to(learner.trainee.device)
         self.sums = self.sums.to(learner.trainee.device)
@@ -170,6 +179,13 @@ class LogitDistillation(Callback):
         total, steps = self.sums.tolist()
         self.sums = torch.zeros_like(self.sums)
         return {"distillation/classes": self.group.sum(torch.tensor([total])).item() / max(steps, 1)}
+
+
+def check_teacher(teacher: ClassifierSpec, student: ClassifierSpec) -> None:
+    """Raise UserError where one classifier cannot teach another, for they see or know other things."""
+    if (teacher.input, teacher.classes) != (student.input, student.classes):
+        told = (f"{spec.classes} classes of images {list(spec.input)}" for spec in (teacher, student))
+        raise UserError("the teacher knows {} and the network {}; give a teacher of the same data".format(*told))
 
 
 def policy_divergence(teacher: Tensor, student: Tensor) -> Tensor:

@@ -85,10 +85,11 @@ def test_every_ratio_has_a_whole_checkpoint_with_its_masks(tmp_path, capsys, nam
 
 @pytest.mark.parametrize("name", ["global-magnitude-gradient", "layer-magnitude-activation"])
 @pytest.mark.parametrize("source", [AGENT, CLASSIFIER], ids=["agent", "classifier"])
-def test_what_single_weights_are_worth_on_a_batch_reaches_all_layers(tmp_path, source, name):
+def test_what_single_weights_are_worth_on_a_batch_reaches_all_layers(tmp_path, capsys, source, name):
     looked = ["--batch-size", "8"] if source is CLASSIFIER else []
     out = tmp_path / "masked"
     assert prune(source, name, "1.2", out, *looked) == 0
+    assert f"{name}  1 of 1 batches" in capsys.readouterr().err
     masks = read_masks(out)
     assert held(load_network(out), masks)
     weights = {key: mask for key, mask in masks.items() if key.endswith("weight")}

@@ -215,6 +215,17 @@ def test_only_gates_pass_through_the_images_more_than_once(config, monkeypatch, 
     assert sum(len(labels) for _, labels in batches(None)) == 20 * passes  # the rest is held out
 
 
+def test_a_teacher_that_does_not_fit_is_told_before_anything_is_looked_at(config, tmp_path, capsys, images):
+    options = {"images": images, "loss": "distillation", "batch_size": 4}
+    for teacher, told in (
+        ("resnet18", "resnet18 is no classifier"),
+        ("cifar_resnet56", "the teacher knows 10 classes"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run("cifar_resnet20", "taylor", {"macs": 0.5}, tmp_path / "slim", config, teacher=teacher, **options)
+    assert "batches" not in capsys.readouterr().err
+
+
 def test_labelled_images_of_another_kind_are_refused(config, tmp_path, images):
     run("cifar_resnet56", "l1", {"macs": 0.5}, tmp_path / "slim", config)
     np.savez(images, images=np.zeros((32, 3, 40, 40), np.uint8), labels=np.arange(32) % 8)

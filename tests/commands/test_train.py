@@ -268,7 +268,7 @@ def test_a_worker_for_each_gpu_that_the_run_may_use(monkeypatch, device, expecte
 @pytest.mark.parametrize(
     ("config", "begun", "told"),
     [
-        (configured(workers=4), None, "trainer.workers is 4, .* 12 environments in 2 mini-batches; use 1 or 2 or 3 or "
+        (configured(workers=4), None, "trainer.workers is 4, .* 12 environments in 2 mini-batches; use 1, 2, 3 or "
          "6, or a multiple of 8 environments"),
         (configured(workers=3, batch=8), None, r"and 8 sequences \(warm_start.batch\); use 1 or 2"),
         (configured(environments=5), "2", "torchrun began 2 workers, which cannot share out 5 environments"),

@@ -98,7 +98,14 @@ def test_two_workers_are_one_run(tmp_path):
 
 
 def test_workers_that_cannot_share_a_batch_are_refused(tmp_path, capsys):
-    assert "(supervised.batch); use 1 or 2 or 4" in mistake(capsys, tmp_path / "run", "trainer.workers=3")
+    for batch, fits in ((64, "1, 2, 4, ... or 64"), (6, "1, 2, 3 or 6"), (7, "1 or 7")):
+        said = mistake(
+            capsys,
+            tmp_path / "run",
+            "trainer.workers=4" if batch < 64 else "trainer.workers=3",
+            f"supervised.batch={batch}",
+        )
+        assert f"(supervised.batch); use {fits} workers" in said
 
 
 def test_what_is_cut_in_training_is_written_beside_the_result(dense, tmp_path):

@@ -252,6 +252,18 @@ def test_a_teacher_of_other_images_or_classes_is_refused():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("change", [{"mean": [1.0, 1.1, 1.0]}, {"deviation": [2.0] * 3}, {"classes": list("abce")}])
+def test_a_teacher_that_learnt_other_images_is_refused_and_no_other(tmp_path, change):
+    def begin(facts):
+        teacher = LogitDistillation(build(patterns.SPEC, 5), patterns.SPEC, weight=1.0, facts=facts)
+        return patterns.begin(tmp_path, callbacks=[teacher])
+
+    own = begin(None).trainee.facts()
+    begin(own)
+    with pytest.raises(UserError, match=rf"images whose {next(iter(change))} .*give a teacher of the same data"):
+        begin(own | change)
+
+
 # Weights that go back ----------------------------------------------------------------------------
 
 
