@@ -25,7 +25,9 @@ demo: setup
 
 # habitat-lab asks for NumPy 1.26, which ends at Python 3.12.
 HAS_HABITAT := $(shell $(PYTHON) -c 'import sys; print(sys.version_info < (3, 13) or "")')
-test: lint test-main $(if $(HAS_HABITAT),test-habitat)
+# Both at once, and one thread of torch each: threads that wait for one another slow down beside another process.
+test: lint
+	OMP_NUM_THREADS=1 $(MAKE) -j2 test-main $(if $(HAS_HABITAT),test-habitat)
 
 lint: setup
 	$(BIN)/python -m ruff check .
