@@ -372,7 +372,7 @@ def course(curve: Curve, axis: str) -> tuple[list[float], np.ndarray, np.ndarray
     x = [float(np.mean([*curve.speedups[ratio].values()])) if axis == SPEEDUP else ratio for ratio in ratios]
     each = [[values.mean() for values in curve.seeds[ratio].values()] for ratio in ratios]
     low, mean, high = (np.array([of(seeds) for seeds in each]) for of in (np.min, np.mean, np.max))
-    return x, mean, np.stack([mean - low, high - mean])
+    return x, mean, np.stack([mean - low, high - mean]).clip(0)  # rounding aside
 
 
 def tables(records: Records, pairs: list[str]) -> list[str]:
