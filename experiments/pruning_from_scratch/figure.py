@@ -137,7 +137,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
                     )  # fmt: skip
         left.set(yticks=range(len(arms)), yticklabels=arms, xlabel="top-1 on the test images, %")
         left.invert_yaxis()
-        left.legend(loc="lower left", fontsize=8)
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8)
         left.set_title("New weights in the widths found")
         structures = structures_of(records)
         shown = [arm for arm in (SCRATCH, TRAINED[STAGES[-1]], SLIMMED) if arm in structures]
