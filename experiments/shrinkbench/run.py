@@ -30,12 +30,13 @@ from experiments.pruning_methods.grid import TUNED
 from experiments.shrinkbench.grid import AS_PUBLISHED, DENSE, HERE, PAIRS, RESULTS, Cell, Pair, grid, read_results
 from navprune.commands.classification import images_of, training_images
 from navprune.commands.demo import draw_homes
-from navprune.commands.train import Network, run_training
+from navprune.commands.train import run_training
 from navprune.config import Config, load_config
 from navprune.errors import UserError
 from navprune.evaluation.classification import classify
 from navprune.images.measures import MEASURES
 from navprune.images.splits import TEST, open_images
+from navprune.models.build import Network
 from navprune.models.classifiers import Classifier
 from navprune.models.encoders import Encoder
 from navprune.models.policy import PointNavPolicy

@@ -34,10 +34,10 @@ def training_images(config: Config) -> tuple[Images, Images | None]:
     return open_images(images, TRAIN), open_images(images, VAL) if images.validation else None
 
 
-def classifier_of(config: Config, images: Images) -> ClassifierSpec:
-    """The architecture that a configuration asks for, with the inputs and classes of its images."""
+def classifier_of(config: Config, images: Images, family: str | None = None) -> ClassifierSpec:
+    """The architecture that a configuration asks for, or its like of another family, for the images at hand."""
     own = config.classifier
-    return classifier_spec(own.family, len(images.classes), images.shape, own.width)
+    return classifier_spec(family or own.family, len(images.classes), images.shape, own.width)
 
 
 def check_fits(network: object, images: Images, title: str) -> Classifier:

@@ -75,8 +75,7 @@ def opened_classifier(source: Source, config: Config, split: str = TEST) -> Open
     if source.kind in (CONTROL, EXPORTED):
         raise UserError(f"{source.text} is no classifier; give a checkpoint of one")
     if source.kind == CLASSIFIER:
-        named = replace(config, classifier=replace(config.classifier, family=source.text))
-        network = build(classifier_of(named, images), 0)
+        network = build(classifier_of(config, images, source.text), 0)
     else:
         network = source.load(config)
     network = check_fits(network, images, source.text)

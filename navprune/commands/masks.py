@@ -17,7 +17,7 @@ from navprune.commands.prune import check_out, network_of, told_of_pruned
 from navprune.config import Config, to_yaml
 from navprune.errors import UserError
 from navprune.files import json_bytes, write_file
-from navprune.models.build import build
+from navprune.models.build import Network, build
 from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
 from navprune.progress import say_once
@@ -29,8 +29,6 @@ from navprune.pruning.prune import weights_hash
 from navprune.rl.checkpoints import PRUNING, SPEC, numbered, read_any_spec, read_masks, save_checkpoint
 from navprune.rl.devices import device_of
 from navprune.source import FOLDER, Source
-
-Network = PointNavPolicy | Classifier
 
 
 def run_masks(

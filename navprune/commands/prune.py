@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from navprune.commands.classification import images_to_look_at
+from navprune.commands.classification import classifier_of, images_to_look_at
 from navprune.commands.evidence import material
 from navprune.config import Config, to_yaml
 from navprune.costs.counting import cost_json
@@ -19,7 +19,7 @@ from navprune.errors import UserError
 from navprune.files import check_writable, json_bytes, write_file
 from navprune.images.splits import TRAIN, open_images
 from navprune.models.build import Spec
-from navprune.models.classifiers import Classifier, ClassifierSpec, classifier_spec
+from navprune.models.classifiers import Classifier, ClassifierSpec
 from navprune.models.policy import PointNavPolicy
 from navprune.progress import say_once
 from navprune.pruning.config import (
@@ -192,5 +192,4 @@ def unpruned(source: Source, config: Config, images: str | None) -> Spec:
     named = images_to_look_at(images, config)
     if source.kind != CLASSIFIER or named is None:
         return source.spec(config)
-    shown = open_images(named, TRAIN)
-    return classifier_spec(source.text, len(shown.classes), shown.shape, config.classifier.width)
+    return classifier_of(config, open_images(named, TRAIN), source.text)

@@ -12,7 +12,7 @@ from navprune.config import Config, to_yaml
 from navprune.errors import UserError
 from navprune.images.splits import Images
 from navprune.machine import cores
-from navprune.models.build import Spec, build
+from navprune.models.build import Network, Spec, build
 from navprune.models.classifiers import Classifier
 from navprune.models.policy import PointNavPolicy
 from navprune.pruning.config import GROWING
@@ -30,8 +30,6 @@ from navprune.rl.supervised import Reader
 from navprune.rl.trainer import TrainerConfig, TrainingResult, train
 from navprune.rl.workers import handed_over, workers
 from navprune.source import FOLDER, Source, agent_spec
-
-Network = PointNavPolicy | Classifier
 
 
 def initial_network(config: Config, dense: Spec | None = None) -> Network:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from navprune.errors import UserError, plain
-from navprune.models.classifiers import ClassifierSpec, build_classifier
+from navprune.models.classifiers import Classifier, ClassifierSpec, build_classifier
 from navprune.models.encoders import build_encoder
 from navprune.models.policy import PointNavPolicy
 from navprune.models.spec import EncoderSpec, PolicySpec
@@ -17,6 +17,8 @@ from navprune.models.spec import EncoderSpec, PolicySpec
 FORMAT = 1
 """Version of the files, in `spec.json` and `trainer.pt`; 1 where they name none."""
 Spec = EncoderSpec | PolicySpec | ClassifierSpec
+Network = PointNavPolicy | Classifier
+"""What is trained, and kept in checkpoints."""
 
 
 def spec_from_json(data: Mapping[str, Any]) -> Spec:

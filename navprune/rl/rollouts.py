@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from navprune.errors import UserError
-from navprune.rl.group import ENVIRONMENTS, Group
-from navprune.rl.monitor import Timers
+from navprune.rl.group import ENVIRONMENTS
 from navprune.rl.trainee import NotFinite, Trainee
 
 if TYPE_CHECKING:
@@ -29,24 +28,14 @@ class Actor(Trainee):
 
     network: PointNavPolicy
 
-    def __init__(
-        self,
-        env: VectorEnv,
-        policy: PointNavPolicy,
-        *,
-        device: torch.device,
-        generator: torch.Generator,
-        timers: Timers,
-        bf16: bool = False,
-        group: Group | None = None,
-    ) -> None:
-        """`env` holds the environments of one worker of `group`; `generator` is in the same state in all of them."""
-        super().__init__(policy, device=device, generator=generator, timers=timers, bf16=bf16, group=group)
+    def __init__(self, env: VectorEnv, policy: PointNavPolicy, **passed: Any) -> None:
+        """`env` holds the environments of one worker; what else is `passed` is a trainee's."""
+        super().__init__(policy, **passed)
         self.env, self.environments = env, env.num_envs * self.group.size
         self.observations: dict[str, Tensor] = {}
-        self.state = policy.initial_state(env.num_envs).to(device)
-        self.previous = torch.zeros(env.num_envs, dtype=torch.int64, device=device)
-        self.masks = torch.zeros(env.num_envs, dtype=torch.bool, device=device)
+        self.state = policy.initial_state(env.num_envs).to(self.device)
+        self.previous = torch.zeros(env.num_envs, dtype=torch.int64, device=self.device)
+        self.masks = torch.zeros(env.num_envs, dtype=torch.bool, device=self.device)
         self.steps = 0
 
     @property
